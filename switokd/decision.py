@@ -1,0 +1,70 @@
+"""The decision of one step: a pure function of that step's numbers.
+
+Whoever has the same distances reaches the same decision, so it does not matter who asks, or
+how often. No state is carried from step to step.
+
+    expert mode (teacher paused for this student)   if G > delta and e_t < e_s
+    learning mode                                   otherwise
+
+Source: Qian et al., ECCV 2022, arXiv:2209.04996, the switching between the two modes. That the
+teacher be the better network (e_t < e_s) is implicit there and explicit in its published code.
+
+Not covered: where the numbers come from (`gap.py`, the coordinator's rounds), what a network
+then learns from (`strategy.py`, `objective.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from switokd.gap import Distances, delta, epsilon
+from switokd.topology import Pair
+
+
+class Mode(str, Enum):
+    """Whether a pair's teacher learns from the student."""
+
+    LEARNING = "learning"
+    EXPERT = "expert"
+
+
+Switch = Callable[[Distances], Mode]
+"""A strategy's rule: one pair's distances in, its mode out."""
+
+
+@dataclass(frozen=True)
+class PairDecision:
+    """What was decided for one pair, with all the numbers it was decided on."""
+
+    pair: Pair
+    distances: Distances
+    epsilon: float
+    delta: float
+    mode: Mode
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One step's decision. `paused` names the teachers all of whose pairs are in expert mode."""
+
+    step: int
+    pairs: tuple[PairDecision, ...]
+    paused: tuple[str, ...]
+
+    def mode(self, pair: Pair) -> Mode:
+        """Mode of `pair`; KeyError if the run has no such pair."""
+        return {p.pair: p.mode for p in self.pairs}[pair]
+
+
+def decide(step: int, distances: Mapping[Pair, Distances], switch: Switch) -> Decision:
+    """Decide one step for every pair in `distances`, in their order."""
+    pairs = tuple(
+        PairDecision(pair, d, epsilon(d), delta(d), switch(d)) for pair, d in distances.items()
+    )
+    teachers = dict.fromkeys(p.pair.teacher for p in pairs)
+    paused = tuple(
+        t for t in teachers if all(p.mode is Mode.EXPERT for p in pairs if p.pair.teacher == t)
+    )
+    return Decision(step, pairs, paused)

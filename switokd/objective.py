@@ -1,0 +1,39 @@
+"""Losses: cross-entropy and the KL terms.
+
+    L_i = CE(z_i, y) + tau^2 * sum over peers j of w_j KL(p_j || p_i)
+
+Source: Qian et al., ECCV 2022, arXiv:2209.04996, the losses of teacher and student. Which peers, and with which weight, the strategy says. Every z_j but the network's own is
+detached, so no gradient crosses networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def kl(z_peer: Tensor, z_self: Tensor, tau: float) -> Tensor:
+    """KL(p_peer || p_self), summed over classes and averaged over the batch; logits `[B, C]`."""
+    log_p_self = F.log_softmax(z_self / tau, dim=1)
+    p_peer = F.softmax(z_peer / tau, dim=1)
+    return F.kl_div(log_p_self, p_peer, reduction="batchmean")
+
+
+def objective(
+    z_self: Tensor,
+    y: Tensor,
+    logits: Mapping[str, Tensor],
+    kl_weights: Mapping[str, float],
+    tau: float,
+) -> Tensor:
+    """Loss of one network, a scalar.
+
+    z_self: its logits `[B, C]` with gradient. y: labels `[B]` or distributions `[B, C]`.
+    logits: every network's detached logits `[B, C]`. kl_weights: peers' names to weights.
+    """
+    loss = F.cross_entropy(z_self, y)
+    for peer, weight in kl_weights.items():
+        loss = loss + weight * tau**2 * kl(logits[peer], z_self, tau)
+    return loss

@@ -1,0 +1,1 @@
+"""Wire types generated from proto/switokd/v1; do not edit."""
