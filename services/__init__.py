@@ -1,0 +1,1 @@
+"""switokd's services, installed as `switokd.services`."""

@@ -2,8 +2,9 @@
 
     L_i = CE(z_i, y) + tau^2 * sum over peers j of w_j KL(p_j || p_i)
 
-Source: Qian et al., ECCV 2022, arXiv:2209.04996, the losses of teacher and student. Which peers, and with which weight, the strategy says. Every z_j but the network's own is
-detached, so no gradient crosses networks.
+Source: Qian et al., ECCV 2022, arXiv:2209.04996, the losses of teacher and student. Which peers,
+and with which weight, the strategy says. Every z_j but the network's own is detached, so no
+gradient crosses networks.
 """
 
 from __future__ import annotations

@@ -1,0 +1,163 @@
+"""Batches that every rank finds equal: same images, same pixels, same order.
+
+    sources.py   data sets: images and labels by index
+    augment.py   order and augmentation as functions of (seed, epoch, sample index)
+    (this file)  the training stream and the test set, made of the two
+
+Not covered: shards of a batch (every rank loads the whole one), pinned memory, prefetching to
+a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from switokd.config import Data
+from switokd.data.augment import crop_and_flip, mix, order
+from switokd.data.sources import Source, Sources, load
+from switokd.errors import UsageError
+
+__all__ = ["Batch", "Images", "open_images"]
+
+Batch = tuple[Tensor, Tensor]
+"""Images `[B, C, H, W]` in float32, normalised, and labels `[B]`."""
+
+
+@dataclass(frozen=True)
+class View(Dataset[Batch]):
+    """A source as the loader reads it: by (epoch, index), whole batches at once."""
+
+    source: Source
+    sources: Sources
+    seed: int
+    crop_padding: int = 0
+    flip: bool = False
+
+    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> Batch:
+        """Load one batch; the loader calls this with the sampler's list."""
+        epochs, indices = np.array(positions, dtype=np.int64).T
+        keys = mix(self.seed, epochs, indices)
+        images, labels = self.source.fetch(indices.tolist(), keys)
+        images = crop_and_flip(images, keys, self.crop_padding, self.flip)
+        if images.dtype == torch.uint8:
+            mean, std = (
+                torch.tensor(v)[:, None, None] for v in (self.sources.mean, self.sources.std)
+            )
+            images = (images.float() / 255 - mean) / std
+        return images.float(), labels
+
+    def __getitem__(self, position: tuple[int, int]) -> Batch:
+        return self.__getitems__([position])
+
+
+@dataclass(frozen=True)
+class Images:
+    """A run's images."""
+
+    sources: Sources
+    config: Data
+    seed: int
+    shape: tuple[int, int, int] = field(init=False)
+    """Channels, height and width of one image."""
+
+    def __post_init__(self) -> None:
+        if not len(self.sources.test):
+            raise UsageError(f"data.dataset {self.config.dataset}: the test set is empty")
+        if not self.steps_per_epoch:
+            raise UsageError(
+                f"data.batch_size: {self.config.batch_size} is more than the {self.samples} "
+                "training images; choose a smaller one, or data.drop_last=false"
+            )
+        channels, height, width = self._view(train=False)[0, 0][0].shape[1:]
+        object.__setattr__(self, "shape", (channels, height, width))
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.sources.classes
+
+    @property
+    def samples(self) -> int:
+        """Number of training images."""
+        return len(self.sources.train)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one pass over the training set."""
+        whole, rest = divmod(self.samples, self.config.batch_size)
+        # A last batch of one sample would leave BatchNorm without a variance.
+        return whole + (rest > 1 and not self.config.drop_last)
+
+    def stream(self, steps: int, first: int = 0) -> Iterator[Batch]:
+        """Training batches `first` to `steps - 1` of the run, over as many epochs as that takes."""
+        return iter(self._loader(True, _Positions(self, first, steps)))
+
+    def test(self, batch_size: int = 512) -> DataLoader[Batch]:
+        """The test set in order, without augmentation; may be iterated again and again."""
+        n = len(self.sources.test)
+        positions = [
+            [(0, i) for i in range(a, min(a + batch_size, n))] for a in range(0, n, batch_size)
+        ]
+        return self._loader(False, positions)
+
+    def _loader(
+        self, train: bool, positions: Iterable[Sequence[tuple[int, int]]]
+    ) -> DataLoader[Batch]:
+        workers = self.config.workers
+        return DataLoader(
+            self._view(train),
+            batch_sampler=positions,  # type: ignore[arg-type]
+            collate_fn=_as_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            # Never fork a process that has gRPC or collective threads.
+            multiprocessing_context="forkserver" if workers else None,
+        )
+
+    def _view(self, train: bool) -> View:
+        if not train:
+            return View(self.sources.test, self.sources, self.seed)
+        padding, flip = self.config.crop_padding, self.config.flip
+        return View(
+            self.sources.train,
+            self.sources,
+            self.seed,
+            self.sources.crop_padding if padding is None else padding,
+            self.sources.flip if flip is None else flip,
+        )
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """Of training batches: (epoch, index) of every sample, batch by batch."""
+
+    images: Images
+    first: int
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        size = self.images.config.batch_size
+        indices: list[int] = []
+        for step in range(self.first, self.steps):
+            epoch, batch = divmod(step, self.images.steps_per_epoch)
+            if batch == 0 or not indices:
+                indices = order(self.images.seed, epoch, self.images.samples)
+            yield [(epoch, index) for index in indices[batch * size : (batch + 1) * size]]
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def open_images(config: Data, seed: int) -> Images:
+    """Open the run file's data set; UsageError if it is missing, empty or does not fit."""
+    return Images(load(config), config, seed)

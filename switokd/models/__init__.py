@@ -1,0 +1,113 @@
+"""Networks by name.
+
+    wrn-DEPTH-WIDTH      WideResNet for small images, such as wrn-16-2
+    mobilenet[-WIDTH]    MobileNet for small images, such as mobilenet-0.5
+    package.module:callable    any other; called with the run file's model_kwargs
+    resnet18, ...        torchvision's, by its name
+
+Input channels and classes come from the data: they are passed as `in_channels` and
+`num_classes` to every callable that takes arguments of these names.
+
+Not covered: pretrained weights, inputs that are not images.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from switokd.errors import UsageError, nearest
+from switokd.imports import import_callable
+from switokd.models.mobilenet import MobileNet
+from switokd.models.wide_resnet import WideResNet
+
+
+def build(
+    name: str, in_channels: int, num_classes: int, kwargs: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Make the network `name` for images of `in_channels` and `num_classes` classes.
+
+    UsageError if there is none of that name or it cannot be made with these arguments.
+    """
+    factory, own = _factory(name)
+    arguments = {**own, **(kwargs or {})}
+    try:
+        accepted = inspect.signature(factory).parameters
+    except ValueError:  # builtins without a signature
+        accepted = {}
+    for key, value in (("in_channels", in_channels), ("num_classes", num_classes)):
+        if key in accepted:
+            arguments.setdefault(key, value)
+    if name in _torchvision_names():  # takes num_classes through **kwargs
+        arguments.setdefault("num_classes", num_classes)
+    try:
+        network = factory(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"model {name} cannot be made with {arguments}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise UsageError(
+            f"model {name} must return a torch.nn.Module, got {type(network).__name__}"
+        )
+    return network
+
+
+def check_output(network: nn.Module, name: str, image: tuple[int, int, int], classes: int) -> None:
+    """Send two blank images through; UsageError unless logits `[2, classes]` come out.
+
+    image: channels, height, width.
+    Leaves the network's mode, buffers and weights as they were.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            found = network(torch.zeros(2, *image))
+    except Exception as error:
+        first_line = str(error).splitlines()[0]
+        raise UsageError(
+            f"model {name} does not take images of {image[0]} x {image[1]} x {image[2]} "
+            f"(channels, height, width): {first_line}"
+        ) from error
+    finally:
+        network.train(was_training)
+    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    if shape != (2, classes):
+        raise UsageError(
+            f"model {name} must turn 2 images into logits of shape (2, {classes}), got {shape}"
+        )
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    if match := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
+        return WideResNet, {"depth": int(match[1]), "width": int(match[2])}
+    if match := re.fullmatch(r"mobilenet(?:-(\d+(?:\.\d+)?))?", name):
+        return MobileNet, {"width": float(match[1] or 1)}
+    if ":" in name:
+        return import_callable(name, "model"), {}
+    if name in _torchvision_names():
+        from torchvision.models import get_model_builder
+
+        builder: Callable[..., Any] = get_model_builder(name)
+        return builder, {"weights": None}
+    known = ["wrn-16-2", "mobilenet", *_torchvision_names()]
+    raise UsageError(
+        f"no model {name!r}{nearest(name, known)} (allowed: wrn-DEPTH-WIDTH, mobilenet-WIDTH, "
+        "a classification model of torchvision, or package.module:callable)"
+    )
+
+
+def _torchvision_names() -> list[str]:
+    import torchvision.models
+
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names

@@ -1,0 +1,283 @@
+"""One run as the coordinator sees it: its ranks, the open rounds, the decisions.
+
+Dataclasses in, dataclasses out; no wire, no clock of its own, no tasks, so that everything here
+is tested without a server. A *round* is one step: it opens with the first rank's report and is
+decided as soon as every rank of every teacher has reported. Students' reports show only that
+they are alive. A round is complete when all ranks have reported.
+
+Not covered: a run that outlives this process (journal), ranks that come back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from switokd.decision import Decision, decide
+from switokd.gap import PairSums
+from switokd.strategy import STRATEGIES
+from switokd.topology import Pair, Role, Topology
+
+
+class Refusal(Exception):
+    """A message that does not fit the run: a sentence, and the kind of mistake."""
+
+    class Kind(Enum):
+        """Named like the gRPC status codes they become."""
+
+        INVALID_ARGUMENT = "invalid argument"
+        NOT_FOUND = "not found"
+        ALREADY_EXISTS = "already exists"
+        FAILED_PRECONDITION = "failed precondition"
+
+    def __init__(self, kind: Refusal.Kind, sentence: str) -> None:
+        super().__init__(sentence)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all ranks of a run must agree on. `ranks[i]` belong to the topology's i-th network."""
+
+    topology: Topology
+    ranks: tuple[tuple[int, ...], ...]
+    strategy: str
+    config_digest: str
+    round_timeout: float
+
+    @property
+    def network_of(self) -> dict[int, str]:
+        """Network by rank."""
+        return {
+            rank: name
+            for name, ranks in zip(self.topology, self.ranks, strict=True)
+            for rank in ranks
+        }
+
+    def check(self) -> None:
+        """Refuse a plan that no run can follow."""
+        problem = None
+        listed = [rank for ranks in self.ranks for rank in ranks]
+        if len(set(self.topology)) < len(self.topology.roles):
+            problem = "two networks have the same name"
+        elif not self.topology.teachers or not self.topology.students:
+            problem = "a run needs at least one teacher and one student"
+        elif sorted(listed) != list(range(len(listed))) or not all(self.ranks):
+            problem = f"ranks must be 0 to world size - 1, each once; got {listed}"
+        elif self.strategy not in STRATEGIES:
+            problem = f"strategy {self.strategy!r} is not one of {', '.join(STRATEGIES)}"
+        elif not 0 < self.round_timeout < math.inf:
+            problem = f"round timeout must be above 0 seconds, got {self.round_timeout}"
+        if problem:
+            raise Refusal(Refusal.Kind.INVALID_ARGUMENT, f"the run's plan is wrong: {problem}")
+
+
+class State(Enum):
+    """Life of a run."""
+
+    JOINING = "joining"
+    TRAINING = "training"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+@dataclass
+class Round:
+    """One step under way."""
+
+    opened_at: float
+    reported: set[int] = field(default_factory=set)
+    sums: dict[int, tuple[PairSums, ...]] = field(default_factory=dict)
+
+
+class Decided(NamedTuple):
+    """A decision with the seconds from the round's first report to it."""
+
+    decision: Decision
+    duration: float
+
+
+class Run:
+    """One run's ranks, rounds, last decision. Methods that raise `Refusal` change nothing."""
+
+    def __init__(self, run_id: str, plan: Plan, now: float) -> None:
+        plan.check()
+        self._created_at = now
+        self.run_id = run_id
+        self.plan = plan
+        self.joined: set[int] = set()
+        self.connected: set[int] = set()
+        self.finished: set[int] = set()
+        self.failure = ""
+        self.last: Decision | None = None
+        self.ended_at: float | None = None
+        self._step_of = dict.fromkeys(plan.network_of, 0)
+        self._rounds: dict[int, Round] = {}
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks the run needs."""
+        return len(self.plan.network_of)
+
+    @property
+    def state(self) -> State:
+        """Where the run stands."""
+        if self.failure:
+            return State.FAILED
+        if len(self.finished) == self.world_size:
+            return State.FINISHED
+        attached = len(self.connected | self.finished)
+        started = attached == self.world_size or any(self._step_of.values())
+        return State.TRAINING if started else State.JOINING
+
+    def who(self, rank: int) -> str:
+        """A rank as people know it: "rank 1 (teacher2)"."""
+        return f"rank {rank} ({self.plan.network_of[rank]})"
+
+    def join(self, rank: int, plan: Plan) -> None:
+        """Make a rank known; it must bring the run's own plan."""
+        self._check_rank(rank)
+        if plan.config_digest != self.plan.config_digest:
+            raise Refusal(
+                Refusal.Kind.FAILED_PRECONDITION,
+                f"{self.who(rank)} was started with another configuration than the first rank of "
+                f"run {self.run_id!r}: start every rank with the same run file and settings",
+            )
+        if plan != self.plan:
+            raise Refusal(
+                Refusal.Kind.FAILED_PRECONDITION,
+                f"{self.who(rank)} has another plan than the first rank of run {self.run_id!r}",
+            )
+        self.joined.add(rank)
+
+    def attach(self, rank: int) -> None:
+        """Take a joined rank's stream."""
+        self._check_rank(rank)
+        if rank not in self.joined:
+            raise Refusal(
+                Refusal.Kind.FAILED_PRECONDITION, f"{self.who(rank)} must join before its stream"
+            )
+        if rank in self.connected or rank in self.finished:
+            raise Refusal(
+                Refusal.Kind.ALREADY_EXISTS,
+                f"{self.who(rank)} of run {self.run_id!r} has its stream already",
+            )
+        self.connected.add(rank)
+
+    def report(
+        self, rank: int, step: int, pairs: Mapping[Pair, PairSums], now: float
+    ) -> Decided | None:
+        """Take one rank's part of a step; return the decision if it was the last part missing."""
+        self._check_step(rank, step)
+        self._check_pairs(rank, step, pairs)
+        self._step_of[rank] = step
+        round_ = self._rounds.setdefault(step, Round(now))
+        round_.reported.add(rank)
+        if len(round_.reported) == self.world_size:
+            del self._rounds[step]
+        if not pairs:
+            return None
+        round_.sums[rank] = tuple(pairs.values())
+        deciders = self._teacher_ranks
+        if any(r not in round_.sums for r in deciders):
+            return None
+        # Rank order and float64: whoever adds these parts gets the same distances.
+        distances = {}
+        for teacher, ranks in zip(self.plan.topology, self.plan.ranks, strict=True):
+            if self.plan.topology.role(teacher) is Role.TEACHER:
+                for i, pair in enumerate(self._pairs_of(teacher)):
+                    parts = [round_.sums[r][i] for r in ranks]
+                    distances[pair] = sum(parts[1:], parts[0]).mean()
+        self.last = decide(step, distances, STRATEGIES[self.plan.strategy].switch)
+        return Decided(self.last, now - round_.opened_at)
+
+    def leave(self, rank: int, failure: str, now: float) -> None:
+        """Take a rank's goodbye: it has finished, or failed with this sentence."""
+        self.connected.discard(rank)
+        if not failure:
+            self.finished.add(rank)
+            if len(self.finished) == self.world_size:
+                self.ended_at = now
+        else:
+            self.fail(f"{self.who(rank)} stopped: {failure}", now)
+
+    def lose(self, rank: int, now: float) -> None:
+        """Note that a rank's stream broke off without a goodbye."""
+        self.connected.discard(rank)
+        step = self._step_of[rank]
+        self.fail(f"{self.who(rank)} went away after reporting step {step}", now)
+
+    def fail(self, sentence: str, now: float) -> None:
+        """End the run; the first reason stays."""
+        if self.ended_at is None:
+            self.failure, self.ended_at = sentence, now
+
+    def overdue(self, now: float) -> str | None:
+        """Say which ranks keep the run waiting for longer than the plan allows, if any do."""
+        if self.ended_at is not None:
+            return None
+        if self.state is State.JOINING:
+            waiting_since, what = self._created_at, "no stream"
+            present = self.connected
+        elif self._rounds:
+            step, round_ = min(self._rounds.items())
+            waiting_since, what = round_.opened_at, f"no report of step {step}"
+            present = round_.reported
+        else:
+            return None
+        if now - waiting_since <= self.plan.round_timeout:
+            return None
+        missing = [self.who(r) for r in sorted(self.plan.network_of) if r not in present]
+        return (
+            f"{what} from {', '.join(missing)} within {self.plan.round_timeout:g} s of the first "
+            "rank's: it hangs, or its machine is cut off"
+        )
+
+    @property
+    def _teacher_ranks(self) -> Sequence[int]:
+        roles = self.plan.topology.role
+        return [r for r, name in self.plan.network_of.items() if roles(name) is Role.TEACHER]
+
+    def _pairs_of(self, teacher: str) -> list[Pair]:
+        return [pair for pair in self.plan.topology.pairs if pair.teacher == teacher]
+
+    def _check_rank(self, rank: int) -> None:
+        if rank not in self.plan.network_of:
+            raise Refusal(
+                Refusal.Kind.INVALID_ARGUMENT,
+                f"run {self.run_id!r} has ranks 0 to {self.world_size - 1}, not {rank}",
+            )
+        if self.failure:
+            raise Refusal(
+                Refusal.Kind.FAILED_PRECONDITION,
+                f"run {self.run_id!r} has failed: {self.failure}",
+            )
+
+    def _check_step(self, rank: int, step: int) -> None:
+        self._check_rank(rank)
+        expected = self._step_of[rank] + 1
+        if step != expected:
+            how = "goes backwards" if step < expected else "skips ahead"
+            raise Refusal(
+                Refusal.Kind.FAILED_PRECONDITION,
+                f"{self.who(rank)} {how}: it reports step {step}, step {expected} is next",
+            )
+
+    def _check_pairs(self, rank: int, step: int, pairs: Mapping[Pair, PairSums]) -> None:
+        name = self.plan.network_of[rank]
+        if list(pairs) != self._pairs_of(name):
+            wanted = [f"{p.teacher}-{p.student}" for p in self._pairs_of(name)] or ["none"]
+            raise Refusal(
+                Refusal.Kind.INVALID_ARGUMENT,
+                f"{self.who(rank)} must report the pairs {', '.join(wanted)} at step {step}",
+            )
+        for pair, sums in pairs.items():
+            if not all(map(math.isfinite, (sums.gap, sums.e_s, sums.e_t))) or sums.n < 1:
+                raise Refusal(
+                    Refusal.Kind.INVALID_ARGUMENT,
+                    f"{self.who(rank)} reports distances that are not finite, or of no samples, "
+                    f"for {pair.teacher} and {pair.student} at step {step}: {sums}",
+                )

@@ -1,0 +1,5 @@
+"""`python -m switokd` is the command `switokd`."""
+
+from switokd.cli import main
+
+main()

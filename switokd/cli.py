@@ -1,0 +1,176 @@
+"""The command `switokd`, and the worker behind `python -m switokd.train`.
+
+Torch is imported only by what trains, so that `switokd coordinator` needs none of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn, Optional
+
+import typer
+
+from switokd import __version__
+from switokd.config import Config
+from switokd.errors import SwitokdError
+from switokd.placement import Placement, dedicated
+from switokd.runfile import load, recipe_text, recipes
+
+EPILOG = (
+    "Exit codes: 0 done, 2 a mistake in run file or arguments, 3 a network diverged, "
+    "4 a process of the run was lost."
+)
+
+app = typer.Typer(
+    help="Networks that train each other by switchable online knowledge distillation.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE_OR_FILE", help="A recipe's name (see 'switokd recipes') or a run file."
+    ),
+]
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045, typer reads it at run time, on Python 3.10 as well
+    typer.Argument(
+        metavar="[KEY.KEY=VALUE]...",
+        help="Settings on top of the file, such as schedule.epochs=3 or "
+        "networks.student.model=wrn-16-1.",
+    ),
+]
+
+
+@app.command(epilog=EPILOG)
+def train(recipe: RunFile, settings: Settings = None) -> None:
+    """Train a recipe or run file: starts one process per network on this machine.
+
+    On several machines, or to choose the processes yourself, use torchrun:
+    torchrun --nproc-per-node=N -m switokd.train RECIPE_OR_FILE [KEY.KEY=VALUE]...
+    """
+    from switokd.world import environment
+
+    if environment().under_torchrun:
+        _work(recipe, settings or [])
+        return
+    try:
+        _, placement = _load(recipe, settings or [])
+    except SwitokdError as error:
+        _fail(error)
+    from switokd.launch import launch
+
+    raise typer.Exit(launch(placement, [recipe, *(settings or [])]))
+
+
+@app.command()
+def coordinator(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0: a free one.")] = 50051,
+    http_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of /metrics and /healthz; 0: a free one.")
+    ] = 9464,
+    follow_stdin: Annotated[
+        bool, typer.Option("--follow-stdin", help="Stop when standard input is closed.")
+    ] = False,
+) -> None:
+    """Run the coordinator alone, for runs with coordinator.address=HOST:PORT.
+
+    Prints one JSON line with its addresses when it is ready. There is no authentication yet:
+    listen only where every peer is trusted.
+    """
+    from switokd.services.coordinator.server import serve
+
+    level = logging.ERROR if follow_stdin else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        asyncio.run(serve(host, port, http_port, follow_stdin))
+    except SwitokdError as error:
+        _fail(error)
+
+
+@app.command("recipes")
+def list_recipes(
+    name: Annotated[Optional[str], typer.Argument(help="Print this recipe's run file.")] = None,  # noqa: UP045
+) -> None:
+    """List the run files that ship with switokd, or print one to start your own from."""
+    try:
+        if name is not None:
+            print(recipe_text(name), end="")
+            return
+        for each in recipes():
+            config = load(each)
+            print(f"{each:<18} {config.topology.name}  {config.description}")
+    except SwitokdError as error:
+        _fail(error)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"switokd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the command `switokd`."""
+    app()
+
+
+def worker_main() -> None:
+    """Entry point of `python -m switokd.train`, one rank."""
+    worker = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+    @worker.command(epilog=EPILOG)
+    def rank(recipe: RunFile, settings: Settings = None) -> None:
+        """Train one rank's network; started once per network by torchrun.
+
+        torchrun --standalone --nproc-per-node=3 -m switokd.train digits-2t1s [KEY.KEY=VALUE]...
+        """
+        _work(recipe, settings or [])
+
+    worker(prog_name="torchrun ... -m switokd.train")
+
+
+def _load(recipe: str, settings: list[str]) -> tuple[Config, Placement]:
+    """Read the run file. Its folder can be imported from, like the current one."""
+    config = load(recipe, settings)
+    for folder in (str(Path(recipe).resolve().parent), str(Path.cwd())):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    return config, dedicated(config.topology)
+
+
+def _work(recipe: str, settings: list[str]) -> None:
+    """One rank, from arguments to exit code."""
+    from switokd.lifecycle import follow_signals_and_parent, one_line_errors
+    from switokd.world import check_world_size, environment
+
+    env = environment()
+    with one_line_errors(env):
+        config, placement = _load(recipe, settings)
+        check_world_size(placement.world_size, config.topology.name, recipe, env)
+    from switokd.train import train as train_rank
+
+    with one_line_errors(env, f"rank {env.rank} ({placement.network_of[env.rank]})"):
+        follow_signals_and_parent(env)
+        train_rank(config, placement, env)
+
+
+def _fail(error: SwitokdError) -> NoReturn:
+    print(f"switokd: {error}", file=sys.stderr)
+    raise typer.Exit(error.exit_code)

@@ -1,0 +1,207 @@
+"""The run file's shape: frozen, typed sections, each setting with its default and meaning.
+
+Not covered: reading one (`runfile.py`); whether data, networks and processes fit together
+(`data`, `models`, `world`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from switokd.errors import nearest
+from switokd.strategy import STRATEGIES
+from switokd.topology import Role, Topology
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+KeyText = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class Data(Section):
+    """Where the images come from, and how they are varied."""
+
+    dataset: KeyText = "digits"
+    """digits, fashion-mnist, cifar10, cifar100, image-folder, or package.module:callable."""
+    root: str = "data"
+    """Folder that holds the data set; not used by digits."""
+    download: bool = False
+    """Let torchvision download a missing data set into root."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    crop_padding: Annotated[int, Field(ge=0)] | None = None
+    """Random crop after padding by so many pixels; null takes the data set's custom."""
+    flip: bool | None = None
+    """Random horizontal flip; null takes the data set's custom."""
+    image_size: Annotated[int, Field(ge=8)] = 224
+    """Side of the square that image-folder pictures are cropped to."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Loader processes per rank; they never change what is loaded."""
+    drop_last: bool = True
+    """Leave out the last batch of an epoch when it is smaller than the others."""
+    kwargs: dict[str, Any] = {}
+    """Keyword arguments for a data set named by import string."""
+
+
+class SGD(Section):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: Positive = 0.1
+    momentum: NonNegative = 0.9
+    weight_decay: NonNegative = 5e-4
+    nesterov: bool = False
+
+
+class Adam(Section):
+    """Adam."""
+
+    name: Literal["adam"]
+    lr: Positive = 1e-3
+    betas: tuple[NonNegative, NonNegative] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+
+
+class Network(Section):
+    """One network of the run."""
+
+    role: Literal["teacher", "student"]
+    model: KeyText
+    """wrn-DEPTH-WIDTH, mobilenet-WIDTH, a torchvision name, or package.module:callable."""
+    model_kwargs: dict[str, Any] = {}
+    """Keyword arguments for the model's callable."""
+    optimizer: Annotated[SGD | Adam, Field(discriminator="name")] = SGD()
+    ranks: Literal[1] = 1
+    """Processes that train this network; more than one is not supported yet."""
+
+
+class Distillation(Section):
+    """The method's settings."""
+
+    strategy: str = "switokd"
+    """switokd, or dml (nobody pauses)."""
+    temperature: Positive = 1.0
+    """tau: softens predictions in distances and KL terms."""
+    alpha: NonNegative = 1.0
+    """Weight of the KL terms in a student's loss."""
+    beta: NonNegative = 1.0
+    """Weight of the KL terms in a teacher's loss."""
+
+    @field_validator("strategy")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in STRATEGIES:
+            allowed = ", ".join(STRATEGIES)
+            raise ValueError(f"one of {allowed}{nearest(value, STRATEGIES)}")
+        return value
+
+
+class Schedule(Section):
+    """How long, and with which learning rate."""
+
+    epochs: Annotated[int, Field(ge=1)] = 10
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many steps even if epochs are left."""
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """After so many epochs each, the learning rates are multiplied by gamma."""
+    gamma: Positive = 0.1
+
+
+class Coordinator(Section):
+    """Who decides, and where it listens."""
+
+    address: KeyText = "auto"
+    """auto: rank 0 starts one; or HOST:PORT of one that runs already."""
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of /metrics of the coordinator that rank 0 starts; 0 takes a free one."""
+    timeout: Positive = 60.0
+    """Seconds without a sign of a rank or of the coordinator before the run stops."""
+
+    @field_validator("address")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        if value != "auto" and not re.fullmatch(r".+:\d{1,5}", value):
+            raise ValueError("auto, or HOST:PORT")
+        return value
+
+
+class Config(Section):
+    """A whole run file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the run in its folder and in the metrics."""
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: Data = Data()
+    networks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Network]
+    distillation: Distillation = Distillation()
+    schedule: Schedule = Schedule()
+    coordinator: Coordinator = Coordinator()
+    run_dir: KeyText | None = None
+    """Folder of the run's results; null makes a new one under runs/."""
+    save_initial_weights: bool = False
+    """Keep the weights before the first step as well, in weights/initial/."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("networks")
+    @classmethod
+    def _both_roles(cls, value: dict[str, Network]) -> dict[str, Network]:
+        roles = {network.role for network in value.values()}
+        if roles != {"teacher", "student"}:
+            missing = " and ".join(sorted({"teacher", "student"} - roles))
+            raise ValueError(f"at least one teacher and one student (there is no {missing})")
+        return value
+
+    @cached_property
+    def topology(self) -> Topology:
+        """Networks and roles, in the file's order."""
+        return Topology(tuple((name, Role(n.role)) for name, n in self.networks.items()))
+
+    def trajectory(self) -> dict[str, Any]:
+        """All that the course of the training depends on: not where it runs or is kept."""
+        elsewhere = {"run_dir", "coordinator", "description", "save_initial_weights"}
+        return self.model_dump(mode="json", exclude=elsewhere)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of `trajectory`, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.trajectory()).encode()).hexdigest()
+
+    def dump(self) -> str:
+        """The effective configuration as YAML; loading it gives this configuration again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def known_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the run file, with NAME for a network's."""
+    inner: dict[str, tuple[tuple[type[Section], str], ...]] = {
+        "data": ((Data, ""),),
+        "networks": ((Network, "NAME."),),
+        "optimizer": ((SGD, ""), (Adam, "")),
+        "distillation": ((Distillation, ""),),
+        "schedule": ((Schedule, ""),),
+        "coordinator": ((Coordinator, ""),),
+    }
+    for key in section.model_fields:
+        yield prefix + key
+        for child, name in inner.get(key, ()):
+            yield from known_keys(child, f"{prefix}{key}.{name}")

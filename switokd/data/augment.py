@@ -1,0 +1,76 @@
+"""Random numbers and augmentation as functions of (seed, epoch, sample index).
+
+Nothing here has a state, so neither the number of loader processes nor of ranks, nor a restart,
+changes what a network sees.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Keys = NDArray[np.uint64]
+
+
+def mix(*parts: NDArray[np.int64] | int) -> Keys:
+    """Hash integers (or arrays of them, elementwise) to 64 well-mixed bits: SplitMix64 steps."""
+    h = np.uint64(0)
+    for part in parts:
+        with np.errstate(over="ignore"):
+            h = (h ^ np.asarray(part, dtype=np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+            h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            h = h ^ (h >> np.uint64(31))
+    return np.asarray(h)
+
+
+def order(seed: int, epoch: int, samples: int) -> list[int]:
+    """The epoch's order of the samples."""
+    generator = torch.Generator().manual_seed(int(mix(seed, epoch)) % 2**63)
+    return torch.randperm(samples, generator=generator).tolist()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def seeded(key: int) -> Iterator[None]:
+    """Run a user's random transforms under `key`, whichever usual generator they draw from."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(key)
+        np.random.seed(key % 2**32)
+        torch.manual_seed(key % 2**63)
+        yield
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+
+
+def crop_and_flip(x: Tensor, keys: Keys, padding: int, flip: bool) -> Tensor:
+    """Shift each image by up to `padding` pixels (zeros move in) and mirror every second one.
+
+    x: `[B, C, H, W]`, keys: `[B]`. The same key always gives the same picture.
+    """
+    if padding:
+        _, _, height, width = x.shape
+        x = torch.nn.functional.pad(x, (padding,) * 4)
+        top = _draw(keys, 1, 2 * padding + 1)
+        left = _draw(keys, 2, 2 * padding + 1)
+        rows = top[:, None] + torch.arange(height)  # [B, H]
+        columns = left[:, None] + torch.arange(width)  # [B, W]
+        batch = torch.arange(len(x))[:, None, None]
+        # Indexing with [B, 1, 1], [B, H, 1], [B, 1, W] puts the channels last.
+        x = x.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if flip:
+        mirrored = _draw(keys, 3, 2).bool()
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    return x.contiguous()
+
+
+def _draw(keys: Keys, stream: int, high: int) -> Tensor:
+    """One integer in [0, high) per key; streams are independent of each other."""
+    draws = mix(keys.astype(np.int64), stream) % np.uint64(high)
+    return torch.from_numpy(draws.astype(np.int64))

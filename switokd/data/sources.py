@@ -1,0 +1,249 @@
+"""Data sets: where images and labels come from, before any augmentation.
+
+    digits          scikit-learn's 1,797 handwritten digits, 8 x 8; inside the package
+    fashion-mnist   torchvision's, from a folder
+    cifar10, cifar100          likewise
+    image-folder    a folder with train/CLASS/*.jpg and val/CLASS/*.jpg
+    package.module:callable    any: called with `train: bool` and data.kwargs, returns a
+                    map-style data set of (image, label)
+
+Not covered: streams without a length, targets that are not class labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from switokd.config import Data
+from switokd.data.augment import Keys, seeded
+from switokd.errors import UsageError, nearest
+from switokd.imports import import_callable
+
+
+class Source(Protocol):
+    """Images and labels by index."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, indices: Sequence[int], keys: Keys) -> tuple[Tensor, Tensor]:
+        """Images `[B, C, H, W]` (uint8, or float ready for use) and labels `[B]`.
+
+        keys: `[B]`, one per sample, for transforms that draw random numbers.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """All images in memory: uint8 `[N, C, H, W]`, labels `[N]`."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, indices: Sequence[int], keys: Keys) -> tuple[Tensor, Tensor]:
+        """See `Source`."""
+        at = torch.as_tensor(indices)
+        return self.images[at], self.labels[at]
+
+
+@dataclass(frozen=True)
+class ItemSource:
+    """Any map-style data set of (image, label), one item at a time."""
+
+    items: Any
+    classes: int
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def fetch(self, indices: Sequence[int], keys: Keys) -> tuple[Tensor, Tensor]:
+        """See `Source`. UsageError for labels outside the classes or images that do not fit."""
+        images, labels = [], []
+        for index, key in zip(indices, keys.tolist(), strict=True):
+            with seeded(key):
+                image, label = self.items[index]
+            images.append(_as_tensor(image, f"{self.where}, sample {index}"))
+            labels.append(int(label))
+            if not 0 <= labels[-1] < self.classes:
+                raise UsageError(
+                    f"{self.where}, sample {index}: label {labels[-1]} is outside the "
+                    f"{self.classes} classes (0 to {self.classes - 1})"
+                )
+        shapes = {tuple(image.shape) for image in images}
+        if len(shapes) > 1:
+            raise UsageError(f"{self.where}: images of one batch differ in shape: {sorted(shapes)}")
+        return torch.stack(images), torch.tensor(labels)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """A data set's two parts, and what follows from it for networks and augmentation."""
+
+    train: Source
+    test: Source
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int = 0
+    flip: bool = False
+
+
+def load(data: Data) -> Sources:
+    """Open the data set; UsageError if it is unknown or missing, saying where it is to be put."""
+    if ":" in data.dataset:
+        return _custom(data)
+    if data.dataset not in BY_NAME:
+        raise UsageError(
+            f"data.dataset: found {data.dataset!r}{nearest(data.dataset, BY_NAME)}; allowed: "
+            f"{', '.join(BY_NAME)}, or package.module:callable"
+        )
+    return BY_NAME[data.dataset](data)
+
+
+def _digits(data: Data) -> Sources:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    # 16 grey levels, spread over a byte. The last fifth, from other writers, is the test set.
+    images = torch.from_numpy(digits.images * 255 / 16).round().byte()[:, None]
+    labels = torch.from_numpy(digits.target).long()
+    cut = len(labels) * 4 // 5
+    return Sources(
+        ArraySource(images[:cut], labels[:cut]),
+        ArraySource(images[cut:], labels[cut:]),
+        classes=10,
+        mean=(0.306,),
+        std=(0.377,),
+        crop_padding=1,
+    )
+
+
+def _fashion_mnist(data: Data) -> Sources:
+    train, test = (_torchvision("FashionMNIST", data, train) for train in (True, False))
+    return Sources(
+        ArraySource(train.data[:, None], train.targets),
+        ArraySource(test.data[:, None], test.targets),
+        classes=10,
+        mean=(0.286,),
+        std=(0.353,),
+        crop_padding=2,
+        flip=True,
+    )
+
+
+def _cifar(
+    name: str, classes: int, mean: Sequence[float], std: Sequence[float]
+) -> Callable[[Data], Sources]:
+    def open_cifar(data: Data) -> Sources:
+        parts = [_torchvision(name, data, train) for train in (True, False)]
+        arrays = [
+            ArraySource(
+                torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
+                torch.tensor(part.targets),
+            )
+            for part in parts
+        ]
+        return Sources(*arrays, classes, tuple(mean), tuple(std), crop_padding=4, flip=True)
+
+    return open_cifar
+
+
+def _torchvision(name: str, data: Data, train: bool) -> Any:
+    import torchvision
+
+    try:
+        return getattr(torchvision.datasets, name)(data.root, train=train, download=data.download)
+    except RuntimeError as error:
+        layout = {
+            "FashionMNIST": "FashionMNIST/raw/train-images-idx3-ubyte (unpacked) and its siblings",
+            "CIFAR10": "cifar-10-batches-py/",
+            "CIFAR100": "cifar-100-python/",
+        }[name]
+        raise UsageError(
+            f"data.root: {name} is not in {Path(data.root).resolve()} ({error}); put "
+            f"{layout} there, or set data.download=true"
+        ) from None
+
+
+def _image_folder(data: Data) -> Sources:
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    crop = data.image_size
+    to_tensor = [v2.ToImage(), v2.ToDtype(torch.uint8)]
+    train = v2.Compose([v2.RandomResizedCrop(crop, antialias=True), *to_tensor])
+    whole = v2.Compose(
+        [v2.Resize(round(crop * 8 / 7), antialias=True), v2.CenterCrop(crop), *to_tensor]
+    )
+    root = Path(data.root)
+    test_folder = next((root / n for n in ("val", "test") if (root / n).is_dir()), root / "val")
+    try:
+        parts = [ImageFolder(root / "train", train), ImageFolder(test_folder, whole)]
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"data.root: {root.resolve()} must hold train/CLASS/... and val/CLASS/... with at "
+            f"least one image file in each class folder ({error})"
+        ) from None
+    if parts[0].classes != parts[1].classes:
+        odd = sorted(set(parts[0].classes) ^ set(parts[1].classes))
+        raise UsageError(f"{root.resolve()}: train and {test_folder.name} differ in classes: {odd}")
+    classes = len(parts[0].classes)
+    sources = [ItemSource(part, classes, str(root)) for part in parts]
+    imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    return Sources(*sources, classes=classes, flip=True, **imagenet)
+
+
+def _custom(data: Data) -> Sources:
+    make = import_callable(data.dataset, "data.dataset")
+    try:
+        parts = [make(train=train, **data.kwargs) for train in (True, False)]
+    except TypeError as error:
+        raise UsageError(
+            f"data.dataset {data.dataset} is called with train=True or False and data.kwargs "
+            f"{data.kwargs}: {error}"
+        ) from error
+    for part in parts:
+        if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
+            raise UsageError(
+                f"data.dataset {data.dataset} must return a data set with a length and items, got "
+                f"{type(part).__name__}"
+            )
+    classes = len(getattr(parts[0], "classes", ())) or 1 + max(int(label) for _, label in parts[0])
+    sources = [ItemSource(part, classes, data.dataset) for part in parts]
+    # uint8 images are scaled to [-1, 1]; float images are used as they come.
+    return Sources(*sources, classes=classes, mean=(0.5,), std=(0.5,))
+
+
+BY_NAME: dict[str, Callable[[Data], Sources]] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "cifar10": _cifar("CIFAR10", 10, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
+    "cifar100": _cifar("CIFAR100", 100, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+    "image-folder": _image_folder,
+}
+
+
+def _as_tensor(image: Any, where: str) -> Tensor:
+    """An image as `[C, H, W]`: a tensor as it is, a PIL image or array `[H, W(, C)]` as bytes."""
+    if not isinstance(image, Tensor):
+        array = np.array(image)
+        if array.dtype != np.uint8:
+            raise UsageError(f"{where}: an image must be a tensor or hold bytes, got {array.dtype}")
+        image = torch.from_numpy(array)
+        image = image[None] if image.dim() == 2 else image.permute(2, 0, 1)
+    if image.dim() != 3:
+        raise UsageError(
+            f"{where}: an image must be [channels, height, width], got {list(image.shape)}"
+        )
+    return image

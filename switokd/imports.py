@@ -1,0 +1,34 @@
+"""Objects of the user's own modules, by import string."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from switokd.errors import UsageError
+
+
+def import_callable(text: str, what: str) -> Callable[..., Any]:
+    """Import `package.module:callable`; UsageError if that is not there. `what` names its use.
+
+    Errors inside the module itself pass through with their traceback: they are the module's.
+    """
+    module_name, _, attribute = text.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise UsageError(
+            f"{what} {text}: there is no module {error.name!r}; it must be installed, or lie in "
+            "the current folder or beside the run file"
+        ) from None
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        state = "not callable" if attribute and hasattr(module, attribute) else "not there"
+        raise UsageError(
+            f"{what} {text}: {attribute!r} is {state} in module {module_name} "
+            "(write package.module:callable)"
+        )
+    return found  # type: ignore[no-any-return]

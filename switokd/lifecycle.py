@@ -1,0 +1,101 @@
+"""How a rank's process ends: signals, a dead parent, errors in one line, exit codes.
+
+Not covered: checkpoints on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from switokd.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, PeerError, SwitokdError
+from switokd.world import Environment
+
+UNWIND_SECONDS = 5.0
+"""How long a rank that knows of a failure may take to unwind before it is ended."""
+
+
+class Terminated(BaseException):
+    """SIGTERM. Like KeyboardInterrupt no Exception, so that nothing swallows it."""
+
+
+def complain(sentence: str, who: str = "") -> None:
+    """Print one line to standard error."""
+    print(f"switokd: {who + ': ' if who else ''}{sentence}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
+    """End the process with a line and an exit code if the body raises a SwitokdError or is stopped.
+
+    who: names this rank in the line. Other exceptions pass, with their traceback.
+    """
+    try:
+        yield
+    except SwitokdError as error:
+        if error.seen_by_every_rank and env.local_rank > 0:
+            # One line is enough. torchrun ends all ranks when the first one ends, so wait for
+            # the one that prints it.
+            time.sleep(10.0)
+        else:
+            complain(str(error), "" if error.seen_by_every_rank else who)
+        _exit(error.exit_code)
+    except KeyboardInterrupt:
+        if env.local_rank == 0:
+            complain("interrupted")
+        _exit(EXIT_INTERRUPTED)
+    except Terminated:
+        complain("stopped by SIGTERM", who)
+        _exit(EXIT_TERMINATED)
+
+
+def follow_signals_and_parent(env: Environment) -> None:
+    """Unwind on SIGTERM; end at once when torchrun is gone, which no signal tells."""
+
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    if env.under_torchrun:
+        parent = os.getppid()
+
+        def watch() -> None:
+            while os.getppid() == parent:
+                time.sleep(0.5)
+            complain(f"torchrun (process {parent}) is gone", f"rank {env.rank}")
+            _exit(PeerError.exit_code)
+
+        threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+def end_if_stuck(who: str) -> Callable[[PeerError], None]:
+    """Make a callback for a failure noticed beside the main thread.
+
+    The main thread may sit in a collective that will not return for a minute. If it has not
+    ended the process itself by then, the callback does, with the failure's line.
+    """
+
+    def on_failure(error: PeerError) -> None:
+        def end() -> None:
+            complain(str(error), who)
+            _exit(error.exit_code)
+
+        timer = threading.Timer(UNWIND_SECONDS, end)
+        timer.daemon = True
+        timer.start()
+
+    return on_failure
+
+
+def _exit(code: int) -> None:
+    """Leave without waiting for threads and collectives of a run that has failed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,109 @@
+"""The end of a run: the table, and the picture.
+
+Not covered: the live metrics (`telemetry.py`), comparing runs.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from switokd.run_folder import read_lines
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+EXPERT_SHADE = "#f2c14e"
+
+
+def print_table(console: Console, summary: dict[str, Any]) -> None:
+    """Print the closing table: a row per network."""
+    table = Table(title=f"{summary['name']}: {summary['topology']}, {summary['strategy']}")
+    table.add_column("network")
+    table.add_column("role")
+    for heading in ("parameters", "top-1 last", "top-1 best", "paused"):
+        table.add_column(heading, justify="right")
+    for name, network in summary["networks"].items():
+        is_teacher = network["role"] == "teacher"
+        table.add_row(
+            name,
+            network["role"],
+            f"{network['parameters']:,}",
+            f"{network['top1_last']:.2f} %",
+            f"{network['top1_best']:.2f} %",
+            f"{network['steps_paused'] / network['steps']:.0%}" if is_teacher else "-",
+        )
+    console.print(table)
+
+
+def draw_curves(folder: Path) -> Path:
+    """Draw gap against threshold with the expert mode shaded, and accuracy; return the file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    decisions = read_lines(folder / "decisions.jsonl")
+    metrics = read_lines(folder / "metrics.jsonl")
+    decisions.sort(key=lambda d: (d["teacher"], d["student"], d["step"]))
+    pairs = [(k, list(g)) for k, g in groupby(decisions, lambda d: (d["teacher"], d["student"]))]
+    rows = len(pairs) + 1
+    figure, axes = plt.subplots(rows, 1, figsize=(9, 2.4 * rows), sharex=True, layout="constrained")
+    for axis, ((teacher, student), lines) in zip(axes[:-1], pairs, strict=True):
+        _draw_pair(axis, lines)
+        paused = sum(d["mode"] == "expert" for d in lines) / len(lines)
+        axis.set_title(
+            f"{teacher} and {student}: expert mode in {paused:.0%} of the steps", fontsize=10
+        )
+    _draw_accuracy(axes[-1], metrics)
+    axes[-1].set_xlabel("step")
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _draw_pair(axis: Axes, lines: list[dict[str, Any]]) -> None:
+    steps = [d["step"] for d in lines]
+    # Thin raw lines, and a running mean to read the trend from.
+    for key, label, colour in (("gap", "gap G", "tab:blue"), ("delta", "threshold δ", "tab:red")):
+        values = [d[key] for d in lines]
+        axis.plot(steps, values, color=colour, alpha=0.3, linewidth=0.7)
+        axis.plot(steps, _smooth(values), color=colour, linewidth=1.5, label=label)
+    expert = [d["mode"] == "expert" for d in lines]
+    axis.fill_between(
+        [s - 0.5 for s in steps],
+        0,
+        1,
+        where=expert,
+        transform=axis.get_xaxis_transform(),
+        step="post",
+        color=EXPERT_SHADE,
+        alpha=0.4,
+        linewidth=0,
+        label="expert mode (teacher paused)",
+    )
+    axis.set_ylabel("L1 distance")
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=8, loc="upper right")
+
+
+def _draw_accuracy(axis: Axes, metrics: list[dict[str, Any]]) -> None:
+    for name in dict.fromkeys(line["network"] for line in metrics):
+        lines = [line for line in metrics if line["network"] == name]
+        style = "-" if lines[0]["role"] == "student" else "--"
+        steps, accuracy = [m["step"] for m in lines], [m["test_top1"] for m in lines]
+        axis.plot(steps, accuracy, style, marker=".", label=name)
+    axis.set_ylabel("test top-1 (%)")
+    axis.legend(fontsize=8, loc="lower right")
+    axis.grid(alpha=0.3)
+
+
+def _smooth(values: list[float], half: int = 10) -> list[float]:
+    """Mean over `half` neighbours to each side."""
+    windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))
+    return [sum(w) / len(w) for w in windows]

@@ -1,0 +1,125 @@
+"""The run folder: what a run leaves behind. Rank 0 alone writes it.
+
+    config.yaml            the effective configuration
+    decisions.jsonl        a line per step and pair
+    metrics.jsonl          a line per epoch and network
+    weights/NAME.pt        each network's state dict; weights/initial/NAME.pt when asked for
+    summary.json           written last
+    curves.png             gap against threshold, accuracy (`report.py`)
+
+Not covered: checkpoints to resume from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from switokd.config import Config
+from switokd.decision import Decision
+from switokd.errors import UsageError
+
+
+class RunFolder:
+    """A new folder for one run's results."""
+
+    def __init__(self, config: Config) -> None:
+        """Make the folder and write config.yaml. UsageError if it is there and not empty."""
+        self.path = _make(config)
+        # "x": of two runs that start in the same empty folder, one fails here.
+        try:
+            with (self.path / "config.yaml").open("x", encoding="utf-8") as file:
+                file.write(config.dump())
+        except FileExistsError:
+            raise _taken(self.path) from None
+        self._decisions = (self.path / "decisions.jsonl").open("a", encoding="utf-8")
+
+    def add_decision(self, decision: Decision) -> None:
+        """Append one step's decision, a line per pair."""
+        for p in decision.pairs:
+            line = {
+                "step": decision.step,
+                "teacher": p.pair.teacher,
+                "student": p.pair.student,
+                "gap": p.distances.gap,
+                "e_s": p.distances.e_s,
+                "e_t": p.distances.e_t,
+                "epsilon": p.epsilon,
+                "delta": p.delta,
+                "mode": p.mode.value,
+                "n": p.distances.n,
+            }
+            self._decisions.write(json.dumps(line) + "\n")
+        self._decisions.flush()
+
+    def add_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Append one epoch's numbers, a line per network."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def save_weights(self, states: Mapping[str, Mapping[str, Tensor]], folder: str) -> None:
+        """Write each network's state dict to `folder`/NAME.pt; `torch.load` alone reads it."""
+        (self.path / folder).mkdir(parents=True, exist_ok=True)
+        for name, state in states.items():
+            torch.save(dict(state), self.path / folder / f"{name}.pt")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Close the record and write summary.json."""
+        self.close()
+        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Close the record; what is written stays."""
+        self._decisions.close()
+
+
+def check(config: Config) -> None:
+    """UsageError if the run folder that the run file names cannot be used."""
+    if config.run_dir is None:
+        return
+    path = Path(config.run_dir)
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"run_dir: {path} is a file; name a folder that is new or empty")
+    if path.is_dir() and any(path.iterdir()):
+        raise _taken(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All lines of a .jsonl file; none if there is no such file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _make(config: Config) -> Path:
+    if config.run_dir is not None:
+        check(config)
+        path = Path(config.run_dir)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"run_dir: {path} cannot be made: {error.strerror}") from None
+        return path
+    for number in count(1):
+        path = Path("runs") / f"{config.name}-{number:03d}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(f"{path} cannot be made: {error.strerror}; set run_dir") from None
+        return path
+    raise AssertionError("unreachable")
+
+
+def _taken(path: Path) -> UsageError:
+    return UsageError(
+        f"run_dir: {path} holds a run already and is never overwritten; choose another folder, or "
+        "remove that one first"
+    )

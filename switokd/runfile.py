@@ -1,0 +1,190 @@
+"""Reading a run file: recipe or path, settings on top, errors of one line.
+
+A run file is YAML of the shape in `config.py`. Values are checked strictly (no "3" for 3),
+unknown keys are errors, and each error is one line that names file, key, what was found, what
+is allowed and, for a key, the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from switokd.config import Config, known_keys
+from switokd.errors import UsageError, nearest
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 5e-4 is a number, a key given twice is an error."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            line = key_node.start_mark.line + 1
+            raise yaml.MarkedYAMLError(
+                problem=f"key {key!r} is there twice, the second time on line {line}",
+                problem_mark=key_node.start_mark,
+            )
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+
+
+def recipes() -> list[str]:
+    """Names of the run files that ship with the package."""
+    folder = resources.files("switokd.recipes")
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def recipe_text(name: str) -> str:
+    """A shipped run file; UsageError if there is none of that name."""
+    if name not in recipes():
+        raise UsageError(
+            f"{name}: no such run file, and no recipe of that name{nearest(name, recipes())} "
+            f"(recipes: {', '.join(recipes())})"
+        )
+    return (resources.files("switokd.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe by name or a run file by path, apply `key.key=value` settings, check it.
+
+    UsageError, of one line, for anything wrong in either.
+    """
+    path = Path(recipe_or_file)
+    looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file()
+    try:
+        text = path.read_text(encoding="utf-8") if looks_like_path else recipe_text(recipe_or_file)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(f"{path}: cannot be read as a run file: {reason}") from None
+    raw = _parse(text, recipe_or_file)
+    if not isinstance(raw, dict):
+        raise UsageError(
+            f"{recipe_or_file}: a run file holds keys and values, see 'switokd recipes'"
+        )
+    for override in overrides:
+        _apply(override, raw)
+    try:
+        return Config.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        key, sentence = _explain(error, raw)
+    settings = [o for o in overrides if key.startswith(o.partition("=")[0])]
+    where = f"{recipe_or_file} with {settings[-1]}" if settings else recipe_or_file
+    raise UsageError(f"{where}: {sentence}")
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UsageError(f"{where}{line}: not valid YAML: {problem}") from None
+
+
+def _apply(override: str, raw: dict[str, Any]) -> None:
+    """Set one `key.key=value` in the raw mapping."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise UsageError(
+            f"{override!r}: a setting is written key.key=value, like schedule.epochs=3"
+        )
+    *parents, last = dotted.split(".")
+    node = raw
+    for depth, parent in enumerate(parents, 1):
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            at = ".".join(parents[:depth])
+            raise UsageError(f"{override!r}: {at} is {child!r}, which has no keys below it")
+        node = child
+    node[last] = _parse(text, repr(override))
+
+
+PLAIN_WORDS = {
+    "a valid integer": "a whole number",
+    "a valid array": "a list",
+    "an object": "keys and values",
+    "valid ": "",
+}
+
+
+def _explain(error: ValidationError, raw: Mapping[str, Any]) -> tuple[str, str]:
+    """Key of the first problem, and the problem in words: what was found, what is allowed."""
+    problem, *others = error.errors(include_url=False)
+    more = f" (and {len(others)} more)" if others else ""
+    key = ".".join(_keys(problem["loc"], raw))
+    kind, loc = problem["type"], problem["loc"]
+    allowed = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind == "extra_forbidden":
+        sentence = f"unknown key {key}{_nearest_key(key)}"
+    elif kind == "missing":
+        sentence = f"{key} is missing"
+    elif kind == "union_tag_invalid":
+        sentence = f"{key}.name: found {problem['ctx']['tag']!r}; allowed: 'sgd', 'adam'"
+    elif kind == "union_tag_not_found":
+        sentence = f"{key}.name is missing; allowed: 'sgd', 'adam'"
+    elif loc[-1] == "[key]":
+        sentence = f"{key} is no name for a network; allowed: letters, digits, '-' and '_'"
+    else:
+        if kind == "string_pattern_mismatch":
+            allowed = "letters, digits, '.', '_' and '-', a letter or digit first"
+        for pydantics, plain in PLAIN_WORDS.items():
+            allowed = allowed.replace(pydantics, plain)
+        sentence = f"{key}: found {_short(problem['input'])}; allowed: {allowed}"
+    return key, sentence + more
+
+
+def _keys(loc: Sequence[str | int], raw: Any) -> Iterator[str]:
+    """The location's keys as the user wrote them, without pydantic's names of union members."""
+    for i, part in enumerate(loc):
+        is_there = (isinstance(raw, dict) and part in raw) or isinstance(raw, list)
+        if is_there:
+            raw = raw[part]  # type: ignore[index]
+        elif i < len(loc) - 1 or part == "[key]":
+            continue
+        yield str(part)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _nearest_key(key: str) -> str:
+    """Say ", did you mean": a close key of the same section, else of the whole file."""
+    known = list(known_keys(Config))
+    parts = key.split(".")
+    if parts[0] == "networks" and len(parts) > 2:
+        known = [k.replace("NAME", parts[1]) for k in known]
+    section, _, leaf = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    close = [siblings[leaf] for leaf in difflib.get_close_matches(leaf, siblings, n=1)]
+    close += difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+    close += [k for k in known if k.rpartition(".")[2] == leaf]
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known keys here: {', '.join(siblings)}"

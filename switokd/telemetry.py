@@ -1,0 +1,153 @@
+"""What a run shows while it goes on: the coordinator's metrics and rank 0's progress bar.
+
+Not covered: the record on disk (`run_folder.py`), the closing table (`report.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from switokd.client import Client
+from switokd.decision import Decision
+from switokd.step import StepResult
+from switokd.topology import Topology
+
+
+class Meter:
+    """One network's training loss and accuracy; sums stay on the device until they are read."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self._name = name
+        self._sums = torch.zeros(2, device=device)  # loss, correct
+        self.samples = self.learned = 0
+
+    def add(self, result: StepResult, y: Tensor) -> None:
+        """Count one step."""
+        self.samples += len(y)
+        self._sums[1] += (result.logits[self._name].argmax(dim=1) == y).sum()
+        if result.loss is not None:
+            self._sums[0] += result.loss * len(y)
+            self.learned += len(y)
+
+    def read(self) -> tuple[float | None, float | None]:
+        """Mean loss over the samples learned from, accuracy over all; None where there are none."""
+        loss, correct = self._sums.tolist()
+        return (
+            loss / self.learned if self.learned else None,
+            correct / self.samples if self.samples else None,
+        )
+
+
+class MetricsFeed:
+    """Sends a rank's loss, accuracy and samples to the coordinator, some times a second at most."""
+
+    def __init__(self, client: Client, name: str, device: torch.device, every: float = 0.5) -> None:
+        self._client, self._name, self._device, self._every = client, name, device, every
+        self._reset()
+
+    def add(self, result: StepResult, y: Tensor) -> None:
+        """Count one step; send if it is time."""
+        self._meter.add(result, y)
+        if time.monotonic() - self._since >= self._every:
+            self.send()
+
+    def send(self, test_accuracy: float | None = None) -> None:
+        """Send what has been counted since the last time."""
+        loss, accuracy = self._meter.read()
+        self._client.progress(self._meter.samples, loss, accuracy, test_accuracy)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._meter = Meter(self._name, self._device)
+        self._since = time.monotonic()
+
+
+@dataclass
+class PausedShare:
+    """Counts the teachers' paused steps from the decisions, as they come in."""
+
+    topology: Topology
+    steps: int = 0
+    paused: dict[str, int] = field(default_factory=dict)
+
+    def add(self, decision: Decision) -> None:
+        """Count one decision."""
+        self.steps = decision.step
+        for teacher in decision.paused:
+            self.paused[teacher] = self.paused.get(teacher, 0) + 1
+
+    @property
+    def share(self) -> float:
+        """Share of all teachers' steps so far that were paused, 0 to 1."""
+        teacher_steps = self.steps * len(self.topology.teachers)
+        return sum(self.paused.values()) / teacher_steps if teacher_steps else 0.0
+
+
+class ProgressBar:
+    """Rank 0's bar: rate, remaining time, the first student's loss and accuracy, paused share.
+
+    Where output is no terminal, lines take the bar's place: one per epoch, and one every half
+    minute in between.
+    """
+
+    def __init__(self, name: str, steps: int, epochs: int, paused: PausedShare) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._steps, self._epochs, self._paused = steps, epochs, paused
+        self._student = paused.topology.students[0]
+        self._started = self._shown = time.monotonic()
+        self._samples = 0
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:3.0f}% {task.fields[rate]} left"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            refresh_per_second=5,
+            expand=True,
+        )
+        self._task = self._progress.add_task(name, total=steps, rate="", numbers="")
+        self._interval = 0.2 if self.console.is_terminal else 30.0
+
+    def __enter__(self) -> ProgressBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def step(self, step: int, epoch: int, result: StepResult, y: Tensor) -> None:
+        """Show one step, if it is time to."""
+        self._samples += len(y)
+        now = time.monotonic()
+        if now - self._shown < self._interval and step < self._steps:
+            return
+        self._shown = now
+        z = result.logits[self._student]
+        loss = F.cross_entropy(z, y).item()
+        accuracy = (z.argmax(dim=1) == y).float().mean().item()
+        rate = f"{self._samples / max(now - self._started, 1e-9):,.0f} images/s"
+        paused = f"paused {self._paused.share:.0%}"
+        numbers = f"{self._student}: loss {loss:.3f} top-1 {accuracy:.0%} | {paused}"
+        at = f"epoch {epoch + 1}/{self._epochs}"
+        self._progress.update(self._task, completed=step, rate=rate, numbers=f"{at} {numbers}")
+        if self._progress.disable and step < self._steps:
+            left = (now - self._started) / step * (self._steps - step)
+            self.console.print(f"{at} step {step}/{self._steps} {rate} {left:.0f} s left {numbers}")
+
+    def epoch(self, epoch: int, test_top1: Mapping[str, float]) -> None:
+        """Print one epoch's line."""
+        accuracies = "  ".join(f"{name} {top1:.1%}" for name, top1 in test_top1.items())
+        self._progress.console.print(
+            f"epoch {epoch + 1:>3}/{self._epochs}  test top-1  {accuracies}  "
+            f"paused {self._paused.share:.0%}"
+        )

@@ -1,0 +1,68 @@
+"""Between wire messages and dataclasses; the client and the servicer are its only users."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from switokd.decision import Decision, Mode, PairDecision
+from switokd.gap import Distances, PairSums
+from switokd.topology import Pair, Role
+from switokd.v1 import coordinator_pb2 as pb
+
+ROLE_TO_WIRE = {Role.TEACHER: pb.ROLE_TEACHER, Role.STUDENT: pb.ROLE_STUDENT}
+ROLE_FROM_WIRE = {wire: role for role, wire in ROLE_TO_WIRE.items()}
+MODE_TO_WIRE = {Mode.LEARNING: pb.MODE_LEARNING, Mode.EXPERT: pb.MODE_EXPERT}
+MODE_FROM_WIRE = {wire: mode for mode, wire in MODE_TO_WIRE.items()}
+
+
+def sums_to_wire(pairs: Mapping[Pair, PairSums]) -> list[pb.PairSums]:
+    """One message per pair."""
+    return [
+        pb.PairSums(teacher=p.teacher, student=p.student, gap=s.gap, e_s=s.e_s, e_t=s.e_t, n=s.n)
+        for p, s in pairs.items()
+    ]
+
+
+def sums_from_wire(report: pb.Report) -> dict[Pair, PairSums]:
+    """Pairs of a report, in its order."""
+    return {Pair(m.teacher, m.student): PairSums(m.gap, m.e_s, m.e_t, m.n) for m in report.pairs}
+
+
+def decision_to_wire(decision: Decision) -> pb.Decision:
+    """A decision with all its numbers."""
+    return pb.Decision(
+        step=decision.step,
+        paused=decision.paused,
+        pairs=[
+            pb.PairDecision(
+                teacher=p.pair.teacher,
+                student=p.pair.student,
+                gap=p.distances.gap,
+                e_s=p.distances.e_s,
+                e_t=p.distances.e_t,
+                n=p.distances.n,
+                epsilon=p.epsilon,
+                delta=p.delta,
+                mode=MODE_TO_WIRE[p.mode],
+            )
+            for p in decision.pairs
+        ],
+    )
+
+
+def decision_from_wire(message: pb.Decision) -> Decision:
+    """The same decision again: doubles survive the wire exactly."""
+    return Decision(
+        step=message.step,
+        paused=tuple(message.paused),
+        pairs=tuple(
+            PairDecision(
+                pair=Pair(m.teacher, m.student),
+                distances=Distances(m.gap, m.e_s, m.e_t, m.n),
+                epsilon=m.epsilon,
+                delta=m.delta,
+                mode=MODE_FROM_WIRE[m.mode],
+            )
+            for m in message.pairs
+        ),
+    )

@@ -1,0 +1,176 @@
+"""torchrun's environment, the process groups and the device: the one place that reads them.
+
+Not covered: ranks that share a GPU over NCCL; starting the processes (`launch.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from switokd.errors import PeerError, UsageError
+
+PATIENCE = timedelta(minutes=30)
+"""How long ranks wait for each other where their work may be unequal: set-up, evaluation."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What torchrun tells a process; one process alone without it."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    master_addr: str = "127.0.0.1"
+    under_torchrun: bool = False
+
+    @property
+    def one_host(self) -> bool:
+        """Whether all processes run on this machine."""
+        return self.local_world_size == self.world_size
+
+
+def environment(variables: Mapping[str, str] = os.environ) -> Environment:
+    """Read torchrun's variables."""
+    if "WORLD_SIZE" not in variables:
+        return Environment()
+    return Environment(
+        rank=int(variables["RANK"]),
+        world_size=int(variables["WORLD_SIZE"]),
+        local_rank=int(variables["LOCAL_RANK"]),
+        local_world_size=int(variables["LOCAL_WORLD_SIZE"]),
+        master_addr=variables["MASTER_ADDR"],
+        under_torchrun="TORCHELASTIC_RUN_ID" in variables,
+    )
+
+
+def choose_device(wanted: str, env: Environment) -> torch.device:
+    """The rank's device: its own GPU where there is one for each local rank, else the CPU.
+
+    UsageError if CUDA is asked for and there are not enough GPUs.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cuda" and gpus < env.local_world_size:
+        raise UsageError(
+            f"device: cuda needs a GPU for each of this machine's {env.local_world_size} "
+            f"processes, found {gpus}; use device=cpu, or more machines"
+        )
+    if wanted == "cpu" or gpus < env.local_world_size:
+        return torch.device("cpu")
+    return torch.device("cuda", env.local_rank)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others."""
+
+    env: Environment
+    device: torch.device
+    patient: dist.ProcessGroup
+    """Group for what may take minutes; over Gloo, so that it also carries Python objects."""
+
+    @property
+    def rank(self) -> int:
+        """This process's rank."""
+        return self.env.rank
+
+    def all_gather(self, mine: Any) -> list[Any]:
+        """Every rank's object, in rank order."""
+        everyone: list[Any] = [None] * self.env.world_size
+        with naming("waiting for the other ranks"):
+            dist.all_gather_object(everyone, mine, group=self.patient)
+        return everyone
+
+    def gather(self, mine: Any) -> list[Any]:
+        """Every rank's object on rank 0; nothing elsewhere."""
+        everyone: list[Any] | None = [None] * self.env.world_size if self.rank == 0 else None
+        with naming("waiting for the other ranks"):
+            dist.gather_object(mine, everyone, group=self.patient)
+        return everyone or []
+
+    def broadcast(self, rank_0s: Any) -> Any:
+        """Rank 0's object, on every rank."""
+        carrier = [rank_0s]
+        with naming("waiting for rank 0"):
+            dist.broadcast_object_list(carrier, group=self.patient)
+        return carrier[0]
+
+
+@contextmanager
+def naming(doing: str) -> Iterator[None]:
+    """Turn a collective's failure into a PeerError that says what the rank was doing."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise PeerError(f"another rank is gone or hangs (noticed {doing}: {first_line})") from error
+
+
+@contextmanager
+def join_world(env: Environment, device: torch.device, timeout: float) -> Iterator[World]:
+    """Join the process groups, and leave them at the end.
+
+    timeout: seconds after which a step's collective gives up. PeerError if a rank does not come.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    seconds = timedelta(seconds=timeout)
+    with naming("joining the process group"):
+        if device.type == "cuda":
+            dist.init_process_group("nccl", timeout=seconds, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=seconds)
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert patient is not None
+    try:
+        yield World(env, device, patient)
+    finally:
+        # After a failure the groups wait for peers that are gone; the process ends anyway.
+        if not _failing():
+            dist.destroy_process_group()
+
+
+def _failing() -> bool:
+    import sys
+
+    return sys.exc_info()[0] is not None
+
+
+def check_world_size(needed: int, topology: str, recipe: str, env: Environment) -> None:
+    """UsageError, with the command to type, unless there is one process per network."""
+    if env.world_size != needed:
+        raise UsageError(
+            f"{recipe} is {topology} and needs {needed} processes, found {env.world_size}: "
+            f"torchrun --standalone --nproc-per-node={needed} -m switokd.train {recipe}"
+        )
+
+
+def check_same_configuration(world: World, mine: Mapping[str, Any]) -> None:
+    """UsageError naming the first rank, and the key, whose configuration differs from rank 0's."""
+    first, *others = world.all_gather(_flatten(mine))
+    for rank, theirs in enumerate(others, 1):
+        for key in dict.fromkeys([*first, *theirs]):
+            here, there = first.get(key, "absent"), theirs.get(key, "absent")
+            if here != there:
+                raise UsageError(
+                    f"rank {rank} was started with another configuration: {key} is {there!r} "
+                    f"there and {here!r} on rank 0; give every rank the same run file and settings"
+                )
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
