@@ -38,10 +38,22 @@ CHANNEL_OPTIONS = [
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    """Where a coordinator listens. `http` and `pid` are None unless rank 0 started it."""
+
+    grpc: str
+    http: str | None = None
+    pid: int | None = None
+
+    def __str__(self) -> str:
+        return self.grpc if self.pid is None else f"{self.grpc} (process {self.pid})"
+
+
+@dataclass(frozen=True)
 class Seat:
     """Where a rank reports, and as which rank of which run."""
 
-    address: str
+    coordinator: Endpoint
     run_id: str
     rank: int
 
@@ -73,7 +85,7 @@ class Client:
         self._wait: float | None = None
         self.failure: PeerError | None = None
 
-        self._channel = grpc.insecure_channel(seat.address, options=CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(seat.coordinator.grpc, options=CHANNEL_OPTIONS)
         stub = pb_grpc.CoordinatorServiceStub(self._channel)
         join = pb.JoinRequest(run_id=seat.run_id, rank=seat.rank, plan=_plan(config, placement))
         try:
@@ -103,7 +115,7 @@ class Client:
         self._raise_if_failed()
         if not in_time:
             raise CoordinatorError(
-                f"the coordinator at {self.seat.address} did not decide step {step} within "
+                f"the coordinator at {self.seat.coordinator} did not decide step {step} within "
                 f"{self._timeout:g} s (coordinator.timeout)"
             )
         assert self._last is not None
@@ -128,8 +140,13 @@ class Client:
         )
         self._outgoing.put(pb.TrainRequest(progress=message))
 
-    def why(self, patience: float) -> PeerError | None:
-        """What the coordinator knows of a failure, given `patience` seconds to learn it."""
+    def why(self, doing: str = "", patience: float = 3.0) -> PeerError | None:
+        """What the coordinator knows of a failure, given `patience` seconds to learn it.
+
+        doing: what this rank was waiting for when its collective failed.
+        """
+        if doing:
+            self._outgoing.put(pb.TrainRequest(stall=pb.Stall(doing=doing)))
         with self._changed:
             self._changed.wait_for(lambda: self.failure, patience)
         return self.failure
@@ -156,7 +173,7 @@ class Client:
                         self._last = decision
                         self._changed.notify_all()
                     self._on_decision(decision)
-            ended = CoordinatorError(f"the coordinator at {self.seat.address} ended the stream")
+            ended = CoordinatorError(f"the coordinator at {self.seat.coordinator} ended the stream")
         except grpc.RpcError as error:
             ended = self._in_words(error)  # type: ignore[assignment]
         if self._leaving:
@@ -172,7 +189,7 @@ class Client:
 
     def _in_words(self, error: grpc.RpcError) -> PeerError:
         code, details = error.code(), error.details()
-        where = f"the coordinator at {self.seat.address}"
+        where = f"the coordinator at {self.seat.coordinator}"
         if code is grpc.StatusCode.ABORTED:  # another rank's failure, in the coordinator's words
             return PeerError(details)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED and not self._step:

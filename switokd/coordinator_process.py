@@ -12,24 +12,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
+from switokd.client import Endpoint
 from switokd.errors import CoordinatorError, UsageError
 from switokd.world import Environment
 
 START_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a coordinator listens. `http` and `pid` are None where it was not started here."""
-
-    grpc: str
-    http: str | None = None
-    pid: int | None = None
-
-    def __str__(self) -> str:
-        return self.grpc if self.pid is None else f"{self.grpc} (process {self.pid})"
 
 
 @contextmanager

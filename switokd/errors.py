@@ -4,6 +4,7 @@
     ├── UsageError          2  the user's to mend: run file, arguments, data, world size
     ├── NonFiniteError      3  a network produced NaN or infinity
     ├── PeerError           4  another process of the run is gone, hangs or is out of step
+    │   ├── CollectiveError     ... noticed by a collective, which cannot tell which process it is
     │   └── CoordinatorError    ... and that process is the coordinator
     └── (anything else)     1  a fault of switokd or of a user's own module: traceback shown
 
@@ -49,6 +50,17 @@ class PeerError(SwitokdError):
     """Another process of the run is gone, hangs, or is out of step."""
 
     exit_code = 4
+
+
+class CollectiveError(PeerError):
+    """A collective failed: some peer is the cause, and the coordinator may know which.
+
+    `doing` says what the rank was waiting for.
+    """
+
+    def __init__(self, doing: str, reason: str) -> None:
+        super().__init__(f"another rank is gone or hangs (noticed {doing}: {reason})")
+        self.doing = doing
 
 
 class CoordinatorError(PeerError):

@@ -67,7 +67,8 @@ def pair_sums(z_t: Tensor, z_s: Tensor, y: Tensor, tau: float) -> PairSums:
     totals = p_t.new_zeros(3).double()
     for i, per_sample in enumerate((gap, e_s, e_t)):
         totals[i] = per_sample.double().sum()
-    return PairSums(*totals.tolist(), n=len(y))
+    total_gap, total_e_s, total_e_t = totals.tolist()
+    return PairSums(total_gap, total_e_s, total_e_t, n=len(y))
 
 
 def _distance_to_target(p: Tensor, y: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ def _keys(loc: Sequence[str | int], raw: Any) -> Iterator[str]:
     for i, part in enumerate(loc):
         is_there = (isinstance(raw, dict) and part in raw) or isinstance(raw, list)
         if is_there:
-            raw = raw[part]  # type: ignore[index]
+            raw = raw[part]
         elif i < len(loc) - 1 or part == "[key]":
             continue
         yield str(part)

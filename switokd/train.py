@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from zlib import crc32
@@ -15,13 +15,13 @@ from zlib import crc32
 import torch
 
 from switokd import models, run_folder
-from switokd.client import Client, Seat
+from switokd.client import Client, Endpoint, Seat
 from switokd.config import Config, Network
-from switokd.coordinator_process import Endpoint, coordinator_process
+from switokd.coordinator_process import coordinator_process
 from switokd.data import Batch, Images, open_images
 from switokd.data.augment import mix
 from switokd.desk import Desk, Tally
-from switokd.errors import PeerError, UsageError
+from switokd.errors import CollectiveError, PeerError, UsageError
 from switokd.evaluate import top1
 from switokd.exchange import Exchange
 from switokd.lifecycle import Terminated, complain, end_if_stuck
@@ -64,7 +64,7 @@ class Trainer:
         if self.desk:
             self.desk.finish(tallies, seconds)
 
-    def _epoch(self, epoch: int, steps: int, tally: Tally, test: Iterator[Batch]) -> float:
+    def _epoch(self, epoch: int, steps: int, tally: Tally, test: Iterable[Batch]) -> float:
         """Train and evaluate one epoch; return the seconds that training took."""
         device, learner = self.world.device, self.learner
         meter = Meter(learner.name, device)
@@ -140,7 +140,7 @@ def train(config: Config, placement: Placement, env: Environment) -> None:
         desk = Desk(config, steps) if env.rank == 0 else None
         endpoint, run_id = stack.enter_context(meeting_point(config, world))
         client = stack.enter_context(
-            joined(Seat(endpoint.grpc, run_id, env.rank), config, placement, desk)
+            joined(Seat(endpoint, run_id, env.rank), config, placement, desk)
         )
         exchange = Exchange(placement, config.digest)
         trainer = Trainer(config, world, images, batches, learner, exchange, client, desk)
@@ -184,8 +184,9 @@ def make_learner(config: Config, name: str, images: Images, device: torch.device
 def make_optimizer(network: Network, model: torch.nn.Module) -> torch.optim.Optimizer:
     """The run file's optimizer over all of the model's parameters."""
     settings = network.optimizer.model_dump(exclude={"name"})
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[network.optimizer.name]
-    return kind(model.parameters(), **settings)
+    if network.optimizer.name == "adam":
+        return torch.optim.Adam(model.parameters(), **settings)
+    return torch.optim.SGD(model.parameters(), **settings)
 
 
 def set_learning_rate(config: Config, learner: Learner, epoch: int) -> None:
@@ -228,7 +229,7 @@ def joined(seat: Seat, config: Config, placement: Placement, desk: Desk | None) 
     try:
         yield client
     except (PeerError, Terminated) as error:
-        reason = client.why(patience=2.0)
+        reason = client.why(error.doing if isinstance(error, CollectiveError) else "")
         client.close(failure=str(error) or "stopped by SIGTERM")
         if reason and reason is not error:
             if isinstance(error, PeerError):

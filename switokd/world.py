@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from switokd.errors import PeerError, UsageError
+from switokd.errors import CollectiveError, UsageError
 
 PATIENCE = timedelta(minutes=30)
 """How long ranks wait for each other where their work may be unequal: set-up, evaluation."""
@@ -106,12 +106,12 @@ class World:
 
 @contextmanager
 def naming(doing: str) -> Iterator[None]:
-    """Turn a collective's failure into a PeerError that says what the rank was doing."""
+    """Turn a collective's failure into a CollectiveError that says what the rank was doing."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise PeerError(f"another rank is gone or hangs (noticed {doing}: {first_line})") from error
+        raise CollectiveError(doing, first_line) from error
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def join_world(env: Environment, device: torch.device, timeout: float) -> Iterat
         else:
             dist.init_process_group("gloo", timeout=seconds)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-    assert patient is not None
+    assert isinstance(patient, dist.ProcessGroup)
     try:
         yield World(env, device, patient)
     finally:

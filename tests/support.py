@@ -96,7 +96,7 @@ def process(
 
 def run(command: Sequence[str], cwd: Path, seconds: float = 90, **env: str) -> tuple[int, str, str]:
     """Run a program to its end: exit code, standard output, standard error."""
-    with process(command, cwd, **env) as child:
+    with process(command, cwd, None, **env) as child:
         out, err = child.communicate(timeout=seconds)
         return child.returncode, out, err
 

@@ -29,13 +29,13 @@ names = count()
 class Server:
     """A coordinator under test."""
 
-    grpc: str
+    address: str
     http: str
     pid: int
     channel: grpc.Channel = field(init=False)
 
     def __post_init__(self) -> None:
-        self.channel = grpc.insecure_channel(self.grpc)
+        self.channel = grpc.insecure_channel(self.address)
         self.stub = pb_grpc.CoordinatorServiceStub(self.channel)
 
     def metrics(self) -> dict[str, float]:
@@ -61,7 +61,8 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with process([*COMMAND, "--port", "0", "--http-port", "0"], tmp_path_factory.mktemp("c")) as p:
         assert p.stdout is not None
-        started = Server(**json.loads(p.stdout.readline()))
+        ready = json.loads(p.stdout.readline())
+        started = Server(ready["grpc"], ready["http"], ready["pid"])
         yield started
         started.channel.close()
 
@@ -93,7 +94,7 @@ class Stream:
                 pass
         except grpc.RpcError as error:
             self.outgoing.put(None)
-            return error.code().name, error.details()
+            return error.code().name, error.details() or ""
         self.outgoing.put(None)
         return "OK", ""
 
@@ -255,16 +256,16 @@ def test_join_refuses_another_configuration(server: Server) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         server.stub.Join(pb.JoinRequest(run_id=run_id, rank=1, plan=plan(digest="other")))
     assert caught.value.code().name == "FAILED_PRECONDITION"
-    assert "rank 1 (s)" in caught.value.details()
+    assert "rank 1 (s)" in (caught.value.details() or "")
 
 
 def test_health_and_reflection(server: Server) -> None:
     health = health_pb2_grpc.HealthStub(server.channel)
     for service in ("", "switokd.v1.CoordinatorService"):
-        answer = health.Check(health_pb2.HealthCheckRequest(service=service))
+        answer = health.Check(health_pb2.HealthCheckRequest(service=service))  # type: ignore[attr-defined]
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     ask = reflection_pb2.ServerReflectionRequest(list_services="")
-    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)  # type: ignore[operator]
     (answer,) = stub.ServerReflectionInfo(iter([ask]))
     listed = {s.name for s in answer.list_services_response.service}
     assert {"switokd.v1.CoordinatorService", "grpc.health.v1.Health"} <= listed
@@ -315,7 +316,7 @@ def test_coordinator_process_has_no_torch(server: Server) -> None:
 
 
 def test_a_port_that_is_taken_is_one_line_and_exit_code_2(server: Server, tmp_path: Path) -> None:
-    port = server.grpc.rpartition(":")[2]
+    port = server.address.rpartition(":")[2]
     code, _, err = run([*COMMAND, "--port", port, "--http-port", "0"], tmp_path, 20)
     assert code == 2
     assert port in err

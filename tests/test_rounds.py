@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from switokd.services.coordinator.rounds import Plan, Refusal, Run, State
 
 from switokd.decision import Mode
 from switokd.gap import PairSums
+from switokd.services.coordinator.rounds import Plan, Refusal, Run, State
 from switokd.topology import Pair, Role, Topology
 
 T, S = Role.TEACHER, Role.STUDENT
@@ -184,3 +184,20 @@ def test_names_the_ranks_that_never_attach() -> None:
     run.attach(0)
     assert run.overdue(now=60.0) is None
     assert "no stream from rank 1 (b), rank 2 (s)" in (run.overdue(now=60.1) or "")
+
+
+def test_names_the_rank_that_the_others_wait_for_in_a_collective() -> None:
+    run = started()
+    run.stall(0, "exchanging the logits of step 7", now=60.0)
+    run.stall(2, "exchanging the logits of step 7", now=60.3)
+    assert run.overdue(now=60.9) is None
+    sentence = run.overdue(now=61.1) or ""
+    assert sentence.startswith("rank 1 (b) did not answer")
+    assert "exchanging the logits of step 7" in sentence
+
+
+def test_says_so_when_a_collective_fails_on_every_rank() -> None:
+    run = started()
+    for rank in (0, 1, 2):
+        run.stall(rank, "waiting", now=0.0)
+    assert run.overdue(now=2.0) == "every rank failed waiting"

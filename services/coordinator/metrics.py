@@ -17,9 +17,9 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
-from switokd.services.coordinator.rounds import Run, State
 
 from switokd.decision import Decision, Mode
+from switokd.services.coordinator.rounds import Run, State
 from switokd.topology import Pair
 
 # From 50 microseconds: a round trip on one machine takes a few hundred.

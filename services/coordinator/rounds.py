@@ -21,6 +21,9 @@ from switokd.gap import PairSums
 from switokd.strategy import STRATEGIES
 from switokd.topology import Pair, Role, Topology
 
+STALL_SECONDS = 1.0
+"""Ranks notice a peer's silence at the same time, give or take this."""
+
 
 class Refusal(Exception):
     """A message that does not fit the run: a sentence, and the kind of mistake."""
@@ -112,10 +115,12 @@ class Run:
         self.connected: set[int] = set()
         self.finished: set[int] = set()
         self.failure = ""
+        self.stalled: dict[int, str] = {}
         self.last: Decision | None = None
         self.ended_at: float | None = None
         self._step_of = dict.fromkeys(plan.network_of, 0)
         self._rounds: dict[int, Round] = {}
+        self._stalled_at = 0.0
 
     @property
     def world_size(self) -> int:
@@ -210,6 +215,12 @@ class Run:
         step = self._step_of[rank]
         self.fail(f"{self.who(rank)} went away after reporting step {step}", now)
 
+    def stall(self, rank: int, doing: str, now: float) -> None:
+        """Note that a rank's collective with the others failed; `overdue` will say whose fault."""
+        if not self.stalled:
+            self._stalled_at = now
+        self.stalled[rank] = doing
+
     def fail(self, sentence: str, now: float) -> None:
         """End the run; the first reason stays."""
         if self.ended_at is None:
@@ -219,6 +230,8 @@ class Run:
         """Say which ranks keep the run waiting for longer than the plan allows, if any do."""
         if self.ended_at is not None:
             return None
+        if self.stalled:
+            return self._silent() if now - self._stalled_at > STALL_SECONDS else None
         if self.state is State.JOINING:
             waiting_since, what = self._created_at, "no stream"
             present = self.connected
@@ -235,6 +248,14 @@ class Run:
             f"{what} from {', '.join(missing)} within {self.plan.round_timeout:g} s of the first "
             "rank's: it hangs, or its machine is cut off"
         )
+
+    def _silent(self) -> str:
+        """Name the ranks that all others waited for: those that have not complained themselves."""
+        doing = next(iter(self.stalled.values()))
+        silent = [self.who(r) for r in sorted(self.connected - self.stalled.keys())]
+        if not silent:
+            return f"every rank failed {doing}"
+        return f"{', '.join(silent)} did not answer while the other ranks were {doing}: it hangs"
 
     @property
     def _teacher_ranks(self) -> Sequence[int]:

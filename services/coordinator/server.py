@@ -19,10 +19,10 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
-from switokd.services.coordinator.metrics import Metrics, serve_http
-from switokd.services.coordinator.servicer import Coordinator
 
 from switokd.errors import UsageError
+from switokd.services.coordinator.metrics import Metrics, serve_http
+from switokd.services.coordinator.servicer import Coordinator
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
 

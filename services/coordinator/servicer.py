@@ -13,12 +13,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
-from grpc.aio import ServicerContext
+
 from switokd.services.coordinator.metrics import Metrics
 from switokd.services.coordinator.rounds import Plan, Refusal, Run, State
-
 from switokd.topology import Topology
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
@@ -41,6 +41,8 @@ class End:
     code: grpc.StatusCode
     sentence: str = ""
 
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 Outbox = asyncio.Queue[pb.TrainResponse | End]
 
@@ -74,7 +76,7 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
         """Open streams."""
         return len(self._outboxes)
 
-    async def Join(self, request: pb.JoinRequest, context: ServicerContext) -> pb.JoinResponse:
+    async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
         """See the contract."""
         try:
             if not request.run_id:
@@ -91,7 +93,7 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
         return pb.JoinResponse(joined_ranks=len(run.joined))
 
     async def GetRunStatus(
-        self, request: pb.GetRunStatusRequest, context: ServicerContext
+        self, request: pb.GetRunStatusRequest, context: Context
     ) -> pb.GetRunStatusResponse:
         """See the contract."""
         try:
@@ -107,7 +109,7 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
         )
 
     async def Train(
-        self, requests: AsyncIterator[pb.TrainRequest], context: ServicerContext
+        self, requests: AsyncIterator[pb.TrainRequest], context: Context
     ) -> AsyncIterator[pb.TrainResponse]:
         """See the contract."""
         seat = Seat(asyncio.Queue())
@@ -167,6 +169,8 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
             self._report(message.report, run, seat.rank)
         elif event == "progress":
             self._progress(message.progress, run, seat.rank)
+        elif event == "stall":
+            run.stall(seat.rank, message.stall.doing, self._clock())
         elif event == "leave":
             run.leave(seat.rank, message.leave.failure, self._clock())
             seat.outbox.put_nowait(End(grpc.StatusCode.OK))

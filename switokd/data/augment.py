@@ -33,7 +33,7 @@ def mix(*parts: NDArray[np.int64] | int) -> Keys:
 def order(seed: int, epoch: int, samples: int) -> list[int]:
     """The epoch's order of the samples."""
     generator = torch.Generator().manual_seed(int(mix(seed, epoch)) % 2**63)
-    return torch.randperm(samples, generator=generator).tolist()  # type: ignore[no-any-return]
+    return torch.randperm(samples, generator=generator).tolist()
 
 
 @contextmanager

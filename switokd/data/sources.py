@@ -154,7 +154,7 @@ def _cifar(
             )
             for part in parts
         ]
-        return Sources(*arrays, classes, tuple(mean), tuple(std), crop_padding=4, flip=True)
+        return Sources(arrays[0], arrays[1], classes, tuple(mean), tuple(std), 4, flip=True)
 
     return open_cifar
 
@@ -200,8 +200,8 @@ def _image_folder(data: Data) -> Sources:
         raise UsageError(f"{root.resolve()}: train and {test_folder.name} differ in classes: {odd}")
     classes = len(parts[0].classes)
     sources = [ItemSource(part, classes, str(root)) for part in parts]
-    imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-    return Sources(*sources, classes=classes, flip=True, **imagenet)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+    return Sources(sources[0], sources[1], classes, mean, std, flip=True)
 
 
 def _custom(data: Data) -> Sources:
@@ -222,7 +222,7 @@ def _custom(data: Data) -> Sources:
     classes = len(getattr(parts[0], "classes", ())) or 1 + max(int(label) for _, label in parts[0])
     sources = [ItemSource(part, classes, data.dataset) for part in parts]
     # uint8 images are scaled to [-1, 1]; float images are used as they come.
-    return Sources(*sources, classes=classes, mean=(0.5,), std=(0.5,))
+    return Sources(sources[0], sources[1], classes, mean=(0.5,), std=(0.5,))
 
 
 BY_NAME: dict[str, Callable[[Data], Sources]] = {
@@ -236,14 +236,16 @@ BY_NAME: dict[str, Callable[[Data], Sources]] = {
 
 def _as_tensor(image: Any, where: str) -> Tensor:
     """An image as `[C, H, W]`: a tensor as it is, a PIL image or array `[H, W(, C)]` as bytes."""
-    if not isinstance(image, Tensor):
+    if isinstance(image, Tensor):
+        tensor = image
+    else:
         array = np.array(image)
         if array.dtype != np.uint8:
             raise UsageError(f"{where}: an image must be a tensor or hold bytes, got {array.dtype}")
-        image = torch.from_numpy(array)
-        image = image[None] if image.dim() == 2 else image.permute(2, 0, 1)
-    if image.dim() != 3:
+        tensor = torch.from_numpy(array)
+        tensor = tensor[None] if tensor.dim() == 2 else tensor.permute(2, 0, 1)
+    if tensor.dim() != 3:
         raise UsageError(
-            f"{where}: an image must be [channels, height, width], got {list(image.shape)}"
+            f"{where}: an image must be [channels, height, width], got {list(tensor.shape)}"
         )
-    return image
+    return tensor

@@ -37,9 +37,9 @@ def build(
     factory, own = _factory(name)
     arguments = {**own, **(kwargs or {})}
     try:
-        accepted = inspect.signature(factory).parameters
+        accepted = set(inspect.signature(factory).parameters)
     except ValueError:  # builtins without a signature
-        accepted = {}
+        accepted = set()
     for key, value in (("in_channels", in_channels), ("num_classes", num_classes)):
         if key in accepted:
             arguments.setdefault(key, value)

@@ -200,6 +200,7 @@ class TrainRequest(_message.Message):
     REPORT_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     LEAVE_FIELD_NUMBER: _builtins.int
+    STALL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attach(self) -> Global___Attach:
         """First message of every stream, and only the first."""
@@ -216,6 +217,10 @@ class TrainRequest(_message.Message):
     def leave(self) -> Global___Leave:
         """Last message of every stream."""
 
+    @_builtins.property
+    def stall(self) -> Global___Stall:
+        """This rank's collective with the others has failed or timed out."""
+
     def __init__(
         self,
         *,
@@ -223,12 +228,13 @@ class TrainRequest(_message.Message):
         report: Global___Report | None = ...,
         progress: Global___Progress | None = ...,
         leave: Global___Leave | None = ...,
+        stall: Global___Stall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "leave", b"leave", "progress", b"progress", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "leave", b"leave", "progress", b"progress", "report", b"report", "stall", b"stall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "leave", b"leave", "progress", b"progress", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "leave", b"leave", "progress", b"progress", "report", b"report", "stall", b"stall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attach", "report", "progress", "leave"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attach", "report", "progress", "leave", "stall"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -393,6 +399,28 @@ class Leave(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Leave: _TypeAlias = Leave  # noqa: Y015
+
+@_typing.final
+class Stall(_message.Message):
+    """All ranks that are alive say so; the coordinator then names those that do not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOING_FIELD_NUMBER: _builtins.int
+    doing: _builtins.str
+    """What the rank was waiting for, such as "exchanging the logits of step 7"."""
+    def __init__(
+        self,
+        *,
+        doing: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["doing", b"doing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stall: _TypeAlias = Stall  # noqa: Y015
 
 @_typing.final
 class TrainResponse(_message.Message):

@@ -1,0 +1,156 @@
+"""Killing any one process of a run ends the rest, soon, with a line that names it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support import lines, process, torchrun, wait_until
+
+END_SECONDS = 30
+NETWORKS = {0: "teacher1", 1: "teacher2", 2: "student"}
+
+
+@dataclass
+class Running:
+    """A 2T1S run under way."""
+
+    torchrun: subprocess.Popen[str]
+    ranks: dict[int, psutil.Process]
+    coordinator: psutil.Process
+    log: Path
+
+    @property
+    def everyone(self) -> list[psutil.Process]:
+        return [psutil.Process(self.torchrun.pid), *self.ranks.values(), self.coordinator]
+
+
+@contextmanager
+def running(folder: Path, *settings: str) -> Iterator[Running]:
+    """Start a run that would take minutes and wait until it has decided ten steps."""
+    log = folder / "log"
+    command = torchrun(3, "digits-2t1s", "run_dir=out", "schedule.epochs=500", *settings)
+    with process(command, folder, log) as child:
+        record = folder / "out" / "decisions.jsonl"
+        wait_until(
+            lambda: child.poll() is not None or (record.exists() and len(lines(record)) > 20),
+            60,
+            "ten steps",
+        )
+        assert child.poll() is None, log.read_text()
+        ranks, coordinators = {}, []
+        for each in psutil.Process(child.pid).children(recursive=True):
+            words = each.cmdline()
+            if "coordinator" in words:
+                coordinators.append(each)
+            elif "switokd.train" in words:
+                ranks[int(each.environ()["RANK"])] = each
+        assert sorted(ranks) == [0, 1, 2]
+        (coordinator,) = coordinators
+        yield Running(child, ranks, coordinator, log)
+
+
+def assert_all_end(run: Running, *, but: psutil.Process | None = None) -> None:
+    waited = [each for each in run.everyone if each != but]
+    run_ended = wait_until(lambda: all_ended(run, waited), END_SECONDS, "all processes ended")
+    assert run_ended
+
+
+def all_ended(run: Running, processes: list[psutil.Process]) -> bool:
+    run.torchrun.poll()  # reap it
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
+def complaints(run: Running) -> list[str]:
+    return [line for line in run.log.read_text().splitlines() if line.startswith("switokd: ")]
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_killing_a_rank_ends_the_run_and_names_it(rank: int, tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        run.ranks[rank].kill()
+        assert_all_end(run)
+        named = f"rank {rank} ({NETWORKS[rank]}) went away after reporting step"
+        others = [line for line in complaints(run) if named in line]
+        assert others, run.log.read_text()
+        assert not any(line.startswith(f"switokd: rank {rank} ") for line in others)
+        assert run.torchrun.returncode != 0
+
+
+def test_killing_the_coordinator_ends_the_run_and_names_it(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        run.coordinator.kill()
+        assert_all_end(run)
+        pattern = rf"the coordinator at [\d.:]+ \(process {run.coordinator.pid}\) went away at step"
+        assert any(re.search(pattern, line) for line in complaints(run)), run.log.read_text()
+
+
+def test_killing_torchrun_ends_the_run_and_names_it(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        run.torchrun.kill()
+        assert_all_end(run)
+        assert any(
+            f"torchrun (process {run.torchrun.pid}) is gone" in line for line in complaints(run)
+        )
+
+
+def test_a_rank_that_hangs_is_named_after_the_timeout(tmp_path: Path) -> None:
+    with running(tmp_path, "coordinator.timeout=4.0") as run:
+        run.ranks[1].suspend()
+        wait_until(lambda: complaints(run), END_SECONDS, "a complaint")
+        run.ranks[1].resume()  # torchrun waits for it before it gives up
+        assert_all_end(run)
+        assert any(
+            "rank 1 (teacher2)" in line and re.search("no report of step|did not answer", line)
+            for line in complaints(run)
+        )
+
+
+def test_sigterm_ends_everything_and_keeps_what_is_written(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        run.torchrun.send_signal(signal.SIGTERM)
+        assert_all_end(run)
+        record = tmp_path / "out" / "decisions.jsonl"
+        assert lines(record)
+        assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_loader_process_that_is_killed_is_named(tmp_path: Path) -> None:
+    with running(tmp_path, "data.workers=1") as run:
+        loaders = [
+            child
+            for child in run.ranks[2].children(recursive=True)
+            if any("forkserver" in word or "spawn" in word for word in child.cmdline())
+            and not child.children()
+        ]
+        victim = loaders[-1]
+        victim.kill()
+        assert_all_end(run)
+        assert any(
+            "a data loader process is gone" in line and str(victim.pid) in line
+            for line in complaints(run)
+        ), run.log.read_text()
+
+
+def test_diverging_network_is_named_once_with_exit_code_3(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    settings = ["networks.teacher2.optimizer.lr=1e30", "run_dir=out"]
+    with process(torchrun(3, "digits-2t1s", *settings), tmp_path, log) as child:
+        assert child.wait(90) != 0
+    text = log.read_text()
+    found = [line for line in text.splitlines() if line.startswith("switokd: ")]
+    assert len(found) == 1, text
+    assert "network teacher2 (rank 1) has logits that are not finite at step" in found[0]
+    assert re.search(r"exitcode\s*: 3 ", text)
+    decisions = lines(tmp_path / "out" / "decisions.jsonl")
+    for line in decisions:
+        assert all(json.dumps(line[k]) not in ("NaN", "Infinity") for k in ("gap", "e_s", "e_t"))
