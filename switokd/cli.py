@@ -157,7 +157,7 @@ def _load(recipe: str, settings: list[str]) -> tuple[Config, Placement]:
 
 def _work(recipe: str, settings: list[str]) -> None:
     """One rank, from arguments to exit code."""
-    from switokd.lifecycle import follow_signals_and_parent, one_line_errors
+    from switokd.lifecycle import follow_parent, one_line_errors
     from switokd.world import check_world_size, environment
 
     env = environment()
@@ -167,7 +167,7 @@ def _work(recipe: str, settings: list[str]) -> None:
     from switokd.train import train as train_rank
 
     with one_line_errors(env, f"rank {env.rank} ({placement.network_of[env.rank]})"):
-        follow_signals_and_parent(env)
+        follow_parent(env)
         train_rank(config, placement, env)
 
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from switokd.errors import nearest
 from switokd.strategy import STRATEGIES
@@ -81,6 +81,13 @@ class Adam(Section):
     weight_decay: NonNegative = 0.0
 
 
+def _optimizer_name(optimizer: Any) -> str:
+    """Which optimizer a section describes: SGD unless it says otherwise."""
+    if isinstance(optimizer, dict):
+        return str(optimizer.get("name", "sgd"))
+    return str(getattr(optimizer, "name", "sgd"))
+
+
 class Network(Section):
     """One network of the run."""
 
@@ -89,7 +96,9 @@ class Network(Section):
     """wrn-DEPTH-WIDTH, mobilenet-WIDTH, a torchvision name, or package.module:callable."""
     model_kwargs: dict[str, Any] = {}
     """Keyword arguments for the model's callable."""
-    optimizer: Annotated[SGD | Adam, Field(discriminator="name")] = SGD()
+    optimizer: Annotated[
+        Annotated[SGD, Tag("sgd")] | Annotated[Adam, Tag("adam")], Discriminator(_optimizer_name)
+    ] = SGD()
     ranks: Literal[1] = 1
     """Processes that train this network; more than one is not supported yet."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ def import_callable(text: str, what: str) -> Callable[..., Any]:
 
     Errors inside the module itself pass through with their traceback: they are the module's.
     """
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+", text):
+        raise UsageError(f"{what} {text}: write package.module:callable")
     module_name, _, attribute = text.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -26,9 +29,6 @@ def import_callable(text: str, what: str) -> Callable[..., Any]:
         ) from None
     found = getattr(module, attribute, None)
     if not callable(found):
-        state = "not callable" if attribute and hasattr(module, attribute) else "not there"
-        raise UsageError(
-            f"{what} {text}: {attribute!r} is {state} in module {module_name} "
-            "(write package.module:callable)"
-        )
+        state = "not callable" if hasattr(module, attribute) else "not there"
+        raise UsageError(f"{what} {text}: {attribute!r} is {state} in module {module_name}")
     return found  # type: ignore[no-any-return]

@@ -27,7 +27,9 @@ class Terminated(BaseException):
 
 def complain(sentence: str, who: str = "") -> None:
     """Print one line to standard error."""
-    print(f"switokd: {who + ': ' if who else ''}{sentence}", file=sys.stderr, flush=True)
+    # In one piece: ranks share the terminal, and print() would write the line's end by itself.
+    sys.stderr.write(f"switokd: {who + ': ' if who else ''}{sentence}\n")
+    sys.stderr.flush()
 
 
 @contextmanager
@@ -41,7 +43,8 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
     except SwitokdError as error:
         if error.seen_by_every_rank and env.local_rank > 0:
             # One line is enough. torchrun ends all ranks when the first one ends, so wait for
-            # the one that prints it.
+            # the one that prints it, and for SIGTERM.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(10.0)
         else:
             complain(str(error), "" if error.seen_by_every_rank else who)
@@ -55,24 +58,28 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
         _exit(EXIT_TERMINATED)
 
 
-def follow_signals_and_parent(env: Environment) -> None:
-    """Unwind on SIGTERM; end at once when torchrun is gone, which no signal tells."""
+def follow_parent(env: Environment) -> None:
+    """End at once when torchrun is gone, which no signal tells."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        complain(f"torchrun (process {parent}) is gone", f"rank {env.rank}")
+        _exit(PeerError.exit_code)
+
+    if env.under_torchrun:
+        threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+def unwind_on_sigterm() -> None:
+    """From now on SIGTERM raises Terminated in the main thread, once."""
 
     def on_sigterm(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
     signal.signal(signal.SIGTERM, on_sigterm)
-    if env.under_torchrun:
-        parent = os.getppid()
-
-        def watch() -> None:
-            while os.getppid() == parent:
-                time.sleep(0.5)
-            complain(f"torchrun (process {parent}) is gone", f"rank {env.rank}")
-            _exit(PeerError.exit_code)
-
-        threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
 def end_if_stuck(who: str) -> Callable[[PeerError], None]:

@@ -18,7 +18,7 @@ from torch import Tensor
 def kl(z_peer: Tensor, z_self: Tensor, tau: float) -> Tensor:
     """KL(p_peer || p_self), summed over classes and averaged over the batch; logits `[B, C]`."""
     log_p_self = F.log_softmax(z_self / tau, dim=1)
-    p_peer = F.softmax(z_peer / tau, dim=1)
+    p_peer = F.softmax(z_peer.detach() / tau, dim=1)
     return F.kl_div(log_p_self, p_peer, reduction="batchmean")
 
 

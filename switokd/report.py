@@ -85,7 +85,7 @@ def _draw_pair(axis: Axes, lines: list[dict[str, Any]]) -> None:
         color=EXPERT_SHADE,
         alpha=0.4,
         linewidth=0,
-        label="expert mode (teacher paused)",
+        label="expert mode (G > δ and $e_t < e_s$)",
     )
     axis.set_ylabel("L1 distance")
     axis.set_ylim(bottom=0)
@@ -99,7 +99,8 @@ def _draw_accuracy(axis: Axes, metrics: list[dict[str, Any]]) -> None:
         steps, accuracy = [m["step"] for m in lines], [m["test_top1"] for m in lines]
         axis.plot(steps, accuracy, style, marker=".", label=name)
     axis.set_ylabel("test top-1 (%)")
-    axis.legend(fontsize=8, loc="lower right")
+    if metrics:
+        axis.legend(fontsize=8, loc="lower right")
     axis.grid(alpha=0.3)
 
 

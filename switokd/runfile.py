@@ -36,13 +36,13 @@ _Loader.add_implicit_resolver(
 def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key, mark = loader.construct_object(key_node, deep=True), key_node.start_mark
+        if not isinstance(key, str | int | float | bool):
+            raise yaml.MarkedYAMLError(problem=f"{key!r} cannot be a key", problem_mark=mark)
         if key in seen:
-            line = key_node.start_mark.line + 1
-            raise yaml.MarkedYAMLError(
-                problem=f"key {key!r} is there twice, the second time on line {line}",
-                problem_mark=key_node.start_mark,
-            )
+            raise yaml.MarkedYAMLError(problem=f"key {key!r} is there twice", problem_mark=mark)
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -91,9 +91,14 @@ def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
         return Config.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         key, sentence = _explain(error, raw)
-    settings = [o for o in overrides if key.startswith(o.partition("=")[0])]
+    settings = [o for o in overrides if _concerns(o.partition("=")[0], key)]
     where = f"{recipe_or_file} with {settings[-1]}" if settings else recipe_or_file
-    raise UsageError(f"{where}: {sentence}")
+    raise UsageError(" ".join(f"{where}: {sentence}".split()))
+
+
+def _concerns(setting: str, key: str) -> bool:
+    """Whether one of the dotted keys is, or lies below, the other."""
+    return all(a == b for a, b in zip(setting.split("."), key.split("."), strict=False))
 
 
 def _parse(text: str, where: str) -> Any:
@@ -134,7 +139,9 @@ PLAIN_WORDS = {
 
 def _explain(error: ValidationError, raw: Mapping[str, Any]) -> tuple[str, str]:
     """Key of the first problem, and the problem in words: what was found, what is allowed."""
-    problem, *others = error.errors(include_url=False)
+    problems = error.errors(include_url=False)
+    # A misspelt key is missing as well; the misspelling is the better news.
+    problem, *others = sorted(problems, key=lambda p: p["type"] != "extra_forbidden")
     more = f" (and {len(others)} more)" if others else ""
     key = ".".join(_keys(problem["loc"], raw))
     kind, loc = problem["type"], problem["loc"]
@@ -144,9 +151,7 @@ def _explain(error: ValidationError, raw: Mapping[str, Any]) -> tuple[str, str]:
     elif kind == "missing":
         sentence = f"{key} is missing"
     elif kind == "union_tag_invalid":
-        sentence = f"{key}.name: found {problem['ctx']['tag']!r}; allowed: 'sgd', 'adam'"
-    elif kind == "union_tag_not_found":
-        sentence = f"{key}.name is missing; allowed: 'sgd', 'adam'"
+        sentence = f"{key}.name: found {problem['ctx']['tag']}; allowed: 'sgd', 'adam'"
     elif loc[-1] == "[key]":
         sentence = f"{key} is no name for a network; allowed: letters, digits, '-' and '_'"
     else:
@@ -176,15 +181,14 @@ def _short(value: Any) -> str:
 
 def _nearest_key(key: str) -> str:
     """Say ", did you mean": a close key of the same section, else of the whole file."""
-    known = list(known_keys(Config))
     parts = key.split(".")
-    if parts[0] == "networks" and len(parts) > 2:
-        known = [k.replace("NAME", parts[1]) for k in known]
+    network = parts[1] if parts[0] == "networks" and len(parts) > 2 else "NAME"
+    known = [k for k in (k.replace("NAME", network) for k in known_keys(Config)) if k != key]
     section, _, leaf = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    everywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
     close = [siblings[leaf] for leaf in difflib.get_close_matches(leaf, siblings, n=1)]
-    close += difflib.get_close_matches(key, known, n=1, cutoff=0.85)
-    close += [k for k in known if k.rpartition(".")[2] == leaf]
+    close += [everywhere[leaf] for leaf in difflib.get_close_matches(leaf, everywhere, 1, 0.8)]
     if close:
         return f"; did you mean {close[0]}?"
     return f"; known keys here: {', '.join(siblings)}"

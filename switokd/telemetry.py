@@ -104,18 +104,18 @@ class ProgressBar:
         self._student = paused.topology.students[0]
         self._started = self._shown = time.monotonic()
         self._samples = 0
+        # Fits into 80 columns.
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:3.0f}% {task.fields[rate]} left"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.percentage:3.0f}%"),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[numbers]}"),
             console=self.console,
             disable=not self.console.is_terminal,
             refresh_per_second=5,
-            expand=True,
         )
-        self._task = self._progress.add_task(name, total=steps, rate="", numbers="")
+        self._task = self._progress.add_task(name, total=steps, numbers="")
         self._interval = 0.2 if self.console.is_terminal else 30.0
 
     def __enter__(self) -> ProgressBar:
@@ -135,14 +135,16 @@ class ProgressBar:
         z = result.logits[self._student]
         loss = F.cross_entropy(z, y).item()
         accuracy = (z.argmax(dim=1) == y).float().mean().item()
-        rate = f"{self._samples / max(now - self._started, 1e-9):,.0f} images/s"
-        paused = f"paused {self._paused.share:.0%}"
-        numbers = f"{self._student}: loss {loss:.3f} top-1 {accuracy:.0%} | {paused}"
-        at = f"epoch {epoch + 1}/{self._epochs}"
-        self._progress.update(self._task, completed=step, rate=rate, numbers=f"{at} {numbers}")
+        rate = self._samples / max(now - self._started, 1e-9)
+        numbers = (
+            f"{rate:,.0f} images/s  loss {loss:.3f}  top-1 {accuracy:.0%}  "
+            f"paused {self._paused.share:.0%}"
+        )
+        self._progress.update(self._task, completed=step, numbers=numbers)
         if self._progress.disable and step < self._steps:
             left = (now - self._started) / step * (self._steps - step)
-            self.console.print(f"{at} step {step}/{self._steps} {rate} {left:.0f} s left {numbers}")
+            at = f"epoch {epoch + 1}/{self._epochs}  step {step}/{self._steps}"
+            self.console.print(f"{at}  {left:.0f} s left  {numbers}")
 
     def epoch(self, epoch: int, test_top1: Mapping[str, float]) -> None:
         """Print one epoch's line."""

@@ -24,7 +24,7 @@ from switokd.desk import Desk, Tally
 from switokd.errors import CollectiveError, PeerError, UsageError
 from switokd.evaluate import top1
 from switokd.exchange import Exchange
-from switokd.lifecycle import Terminated, complain, end_if_stuck
+from switokd.lifecycle import Terminated, complain, end_if_stuck, unwind_on_sigterm
 from switokd.placement import Placement
 from switokd.step import Learner, train_step
 from switokd.strategy import STRATEGIES
@@ -47,8 +47,11 @@ class Trainer:
     desk: Desk | None
     """On rank 0 only."""
 
-    def run(self) -> None:
-        """Train to the end, save, report."""
+    def run(self) -> tuple[list[Tally], float]:
+        """Train to the end and save the weights.
+
+        Returns, on rank 0, every network's tally, and the seconds that training itself took.
+        """
         learner, test = self.learner, self.images.test()
         role = self.config.topology.role(learner.name)
         tally = Tally(learner.name, role.value, models.parameter_count(learner.model))
@@ -61,8 +64,7 @@ class Trainer:
         self.save_weights("weights")
         tallies = self.world.gather(tally)
         self.client.close()
-        if self.desk:
-            self.desk.finish(tallies, seconds)
+        return tallies, seconds
 
     def _epoch(self, epoch: int, steps: int, tally: Tally, test: Iterable[Batch]) -> float:
         """Train and evaluate one epoch; return the seconds that training took."""
@@ -132,7 +134,6 @@ def train(config: Config, placement: Placement, env: Environment) -> None:
     steps = total_steps(config, images)
     device = choose_device(config.device, env)
     learner = make_learner(config, name, images, device)
-    # The loader's processes start here, before this process has threads of its own.
     batches = images.stream(steps)
     with ExitStack() as stack:
         world = stack.enter_context(join_world(env, device, config.coordinator.timeout))
@@ -149,7 +150,9 @@ def train(config: Config, placement: Placement, env: Environment) -> None:
         with desk.bar if desk else nullcontext():
             if desk and endpoint.http:
                 desk.bar.console.print(f"live metrics http://{endpoint.http}/metrics")
-            trainer.run()
+            tallies, seconds = trainer.run()
+        if desk:
+            desk.finish(tallies, seconds)
 
 
 def total_steps(config: Config, images: Images) -> int:
@@ -226,6 +229,7 @@ def joined(seat: Seat, config: Config, placement: Placement, desk: Desk | None) 
         on_decision=desk.on_decision if desk else lambda decision: None,
         on_failure=end_if_stuck(who),
     )
+    unwind_on_sigterm()
     try:
         yield client
     except (PeerError, Terminated) as error:

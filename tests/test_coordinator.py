@@ -265,8 +265,8 @@ def test_health_and_reflection(server: Server) -> None:
         answer = health.Check(health_pb2.HealthCheckRequest(service=service))  # type: ignore[attr-defined]
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     ask = reflection_pb2.ServerReflectionRequest(list_services="")
-    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)  # type: ignore[operator]
-    (answer,) = stub.ServerReflectionInfo(iter([ask]))
+    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+    (answer,) = stub.ServerReflectionInfo(iter([ask]))  # type: ignore[operator]
     listed = {s.name for s in answer.list_services_response.service}
     assert {"switokd.v1.CoordinatorService", "grpc.health.v1.Health"} <= listed
 

@@ -21,8 +21,8 @@ from urllib.parse import urlencode
 
 import pytest
 import yaml
-from switokd.services.coordinator.metrics import Metrics
 
+from switokd.services.coordinator.metrics import Metrics
 from tests.support import REPOSITORY, free_port, process, require, torchrun
 
 DEPLOY = REPOSITORY / "deploy"

@@ -40,8 +40,19 @@ class View(Dataset[Batch]):
     crop_padding: int = 0
     flip: bool = False
 
-    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> Batch:
-        """Load one batch; the loader calls this with the sampler's list."""
+    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> Batch | UsageError:
+        """Load one batch; the loader calls this with the sampler's list.
+
+        A UsageError is handed over as a value: raised in a loader process, it would reach the
+        user wrapped into that process's traceback.
+        """
+        try:
+            return self.batch(positions)
+        except UsageError as error:
+            return error
+
+    def batch(self, positions: Sequence[tuple[int, int]]) -> Batch:
+        """Images and labels at these (epoch, index); UsageError if one does not fit."""
         epochs, indices = np.array(positions, dtype=np.int64).T
         keys = mix(self.seed, epochs, indices)
         images, labels = self.source.fetch(indices.tolist(), keys)
@@ -54,7 +65,7 @@ class View(Dataset[Batch]):
         return images.float(), labels
 
     def __getitem__(self, position: tuple[int, int]) -> Batch:
-        return self.__getitems__([position])
+        return self.batch([position])
 
 
 @dataclass(frozen=True)
@@ -97,15 +108,15 @@ class Images:
 
     def stream(self, steps: int, first: int = 0) -> Iterator[Batch]:
         """Training batches `first` to `steps - 1` of the run, over as many epochs as that takes."""
-        return iter(self._loader(True, _Positions(self, first, steps)))
+        return map(_checked, self._loader(True, _Positions(self, first, steps)))
 
-    def test(self, batch_size: int = 512) -> DataLoader[Batch]:
+    def test(self, batch_size: int = 512) -> TestSet:
         """The test set in order, without augmentation; may be iterated again and again."""
         n = len(self.sources.test)
         positions = [
             [(0, i) for i in range(a, min(a + batch_size, n))] for a in range(0, n, batch_size)
         ]
-        return self._loader(False, positions)
+        return TestSet(self._loader(False, positions))
 
     def _loader(
         self, train: bool, positions: Iterable[Sequence[tuple[int, int]]]
@@ -115,6 +126,7 @@ class Images:
             self._view(train),
             batch_sampler=positions,  # type: ignore[arg-type]
             collate_fn=_as_is,
+            generator=torch.Generator(),  # else it draws from the global one, as dropout does
             num_workers=workers,
             persistent_workers=workers > 0,
             # Never fork a process that has gRPC or collective threads.
@@ -153,6 +165,24 @@ class _Positions:
             if batch == 0 or not indices:
                 indices = order(self.images.seed, epoch, self.images.samples)
             yield [(epoch, index) for index in indices[batch * size : (batch + 1) * size]]
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The test set's batches; may be iterated again and again."""
+
+    __test__ = False  # pytest: no test class
+
+    loader: DataLoader[Batch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(_checked, self.loader)
+
+
+def _checked(batch: Batch | UsageError) -> Batch:
+    if isinstance(batch, UsageError):
+        raise batch
+    return batch
 
 
 def _as_is(batch: Any) -> Any:

@@ -44,9 +44,11 @@ def seeded(key: int) -> Iterator[None]:
         random.seed(key)
         np.random.seed(key % 2**32)
         torch.manual_seed(key % 2**63)
-        yield
-    random.setstate(python_state)
-    np.random.set_state(numpy_state)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 def crop_and_flip(x: Tensor, keys: Keys, padding: int, flip: bool) -> Tensor:

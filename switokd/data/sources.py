@@ -219,7 +219,9 @@ def _custom(data: Data) -> Sources:
                 f"data.dataset {data.dataset} must return a data set with a length and items, got "
                 f"{type(part).__name__}"
             )
-    classes = len(getattr(parts[0], "classes", ())) or 1 + max(int(label) for _, label in parts[0])
+    classes = len(getattr(parts[0], "classes", ()))
+    if not classes:  # then every label has to be looked at
+        classes = 1 + max(int(parts[0][i][1]) for i in range(len(parts[0])))
     sources = [ItemSource(part, classes, data.dataset) for part in parts]
     # uint8 images are scaled to [-1, 1]; float images are used as they come.
     return Sources(sources[0], sources[1], classes, mean=(0.5,), std=(0.5,))

@@ -47,8 +47,10 @@ def build(
         arguments.setdefault("num_classes", num_classes)
     try:
         network = factory(**arguments)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"model {name} cannot be made with {arguments}: {error}") from error
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise UsageError(
+            f"model {name} cannot be made with {arguments}: {_first_line(error)}"
+        ) from error
     if not isinstance(network, nn.Module):
         raise UsageError(
             f"model {name} must return a torch.nn.Module, got {type(network).__name__}"
@@ -68,10 +70,9 @@ def check_output(network: nn.Module, name: str, image: tuple[int, int, int], cla
         with torch.no_grad():
             found = network(torch.zeros(2, *image))
     except Exception as error:
-        first_line = str(error).splitlines()[0]
         raise UsageError(
             f"model {name} does not take images of {image[0]} x {image[1]} x {image[2]} "
-            f"(channels, height, width): {first_line}"
+            f"(channels, height, width): {_first_line(error)}"
         ) from error
     finally:
         network.train(was_training)
@@ -85,6 +86,10 @@ def check_output(network: nn.Module, name: str, image: tuple[int, int, int], cla
 def parameter_count(network: nn.Module) -> int:
     """Number of trainable values."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:

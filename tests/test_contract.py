@@ -1,0 +1,59 @@
+"""The wire contract's guards can fail: a break, a drift, a bad style are found."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import BIN, REPOSITORY
+
+PROTO = REPOSITORY / "proto"
+
+
+def buf(*arguments: str) -> int:
+    return subprocess.run([BIN / "buf", *arguments], capture_output=True).returncode
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Path:
+    """A copy of proto/ to spoil."""
+    return Path(shutil.copytree(PROTO, tmp_path / "proto"))
+
+
+def spoil(folder: Path, old: str, new: str) -> None:
+    path = folder / "switokd" / "v1" / "coordinator.proto"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_the_contract_breaks_nothing_and_is_tidy() -> None:
+    assert buf("lint", str(PROTO)) == 0
+    assert buf("breaking", str(PROTO), "--against", str(PROTO / "baseline.json")) == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("double gap = 3;", "double gap = 13;"),
+        ("int64 step = 1;", "int32 step = 1;"),
+        ("MODE_EXPERT = 2;", "MODE_EXPERT = 3;"),
+        ("rpc Join(", "rpc Enter("),
+    ],
+)
+def test_a_breaking_change_is_found(changed: Path, old: str, new: str) -> None:
+    spoil(changed, old, new)
+    assert buf("breaking", str(changed), "--against", str(PROTO / "baseline.json")) == 100
+
+
+def test_bad_style_is_found(changed: Path) -> None:
+    spoil(changed, "message Leave {", "message leave_run {")
+    assert buf("lint", str(changed)) == 100
+
+
+def test_an_addition_is_no_break(changed: Path) -> None:
+    spoil(changed, "message Attached {}", "message Attached {\n  string note = 1;\n}")
+    assert buf("breaking", str(changed), "--against", str(PROTO / "baseline.json")) == 0

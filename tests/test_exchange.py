@@ -1,0 +1,80 @@
+"""The exchange between two real processes: logits by name, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import BIN, run
+
+# Runs on both ranks; `case` makes rank 1 differ. Prints what each rank got or was told.
+SCRIPT = """
+import json, os, sys, torch, torch.distributed as dist
+from switokd.errors import SwitokdError
+from switokd.exchange import Exchange
+from switokd.placement import Placement
+
+case = sys.argv[1]
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+odd = rank == 1
+digest = "f" * 64 if odd and case == "digest" else "0" * 64
+step = 8 if odd and case == "step" else 7
+y = torch.tensor([1, 0, 2] if odd and case == "labels" else [0, 1, 2])
+z = torch.arange(12.0).view(3, 4) + 100 * rank
+if odd and case == "nan":
+    z[1, 1] = float("nan")
+if odd and case == "gone":
+    sys.exit(0)
+z.requires_grad_()
+try:
+    logits = Exchange(Placement(("t", "s")), digest)(step, z, y)
+    told = {k: [v.tolist(), v.requires_grad] for k, v in logits.items()}
+except SwitokdError as error:
+    told = [type(error).__name__, str(error)]
+os.write(1, (json.dumps({"rank": rank, "told": told}) + "\\n").encode())
+"""
+
+
+def told(case: str, folder: Path) -> dict[int, Any]:
+    (folder / "script.py").write_text(SCRIPT)
+    command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=2", "script.py", case]
+    _, out, err = run(command, folder)
+    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert found, err
+    return {each["rank"]: each["told"] for each in found}
+
+
+def test_every_rank_gets_every_networks_logits_detached(tmp_path: Path) -> None:
+    base = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    shifted = [[v + 100 for v in row] for row in base]
+    expected = {"t": [base, False], "s": [shifted, False]}
+    assert told("fine", tmp_path) == {0: expected, 1: expected}
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "words"),
+    [
+        ("step", "PeerError", "rank 1 (s) is at step 8, rank 0 at step 7"),
+        ("digest", "PeerError", "rank 1 (s) was started with another configuration"),
+        ("labels", "PeerError", "rank 1 (s) has other labels than rank 0 at step 7"),
+        ("nan", "NonFiniteError", "network s (rank 1) has logits that are not finite at step 7"),
+    ],
+)
+def test_both_ranks_are_told_which_one_differs(
+    case: str, kind: str, words: str, tmp_path: Path
+) -> None:
+    found = told(case, tmp_path)
+    assert found[0] == found[1]
+    name, sentence = found[0]
+    assert name == kind
+    assert words in sentence
+
+
+def test_a_rank_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    name, sentence = told("gone", tmp_path)[0]
+    assert name == "CollectiveError"
+    assert "exchanging the logits of step 7" in sentence

@@ -1,0 +1,215 @@
+"""Whole runs, as a user starts them: real processes, real data, the run folder they leave."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from switokd import models
+from switokd.runfile import load
+from tests.support import REPOSITORY, lines, process, run, torchrun, train, wait_until
+
+RUN_FOLDER = {"config.yaml", "decisions.jsonl", "metrics.jsonl", "summary.json", "curves.png"}
+
+
+def complaints(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("switokd: ")]
+
+
+def test_the_demo_command_leaves_a_whole_run_folder(tmp_path: Path) -> None:
+    command = torchrun(3, "digits-2t1s", "schedule.epochs=1", "run_dir=out")
+    code, out, err = run(command, tmp_path)
+    assert code == 0, err
+    folder = tmp_path / "out"
+    assert {p.name for p in folder.iterdir()} == RUN_FOLDER | {"weights"}
+    for shown in ("teacher1", "teacher2", "student", "691,386", "out/curves.png", "metrics.jsonl"):
+        assert shown in out
+    assert "http://127.0.0.1:" in out
+
+    config = load(str(folder / "config.yaml"))
+    assert config == load("digits-2t1s", ["schedule.epochs=1", "run_dir=out"])
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["strategy"] == "switokd"
+    assert summary["world_size"] == 3
+    assert summary["samples_per_second"] > 0
+    assert summary["wall_seconds"] > 0
+    assert [n["role"] for n in summary["networks"].values()] == ["teacher", "teacher", "student"]
+    for name, network in summary["networks"].items():
+        assert network["steps"] == 22
+        assert 10 <= network["top1_last"] <= network["top1_best"] <= 100
+        state = torch.load(folder / "weights" / f"{name}.pt", weights_only=True)
+        model = models.build(config.networks[name].model, in_channels=1, num_classes=10)
+        model.load_state_dict(state)
+        assert network["parameters"] == models.parameter_count(model)
+    metrics = lines(folder / "metrics.jsonl")
+    assert [(m["epoch"], m["network"]) for m in metrics] == [(1, n) for n in summary["networks"]]
+    assert (folder / "curves.png").stat().st_size > 10_000
+
+    decisions = lines(folder / "decisions.jsonl")
+    assert [d["step"] for d in decisions] == [step for step in range(1, 23) for _ in range(2)]
+    for d in decisions:
+        epsilon = math.exp(-d["e_t"] / (d["e_s"] + d["e_t"]))
+        delta = d["e_s"] - epsilon * d["e_t"]
+        assert (d["epsilon"], d["delta"]) == (epsilon, delta)
+        is_expert = d["gap"] > delta and d["e_t"] < d["e_s"]
+        assert d["mode"] == ("expert" if is_expert else "learning")
+        assert d["n"] == 64
+
+
+def test_switokd_train_starts_the_processes_itself_and_is_repeatable(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "schedule.max_steps=4"]
+    for number in (1, 2):
+        code, _, err = run(command, tmp_path)
+        assert code == 0, err
+        assert err == ""
+        assert (tmp_path / "runs" / f"digits-1t1s-00{number}" / "summary.json").exists()
+    first, second = (tmp_path / "runs" / f"digits-1t1s-00{n}" for n in (1, 2))
+    assert (first / "decisions.jsonl").read_text() == (second / "decisions.jsonl").read_text()
+    for weights in (first / "weights").iterdir():
+        ours, theirs = (torch.load(f / "weights" / weights.name) for f in (first, second))
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+NETWORK = """
+from torch import nn
+
+def small(hidden, in_channels, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 64, hidden), nn.ReLU(),
+                         nn.Linear(hidden, num_classes))
+"""
+
+
+def test_own_run_file_in_another_folder_with_own_network(tmp_path: Path) -> None:
+    elsewhere, started_in = tmp_path / "project", tmp_path / "cwd"
+    elsewhere.mkdir()
+    started_in.mkdir()
+    (elsewhere / "mynets.py").write_text(NETWORK)
+    mine = {
+        "name": "mine",
+        "networks": {
+            "big": {"role": "teacher", "model": "mynets:small", "model_kwargs": {"hidden": 99}},
+            "small": {"role": "student", "model": "mynets:small", "model_kwargs": {"hidden": 9}},
+        },
+        "schedule": {"epochs": 1},
+    }
+    (elsewhere / "mine.yaml").write_text(yaml.safe_dump(mine))
+    folder = train(started_in, 2, str(elsewhere / "mine.yaml"))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["topology"] == "1T1S"
+    assert summary["networks"]["small"]["parameters"] == 64 * 9 + 9 + 9 * 10 + 10
+
+
+def test_fashion_mnist_from_debians_package(tmp_path: Path) -> None:
+    packaged = Path("/usr/share/datasets/fashion-mnist")
+    if not packaged.is_dir():
+        missing = "the Debian package dataset-fashion-mnist is not installed"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in packaged.glob("*.gz"):
+        (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+    slim = ["networks.teacher1.model=wrn-10-1", "networks.teacher2.model=wrn-10-1"]
+    folder = train(tmp_path, 3, "fashion-2t1s", "schedule.max_steps=4", "data.workers=1", *slim)
+    assert len(lines(folder / "decisions.jsonl")) == 8
+    summary = json.loads((folder / "summary.json").read_text())
+    assert all(n["top1_last"] > 0 for n in summary["networks"].values())
+
+
+def test_one_coordinator_serves_runs_started_apart(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "switokd", "coordinator", "--port", "0", "--http-port", "0"]
+    with process(command, tmp_path) as coordinator:
+        assert coordinator.stdout is not None
+        ready = json.loads(coordinator.stdout.readline())
+        settings = [f"coordinator.address={ready['grpc']}", "schedule.max_steps=3"]
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            folder = train(tmp_path / name, 2, "digits-1t1s", *settings)
+            assert len(lines(folder / "decisions.jsonl")) == 3
+        assert coordinator.poll() is None
+
+
+MISTAKES = {
+    "unknown key": (["schedule.epoch=3"], 3, "did you mean schedule.epochs?"),
+    "world size": ([], 2, "needs 3 processes, found 2: torchrun --standalone --nproc-per-node=3"),
+    "missing data": (["data.dataset=cifar100"], 3, "set data.download=true"),
+    "model": (["networks.teacher2.model=wrn-17-2"], 3, "rank 1 (teacher2): model wrn-17-2"),
+    "wrong output": (
+        ["networks.student.model=torch.nn:Identity"],
+        3,
+        "rank 2 (student): model torch.nn:Identity must turn 2 images into logits of shape (2, 10)",
+    ),
+    "no coordinator": (
+        ["coordinator.address=127.0.0.1:1", "coordinator.timeout=1.0"],
+        3,
+        "the coordinator at 127.0.0.1:1 does not answer within 1 s",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_without_a_traceback_of_ours(case: str, tmp_path: Path) -> None:
+    settings, processes, words = MISTAKES[case]
+    code, _, err = run(torchrun(processes, "digits-2t1s", "run_dir=out", *settings), tmp_path)
+    assert code != 0
+    found = complaints(err)
+    expected = 3 if case == "no coordinator" else 1  # a mistake is told once, a loss by each rank
+    assert 1 <= len(set(found)) <= expected, err
+    assert words in found[0]
+    ours = err.split("switokd.train FAILED")[0]
+    assert 'File "<string>"' not in ours
+    assert "switokd/" not in ours.replace(found[0], "")
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_an_existing_run_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("keep me")
+    command = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "run_dir=out"]
+    code, _, err = run(command, tmp_path)
+    assert code == 2
+    assert complaints(err) == err.splitlines()
+    assert "out holds a run already" in err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+def test_ranks_with_different_settings_stop_and_name_the_rank_and_key(tmp_path: Path) -> None:
+    """Two nodes of one process each, the second started with another seed."""
+    from tests.support import free_port
+
+    port, logs = free_port(), [tmp_path / "log0", tmp_path / "log1"]
+    commands = [
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"),
+            *(f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"),
+            *("-m", "switokd.train", "digits-1t1s", f"run_dir=out{node}", f"seed={node}"),
+        ]
+        for node in (0, 1)
+    ]
+    with (
+        process(commands[0], tmp_path, logs[0]) as a,
+        process(commands[1], tmp_path, logs[1]) as b,
+    ):
+        wait_until(lambda: None not in (a.poll(), b.poll()), 60, "both ended")
+        assert a.returncode
+        assert b.returncode
+    for log in logs:
+        (line,) = complaints(log.read_text())
+        assert (
+            "rank 1 was started with another configuration: seed is 1 there and 0 on rank 0" in line
+        )
+    assert not (tmp_path / "out0").exists()
+
+
+def test_the_readmes_recipes_exist() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    for recipe in ("digits-2t1s", "digits-1t1s", "digits-1t2s", "fashion-2t1s", "cifar100-2t1s"):
+        assert recipe in readme
