@@ -30,7 +30,14 @@ from switokd.step import Learner, train_step
 from switokd.strategy import STRATEGIES
 from switokd.telemetry import Meter, MetricsFeed
 from switokd.topology import Role
-from switokd.world import Environment, World, check_same_configuration, choose_device, join_world
+from switokd.world import (
+    Environment,
+    World,
+    check_same_configuration,
+    choose_device,
+    gpu_count,
+    join_world,
+)
 
 
 @dataclass(frozen=True)
@@ -148,11 +155,22 @@ def train(config: Config, placement: Placement, env: Environment) -> None:
         if config.save_initial_weights:
             trainer.save_weights("weights/initial")
         with desk.bar if desk else nullcontext():
-            if desk and endpoint.http:
-                desk.bar.console.print(f"live metrics http://{endpoint.http}/metrics")
+            if desk:
+                desk.bar.console.print(describe(world, endpoint))
             tallies, seconds = trainer.run()
         if desk:
             desk.finish(tallies, seconds)
+
+
+def describe(world: World, endpoint: Endpoint) -> str:
+    """Where a run takes place, in a line."""
+    device, processes, gpus = world.device.type, world.env.world_size, gpu_count()
+    where = f"{processes} processes on {device}"
+    if device == "cpu" and gpus:
+        where += f" ({gpus} GPU{'s' if gpus > 1 else ''}, not one for each process)"
+    if endpoint.http:
+        return f"{where}, live metrics http://{endpoint.http}/metrics"
+    return f"{where}, coordinator {endpoint}"
 
 
 def total_steps(config: Config, images: Images) -> int:

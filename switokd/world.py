@@ -6,6 +6,7 @@ Not covered: ranks that share a GPU over NCCL; starting the processes (`launch.p
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,12 +53,17 @@ def environment(variables: Mapping[str, str] = os.environ) -> Environment:
     )
 
 
+def gpu_count() -> int:
+    """GPUs of this machine that PyTorch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def choose_device(wanted: str, env: Environment) -> torch.device:
     """The rank's device: its own GPU where there is one for each local rank, else the CPU.
 
     UsageError if CUDA is asked for and there are not enough GPUs.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = gpu_count()
     if wanted == "cuda" and gpus < env.local_world_size:
         raise UsageError(
             f"device: cuda needs a GPU for each of this machine's {env.local_world_size} "
@@ -139,8 +145,6 @@ def join_world(env: Environment, device: torch.device, timeout: float) -> Iterat
 
 
 def _failing() -> bool:
-    import sys
-
     return sys.exc_info()[0] is not None
 
 

@@ -1,0 +1,68 @@
+"""Numbers that are shown: meters, paused share, the bar's lines, top-1 accuracy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from switokd.decision import Decision
+from switokd.evaluate import top1
+from switokd.step import StepResult
+from switokd.telemetry import Meter, PausedShare, ProgressBar
+from switokd.topology import Role, Topology
+
+TOPOLOGY = Topology((("a", Role.TEACHER), ("b", Role.TEACHER), ("s", Role.STUDENT)))
+CPU = torch.device("cpu")
+
+
+def result(correct: int, loss: float | None, of: int = 4) -> tuple[StepResult, torch.Tensor]:
+    """A step in which network "s" had `correct` of `of` labels right."""
+    y = torch.zeros(of, dtype=torch.long)
+    z = torch.zeros(of, 3)
+    z[:correct, 0] = 1.0
+    z[correct:, 1] = 1.0
+    return StepResult({"s": z}, None if loss is None else torch.tensor(loss)), y
+
+
+def test_meter_averages_loss_over_learned_and_accuracy_over_all_samples() -> None:
+    meter = Meter("s", CPU)
+    assert meter.read() == (None, None)
+    meter.add(*result(correct=3, loss=1.0))
+    meter.add(*result(correct=1, loss=None))  # paused: no loss
+    meter.add(*result(correct=2, loss=4.0, of=2))
+    assert meter.read() == (pytest.approx(2.0), pytest.approx(0.6))
+    assert (meter.samples, meter.learned) == (10, 6)
+
+
+def test_paused_share_is_over_all_teachers_steps() -> None:
+    share = PausedShare(TOPOLOGY)
+    assert share.share == 0.0
+    for step, paused in enumerate([(), ("a",), ("a", "b"), ()], 1):
+        share.add(Decision(step, (), paused))
+    assert share.share == pytest.approx(3 / 8)
+    assert share.paused == {"a": 2, "b": 1}
+
+
+def test_bar_prints_epochs_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    share = PausedShare(TOPOLOGY)
+    share.add(Decision(1, (), ("a",)))
+    with ProgressBar("name", steps=2, epochs=1, paused=share) as bar:
+        bar.step(1, 0, *result(correct=1, loss=1.0))
+        bar.epoch(0, {"a": 0.5, "s": 0.25})
+    assert capsys.readouterr().out == "epoch   1/1  test top-1  a 50.0%  s 25.0%  paused 50%\n"
+
+
+def test_top1_counts_over_batches_and_keeps_the_mode() -> None:
+    class Stub(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert not self.training
+            return nn.functional.one_hot(x[:, 0].long(), 3).float()
+
+    model = Stub().train()
+    batches = [
+        (torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([0, 1, 0])),
+        (torch.tensor([[2.0]]), torch.tensor([2])),
+    ]
+    assert top1(model, batches, CPU) == 0.75
+    assert model.training

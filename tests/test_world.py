@@ -1,0 +1,62 @@
+"""torchrun's variables, the choice of a device, the check of the world size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from switokd import world
+from switokd.errors import UsageError
+from switokd.world import Environment, check_world_size, choose_device, environment
+
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "6",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "node0",
+    "TORCHELASTIC_RUN_ID": "x",
+}
+
+
+def test_environment_is_torchruns() -> None:
+    env = environment(TORCHRUN)
+    assert env == Environment(5, 6, 1, 2, "node0", under_torchrun=True)
+    assert not env.one_host
+    assert environment({**TORCHRUN, "LOCAL_WORLD_SIZE": "6"}).one_host
+
+
+def test_one_process_alone_without_torchrun() -> None:
+    env = environment({})
+    assert (env.rank, env.world_size, env.under_torchrun) == (0, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "chosen"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 1, "cpu"),  # not one for each process
+        ("auto", 2, "cuda:1"),
+        ("cuda", 2, "cuda:1"),
+        ("cpu", 8, "cpu"),
+    ],
+)
+def test_device(wanted: str, gpus: int, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "gpu_count", lambda: gpus)
+    assert choose_device(wanted, environment(TORCHRUN)) == torch.device(chosen)
+
+
+def test_cuda_without_enough_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "gpu_count", lambda: 1)
+    with pytest.raises(UsageError, match="each of this machine's 2 processes, found 1"):
+        choose_device("cuda", environment(TORCHRUN))
+
+
+def test_world_size_must_fit_and_the_command_is_given() -> None:
+    check_world_size(6, "5T1S", "mine.yaml", environment(TORCHRUN))
+    with pytest.raises(UsageError) as caught:
+        check_world_size(3, "2T1S", "mine.yaml", environment(TORCHRUN))
+    assert str(caught.value) == (
+        "mine.yaml is 2T1S and needs 3 processes, found 6: "
+        "torchrun --standalone --nproc-per-node=3 -m switokd.train mine.yaml"
+    )
