@@ -6,6 +6,7 @@ Torch is imported only by what trains, so that `switokd coordinator` needs none 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, NoReturn, Optional
 import typer
 
 from switokd import __version__
-from switokd.config import Config
+from switokd.config import Config, Section, known_settings
 from switokd.errors import SwitokdError
 from switokd.placement import Placement, dedicated
 from switokd.runfile import load, recipe_text, recipes
@@ -41,9 +42,9 @@ RunFile = Annotated[
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045, typer reads it at run time, on Python 3.10 as well
     typer.Argument(
-        metavar="[KEY.KEY=VALUE]...",
+        metavar="KEY.KEY=VALUE",
         help="Settings on top of the file, such as schedule.epochs=3 or "
-        "networks.student.model=wrn-16-1.",
+        "networks.student.model=wrn-16-1; see 'switokd settings'.",
     ),
 ]
 
@@ -109,6 +110,17 @@ def list_recipes(
             print(f"{each:<18} {config.topology.name}  {config.description}")
     except SwitokdError as error:
         _fail(error)
+
+
+@app.command()
+def settings() -> None:
+    """List every setting of a run file with its default and meaning."""
+    for key, field in known_settings():
+        if isinstance(field.default, Section) or key == "networks":
+            print(f"\n# {field.description or key}")
+            continue
+        default = "" if field.is_required() else json.dumps(field.default)
+        print(f"{key:<37} {default:<14} {field.description or ''}".rstrip())
 
 
 def _version(wanted: bool) -> None:

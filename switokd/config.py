@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic.fields import FieldInfo
 
 from switokd.errors import nearest
 from switokd.strategy import STRATEGIES
@@ -48,6 +49,7 @@ class Data(Section):
     download: bool = False
     """Let torchvision download a missing data set into root."""
     batch_size: Annotated[int, Field(ge=2)] = 64
+    """Images per step; every network sees all of them."""
     crop_padding: Annotated[int, Field(ge=0)] | None = None
     """Random crop after padding by so many pixels; null takes the data set's custom."""
     flip: bool | None = None
@@ -66,7 +68,9 @@ class SGD(Section):
     """Stochastic gradient descent."""
 
     name: Literal["sgd"] = "sgd"
+    """Stochastic gradient descent, with:"""
     lr: Positive = 0.1
+    """Learning rate at the start."""
     momentum: NonNegative = 0.9
     weight_decay: NonNegative = 5e-4
     nesterov: bool = False
@@ -76,7 +80,9 @@ class Adam(Section):
     """Adam."""
 
     name: Literal["adam"]
+    """"adam": Adam, with:"""
     lr: Positive = 1e-3
+    """Learning rate at the start."""
     betas: tuple[NonNegative, NonNegative] = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
 
@@ -92,15 +98,16 @@ class Network(Section):
     """One network of the run."""
 
     role: Literal["teacher", "student"]
+    """teacher or student; a run needs one of each at least."""
     model: KeyText
     """wrn-DEPTH-WIDTH, mobilenet-WIDTH, a torchvision name, or package.module:callable."""
     model_kwargs: dict[str, Any] = {}
     """Keyword arguments for the model's callable."""
+    ranks: Literal[1] = 1
+    """Processes that train this network; more than one is not supported yet."""
     optimizer: Annotated[
         Annotated[SGD, Tag("sgd")] | Annotated[Adam, Tag("adam")], Discriminator(_optimizer_name)
     ] = SGD()
-    ranks: Literal[1] = 1
-    """Processes that train this network; more than one is not supported yet."""
 
 
 class Distillation(Section):
@@ -128,11 +135,13 @@ class Schedule(Section):
     """How long, and with which learning rate."""
 
     epochs: Annotated[int, Field(ge=1)] = 10
+    """Passes over the training images."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many steps even if epochs are left."""
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """After so many epochs each, the learning rates are multiplied by gamma."""
     gamma: Positive = 0.1
+    """Factor of the learning rates at each milestone."""
 
 
 class Coordinator(Section):
@@ -159,7 +168,9 @@ class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names the run in its folder and in the metrics."""
     description: str = ""
+    """A line for 'switokd recipes'."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides first weights, order and augmentation."""
     data: Data = Data()
     networks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Network]
     distillation: Distillation = Distillation()
@@ -170,6 +181,7 @@ class Config(Section):
     save_initial_weights: bool = False
     """Keep the weights before the first step as well, in weights/initial/."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU each where there is one for every process, else the CPU."""
 
     @field_validator("networks")
     @classmethod
@@ -200,8 +212,10 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def known_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the run file, with NAME for a network's."""
+def known_settings(
+    section: type[Section] = Config, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key of the run file, with NAME for a network's, and what is known of it."""
     inner: dict[str, tuple[tuple[type[Section], str], ...]] = {
         "data": ((Data, ""),),
         "networks": ((Network, "NAME."),),
@@ -210,7 +224,7 @@ def known_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
         "schedule": ((Schedule, ""),),
         "coordinator": ((Coordinator, ""),),
     }
-    for key in section.model_fields:
-        yield prefix + key
+    for key, field in section.model_fields.items():
+        yield prefix + key, field
         for child, name in inner.get(key, ()):
-            yield from known_keys(child, f"{prefix}{key}.{name}")
+            yield from known_settings(child, f"{prefix}{key}.{name}")

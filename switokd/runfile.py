@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from switokd.config import Config, known_keys
+from switokd.config import Config, known_settings
 from switokd.errors import UsageError, nearest
 
 
@@ -183,7 +183,8 @@ def _nearest_key(key: str) -> str:
     """Say ", did you mean": a close key of the same section, else of the whole file."""
     parts = key.split(".")
     network = parts[1] if parts[0] == "networks" and len(parts) > 2 else "NAME"
-    known = [k for k in (k.replace("NAME", network) for k in known_keys(Config)) if k != key]
+    every = (k.replace("NAME", network) for k, _ in known_settings())
+    known = [k for k in every if k != key]
     section, _, leaf = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     everywhere = {k.rpartition(".")[2]: k for k in reversed(known)}

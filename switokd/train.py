@@ -82,7 +82,7 @@ class Trainer:
         for step in range(
             tally.steps + 1, min(tally.steps + self.images.steps_per_epoch, steps) + 1
         ):
-            x, y = (t.to(device) for t in self._next_batch())
+            x, y = (t.to(device) for t in next(self.batches))
             result = train_step(learner, step, x, y, self.exchange, self.client)
             tally.steps, tally.samples = step, tally.samples + len(y)
             tally.steps_paused += result.loss is None
@@ -119,14 +119,6 @@ class Trainer:
         states = self.world.gather((self.learner.name, state))
         if self.desk:
             self.desk.folder.save_weights(dict(states), folder)
-
-    def _next_batch(self) -> Batch:
-        try:
-            return next(self.batches)
-        except RuntimeError as error:  # torch's own way to say it
-            if "DataLoader worker" in str(error):
-                raise PeerError(f"a data loader process is gone: {error}") from error
-            raise
 
 
 def train(config: Config, placement: Placement, env: Environment) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -93,3 +94,20 @@ def test_coordinators_side_imports_no_torch(module: str) -> None:
     program = f"import sys, {module}; print(sorted({{'torch', 'torchvision'}} & set(sys.modules)))"
     code, out, err = run([sys.executable, "-c", program], REPOSITORY)
     assert (code, out.strip()) == (0, "[]"), err
+
+
+def test_settings_explains_every_setting_of_a_dumped_run_file() -> None:
+    code, output = invoke("settings")
+    assert code == 0
+    listed = {line.split()[0] for line in output.splitlines() if line and line[0] != "#"}
+    config = load("digits-1t1s").model_dump(mode="json")
+    config["networks"] = {"NAME": config["networks"]["student"]}
+
+    def keys(tree: dict[str, Any], prefix: str = "") -> set[str]:
+        found: set[str] = set()
+        for key, value in tree.items():
+            is_section = isinstance(value, dict) and key not in ("kwargs", "model_kwargs")
+            found |= keys(value, f"{prefix}{key}.") if is_section else {prefix + key}
+        return found
+
+    assert listed - {"networks.NAME.optimizer.betas"} == keys(config)

@@ -136,7 +136,7 @@ def test_a_loader_process_that_is_killed_is_named(tmp_path: Path) -> None:
         victim.kill()
         assert_all_end(run)
         assert any(
-            "a data loader process is gone" in line and str(victim.pid) in line
+            f"rank 2 (student): data loader process {victim.pid} is gone" in line
             for line in complaints(run)
         ), run.log.read_text()
 

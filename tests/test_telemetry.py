@@ -31,7 +31,9 @@ def test_meter_averages_loss_over_learned_and_accuracy_over_all_samples() -> Non
     meter.add(*result(correct=3, loss=1.0))
     meter.add(*result(correct=1, loss=None))  # paused: no loss
     meter.add(*result(correct=2, loss=4.0, of=2))
-    assert meter.read() == (pytest.approx(2.0), pytest.approx(0.6))
+    loss, accuracy = meter.read()
+    assert loss == pytest.approx(2.0)
+    assert accuracy == pytest.approx(0.6)
     assert (meter.samples, meter.learned) == (10, 6)
 
 

@@ -2,7 +2,8 @@
 
     sources.py   data sets: images and labels by index
     augment.py   order and augmentation as functions of (seed, epoch, sample index)
-    (this file)  the training stream and the test set, made of the two
+    loader.py    batches at given positions, by loader processes if wanted
+    (this file)  the training stream and the test set, made of these
 
 Not covered: shards of a batch (every rank loads the whole one), pinned memory, prefetching to
 a device.
@@ -10,24 +11,20 @@ a device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from switokd.config import Data
 from switokd.data.augment import crop_and_flip, mix, order
+from switokd.data.loader import Batch, Batches
 from switokd.data.sources import Source, Sources, load
 from switokd.errors import UsageError
 
 __all__ = ["Batch", "Images", "open_images"]
-
-Batch = tuple[Tensor, Tensor]
-"""Images `[B, C, H, W]` in float32, normalised, and labels `[B]`."""
 
 
 @dataclass(frozen=True)
@@ -108,30 +105,16 @@ class Images:
 
     def stream(self, steps: int, first: int = 0) -> Iterator[Batch]:
         """Training batches `first` to `steps - 1` of the run, over as many epochs as that takes."""
-        return map(_checked, self._loader(True, _Positions(self, first, steps)))
+        positions = _Positions(self, first, steps)
+        return iter(Batches(self._view(train=True), positions, self.config.workers))
 
-    def test(self, batch_size: int = 512) -> TestSet:
+    def test(self, batch_size: int = 512) -> Batches:
         """The test set in order, without augmentation; may be iterated again and again."""
         n = len(self.sources.test)
         positions = [
             [(0, i) for i in range(a, min(a + batch_size, n))] for a in range(0, n, batch_size)
         ]
-        return TestSet(self._loader(False, positions))
-
-    def _loader(
-        self, train: bool, positions: Iterable[Sequence[tuple[int, int]]]
-    ) -> DataLoader[Batch]:
-        workers = self.config.workers
-        return DataLoader(
-            self._view(train),
-            batch_sampler=positions,  # type: ignore[arg-type]
-            collate_fn=_as_is,
-            generator=torch.Generator(),  # else it draws from the global one, as dropout does
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            # Never fork a process that has gRPC or collective threads.
-            multiprocessing_context="forkserver" if workers else None,
-        )
+        return Batches(self._view(train=False), positions, self.config.workers)
 
     def _view(self, train: bool) -> View:
         if not train:
@@ -165,28 +148,6 @@ class _Positions:
             if batch == 0 or not indices:
                 indices = order(self.images.seed, epoch, self.images.samples)
             yield [(epoch, index) for index in indices[batch * size : (batch + 1) * size]]
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """The test set's batches; may be iterated again and again."""
-
-    __test__ = False  # pytest: no test class
-
-    loader: DataLoader[Batch]
-
-    def __iter__(self) -> Iterator[Batch]:
-        return map(_checked, self.loader)
-
-
-def _checked(batch: Batch | UsageError) -> Batch:
-    if isinstance(batch, UsageError):
-        raise batch
-    return batch
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
 
 
 def open_images(config: Data, seed: int) -> Images:
