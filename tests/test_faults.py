@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +27,9 @@ class Running:
     torchrun: subprocess.Popen[str]
     ranks: dict[int, psutil.Process]
     coordinator: psutil.Process
+    everyone: list[psutil.Process]
+    """These, and their loader processes if there are any."""
     log: Path
-
-    @property
-    def everyone(self) -> list[psutil.Process]:
-        return [psutil.Process(self.torchrun.pid), *self.ranks.values(), self.coordinator]
 
 
 @contextmanager
@@ -48,7 +46,8 @@ def running(folder: Path, *settings: str) -> Iterator[Running]:
         )
         assert child.poll() is None, log.read_text()
         ranks, coordinators = {}, []
-        for each in psutil.Process(child.pid).children(recursive=True):
+        family = psutil.Process(child.pid).children(recursive=True)
+        for each in family:
             words = each.cmdline()
             if "coordinator" in words:
                 coordinators.append(each)
@@ -56,7 +55,13 @@ def running(folder: Path, *settings: str) -> Iterator[Running]:
                 ranks[int(each.environ()["RANK"])] = each
         assert sorted(ranks) == [0, 1, 2]
         (coordinator,) = coordinators
-        yield Running(child, ranks, coordinator, log)
+        everyone = [psutil.Process(child.pid), *family]
+        try:
+            yield Running(child, ranks, coordinator, everyone, log)
+        finally:  # also those that have lost their parents
+            for each in family:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
 
 
 def assert_all_end(run: Running, *, but: psutil.Process | None = None) -> None:
@@ -74,9 +79,10 @@ def complaints(run: Running) -> list[str]:
     return [line for line in run.log.read_text().splitlines() if line.startswith("switokd: ")]
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_killing_a_rank_ends_the_run_and_names_it(rank: int, tmp_path: Path) -> None:
-    with running(tmp_path) as run:
+@pytest.mark.parametrize(("rank", "workers"), [(0, 0), (1, 1), (2, 0)])
+def test_killing_a_rank_ends_the_run_and_names_it(rank: int, workers: int, tmp_path: Path) -> None:
+    with running(tmp_path, f"data.workers={workers}") as run:
+        assert (len(run.everyone) > 5) == (workers > 0)
         run.ranks[rank].kill()
         assert_all_end(run)
         named = f"rank {rank} ({NETWORKS[rank]}) went away after reporting step"

@@ -5,8 +5,10 @@ Not covered: what is in the batches (`data/__init__.py`).
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from multiprocessing import active_children
+from multiprocessing import active_children, parent_process
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -36,6 +38,7 @@ class Batches:
             persistent_workers=workers > 0,
             # Never fork a process that has gRPC or collective threads.
             multiprocessing_context="forkserver" if workers else None,
+            worker_init_fn=_end_with_rank,
         )
         self._processes: list[Any] = []
 
@@ -67,6 +70,22 @@ class Batches:
             if isinstance(batch, UsageError):
                 raise batch
             yield batch
+
+
+def _end_with_rank(worker: int) -> None:
+    """In a loader process: end as soon as the rank has, however it ended.
+
+    torch's own watch looks at the parent process id, which is the fork server's here; and that
+    lives for as long as its children do.
+    """
+    rank = parent_process()
+    assert rank is not None
+
+    def follow() -> None:
+        rank.join()
+        os._exit(0)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _as_is(batch: Any) -> Any:
