@@ -56,7 +56,7 @@ def train(recipe: RunFile, settings: Settings = None) -> None:
     On several machines, or to choose the processes yourself, use torchrun:
     torchrun --nproc-per-node=N -m switokd.train RECIPE_OR_FILE [KEY.KEY=VALUE]...
     """
-    from switokd.world import environment
+    from switokd.environment import environment
 
     if environment().under_torchrun:
         _work(recipe, settings or [])
@@ -78,13 +78,14 @@ def coordinator(
         int, typer.Option(min=0, max=65535, help="Port of /metrics and /healthz; 0: a free one.")
     ] = 9464,
     follow_stdin: Annotated[
-        bool, typer.Option("--follow-stdin", help="Stop when standard input is closed.")
+        bool,
+        typer.Option("--follow-stdin", hidden=True, help="Stop when standard input is closed."),
     ] = False,
 ) -> None:
     """Run the coordinator alone, for runs with coordinator.address=HOST:PORT.
 
-    Prints one JSON line with its addresses when it is ready. There is no authentication yet:
-    listen only where every peer is trusted.
+    Prints one JSON line with its addresses when it is ready. It asks nobody who they are: listen
+    only where every peer is trusted.
     """
     from switokd.services.coordinator.server import serve
 
@@ -163,24 +164,23 @@ def _load(recipe: str, settings: list[str]) -> tuple[Config, Placement]:
     config = load(recipe, settings)
     for folder in (str(Path(recipe).resolve().parent), str(Path.cwd())):
         if folder not in sys.path:
-            sys.path.insert(0, folder)
+            sys.path.append(folder)  # behind all others: a yaml.py there must not hide yaml
     return config, dedicated(config.topology)
 
 
 def _work(recipe: str, settings: list[str]) -> None:
     """One rank, from arguments to exit code."""
-    from switokd.lifecycle import follow_parent, one_line_errors
-    from switokd.world import check_world_size, environment
+    from switokd.environment import check_world_size, environment
+    from switokd.lifecycle import one_line_errors
 
     env = environment()
     with one_line_errors(env):
         config, placement = _load(recipe, settings)
         check_world_size(placement.world_size, config.topology.name, recipe, env)
-    from switokd.train import train as train_rank
-
     with one_line_errors(env, f"rank {env.rank} ({placement.network_of[env.rank]})"):
-        follow_parent(env)
-        train_rank(config, placement, env)
+        from switokd import trainer
+
+        trainer.train(config, placement, env)
 
 
 def _fail(error: SwitokdError) -> NoReturn:

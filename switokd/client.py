@@ -18,7 +18,7 @@ import grpc
 
 from switokd.config import Config
 from switokd.decision import Decision
-from switokd.errors import CoordinatorError, PeerError
+from switokd.errors import CoordinatorError, PeerError, SwitokdError
 from switokd.gap import PairSums
 from switokd.placement import Placement
 from switokd.topology import Pair
@@ -67,7 +67,7 @@ class Client:
         config: Config,
         placement: Placement,
         on_decision: Callable[[Decision], None] = lambda decision: None,
-        on_failure: Callable[[PeerError], None] = lambda error: None,
+        on_failure: Callable[[SwitokdError], None] = lambda error: None,
     ) -> None:
         """Join the run and attach the stream.
 
@@ -83,7 +83,7 @@ class Client:
         self._leaving = False
         self._step = 0
         self._wait: float | None = None
-        self.failure: PeerError | None = None
+        self.failure: SwitokdError | None = None
 
         self._channel = grpc.insecure_channel(seat.coordinator.grpc, options=CHANNEL_OPTIONS)
         stub = pb_grpc.CoordinatorServiceStub(self._channel)
@@ -140,7 +140,7 @@ class Client:
         )
         self._outgoing.put(pb.TrainRequest(progress=message))
 
-    def why(self, doing: str = "", patience: float = 3.0) -> PeerError | None:
+    def why(self, doing: str = "", patience: float = 3.0) -> SwitokdError | None:
         """What the coordinator knows of a failure, given `patience` seconds to learn it.
 
         doing: what this rank was waiting for when its collective failed.
@@ -173,9 +173,13 @@ class Client:
                         self._last = decision
                         self._changed.notify_all()
                     self._on_decision(decision)
-            ended = CoordinatorError(f"the coordinator at {self.seat.coordinator} ended the stream")
+            ended: SwitokdError = CoordinatorError(
+                f"the coordinator at {self.seat.coordinator} ended the stream"
+            )
         except grpc.RpcError as error:
-            ended = self._in_words(error)  # type: ignore[assignment]
+            ended = self._in_words(error)
+        except SwitokdError as error:  # the record cannot be written
+            ended = error
         if self._leaving:
             return
         with self._changed:

@@ -14,7 +14,15 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from switokd.errors import nearest
@@ -23,6 +31,7 @@ from switokd.topology import Role, Topology
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 KeyText = Annotated[str, Field(min_length=1)]
 
 
@@ -51,9 +60,9 @@ class Data(Section):
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Images per step; every network sees all of them."""
     crop_padding: Annotated[int, Field(ge=0)] | None = None
-    """Random crop after padding by so many pixels; null takes the data set's custom."""
+    """Random crop after padding by so many pixels; null: the data set's default."""
     flip: bool | None = None
-    """Random horizontal flip; null takes the data set's custom."""
+    """Random horizontal flip; null: the data set's default."""
     image_size: Annotated[int, Field(ge=8)] = 224
     """Side of the square that image-folder pictures are cropped to."""
     workers: Annotated[int, Field(ge=0)] = 0
@@ -63,6 +72,12 @@ class Data(Section):
     kwargs: dict[str, Any] = {}
     """Keyword arguments for a data set named by import string."""
 
+    @model_validator(mode="after")
+    def _kwargs_are_for_own_data(self) -> Data:
+        if self.kwargs and ":" not in self.dataset:
+            raise ValueError("kwargs only where dataset is package.module:callable")
+        return self
+
 
 class SGD(Section):
     """Stochastic gradient descent."""
@@ -71,9 +86,17 @@ class SGD(Section):
     """Stochastic gradient descent, with:"""
     lr: Positive = 0.1
     """Learning rate at the start."""
-    momentum: NonNegative = 0.9
+    momentum: Fraction = 0.9
     weight_decay: NonNegative = 5e-4
+    """L2 penalty."""
     nesterov: bool = False
+    """Nesterov's form of momentum."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SGD:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov only with a momentum above 0")
+        return self
 
 
 class Adam(Section):
@@ -83,7 +106,8 @@ class Adam(Section):
     """"adam": Adam, with:"""
     lr: Positive = 1e-3
     """Learning rate at the start."""
-    betas: tuple[NonNegative, NonNegative] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay of the running means of gradient and squared gradient."""
     weight_decay: NonNegative = 0.0
 
 
@@ -115,7 +139,7 @@ class Distillation(Section):
 
     strategy: str = "switokd"
     """switokd, or dml (nobody pauses)."""
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Field(ge=0.001)] = 1.0
     """tau: softens predictions in distances and KL terms."""
     alpha: NonNegative = 1.0
     """Weight of the KL terms in a student's loss."""
@@ -157,7 +181,8 @@ class Coordinator(Section):
     @field_validator("address")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
-        if value != "auto" and not re.fullmatch(r".+:\d{1,5}", value):
+        port = re.fullmatch(r".+:(\d{1,5})", value)
+        if value != "auto" and not (port and 0 < int(port[1]) < 65536):
             raise ValueError("auto, or HOST:PORT")
         return value
 
@@ -171,17 +196,17 @@ class Config(Section):
     """A line for 'switokd recipes'."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides first weights, order and augmentation."""
-    data: Data = Data()
-    networks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Network]
-    distillation: Distillation = Distillation()
-    schedule: Schedule = Schedule()
-    coordinator: Coordinator = Coordinator()
     run_dir: KeyText | None = None
     """Folder of the run's results; null makes a new one under runs/."""
     save_initial_weights: bool = False
     """Keep the weights before the first step as well, in weights/initial/."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU each where there is one for every process, else the CPU."""
+    data: Data = Data()
+    networks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Network]
+    distillation: Distillation = Distillation()
+    schedule: Schedule = Schedule()
+    coordinator: Coordinator = Coordinator()
 
     @field_validator("networks")
     @classmethod
@@ -197,10 +222,21 @@ class Config(Section):
         """Networks and roles, in the file's order."""
         return Topology(tuple((name, Role(n.role)) for name, n in self.networks.items()))
 
+    def must_agree(self) -> dict[str, Any]:
+        """All that must be equal on every rank: not where a machine has its data."""
+        agreed = self.model_dump(mode="json", exclude={"run_dir", "description"})
+        for own in ("root", "workers", "download"):
+            del agreed["data"][own]
+        return agreed
+
     def trajectory(self) -> dict[str, Any]:
-        """All that the course of the training depends on: not where it runs or is kept."""
-        elsewhere = {"run_dir", "coordinator", "description", "save_initial_weights"}
-        return self.model_dump(mode="json", exclude=elsewhere)
+        """Of that, all that the course of the training depends on."""
+        agreed = self.must_agree()
+        return {
+            key: value
+            for key, value in agreed.items()
+            if key not in ("coordinator", "save_initial_weights", "device")
+        }
 
     @cached_property
     def digest(self) -> str:

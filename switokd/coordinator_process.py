@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from switokd.client import Endpoint
+from switokd.environment import Environment
 from switokd.errors import CoordinatorError, UsageError
-from switokd.world import Environment
 
 START_SECONDS = 30.0
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from switokd.errors import NonFiniteError, PeerError
+from switokd.errors import NonFiniteError, PeerError, UsageError
 from switokd.placement import Placement
 from switokd.world import naming
 
@@ -32,16 +32,26 @@ class Header(NamedTuple):
 class Exchange:
     """Gathers logits over the default process group."""
 
-    def __init__(self, placement: Placement, digest: str) -> None:
+    def __init__(self, placement: Placement, digest: str, classes: int) -> None:
         self._placement = placement
+        self._classes = classes
         self._digest = int(digest[:15], 16)
 
     def __call__(self, step: int, z: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Every network's logits `[B, C]` in float32, detached, by name.
 
         z: this rank's `[B, C]`; y: labels `[B]`. NonFiniteError and PeerError are raised on every
-        rank alike; PeerError on this rank alone if the collective fails.
+        rank alike; PeerError on this rank alone if the collective fails, UsageError if z is not
+        of shape `[B, classes]`.
         """
+        shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        if shape != (len(y), self._classes):  # would end all ranks without a word
+            error = UsageError(
+                f"in training the model must turn {len(y)} images into logits of shape "
+                f"({len(y)}, {self._classes}), got {shape}"
+            )
+            error.seen_by_every_rank = False
+            raise error
         z = z.detach().float()
         header = torch.tensor([step, self._digest, 0, 0], device=z.device)
         header[2] = (y * torch.arange(1, len(y) + 1, device=y.device)).sum()  # order matters
@@ -50,9 +60,9 @@ class Exchange:
         everyone = mine.new_empty(self._placement.world_size * len(mine))
         with naming(f"exchanging the logits of step {step}"):
             dist.all_gather_into_tensor(everyone, mine)
-        everyone = everyone.view(self._placement.world_size, -1)
-        in_front = 2 * len(header)
-        headers = everyone[:, :in_front].contiguous().view(torch.int64).tolist()
+            everyone = everyone.view(self._placement.world_size, -1)
+            in_front = 2 * len(header)
+            headers = everyone[:, :in_front].contiguous().view(torch.int64).tolist()
         self._check([Header(*h) for h in headers])
         return {
             name: everyone[rank, in_front:].view_as(z)

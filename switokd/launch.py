@@ -27,7 +27,7 @@ def launch(placement: Placement, arguments: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # Each rank has said in a line why it ended; torchrun's account would bury it.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     threads = max((os.cpu_count() or 1) // placement.world_size, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(

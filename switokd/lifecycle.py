@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from switokd.environment import Environment
 from switokd.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, PeerError, SwitokdError
-from switokd.world import Environment
 
 UNWIND_SECONDS = 5.0
 """How long a rank that knows of a failure may take to unwind before it is ended."""
@@ -46,8 +46,7 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
             # the one that prints it, and for SIGTERM.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(10.0)
-        else:
-            complain(str(error), "" if error.seen_by_every_rank else who)
+        complain(str(error), "" if error.seen_by_every_rank else who)
         _exit(error.exit_code)
     except KeyboardInterrupt:
         if env.local_rank == 0:
@@ -58,14 +57,14 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
         _exit(EXIT_TERMINATED)
 
 
-def follow_parent(env: Environment) -> None:
-    """End at once when torchrun is gone, which no signal tells."""
+def follow_launcher(env: Environment) -> None:
+    """End at once when torchrun (or `switokd train`) is gone, which no signal tells."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
-        complain(f"torchrun (process {parent}) is gone", f"rank {env.rank}")
+        complain(f"the launcher (process {parent}) is gone", f"rank {env.rank}")
         _exit(PeerError.exit_code)
 
     if env.under_torchrun:
@@ -82,14 +81,14 @@ def unwind_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def end_if_stuck(who: str) -> Callable[[PeerError], None]:
+def end_if_stuck(who: str) -> Callable[[SwitokdError], None]:
     """Make a callback for a failure noticed beside the main thread.
 
     The main thread may sit in a collective that will not return for a minute. If it has not
     ended the process itself by then, the callback does, with the failure's line.
     """
 
-    def on_failure(error: PeerError) -> None:
+    def on_failure(error: SwitokdError) -> None:
         def end() -> None:
             complain(str(error), who)
             _exit(error.exit_code)

@@ -17,7 +17,7 @@ from switokd.run_folder import read_lines
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-EXPERT_SHADE = "#f2c14e"
+EXPERT_SHADE, SPARED_SHADE = "#f8dd9e", "#ececec"
 
 
 def print_table(console: Console, summary: dict[str, Any]) -> None:
@@ -52,7 +52,9 @@ def draw_curves(folder: Path) -> Path:
     decisions.sort(key=lambda d: (d["teacher"], d["student"], d["step"]))
     pairs = [(k, list(g)) for k, g in groupby(decisions, lambda d: (d["teacher"], d["student"]))]
     rows = len(pairs) + 1
-    figure, axes = plt.subplots(rows, 1, figsize=(9, 2.4 * rows), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, 1, figsize=(11, 2.4 * rows), sharex=True, layout="constrained"
+    )
     for axis, ((teacher, student), lines) in zip(axes[:-1], pairs, strict=True):
         _draw_pair(axis, lines)
         paused = sum(d["mode"] == "expert" for d in lines) / len(lines)
@@ -74,22 +76,34 @@ def _draw_pair(axis: Axes, lines: list[dict[str, Any]]) -> None:
         values = [d[key] for d in lines]
         axis.plot(steps, values, color=colour, alpha=0.3, linewidth=0.7)
         axis.plot(steps, _smooth(values), color=colour, linewidth=1.5, label=label)
+    wide = [d["gap"] > d["delta"] for d in lines]
     expert = [d["mode"] == "expert" for d in lines]
+    spared = [w and not e for w, e in zip(wide, expert, strict=True)]
+    _shade(axis, steps, expert, EXPERT_SHADE, "expert mode: G > δ, $e_t < e_s$")
+    _shade(axis, steps, spared, SPARED_SHADE, "G > δ, but teacher not better")
+    axis.set_ylabel("L1 distance")
+    _legend(axis)
+
+
+def _shade(axis: Axes, steps: list[int], where: list[bool], colour: str, label: str) -> None:
+    """Shade the steps at which `where` holds, each from half a step before to half a step after."""
+    edges = [steps[0] - 0.5, *(s + 0.5 for s in steps)]
     axis.fill_between(
-        [s - 0.5 for s in steps],
+        edges,
         0,
         1,
-        where=expert,
+        where=[*where, where[-1]],
         transform=axis.get_xaxis_transform(),
         step="post",
-        color=EXPERT_SHADE,
-        alpha=0.4,
+        color=colour,
         linewidth=0,
-        label="expert mode (G > δ and $e_t < e_s$)",
+        label=label,
+        zorder=0,
     )
-    axis.set_ylabel("L1 distance")
-    axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8, loc="upper right")
+
+
+def _legend(axis: Axes) -> None:
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
 def _draw_accuracy(axis: Axes, metrics: list[dict[str, Any]]) -> None:
@@ -100,7 +114,7 @@ def _draw_accuracy(axis: Axes, metrics: list[dict[str, Any]]) -> None:
         axis.plot(steps, accuracy, style, marker=".", label=name)
     axis.set_ylabel("test top-1 (%)")
     if metrics:
-        axis.legend(fontsize=8, loc="lower right")
+        _legend(axis)
     axis.grid(alpha=0.3)
 
 

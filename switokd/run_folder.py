@@ -13,7 +13,9 @@ Not covered: checkpoints to resume from.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,61 +24,88 @@ import torch
 from torch import Tensor
 
 from switokd.config import Config
-from switokd.decision import Decision
+from switokd.decision import Decision, PairDecision
 from switokd.errors import UsageError
 
 
 class RunFolder:
-    """A new folder for one run's results."""
+    """A new folder for one run's results. UsageError from every method if it cannot be written."""
 
     def __init__(self, config: Config) -> None:
         """Make the folder and write config.yaml. UsageError if it is there and not empty."""
         self.path = _make(config)
-        # "x": of two runs that start in the same empty folder, one fails here.
-        try:
-            with (self.path / "config.yaml").open("x", encoding="utf-8") as file:
-                file.write(config.dump())
-        except FileExistsError:
-            raise _taken(self.path) from None
-        self._decisions = (self.path / "decisions.jsonl").open("a", encoding="utf-8")
+        with _writing(self.path):
+            # "x": of two runs that start in the same empty folder, one fails here.
+            try:
+                with (self.path / "config.yaml").open("x", encoding="utf-8") as file:
+                    file.write(config.dump())
+            except FileExistsError:
+                raise _taken(self.path) from None
+            self._decisions = (self.path / "decisions.jsonl").open("a", encoding="utf-8")
 
     def add_decision(self, decision: Decision) -> None:
         """Append one step's decision, a line per pair."""
-        for p in decision.pairs:
-            line = {
-                "step": decision.step,
-                "teacher": p.pair.teacher,
-                "student": p.pair.student,
-                "gap": p.distances.gap,
-                "e_s": p.distances.e_s,
-                "e_t": p.distances.e_t,
-                "epsilon": p.epsilon,
-                "delta": p.delta,
-                "mode": p.mode.value,
-                "n": p.distances.n,
-            }
-            self._decisions.write(json.dumps(line) + "\n")
-        self._decisions.flush()
+        with _writing(self.path):
+            for p in decision.pairs:
+                self._decisions.write(json.dumps(_decision_line(decision.step, p)) + "\n")
+            self._decisions.flush()
 
     def add_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Append one epoch's numbers, a line per network."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.path / "metrics.jsonl"
+        with _writing(self.path), path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def save_weights(self, states: Mapping[str, Mapping[str, Tensor]], folder: str) -> None:
         """Write each network's state dict to `folder`/NAME.pt; `torch.load` alone reads it."""
-        (self.path / folder).mkdir(parents=True, exist_ok=True)
-        for name, state in states.items():
-            torch.save(dict(state), self.path / folder / f"{name}.pt")
+        with _writing(self.path):
+            (self.path / folder).mkdir(parents=True, exist_ok=True)
+            for name, state in states.items():
+                with (self.path / folder / f"{name}.pt").open("wb") as file:
+                    torch.save(dict(state), file)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Close the record and write summary.json."""
-        self.close()
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        with _writing(self.path):
+            self.close()
+            (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
     def close(self) -> None:
         """Close the record; what is written stays."""
         self._decisions.close()
+
+    def discard_if_unused(self) -> None:
+        """Remove the folder of a run that ended before its first decision."""
+        with suppress(OSError):
+            self.close()
+            if not (self.path / "decisions.jsonl").stat().st_size:
+                shutil.rmtree(self.path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn a full disk and the like into one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch.save raises either
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UsageError(f"run_dir: {path} cannot be written: {reason}") from error
+
+
+def _decision_line(step: int, p: PairDecision) -> dict[str, Any]:
+    d = p.distances
+    return {
+        "step": step,
+        "teacher": p.pair.teacher,
+        "student": p.pair.student,
+        "gap": d.gap,
+        "e_s": d.e_s,
+        "e_t": d.e_t,
+        "epsilon": p.epsilon,
+        "delta": p.delta,
+        "mode": p.mode.value,
+        "n": d.n,
+    }
 
 
 def check(config: Config) -> None:
@@ -86,7 +115,9 @@ def check(config: Config) -> None:
     path = Path(config.run_dir)
     if path.exists() and not path.is_dir():
         raise UsageError(f"run_dir: {path} is a file; name a folder that is new or empty")
-    if path.is_dir() and any(path.iterdir()):
+    with _writing(path):
+        is_taken = path.is_dir() and any(path.iterdir())
+    if is_taken:
         raise _taken(path)
 
 

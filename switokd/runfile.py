@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from switokd.config import Config, known_settings
+from switokd.config import SGD, Adam, Config, known_settings
 from switokd.errors import UsageError, nearest
 
 
@@ -74,6 +74,8 @@ def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
     UsageError, of one line, for anything wrong in either.
     """
     path = Path(recipe_or_file)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a run file in it, or a recipe")
     looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file()
     try:
         text = path.read_text(encoding="utf-8") if looks_like_path else recipe_text(recipe_or_file)
@@ -129,6 +131,7 @@ def _apply(override: str, raw: dict[str, Any]) -> None:
     node[last] = _parse(text, repr(override))
 
 
+OPTIMIZER_KEYS = {*SGD.model_fields, *Adam.model_fields}
 PLAIN_WORDS = {
     "a valid integer": "a whole number",
     "a valid array": "a list",
@@ -146,7 +149,13 @@ def _explain(error: ValidationError, raw: Mapping[str, Any]) -> tuple[str, str]:
     key = ".".join(_keys(problem["loc"], raw))
     kind, loc = problem["type"], problem["loc"]
     allowed = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if kind == "extra_forbidden":
+    if kind == "extra_forbidden" and ".optimizer." in key and loc[-1] in OPTIMIZER_KEYS:
+        section = key.rpartition(".")[0]
+        sentence = (
+            f"{key} is no setting of {loc[-2]}; to change the optimizer set all of it, like "
+            f"{section}={{name: adam, lr: 1e-3}}"
+        )
+    elif kind == "extra_forbidden":
         sentence = f"unknown key {key}{_nearest_key(key)}"
     elif kind == "missing":
         sentence = f"{key} is missing"

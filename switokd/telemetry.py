@@ -5,6 +5,7 @@ Not covered: the record on disk (`run_folder.py`), the closing table (`report.py
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -102,12 +103,13 @@ class ProgressBar:
         self.console = Console(highlight=False, soft_wrap=True)
         self._steps, self._epochs, self._paused = steps, epochs, paused
         self._student = paused.topology.students[0]
-        self._started = self._shown = time.monotonic()
+        self._shown = time.monotonic()
+        self._started: float | None = None
         self._samples = 0
         # Fits into 80 columns.
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=8),
             TextColumn("{task.percentage:3.0f}%"),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[numbers]}"),
@@ -127,8 +129,11 @@ class ProgressBar:
 
     def step(self, step: int, epoch: int, result: StepResult, y: Tensor) -> None:
         """Show one step, if it is time to."""
-        self._samples += len(y)
         now = time.monotonic()
+        if self._started is None:  # the first step of an epoch: evaluation is not counted
+            self._started = now
+        else:
+            self._samples += len(y)
         if now - self._shown < self._interval and step < self._steps:
             return
         self._shown = now
@@ -137,17 +142,18 @@ class ProgressBar:
         accuracy = (z.argmax(dim=1) == y).float().mean().item()
         rate = self._samples / max(now - self._started, 1e-9)
         numbers = (
-            f"{rate:,.0f} images/s  loss {loss:.3f}  top-1 {accuracy:.0%}  "
+            f"{rate:,.0f} images/s  student loss {loss:.3f} top-1 {accuracy:.0%}  "
             f"paused {self._paused.share:.0%}"
         )
         self._progress.update(self._task, completed=step, numbers=numbers)
         if self._progress.disable and step < self._steps:
-            left = (now - self._started) / step * (self._steps - step)
+            left = len(y) * (self._steps - step) / rate if rate else math.inf
             at = f"epoch {epoch + 1}/{self._epochs}  step {step}/{self._steps}"
             self.console.print(f"{at}  {left:.0f} s left  {numbers}")
 
     def epoch(self, epoch: int, test_top1: Mapping[str, float]) -> None:
         """Print one epoch's line."""
+        self._started, self._samples = None, 0
         accuracies = "  ".join(f"{name} {top1:.1%}" for name, top1 in test_top1.items())
         self._progress.console.print(
             f"epoch {epoch + 1:>3}/{self._epochs}  test top-1  {accuracies}  "

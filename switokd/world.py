@@ -1,4 +1,4 @@
-"""torchrun's environment, the process groups and the device: the one place that reads them.
+"""The process groups and the device.
 
 Not covered: ranks that share a GPU over NCCL; starting the processes (`launch.py`).
 """
@@ -6,51 +6,24 @@ Not covered: ranks that share a GPU over NCCL; starting the processes (`launch.p
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from switokd.errors import CollectiveError, UsageError
+from switokd.environment import Environment
+from switokd.errors import CollectiveError, SwitokdError, UsageError
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=30)
 """How long ranks wait for each other where their work may be unequal: set-up, evaluation."""
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What torchrun tells a process; one process alone without it."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_world_size: int = 1
-    master_addr: str = "127.0.0.1"
-    under_torchrun: bool = False
-
-    @property
-    def one_host(self) -> bool:
-        """Whether all processes run on this machine."""
-        return self.local_world_size == self.world_size
-
-
-def environment(variables: Mapping[str, str] = os.environ) -> Environment:
-    """Read torchrun's variables."""
-    if "WORLD_SIZE" not in variables:
-        return Environment()
-    return Environment(
-        rank=int(variables["RANK"]),
-        world_size=int(variables["WORLD_SIZE"]),
-        local_rank=int(variables["LOCAL_RANK"]),
-        local_world_size=int(variables["LOCAL_WORLD_SIZE"]),
-        master_addr=variables["MASTER_ADDR"],
-        under_torchrun="TORCHELASTIC_RUN_ID" in variables,
-    )
 
 
 def gpu_count() -> int:
@@ -109,6 +82,20 @@ class World:
             dist.broadcast_object_list(carrier, group=self.patient)
         return carrier[0]
 
+    def on_rank_0(self, make: Callable[[], T]) -> T | None:
+        """What `make` gives on rank 0, None elsewhere; its SwitokdError is raised on all."""
+        made, problem = None, None
+        if self.rank == 0:
+            try:
+                made = make()
+            except SwitokdError as error:
+                problem = error
+        problem = self.broadcast(problem)
+        if problem is not None:
+            problem.seen_by_every_rank = True
+            raise problem
+        return made
+
 
 @contextmanager
 def naming(doing: str) -> Iterator[None]:
@@ -116,8 +103,9 @@ def naming(doing: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise CollectiveError(doing, first_line) from error
+        # Gloo begins with a place in its source and ends with advice.
+        reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip()).splitlines()[0]
+        raise CollectiveError(doing, reason.partition(". ")[0]) from error
 
 
 @contextmanager
@@ -129,6 +117,8 @@ def join_world(env: Environment, device: torch.device, timeout: float) -> Iterat
     if device.type == "cuda":
         torch.cuda.set_device(device)
     seconds = timedelta(seconds=timeout)
+    # A peer that hangs is then an error here, not the end of this process by NCCL's watchdog.
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     with naming("joining the process group"):
         if device.type == "cuda":
             dist.init_process_group("nccl", timeout=seconds, device_id=device)
@@ -146,15 +136,6 @@ def join_world(env: Environment, device: torch.device, timeout: float) -> Iterat
 
 def _failing() -> bool:
     return sys.exc_info()[0] is not None
-
-
-def check_world_size(needed: int, topology: str, recipe: str, env: Environment) -> None:
-    """UsageError, with the command to type, unless there is one process per network."""
-    if env.world_size != needed:
-        raise UsageError(
-            f"{recipe} is {topology} and needs {needed} processes, found {env.world_size}: "
-            f"torchrun --standalone --nproc-per-node={needed} -m switokd.train {recipe}"
-        )
 
 
 def check_same_configuration(world: World, mine: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ if odd and case == "gone":
     sys.exit(0)
 z.requires_grad_()
 try:
-    logits = Exchange(Placement(("t", "s")), digest)(step, z, y)
+    logits = Exchange(Placement(("t", "s")), digest, classes=4)(step, z, y)
     told = {k: [v.tolist(), v.requires_grad] for k, v in logits.items()}
 except SwitokdError as error:
     told = [type(error).__name__, str(error)]

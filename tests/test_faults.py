@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -105,8 +106,27 @@ def test_killing_torchrun_ends_the_run_and_names_it(tmp_path: Path) -> None:
         run.torchrun.kill()
         assert_all_end(run)
         assert any(
-            f"torchrun (process {run.torchrun.pid}) is gone" in line for line in complaints(run)
+            f"the launcher (process {run.torchrun.pid}) is gone" in line for line in complaints(run)
         )
+
+
+@pytest.mark.parametrize("seconds", [0.7, 3.0])
+def test_killing_torchrun_while_the_ranks_start_leaves_none(seconds: float, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with process(torchrun(2, "digits-1t1s", "schedule.epochs=500"), tmp_path, log) as child:
+        parent = psutil.Process(child.pid)
+        ranks = wait_until(lambda: len(parent.children()) == 2 and parent.children(), 30, "ranks")
+        try:
+            born = max(rank.create_time() for rank in ranks)
+            wait_until(lambda: time.time() - born > seconds, 10, "the moment to kill")
+            child.kill()
+            _, alive = psutil.wait_procs(ranks, timeout=END_SECONDS)
+            assert not alive
+        finally:
+            for rank in ranks:
+                with suppress(psutil.NoSuchProcess):
+                    rank.kill()
+    assert f"the launcher (process {child.pid}) is gone" in log.read_text()
 
 
 def test_a_rank_that_hangs_is_named_after_the_timeout(tmp_path: Path) -> None:

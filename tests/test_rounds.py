@@ -47,7 +47,7 @@ def test_decides_when_the_last_teacher_has_reported_whatever_the_order() -> None
 
 def test_a_teachers_ranks_are_added_up_in_rank_order() -> None:
     plan = Plan(Topology((("a", T), ("s", S))), ((0, 1, 2), (3,)), "switokd", "d", 60.0)
-    parts = [PairSums(v, v, v, 1) for v in (1e16, 1.0, -1e16)]
+    parts = [PairSums(v, v, v, 10**16) for v in (1e16, 1.0, 1.0)]
     results = []
     for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
         run = started(plan)
@@ -56,9 +56,10 @@ def test_a_teachers_ranks_are_added_up_in_rank_order() -> None:
         assert decided is not None
         results.append(decided.decision)
     # 1e16 + 1 rounds to 1e16: another order would give another sum.
-    assert results[0].pairs[0].distances.gap == 0.0
+    assert (1e16 + 1.0) + 1.0 != 1e16 + (1.0 + 1.0)
+    assert results[0].pairs[0].distances.gap == 1e16 / (3 * 10**16)
     assert results[1:] == results[:1] * 2
-    assert results[0].pairs[0].distances.n == 3
+    assert results[0].pairs[0].distances.n == 3 * 10**16
 
 
 def test_unequal_shards_are_weighted_by_their_samples() -> None:
@@ -83,7 +84,9 @@ def test_unequal_shards_are_weighted_by_their_samples() -> None:
         (-1, 1, {}, "INVALID_ARGUMENT", "ranks 0 to 2, not -1"),
         (0, 1, {Pair("a", "s"): replace(NEAR, gap=float("nan"))}, "INVALID_ARGUMENT", "finite"),
         (0, 1, {Pair("a", "s"): replace(NEAR, e_t=float("inf"))}, "INVALID_ARGUMENT", "finite"),
-        (0, 1, {Pair("a", "s"): replace(NEAR, n=0)}, "INVALID_ARGUMENT", "no samples"),
+        (0, 1, {Pair("a", "s"): replace(NEAR, e_t=-0.1)}, "INVALID_ARGUMENT", "finite"),
+        (0, 1, {Pair("a", "s"): replace(NEAR, gap=16.1)}, "INVALID_ARGUMENT", "at most 2 per"),
+        (0, 1, {Pair("a", "s"): replace(NEAR, n=0)}, "INVALID_ARGUMENT", "n=0"),
     ],
 )
 def test_refuses_a_bad_report_and_goes_on_as_if_it_had_not_come(

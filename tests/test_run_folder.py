@@ -160,7 +160,7 @@ def test_curves(tmp_path: Path, pairs: int, steps: int, epochs: int) -> None:
     picture = path.read_bytes()
     assert picture.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", picture[16:24])
-    assert (width, height) == pytest.approx((9 * 120, 2.4 * (pairs + 1) * 120), abs=1)
+    assert (width, height) == pytest.approx((11 * 120, 2.4 * (pairs + 1) * 120), abs=1)
     assert 10_000 < len(picture) < 500_000
 
 

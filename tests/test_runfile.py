@@ -76,7 +76,8 @@ def test_recipe_loads_and_is_named_after_its_topology(recipe: str) -> None:
 
 @pytest.mark.parametrize("recipe", recipes())
 def test_dump_loads_to_the_same_configuration(recipe: str, tmp_path: Path) -> None:
-    settings = ["description='Größe: \"5e-4\", no'", "data.kwargs={a: ['007', null], b: {c: 1e-3}}"]
+    kwargs = "data.kwargs={a: ['007', null], b: {c: 1e-3}}"
+    settings = ["description='Größe: \"5e-4\", no'", "data.dataset=own:data", kwargs]
     config = load(recipe, settings)
     path = tmp_path / "config.yaml"
     path.write_text(config.dump(), encoding="utf-8")
@@ -116,8 +117,16 @@ def test_digest_follows_what_the_training_depends_on(setting: str, matters: bool
             "networks.big.optimizer.name=adamw",
             "=adamw: networks.big.optimizer.name: found adamw; allowed: 'sgd', 'adam'",
         ),
-        ("networks.big.optimizer={name: adam, momentum: 1}", "momentum; known keys here: name, lr"),
+        (
+            "networks.big.optimizer={name: adam, momentum: 1}",
+            "momentum is no setting of adam; to change",
+        ),
         ("networks.big.role=student", "role=student: networks: found"),
+        ("networks.big.optimizer={nesterov: true, momentum: 0}", "nesterov only with a momentum"),
+        ("networks.big.optimizer={name: adam, betas: [0.9, 1.5]}", "betas.1: found 1.5; allowed:"),
+        ("coordinator.address=here:99999", "allowed: auto, or HOST:PORT"),
+        ("distillation.temperature=1e-320", "greater than or equal to 0.001"),
+        ("data.kwargs={a: 1}", "kwargs only where dataset is package.module:callable"),
         ("network={}", "unknown key network; did you mean networks?"),
         ("networks.big.role=boss", "found \"boss\"; allowed: 'teacher' or 'student'"),
         ("distillation.strategy=switokt", "one of switokd, dml; did you mean 'switokd'?"),
@@ -177,7 +186,7 @@ def test_file_that_is_no_run_file(run_file: Path, text: str, sentence: str) -> N
 
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "no.yaml: cannot be read as a run file: No such" in refusal(tmp_path / "no.yaml")
-    assert "cannot be read as a run file: Is a directory" in refusal(tmp_path)
+    assert f"{tmp_path} is a folder; name a run file in it" in refusal(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe9")
     assert "latin.yaml: cannot be read as a run file: not UTF-8" in refusal(tmp_path / "latin.yaml")
 

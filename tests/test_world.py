@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from switokd import world
+from switokd.environment import Environment, check_world_size, environment
 from switokd.errors import UsageError
-from switokd.world import Environment, check_world_size, choose_device, environment
+from switokd.world import choose_device
 
 TORCHRUN = {
     "RANK": "5",

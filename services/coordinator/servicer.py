@@ -70,6 +70,8 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
         self._clock = clock
         self._forget_after = forget_after
         self._outboxes: dict[tuple[str, int], Outbox] = {}
+        self._announced: set[str] = set()
+        """Failed runs whose ranks have been told."""
 
     @property
     def streams(self) -> int:
@@ -128,15 +130,21 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
         """End runs whose ranks hang, forget runs that ended long ago; forever."""
         while True:
             await asyncio.sleep(interval)
-            now = self._clock()
-            for run in list(self.runs.values()):
-                if overdue := run.overdue(now):
-                    run.fail(overdue, now)
-                    self._after_change(run)
-                if run.ended_at is not None and now - run.ended_at > self._forget_after:
-                    del self.runs[run.run_id]
-                    self._metrics.forget(run.run_id)
-                    log.info("run %s: forgotten", run.run_id)
+            try:
+                self._tend(self._clock())
+            except Exception:  # the watch must go on for the other runs
+                log.exception("watching runs failed")
+
+    def _tend(self, now: float) -> None:
+        for run in list(self.runs.values()):
+            if overdue := run.overdue(now):
+                run.fail(overdue, now)
+                self._after_change(run)
+            if run.ended_at is not None and now - run.ended_at > self._forget_after:
+                del self.runs[run.run_id]
+                self._announced.discard(run.run_id)
+                self._metrics.forget(run.run_id)
+                log.info("run %s: forgotten", run.run_id)
 
     async def _read(self, requests: AsyncIterator[pb.TrainRequest], seat: Seat) -> None:
         """Handle one stream's messages until the rank leaves."""
@@ -191,9 +199,13 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
             response = pb.TrainResponse(decision=decision_to_wire(decided.decision))
             for outbox in self._outboxes_of(run):
                 outbox.put_nowait(response)
-            # After the broadcast: nobody waits for the metrics.
-            self._metrics.decided(
-                run.run_id, decided.decision, decided.duration, run.plan.topology.teachers
+            # The streams send first; nobody waits for the metrics.
+            asyncio.get_running_loop().call_soon(
+                self._metrics.decided,
+                run.run_id,
+                decided.decision,
+                decided.duration,
+                run.plan.topology.teachers,
             )
         if message.HasField("decision_wait_seconds"):
             self._metrics.decision_wait.labels(run.run_id, run.plan.network_of[rank]).observe(
@@ -224,7 +236,8 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
         """Show the run's state; if it has failed, end its streams with the reason."""
         if self.runs.get(run.run_id) is run:
             self._metrics.run_changed(run)
-        if run.failure:
+        if run.failure and run.run_id not in self._announced:
+            self._announced.add(run.run_id)
             log.warning("run %s: %s", run.run_id, run.failure)
             for outbox in self._outboxes_of(run):
                 outbox.put_nowait(End(grpc.StatusCode.ABORTED, run.failure))

@@ -12,13 +12,16 @@ Not covered: streams without a length, targets that are not class labels.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from switokd.config import Data
@@ -72,9 +75,9 @@ class ItemSource:
         images, labels = [], []
         for index, key in zip(indices, keys.tolist(), strict=True):
             with seeded(key):
-                image, label = self.items[index]
+                image, label = _pair(self.items, index, self.where)
             images.append(_as_tensor(image, f"{self.where}, sample {index}"))
-            labels.append(int(label))
+            labels.append(label)
             if not 0 <= labels[-1] < self.classes:
                 raise UsageError(
                     f"{self.where}, sample {index}: label {labels[-1]} is outside the "
@@ -162,9 +165,13 @@ def _cifar(
 def _torchvision(name: str, data: Data, train: bool) -> Any:
     import torchvision
 
+    # The ranks of a machine share the folder: one downloads, the others find it done.
+    lock = FileLock(f"{data.root}.lock") if data.download else nullcontext()
     try:
-        return getattr(torchvision.datasets, name)(data.root, train=train, download=data.download)
-    except RuntimeError as error:
+        with lock:
+            make = getattr(torchvision.datasets, name)
+            return make(data.root, train=train, download=data.download)
+    except (RuntimeError, OSError) as error:
         layout = {
             "FashionMNIST": "FashionMNIST/raw/train-images-idx3-ubyte (unpacked) and its siblings",
             "CIFAR10": "cifar-10-batches-py/",
@@ -219,9 +226,14 @@ def _custom(data: Data) -> Sources:
                 f"data.dataset {data.dataset} must return a data set with a length and items, got "
                 f"{type(part).__name__}"
             )
-    classes = len(getattr(parts[0], "classes", ()))
-    if not classes:  # then every label has to be looked at
-        classes = 1 + max(int(parts[0][i][1]) for i in range(len(parts[0])))
+        if not len(part):
+            raise UsageError(f"data.dataset {data.dataset} returned a data set without samples")
+    named = getattr(parts[0], "classes", None)
+    if named is None:  # then every label has to be looked at
+        labels = (_pair(parts[0], i, data.dataset)[1] for i in range(len(parts[0])))
+        classes = 1 + max(labels)
+    else:
+        classes = named if isinstance(named, int) else len(named)
     sources = [ItemSource(part, classes, data.dataset) for part in parts]
     # uint8 images are scaled to [-1, 1]; float images are used as they come.
     return Sources(sources[0], sources[1], classes, mean=(0.5,), std=(0.5,))
@@ -236,6 +248,19 @@ BY_NAME: dict[str, Callable[[Data], Sources]] = {
 }
 
 
+def _pair(items: Any, index: int, where: str) -> tuple[Any, int]:
+    """One (image, label); UsageError if the item is none."""
+    item = items[index]
+    try:
+        image, label = item
+        return image, operator.index(label.item() if hasattr(label, "item") else label)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(
+            f"{where}, sample {index}: an item must be (image, label), the label a whole "
+            f"number, got {str(item)[:60]!r}"
+        ) from None
+
+
 def _as_tensor(image: Any, where: str) -> Tensor:
     """An image as `[C, H, W]`: a tensor as it is, a PIL image or array `[H, W(, C)]` as bytes."""
     if isinstance(image, Tensor):
@@ -246,6 +271,8 @@ def _as_tensor(image: Any, where: str) -> Tensor:
             raise UsageError(f"{where}: an image must be a tensor or hold bytes, got {array.dtype}")
         tensor = torch.from_numpy(array)
         tensor = tensor[None] if tensor.dim() == 2 else tensor.permute(2, 0, 1)
+    if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
+        raise UsageError(f"{where}: a tensor must hold bytes or floats, got {tensor.dtype}")
     if tensor.dim() != 3:
         raise UsageError(
             f"{where}: an image must be [channels, height, width], got {list(tensor.shape)}"

@@ -1,0 +1,52 @@
+"""torchrun's environment, read in one place; without torch, so that mistakes show at once.
+
+Not covered: joining the other processes (`world.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from switokd.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What torchrun tells a process; one process alone without it."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    master_addr: str = "127.0.0.1"
+    under_torchrun: bool = False
+
+    @property
+    def one_host(self) -> bool:
+        """Whether all processes run on this machine."""
+        return self.local_world_size == self.world_size
+
+
+def environment(variables: Mapping[str, str] = os.environ) -> Environment:
+    """Read torchrun's variables."""
+    if "WORLD_SIZE" not in variables:
+        return Environment()
+    return Environment(
+        rank=int(variables["RANK"]),
+        world_size=int(variables["WORLD_SIZE"]),
+        local_rank=int(variables["LOCAL_RANK"]),
+        local_world_size=int(variables["LOCAL_WORLD_SIZE"]),
+        master_addr=variables["MASTER_ADDR"],
+        under_torchrun="TORCHELASTIC_RUN_ID" in variables,
+    )
+
+
+def check_world_size(needed: int, topology: str, recipe: str, env: Environment) -> None:
+    """UsageError, with the command to type, unless there is one process per network."""
+    if env.world_size != needed:
+        raise UsageError(
+            f"{recipe} is {topology} and needs {needed} processes, found {env.world_size}: "
+            f"torchrun --standalone --nproc-per-node={needed} -m switokd.train {recipe}"
+        )
