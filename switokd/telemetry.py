@@ -142,7 +142,7 @@ class ProgressBar:
         accuracy = (z.argmax(dim=1) == y).float().mean().item()
         rate = self._samples / max(now - self._started, 1e-9)
         numbers = (
-            f"{rate:,.0f} images/s  student loss {loss:.3f} top-1 {accuracy:.0%}  "
+            f"{rate:,.0f} images/s student loss {loss:.3f} top-1 {accuracy:.0%} "
             f"paused {self._paused.share:.0%}"
         )
         self._progress.update(self._task, completed=step, numbers=numbers)

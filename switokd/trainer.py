@@ -264,5 +264,5 @@ def joined(seat: Seat, config: Config, placement: Placement, desk: Desk | None) 
         client.close(failure=str(error) or "stopped by SIGTERM")
         raise reason or error from error
     except BaseException as error:
-        client.close(failure=str(error) or type(error).__name__)
+        client.close(failure=(str(error).splitlines() or [type(error).__name__])[0])
         raise

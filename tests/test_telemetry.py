@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import re
+
 import pytest
 import torch
+from rich.console import Console
+from rich.text import Text
 from torch import nn
 
+from switokd import telemetry
 from switokd.decision import Decision
 from switokd.evaluate import top1
 from switokd.step import StepResult
@@ -53,6 +59,23 @@ def test_bar_prints_epochs_where_there_is_no_terminal(capsys: pytest.CaptureFixt
         bar.step(1, 0, *result(correct=1, loss=1.0))
         bar.epoch(0, {"a": 0.5, "s": 0.25})
     assert capsys.readouterr().out == "epoch   1/1  test top-1  a 50.0%  s 25.0%  paused 50%\n"
+
+
+def test_bar_on_a_terminal_fits_and_shows_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=80, highlight=False)
+    monkeypatch.setattr(telemetry, "Console", lambda **_: terminal)
+    share = PausedShare(TOPOLOGY)
+    share.add(Decision(1, (), ("a", "b")))
+    with ProgressBar("digits-2t1s", steps=3, epochs=1, paused=share) as bar:
+        for step in (1, 2, 3):
+            bar.step(step, 0, *result(correct=3, loss=1.0))
+    frames = re.split(r"[\r\n]", screen.getvalue())
+    shown = [Text.from_ansi(frame).plain.rstrip() for frame in frames]
+    pattern = r"digits-2t1s .*100%.*images/s student loss \d\.\d+ top-1 75% paused 100%"
+    last = [line for line in shown if "images/s" in line][-1]
+    assert re.search(pattern, last), shown
+    assert len(last) <= 80
 
 
 def test_top1_counts_over_batches_and_keeps_the_mode() -> None:
