@@ -83,10 +83,11 @@ class SGD(Section):
     """Stochastic gradient descent."""
 
     name: Literal["sgd"] = "sgd"
-    """Stochastic gradient descent, with:"""
+    """sgd or adam; the settings of sgd:"""
     lr: Positive = 0.1
     """Learning rate at the start."""
     momentum: Fraction = 0.9
+    """Share of the previous update that is kept."""
     weight_decay: NonNegative = 5e-4
     """L2 penalty."""
     nesterov: bool = False
@@ -103,12 +104,13 @@ class Adam(Section):
     """Adam."""
 
     name: Literal["adam"]
-    """"adam": Adam, with:"""
+    """adam; its settings:"""
     lr: Positive = 1e-3
     """Learning rate at the start."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay of the running means of gradient and squared gradient."""
     weight_decay: NonNegative = 0.0
+    """L2 penalty."""
 
 
 def _optimizer_name(optimizer: Any) -> str:

@@ -147,7 +147,11 @@ def train(config: Config, placement: Placement, env: Environment) -> None:
     batches = images.stream(steps)
     with ExitStack() as stack:
         world = stack.enter_context(join_world(env, device, config.coordinator.timeout))
-        found = {"training images": images.samples, "classes": images.classes}
+        found = {
+            "training images": images.samples,
+            "classes": images.classes,
+            "kind of device": device.type,
+        }
         check_same_configuration(world, {**config.must_agree(), **found})
         desk = world.on_rank_0(lambda: Desk(config, steps))
         if desk:
