@@ -21,6 +21,10 @@ UNWIND_SECONDS = 5.0
 """How long a rank that knows of a failure may take to unwind before it is ended."""
 
 
+PRECEDENCE_SECONDS = 10.0
+"""How long a rank leaves it to the machine's first rank to print an error that both found."""
+
+
 class Terminated(BaseException):
     """SIGTERM. Like KeyboardInterrupt no Exception, so that nothing swallows it."""
 
@@ -45,7 +49,7 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
             # One line is enough. torchrun ends all ranks when the first one ends, so wait for
             # the one that prints it, and for SIGTERM.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(10.0)
+            time.sleep(PRECEDENCE_SECONDS)
         complain(str(error), "" if error.seen_by_every_rank else who)
         _exit(error.exit_code)
     except KeyboardInterrupt:

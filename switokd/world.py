@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,32 +109,24 @@ def naming(doing: str) -> Iterator[None]:
 
 @contextmanager
 def join_world(env: Environment, device: torch.device, timeout: float) -> Iterator[World]:
-    """Join the process groups, and leave them at the end.
+    """Join the process groups, and leave them at the end unless the body fails.
 
+    After a failure leaving would wait for peers that are gone, and the process ends anyway.
     timeout: seconds after which a step's collective gives up. PeerError if a rank does not come.
     """
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     seconds = timedelta(seconds=timeout)
-    # A peer that hangs is then an error here, not the end of this process by NCCL's watchdog.
-    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     with naming("joining the process group"):
         if device.type == "cuda":
+            torch.cuda.set_device(device)
+            # A peer that hangs is then an error here, not this process's end by NCCL's watchdog.
+            os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
             dist.init_process_group("nccl", timeout=seconds, device_id=device)
         else:
             dist.init_process_group("gloo", timeout=seconds)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     assert isinstance(patient, dist.ProcessGroup)
-    try:
-        yield World(env, device, patient)
-    finally:
-        # After a failure the groups wait for peers that are gone; the process ends anyway.
-        if not _failing():
-            dist.destroy_process_group()
-
-
-def _failing() -> bool:
-    return sys.exc_info()[0] is not None
+    yield World(env, device, patient)
+    dist.destroy_process_group()
 
 
 def check_same_configuration(world: World, mine: Mapping[str, Any]) -> None:
