@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn, Optional
 
@@ -17,7 +18,6 @@ import typer
 from switokd import __version__
 from switokd.config import Config, Section, known_settings
 from switokd.errors import SwitokdError
-from switokd.placement import Placement, dedicated
 from switokd.runfile import load, recipe_text, recipes
 
 EPILOG = (
@@ -50,24 +50,46 @@ Settings = Annotated[
 
 
 @app.command(epilog=EPILOG)
-def train(recipe: RunFile, settings: Settings = None) -> None:
-    """Train a recipe or run file: starts one process per network on this machine.
+def train(
+    recipe: RunFile,
+    settings: Settings = None,
+    processes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            "--processes", "-n", min=1, help="How many, for placement=replicated or auto."
+        ),
+    ] = None,
+) -> None:
+    """Train a recipe or run file: starts the processes that it needs on this machine.
 
-    On several machines, or to choose the processes yourself, use torchrun:
+    That is one per network, unless placement or networks.NAME.ranks say otherwise; for
+    placement=replicated one per GPU, or a single one. On several machines, or to choose the
+    processes yourself, use torchrun:
     torchrun --nproc-per-node=N -m switokd.train RECIPE_OR_FILE [KEY.KEY=VALUE]...
     """
-    from switokd.environment import environment
+    from switokd.environment import check_world_size, environment
 
-    if environment().under_torchrun:
-        _work(recipe, settings or [])
-        return
+    env = environment()
     try:
-        _, placement = _load(recipe, settings or [])
+        config = _load(recipe, settings or [])
+        needed = config.world_size
+        if needed and processes:
+            check_world_size(
+                needed, config.topology.name, recipe, replace(env, world_size=processes)
+            )
     except SwitokdError as error:
         _fail(error)
+    count = needed or processes
+    if count is None:
+        from switokd.launch import processes_for
+
+        count = processes_for(config)
+    if env.under_torchrun or count == 1:
+        _work(recipe, settings or [])
+        return
     from switokd.launch import launch
 
-    raise typer.Exit(launch(placement, [recipe, *(settings or [])]))
+    raise typer.Exit(launch(config, count, [recipe, *(settings or [])]))
 
 
 @app.command()
@@ -150,37 +172,43 @@ def worker_main() -> None:
 
     @worker.command(epilog=EPILOG)
     def rank(recipe: RunFile, settings: Settings = None) -> None:
-        """Train one rank's network; started once per network by torchrun.
+        """Train one rank's networks; started once per rank by torchrun.
 
         torchrun --standalone --nproc-per-node=3 -m switokd.train digits-2t1s [KEY.KEY=VALUE]...
+
+        A run of one process needs no torchrun:
+        python -m switokd.train digits-2t1s placement=replicated coordinator=off
         """
         _work(recipe, settings or [])
 
     worker(prog_name="torchrun ... -m switokd.train")
 
 
-def _load(recipe: str, settings: list[str]) -> tuple[Config, Placement]:
+def _load(recipe: str, settings: list[str]) -> Config:
     """Read the run file. Its folder can be imported from, like the current one."""
     config = load(recipe, settings)
     for folder in (str(Path(recipe).resolve().parent), str(Path.cwd())):
         if folder not in sys.path:
             sys.path.append(folder)  # behind all others: a yaml.py there must not hide yaml
-    return config, dedicated(config.topology)
+    return config
 
 
 def _work(recipe: str, settings: list[str]) -> None:
     """One rank, from arguments to exit code."""
-    from switokd.environment import check_world_size, environment
+    from switokd.environment import check_alone, check_world_size, environment
     from switokd.lifecycle import one_line_errors
 
     env = environment()
     with one_line_errors(env):
-        config, placement = _load(recipe, settings)
-        check_world_size(placement.world_size, config.topology.name, recipe, env)
-    with one_line_errors(env, f"rank {env.rank} ({placement.network_of[env.rank]})"):
+        config = _load(recipe, settings)
+        needed = config.world_size or env.world_size
+        check_world_size(needed, config.topology.name, recipe, env)
+        if config.coordinator.address == "off":
+            check_alone(env)
+    with one_line_errors(env, config.who(env.rank, env.world_size)):
         from switokd import trainer
 
-        trainer.train(config, placement, env)
+        trainer.train(config, recipe, env)
 
 
 def _fail(error: SwitokdError) -> NoReturn:

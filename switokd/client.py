@@ -3,25 +3,29 @@
 One stream for the whole run: reports go out without waiting, decisions come in on a thread of
 their own. When the stream ends early, `failure` says why in a sentence.
 
-Not covered yet: reconnecting, and deciding alone when the coordinator is lost.
+A rank that foresees a decision goes on before it arrives, but never by more than a step, and
+nothing that it computes is applied before the coordinator has decided the same.
+
+Not covered yet: reconnecting, and deciding alone when the coordinator is lost (`alone.py` is for
+runs without one).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
 
 import grpc
 
 from switokd.config import Config
-from switokd.decision import Decision
+from switokd.decision import Decision, foresee
+from switokd.distances import Parts, means
 from switokd.errors import CoordinatorError, PeerError, SwitokdError
-from switokd.gap import PairSums
-from switokd.placement import Placement
-from switokd.topology import Pair
+from switokd.placement import Place, Placement
+from switokd.strategy import STRATEGIES
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
 from switokd.wire import ROLE_TO_WIRE, decision_from_wire, sums_to_wire
@@ -75,6 +79,14 @@ class Client:
         nobody answers at the address in time or the coordinator refuses this rank.
         """
         self.seat = seat
+        self.pairs = [
+            p for p in config.topology.pairs if seat.rank in placement.ranks_of(p.teacher)
+        ]
+        self.waits: list[float] = []
+        """Seconds that this rank stood still for each step's decision; teachers' ranks only."""
+        self._place = Place(placement, seat.rank)
+        self._switch = STRATEGIES[config.distillation.strategy].switch
+        self._foreseen: Decision | None = None
         self._timeout = config.coordinator.timeout
         self._on_decision, self._on_failure = on_decision, on_failure
         self._outgoing: SimpleQueue[pb.TrainRequest | None] = SimpleQueue()
@@ -82,7 +94,6 @@ class Client:
         self._last: Decision | None = None
         self._leaving = False
         self._step = 0
-        self._wait: float | None = None
         self.failure: SwitokdError | None = None
 
         self._channel = grpc.insecure_channel(seat.coordinator.grpc, options=CHANNEL_OPTIONS)
@@ -97,13 +108,29 @@ class Client:
         self._thread = threading.Thread(target=self._receive, daemon=True, name="decisions")
         self._thread.start()
 
-    def report(self, step: int, pairs: Mapping[Pair, PairSums]) -> None:
-        """Send this rank's part of a step; does not wait."""
+    def report(self, step: int, parts: Parts) -> None:
+        """Send this rank's part of a step; waits only for the step before to be decided."""
+        if self.pairs and step > 1:
+            self.decision(step - 1)
         self._raise_if_failed()
+        sums = {
+            pair: by_rank[self._place.placement.ranks_of(pair.teacher).index(self.seat.rank)]
+            for pair, by_rank in parts.items()
+        }
+        waited = self.waits[-1] if self.waits else None
+        message = pb.Report(step=step, pairs=sums_to_wire(sums), decision_wait_seconds=waited)
         self._step = step
-        message = pb.Report(step=step, pairs=sums_to_wire(pairs), decision_wait_seconds=self._wait)
-        self._wait = None
+        if self.pairs:
+            self.waits.append(0.0)
         self._outgoing.put(pb.TrainRequest(report=message))
+
+    def foresee(self, step: int, parts: Parts) -> Decision | None:
+        """Decide this rank's own pairs, where no rounding could make the coordinator differ.
+
+        Its decision is compared when it comes; should it differ, every later call raises.
+        """
+        self._foreseen = foresee(step, means(parts), self._switch) if parts else None
+        return self._foreseen
 
     def decision(self, step: int) -> Decision:
         """Wait for the decision of `step`, the newest that this rank has reported."""
@@ -118,13 +145,24 @@ class Client:
                 f"the coordinator at {self.seat.coordinator} did not decide step {step} within "
                 f"{self._timeout:g} s (coordinator.timeout)"
             )
-        assert self._last is not None
-        assert self._last.step == step, "decisions come in order, one per reported step"
-        self._wait = time.perf_counter() - started
-        return self._last
+        decision = self._last
+        assert decision is not None
+        if self.pairs:
+            assert decision.step == step, "decisions come in order, one per reported step"
+            self.waits[-1] += time.perf_counter() - started
+        if self._foreseen and self._foreseen.step == step:
+            for pair in self._foreseen.pairs:
+                if decision.mode(pair.pair) is not pair.mode:
+                    raise CoordinatorError(
+                        f"the coordinator at {self.seat.coordinator} decided step {step} for "
+                        f"{pair.pair.teacher} and {pair.pair.student} otherwise than its numbers "
+                        "say: it is another version, or faulty"
+                    )
+        return decision
 
     def progress(
         self,
+        network: str,
         samples: int,
         loss: float | None = None,
         accuracy: float | None = None,
@@ -133,6 +171,7 @@ class Client:
         """Send numbers for the metrics (accuracies from 0 to 1); does not wait."""
         message = pb.Progress(
             step=self._step,
+            network=network,
             samples=samples,
             loss=loss,
             accuracy=accuracy,

@@ -11,11 +11,12 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -26,6 +27,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from switokd.errors import nearest
+from switokd.placement import Placement, dedicated, replicated
 from switokd.strategy import STRATEGIES
 from switokd.topology import Role, Topology
 
@@ -113,6 +115,33 @@ class Adam(Section):
     """L2 penalty."""
 
 
+def _check_placement(value: Any) -> Any:
+    """Refuse what is no placement with one sentence, where a union's types would give several."""
+    if isinstance(value, dict):
+        try:
+            Placement.of({name: _row(row) for name, row in value.items()})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"a table {{NETWORK: [RANK, ...]}}: {error}") from None
+    elif value not in ("dedicated", "replicated", "auto"):
+        raise ValueError("dedicated, replicated, auto, or a table {NETWORK: [RANK, ...]}")
+    return value
+
+
+def _row(row: Any) -> list[int] | dict[int, float]:
+    """One network's ranks: a list, or {rank: weight}, whose keys JSON has made text."""
+    if isinstance(row, list) and all(type(rank) is int and rank >= 0 for rank in row):
+        return row
+    if isinstance(row, dict):
+        return {int(rank): float(weight) for rank, weight in row.items()}
+    raise ValueError(f"a network's ranks are [0, 1] or {{0: 2, 1: 1}} (weights), got {row!r}")
+
+
+PlacementSetting = Annotated[
+    Union[str, dict[str, Union[list[int], dict[str, float]]]],  # noqa: UP007
+    BeforeValidator(_check_placement),
+]
+
+
 def _optimizer_name(optimizer: Any) -> str:
     """Which optimizer a section describes: SGD unless it says otherwise."""
     if isinstance(optimizer, dict):
@@ -129,8 +158,8 @@ class Network(Section):
     """wrn-DEPTH-WIDTH, mobilenet-WIDTH, a torchvision name, or package.module:callable."""
     model_kwargs: dict[str, Any] = {}
     """Keyword arguments for the model's callable."""
-    ranks: Literal[1] = 1
-    """Processes that train this network; more than one is not supported yet."""
+    ranks: Annotated[int, Field(ge=1)] = 1
+    """Processes that train this network, each on its part of the batch (placement: dedicated)."""
     optimizer: Annotated[
         Annotated[SGD, Tag("sgd")] | Annotated[Adam, Tag("adam")], Discriminator(_optimizer_name)
     ] = SGD()
@@ -170,22 +199,42 @@ class Schedule(Section):
     """Factor of the learning rates at each milestone."""
 
 
+class Compute(Section):
+    """How the arithmetic is done."""
+
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """fp32; tf32 (GPU matrix products); bf16 (forward in bfloat16, weights and losses in fp32)."""
+    channels_last: bool = True
+    """Keep images and convolutions in NHWC order, which most processors are faster in."""
+    compile: bool = False
+    """Compile each network with torch.compile: a minute at the start, faster steps after it."""
+    fused_optimizer: bool = True
+    """Update all of a network's weights by one fused kernel."""
+    data_on_device: bool | None = None
+    """Hold all images on the GPU and augment them there; null: where they fit."""
+    batch_norm: Literal["rank", "sync"] = "rank"
+    """Statistics of a network on several ranks: each rank's own, or all ranks' (GPU only)."""
+
+
 class Coordinator(Section):
     """Who decides, and where it listens."""
 
     address: KeyText = "auto"
-    """auto: rank 0 starts one; or HOST:PORT of one that runs already."""
+    """auto: rank 0 starts one; HOST:PORT of one that runs already; off: every rank by itself."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of /metrics of the coordinator that rank 0 starts; 0 takes a free one."""
     timeout: Positive = 60.0
     """Seconds without a sign of a rank or of the coordinator before the run stops."""
 
-    @field_validator("address")
+    @field_validator("address", mode="before")
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
-        port = re.fullmatch(r".+:(\d{1,5})", value)
-        if value != "auto" and not (port and 0 < int(port[1]) < 65536):
-            raise ValueError("auto, or HOST:PORT")
+    def _host_and_port(cls, value: Any) -> Any:
+        if value is False:  # what YAML makes of a bare off
+            return "off"
+        if isinstance(value, str) and value not in ("auto", "off"):
+            port = re.fullmatch(r".+:(\d{1,5})", value)
+            if not (port and 0 < int(port[1]) < 65536):
+                raise ValueError("auto, off, or HOST:PORT")
         return value
 
 
@@ -203,12 +252,34 @@ class Config(Section):
     save_initial_weights: bool = False
     """Keep the weights before the first step as well, in weights/initial/."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU each where there is one for every process, else the CPU."""
+    """auto: the GPUs where there are any, else the CPU."""
+    placement: PlacementSetting = "dedicated"
+    """dedicated (ranks of its own for each network), replicated (all networks on every rank, a
+    part of the batch each), auto (measured and chosen), or a table {NETWORK: [RANK, ...]}."""
     data: Data = Data()
     networks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Network]
     distillation: Distillation = Distillation()
     schedule: Schedule = Schedule()
+    compute: Compute = Compute()
     coordinator: Coordinator = Coordinator()
+
+    @field_validator("coordinator", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return {"address": "off"} if value is False or value == "off" else value
+
+    @model_validator(mode="after")
+    def _placement_fits(self) -> Config:
+        spread = [name for name, network in self.networks.items() if network.ranks > 1]
+        if spread and self.placement != "dedicated":
+            raise ValueError(
+                f"networks.{spread[0]}.ranks is for placement: dedicated; a table says itself "
+                "which ranks a network has"
+            )
+        if isinstance(self.placement, dict) and set(self.placement) != set(self.networks):
+            odd = sorted(set(self.placement) ^ set(self.networks))
+            raise ValueError(f"placement: the table must name each network once; see {odd[0]}")
+        return self
 
     @field_validator("networks")
     @classmethod
@@ -218,6 +289,28 @@ class Config(Section):
             missing = " and ".join(sorted({"teacher", "student"} - roles))
             raise ValueError(f"at least one teacher and one student (there is no {missing})")
         return value
+
+    def placement_on(self, world_size: int) -> Placement:
+        """Where the networks go; `world_size` matters to replicated only. Not for auto."""
+        if isinstance(self.placement, dict):
+            table = {name: _row(self.placement[name]) for name in self.topology}
+            return Placement.of(table)
+        if self.placement == "replicated":
+            return replicated(self.topology, world_size)
+        return dedicated(self.topology, {name: n.ranks for name, n in self.networks.items()})
+
+    @property
+    def world_size(self) -> int | None:
+        """Ranks that the placement needs; None if it fits any number."""
+        if self.placement in ("replicated", "auto"):
+            return None
+        return self.placement_on(1).world_size
+
+    def who(self, rank: int, world_size: int) -> str:
+        """A rank as people know it: "rank 1 (teacher2)", as far as the run file tells."""
+        if self.placement == "auto":
+            return f"rank {rank}"
+        return self.placement_on(world_size).who(rank)
 
     @cached_property
     def topology(self) -> Topology:
@@ -260,6 +353,7 @@ def known_settings(
         "optimizer": ((SGD, ""), (Adam, "")),
         "distillation": ((Distillation, ""),),
         "schedule": ((Schedule, ""),),
+        "compute": ((Compute, ""),),
         "coordinator": ((Coordinator, ""),),
     }
     for key, field in section.model_fields.items():

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import product
 
 from switokd.gap import Distances, delta, epsilon
 from switokd.topology import Pair
@@ -68,3 +69,22 @@ def decide(step: int, distances: Mapping[Pair, Distances], switch: Switch) -> De
         t for t in teachers if all(p.mode is Mode.EXPERT for p in pairs if p.pair.teacher == t)
     )
     return Decision(step, pairs, paused)
+
+
+ROUNDING = 1e-6
+"""Relative difference of two ranks' distances that the rounding of float32 can explain."""
+
+
+def foresee(step: int, distances: Mapping[Pair, Distances], switch: Switch) -> Decision | None:
+    """Decide ahead of the authority, where no rounding could make it decide otherwise.
+
+    None if a pair is so close to its threshold that another rank, adding up the same numbers on
+    another processor, might find the other mode.
+    """
+    decision = decide(step, distances, switch)
+    for pair in decision.pairs:
+        d = pair.distances
+        for gap, e_s, e_t in product((1 - ROUNDING, 1 + ROUNDING), repeat=3):
+            if switch(Distances(d.gap * gap, d.e_s * e_s, d.e_t * e_t, d.n)) is not pair.mode:
+                return None
+    return decision

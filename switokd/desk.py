@@ -1,31 +1,35 @@
 """What rank 0 does beside training: the record, the progress bar, the closing report.
 
-Not covered: how each is done (`run_folder.py`, `telemetry.py`, `report.py`).
+Not covered: how each is done (`run_folder.py`, `progress.py`, `report.py`).
 """
 
 from __future__ import annotations
 
 import platform
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from switokd import report
+from switokd import report, savings
 from switokd.config import Config
 from switokd.decision import Decision
+from switokd.placement import Placement
+from switokd.progress import PausedShare, ProgressBar
 from switokd.run_folder import RunFolder
-from switokd.telemetry import PausedShare, ProgressBar
+from switokd.step import StepResult
+from switokd.telemetry import Waiting
 
 
 @dataclass
 class Tally:
     """One network's course so far; top-1 in percent."""
 
-    network: str
-    role: str
-    parameters: int
+    role: str = ""
+    parameters: int = 0
     steps: int = 0
     steps_paused: int = 0
     samples: int = 0
@@ -36,42 +40,73 @@ class Tally:
 class Desk:
     """Rank 0's desk. UsageError if the run folder cannot be made."""
 
-    def __init__(self, config: Config, steps: int) -> None:
+    def __init__(self, config: Config, placement: Placement, steps: int) -> None:
         self.folder = RunFolder(config)
         self.paused = PausedShare(config.topology)
         self.bar = ProgressBar(config.name, steps, config.schedule.epochs, self.paused)
-        self._config = config
+        self.parameters: dict[str, int] = {}
+        self.waiting: list[Waiting] = []
+        self._config, self._placement = config, placement
         self._started = time.monotonic()
+        self._training_seconds = 0.0
+        self._tallies = {name: Tally() for name in config.topology}
+        self._passed_at: list[dict[int, float]] = [{}]
+        """By epoch, when each step's exchange was over."""
+        self._paused_at: dict[int, Sequence[str]] = {}
+        self._learning: list[dict[str, float]] = []
 
     def on_decision(self, decision: Decision) -> None:
         """Keep a decision; called on the client's thread."""
         self.folder.add_decision(decision)
         self.paused.add(decision)
+        self._paused_at[decision.step] = decision.paused
 
-    def epoch(self, epoch: int, lines: list[dict[str, Any]]) -> None:
-        """Keep and show one epoch's numbers, a line per network."""
+    def step(self, step: int, epoch: int, result: StepResult, passed_at: float) -> None:
+        """Note when a step's exchange was over, and show the step."""
+        self._passed_at[-1][step] = passed_at
+        self.bar.step(step, epoch, result)
+
+    def epoch(self, epoch: int, step: int, rows: list[dict[str, Any]]) -> None:
+        """Keep and show one epoch's numbers: a row per rank and network, a line per network."""
+        by_network = defaultdict(list)
+        for row in rows:
+            by_network[row["network"]].append(row)
+        lines = [self._line(epoch, step, name, by_network[name]) for name in self._config.topology]
+        self._training_seconds += max(row["training_seconds"] for row in rows)
+        self._passed_at.append({})  # between two epochs lies evaluation
+        self._learning += rows
         self.folder.add_metrics(lines)
         self.bar.epoch(epoch, {line["network"]: line["test_top1"] / 100 for line in lines})
 
-    def finish(self, tallies: list[Tally], training_seconds: float) -> None:
-        """Write the summary, draw the picture, print the table."""
-        networks = {}
-        for tally in tallies:
-            fields = asdict(tally)
-            networks[fields.pop("network")] = fields
-        summary = {
-            "name": self._config.name,
-            "topology": self._config.topology.name,
-            "strategy": self._config.distillation.strategy,
-            "seed": self._config.seed,
-            "world_size": len(tallies),
-            "samples_per_second": tallies[0].samples / training_seconds,
-            "wall_seconds": time.monotonic() - self._started,
-            "training_seconds": training_seconds,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "networks": networks,
+    def _line(self, epoch: int, step: int, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """One network's epoch, its ranks' sums added up."""
+        total = {
+            key: sum(row[key] for row in rows)
+            for key in ("loss_sum", "learned", "correct", "samples", "test_correct", "test_samples")
         }
+        seconds = max(row["training_seconds"] for row in rows)
+        tally = self._tallies[name]
+        tally.role, tally.parameters, tally.steps = rows[0]["role"], self.parameters[name], step
+        tally.steps_paused += rows[0]["steps_paused"]
+        tally.samples += total["samples"]
+        tally.top1_last = 100 * total["test_correct"] / total["test_samples"]
+        tally.top1_best = max(tally.top1_best, tally.top1_last)
+        return {
+            "epoch": epoch + 1,
+            "step": step,
+            "network": name,
+            "role": tally.role,
+            "loss": total["loss_sum"] / total["learned"] if total["learned"] else None,
+            "train_top1": 100 * total["correct"] / total["samples"],
+            "test_top1": tally.top1_last,
+            "lr": rows[0]["lr"],
+            "steps_paused": tally.steps_paused,
+            "samples_per_second": total["samples"] / seconds,
+        }
+
+    def finish(self) -> None:
+        """Write the summary, draw the picture, print the table."""
+        summary = self._summary()
         self.folder.finish(summary)
         picture = report.draw_curves(self.folder.path)
         report.print_table(self.bar.console, summary)
@@ -82,3 +117,30 @@ class Desk:
             ("decisions", self.folder.path / "decisions.jsonl"),
         ):
             self.bar.console.print(f"{what:<11} {where}")
+
+    def _summary(self) -> dict[str, Any]:
+        student = self._tallies[self._config.topology.students[0]]
+        waits = sorted(wait for rank in self.waiting for wait in rank.decision_seconds)
+        return {
+            "name": self._config.name,
+            "topology": self._config.topology.name,
+            "strategy": self._config.distillation.strategy,
+            "seed": self._config.seed,
+            "world_size": self._placement.world_size,
+            "placement": str(self._placement),
+            "samples_per_second": student.samples / self._training_seconds,
+            "wall_seconds": time.monotonic() - self._started,
+            "training_seconds": self._training_seconds,
+            "saved_by_pauses": {
+                "wall_seconds": savings.wall_seconds(self._passed_at, self._paused_at),
+                "device_seconds": savings.device_seconds(self._learning),
+            },
+            "waiting": {
+                "decision_mean_seconds": sum(waits) / len(waits) if waits else 0.0,
+                "decision_p99_seconds": waits[int(0.99 * len(waits))] if waits else 0.0,
+                "exchange_seconds_by_rank": [rank.exchange_seconds for rank in self.waiting],
+            },
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "networks": {name: asdict(tally) for name, tally in self._tallies.items()},
+        }

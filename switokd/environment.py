@@ -44,9 +44,19 @@ def environment(variables: Mapping[str, str] = os.environ) -> Environment:
 
 
 def check_world_size(needed: int, topology: str, recipe: str, env: Environment) -> None:
-    """UsageError, with the command to type, unless there is one process per network."""
+    """UsageError, with the command to type, unless there are as many processes as needed."""
     if env.world_size != needed:
+        processes = "1 process" if needed == 1 else f"{needed} processes"
         raise UsageError(
-            f"{recipe} is {topology} and needs {needed} processes, found {env.world_size}: "
+            f"{recipe} is {topology} and needs {processes}, found {env.world_size}: "
             f"torchrun --standalone --nproc-per-node={needed} -m switokd.train {recipe}"
+        )
+
+
+def check_alone(env: Environment) -> None:
+    """UsageError unless there is one process only, which can decide by itself."""
+    if env.world_size > 1:
+        raise UsageError(
+            f"coordinator: off is for a run of one process, found {env.world_size}; leave it on "
+            "auto, or use placement=replicated in one process"
         )

@@ -1,22 +1,25 @@
-"""Top-1 accuracy of one network on a test set."""
+"""Top-1 of one network on a test set, or on this rank's part of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from switokd.learner import Learner
 
 
 @torch.inference_mode()
-def top1(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> float:
-    """Share of the images, 0 to 1, whose largest logit is the label's; keeps the model's mode."""
-    was_training = model.training
-    model.eval()
+def top1(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[int, int]:
+    """Images whose largest logit is the label's, and all images; keeps the model's mode."""
+    was_training = learner.model.training
+    learner.model.eval()
+    device = next(learner.model.parameters()).device
     correct, samples = torch.zeros((), dtype=torch.long, device=device), 0
     for x, y in batches:
-        z = model(x.to(device))
+        z = learner.forward(x.to(device))
         correct += (z.argmax(dim=1) == y.to(device)).sum()
         samples += len(y)
-    model.train(was_training)
-    return correct.item() / samples
+    learner.model.train(was_training)
+    return int(correct.item()), samples

@@ -1,95 +1,176 @@
-"""Each step's logits, from every network to every network, by one collective.
+"""Each step's logits and labels, from every network to every rank, by one collective.
 
-A rank sends its logits with the step number, the configuration's digest and a checksum of the
-labels in front. All ranks receive all of it, so all of them find at once, and find the same, if
-one is out of step, was started differently, has other data, or has diverged.
+A rank sends the logits and labels of its shards with the step number and the configuration's
+digest in front. All ranks receive all of it, so all of them find at once, and find the same, if
+one is out of step, was started differently, has other data, or has diverged. In a run of one
+process nothing travels, and all else is the same.
 
-Not covered: shards of a batch over several ranks.
+Not covered: logits too large to go to everyone (a language model's).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from switokd.errors import NonFiniteError, PeerError, UsageError
-from switokd.placement import Placement
+from switokd.placement import Place
+from switokd.stopwatch import Stopwatch
 from switokd.world import naming
 
+HEADER = 2  # step, digest: int64, each as long as two float32
 
-class Header(NamedTuple):
-    """What travels in front of the logits, as int64."""
 
-    step: int
-    digest: int
-    labels: int
-    is_finite: int
+@dataclass(frozen=True)
+class Gathered:
+    """Every network's logits `[n, C]` in float32, detached, by name; the batch's labels `[n]`.
+
+    `vitals` is for `Exchange.check`, once it is on the host.
+    """
+
+    logits: Mapping[str, Tensor]
+    y: Tensor
+    vitals: Tensor
 
 
 class Exchange:
-    """Gathers logits over the default process group."""
+    """Gathers logits over a process group of all ranks, None for the default one.
 
-    def __init__(self, placement: Placement, digest: str, classes: int) -> None:
-        self._placement = placement
+    place: this rank's. transport: device of the collective's tensors, None for the logits' own.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        digest: str,
+        classes: int,
+        group: dist.ProcessGroup | None = None,
+        transport: torch.device | None = None,
+    ) -> None:
+        self.place = place
+        self.passed_at = 0.0
+        """When the last exchange was over, on the clock of `time.perf_counter`."""
+        self._group = group
+        self.waiting = Stopwatch()
+        """Time in the collective: mostly waiting for the slowest rank."""
         self._classes = classes
-        self._digest = int(digest[:15], 16)
+        self._digest = int(digest[:12], 16)  # 48 bits: exact in float64 as well
+        self._transport = transport
+        self._layout = cache(self._lay_out)
 
-    def __call__(self, step: int, z: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Every network's logits `[B, C]` in float32, detached, by name.
+    def __call__(
+        self, step: int, z: Mapping[str, Tensor], y: Mapping[str, Tensor], n: int
+    ) -> Gathered:
+        """Send this rank's shards of a batch of `n`, and receive everyone's.
 
-        z: this rank's `[B, C]`; y: labels `[B]`. NonFiniteError and PeerError are raised on every
-        rank alike; PeerError on this rank alone if the collective fails, UsageError if z is not
-        of shape `[B, classes]`.
+        z: logits `[b, C]` by network, none for an empty shard. y: labels `[b]` by network.
+        CollectiveError if the collective fails, UsageError if z is not of shape `[b, classes]`.
         """
-        shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-        if shape != (len(y), self._classes):  # would end all ranks without a word
-            error = UsageError(
-                f"in training the model must turn {len(y)} images into logits of shape "
-                f"({len(y)}, {self._classes}), got {shape}"
-            )
-            error.seen_by_every_rank = False
-            raise error
-        z = z.detach().float()
-        header = torch.tensor([step, self._digest, 0, 0], device=z.device)
-        header[2] = (y * torch.arange(1, len(y) + 1, device=y.device)).sum()  # order matters
-        header[3] = z.isfinite().all()
-        mine = torch.cat([header.view(torch.float32), z.flatten()])  # the bits travel as they are
-        everyone = mine.new_empty(self._placement.world_size * len(mine))
-        with naming(f"exchanging the logits of step {step}"):
-            dist.all_gather_into_tensor(everyone, mine)
-            everyone = everyone.view(self._placement.world_size, -1)
-            in_front = 2 * len(header)
-            headers = everyone[:, :in_front].contiguous().view(torch.int64).tolist()
-        self._check([Header(*h) for h in headers])
-        return {
-            name: everyone[rank, in_front:].view_as(z)
-            for rank, name in enumerate(self._placement.network_of)
-        }
+        offsets, length = self._layout(n)
+        self._check_shapes(z, y)
+        device = next(iter(y.values())).device
+        header = torch.tensor([step, self._digest], device=device)
+        pieces = [header.view(torch.float32)]  # the bits travel as they are
+        for name in self.place.networks:
+            if name in z:
+                pieces += [z[name].detach().float().flatten(), y[name].view(torch.float32)]
+        mine = torch.cat(pieces)
+        everyone = self._gather(mine, length, f"exchanging the logits of step {step}").to(device)
+        logits, labels = {}, {}
+        for name in self.place.placement.networks:
+            rows, targets = [], []
+            for rank, (start, b) in offsets[name].items():
+                middle, stop = start + b * self._classes, start + b * (self._classes + 2)
+                rows.append(everyone[rank, start:middle].view(b, self._classes))
+                targets.append(everyone[rank, middle:stop].clone().view(torch.int64))
+            logits[name] = torch.cat(rows) if len(rows) > 1 else rows[0]
+            labels[name] = torch.cat(targets) if len(targets) > 1 else targets[0]
+        headers = everyone[:, : 2 * HEADER].contiguous().view(torch.int64)
+        y_0 = next(iter(labels.values()))
+        bad = [(~z_i.isfinite()).sum() for z_i in logits.values()]
+        other = [(y_i != y_0).sum() for y_i in labels.values()]
+        vitals = torch.cat([headers.flatten(), torch.stack(bad + other)]).double()
+        return Gathered(logits, y_0, vitals)
 
-    def _check(self, headers: list[Header]) -> None:
-        """Raise if the ranks are not at the same point of the same run, or one has diverged."""
-        first = headers[0]
-        for rank, header in enumerate(headers):
-            who = f"rank {rank} ({self._placement.network_of[rank]})"
-            problem = None
-            if header.digest != first.digest:
+    def check(self, vitals: Sequence[float]) -> None:
+        """Raise if the ranks are not at the same point of the same run, or one has diverged.
+
+        NonFiniteError and PeerError are raised on every rank alike.
+        """
+        self.passed_at = time.perf_counter()
+        placement = self.place.placement
+        in_front = HEADER * placement.world_size
+        headers, rest = vitals[:in_front], vitals[in_front:]
+        step = int(headers[0])
+        for rank in range(placement.world_size):
+            theirs, digest = headers[HEADER * rank : HEADER * (rank + 1)]
+            who, problem = placement.who(rank), None
+            if digest != headers[1]:
                 problem = f"{who} was started with another configuration than rank 0"
-            elif header.step != first.step:
-                problem = f"{who} is at step {header.step}, rank 0 at step {first.step}"
-            elif header.labels != first.labels:
-                problem = (
-                    f"{who} has other labels than rank 0 at step {first.step}: its data differ"
-                )
+            elif theirs != step:
+                problem = f"{who} is at step {int(theirs)}, rank 0 at step {step}"
             if problem:
                 raise PeerError(f"ranks are out of step: {problem}")
-        for rank, header in enumerate(headers):
-            if not header.is_finite:
-                name = self._placement.network_of[rank]
+        names = placement.networks
+        for name, others in zip(names, rest[len(names) :], strict=True):
+            if others:
+                raise PeerError(
+                    f"ranks are out of step: {placement.whose(name)} has other labels than "
+                    f"{placement.whose(names[0])} at step {step}: its data differ"
+                )
+        for name, bad in zip(names, rest[: len(names)], strict=True):
+            if bad:
                 raise NonFiniteError(
-                    f"network {name} (rank {rank}) has logits that are not finite at step "
-                    f"{header.step}; the step was not applied. The usual remedy is a lower "
+                    f"network {placement.whose(name)} has logits that are not finite at step "
+                    f"{step}; the step was not applied. The usual remedy is a lower "
                     f"networks.{name}.optimizer.lr"
                 )
+
+    def _check_shapes(self, z: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
+        """Find the wrong shape here: in the collective it would end all ranks without a word."""
+        for name, z_i in z.items():
+            shape = tuple(z_i.shape) if isinstance(z_i, Tensor) else type(z_i).__name__
+            if shape != (len(y[name]), self._classes):
+                error = UsageError(
+                    f"in training the model must turn {len(y[name])} images into logits of shape "
+                    f"({len(y[name])}, {self._classes}), got {shape}"
+                )
+                error.seen_by_every_rank = False
+                raise error
+
+    def _lay_out(self, n: int) -> tuple[dict[str, dict[int, tuple[int, int]]], int]:
+        """Where each shard of a batch of `n` begins in its rank's row, its samples; rows' length.
+
+        Rows are as long as the longest, because Gloo gathers only equal ones.
+        """
+        placement = self.place.placement
+        offsets: dict[str, dict[int, tuple[int, int]]] = {}
+        ends = dict.fromkeys(range(placement.world_size), 2 * HEADER)
+        for name in placement.networks:
+            offsets[name] = {}
+            for rank, shard in placement.shards(name, n).items():
+                b = shard.stop - shard.start
+                offsets[name][rank] = ends[rank], b
+                ends[rank] += b * (self._classes + 2)
+        return offsets, max(ends.values())
+
+    def _gather(self, mine: Tensor, length: int, doing: str) -> Tensor:
+        """All ranks' rows `[world size, length]`."""
+        world_size = self.place.placement.world_size
+        if world_size == 1:
+            return mine[None]
+        padded = mine.new_zeros(length) if len(mine) < length else mine
+        if len(mine) < length:
+            padded[: len(mine)] = mine
+        if self._transport is not None:
+            padded = padded.to(self._transport)
+        everyone = padded.new_empty(world_size * length)
+        with naming(doing), self.waiting:
+            dist.all_gather_into_tensor(everyone, padded, group=self._group)
+        return everyone.view(world_size, length)

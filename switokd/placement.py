@@ -70,6 +70,15 @@ class Placement:
         shards = [s for s in shards if s.stop > s.start] or [slice(0, 0)]
         return slice(min(s.start for s in shards), max(s.stop for s in shards))
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """All networks, in the topology's order."""
+        return tuple(name for name, _ in self.table)
+
+    def whose(self, network: str) -> str:
+        """A network as people know it: "teacher2 (rank 1)"."""
+        return f"{network} ({_ranks_in_words(dict(self.table)[network])})"
+
     def who(self, rank: int) -> str:
         """A rank as people know it: "rank 1 (teacher2)"."""
         return f"rank {rank} ({', '.join(self.networks_of(rank))})"
@@ -77,6 +86,37 @@ class Placement:
     def __str__(self) -> str:
         """Such as "teacher1: ranks 0-5, teacher2: rank 6"."""
         return ", ".join(f"{name}: {_ranks_in_words(row)}" for name, row in self.table)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One rank's place in the table."""
+
+    placement: Placement
+    rank: int
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Networks that the rank holds."""
+        return self.placement.networks_of(self.rank)
+
+    def shard(self, network: str, n: int) -> slice:
+        """Its part of a batch of `n` for one of its networks."""
+        return self.placement.shards(network, n)[self.rank]
+
+    def shards(self, network: str, n: int) -> list[slice]:
+        """The parts of all the network's ranks, in rank order."""
+        return list(self.placement.shards(network, n).values())
+
+    def part(self, n: int) -> slice:
+        """What the rank must load of a batch of `n`."""
+        return self.placement.part(self.rank, n)
+
+    def local(self, network: str, n: int) -> slice:
+        """A network's shard within what the rank has loaded."""
+        shard, start = self.shard(network, n), self.part(n).start
+        is_empty = shard.stop == shard.start
+        return slice(0, 0) if is_empty else slice(shard.start - start, shard.stop - start)
 
 
 def dedicated(topology: Topology, ranks: Mapping[str, int]) -> Placement:

@@ -149,6 +149,8 @@ def _explain(error: ValidationError, raw: Mapping[str, Any]) -> tuple[str, str]:
     key = ".".join(_keys(problem["loc"], raw))
     kind, loc = problem["type"], problem["loc"]
     allowed = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if not loc:  # two sections that do not go together: the sentence names them
+        return "", allowed + more
     if kind == "extra_forbidden" and ".optimizer." in key and loc[-1] in OPTIMIZER_KEYS:
         section = key.rpartition(".")[0]
         sentence = (

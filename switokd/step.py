@@ -1,94 +1,108 @@
-"""One training step of one network. This is the whole of it.
+"""One training step of one rank. This is the whole of it.
 
-Symbols as in the paper: z are logits `[B, C]`, y labels `[B]`, tau the temperature, alpha and
-beta the weights of the KL terms in a student's and a teacher's loss.
+Symbols as in the paper: z are logits `[B, C]`, y labels `[B]`, tau the temperature. A rank holds
+one network or several (`learners`), and of each batch the part that its place gives it.
 
-Not covered: where the batch comes from, logging, evaluation (`train.py`).
+Not covered: where the batch comes from, logging, evaluation (`trainer.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from switokd.decision import Decision
-from switokd.gap import PairSums, pair_sums
+from switokd.distances import Parts, as_parts, pair_sums, to_host
+from switokd.exchange import Exchange
+from switokd.learner import Learner
 from switokd.objective import objective
-from switokd.strategy import Strategy
-from switokd.topology import Pair, Topology
-
-Exchange = Callable[[int, Tensor, Tensor], Mapping[str, Tensor]]
-"""(step, z, y) -> every network's logits, by name."""
+from switokd.topology import Pair
 
 
 class Decider(Protocol):
     """Who adds up the distances and decides."""
 
-    def report(self, step: int, pairs: Mapping[Pair, PairSums]) -> None:
-        """Hand in this rank's part of a step."""
+    @property
+    def pairs(self) -> Sequence[Pair]:
+        """Pairs that this rank measures: those of its teachers."""
+        ...
+
+    def report(self, step: int, parts: Parts) -> None:
+        """Hand in this rank's part of a step; does not wait for its decision."""
+
+    def foresee(self, step: int, parts: Parts) -> Decision | None:
+        """Give the decision of this rank's pairs before the authority does, if it is certain."""
+        ...
 
     def decision(self, step: int) -> Decision:
-        """Wait for the step's decision."""
+        """Wait for the authority's decision."""
         ...
 
 
 @dataclass(frozen=True)
-class Learner:
-    """One network with all that its step needs."""
-
-    name: str
-    model: nn.Module
-    optimizer: Optimizer
-    topology: Topology
-    strategy: Strategy
-    tau: float
-    kl_weight: float
-    """alpha for a student, beta for a teacher."""
-
-    @property
-    def pairs(self) -> list[Pair]:
-        """A teacher's pairs; a student has none of its own."""
-        return [pair for pair in self.topology.pairs if pair.teacher == self.name]
-
-
-@dataclass(frozen=True)
 class StepResult:
-    """What a step leaves behind for whoever watches. `loss` is None for a paused teacher."""
+    """What a step leaves behind for whoever watches: the whole batch's logits and labels.
+
+    `losses` are this rank's parts of the batch's mean losses, of those networks that learned;
+    `paused` names those of its teachers that did not.
+    """
 
     logits: Mapping[str, Tensor]
-    loss: Tensor | None
+    y: Tensor
+    losses: Mapping[str, Tensor]
+    paused: tuple[str, ...]
 
 
 def train_step(
-    learner: Learner, step: int, x: Tensor, y: Tensor, exchange: Exchange, decider: Decider
+    learners: Sequence[Learner],
+    step: int,
+    x: Tensor,
+    y: Tensor,
+    n: int,
+    tau: float,
+    exchange: Exchange,
+    decider: Decider,
 ) -> StepResult:
-    """Train `learner` on one batch: images x `[B, ...]`, labels y `[B]`."""
+    """Train on one batch of `n` samples, of which x `[b, ...]`, y `[b]` are this rank's part."""
+    place = exchange.place
     # Forward, in train mode also when paused, so that BatchNorm's statistics keep moving.
-    z = learner.model(x)
-    logits = exchange(step, z, y)  # every network's, detached, before anybody updates
+    mine = {learner.name: place.local(learner.name, n) for learner in learners}
+    z = {li.name: li.forward(x[mine[li.name]]) for li in learners if len(x[mine[li.name]])}
+    everyone = exchange(step, z, {name: y[mine[name]] for name in mine}, n)  # detached, all of it
 
-    # A teacher measures its distance to each student. A student's report only says it is here.
-    tau = learner.tau
-    distances = {
-        pair: pair_sums(z_t=logits[pair.teacher], z_s=logits[pair.student], y=y, tau=tau)
-        for pair in learner.pairs
-    }
-    decider.report(step, distances)
+    # The distances of this rank's teachers to their students, by shard. A student has none.
+    shards = {pair.teacher: place.shards(pair.teacher, n) for pair in decider.pairs}
+    sums = pair_sums(decider.pairs, everyone.logits, everyone.y, shards, tau)
+    vitals, sums = to_host(everyone.vitals, sums)  # the step's only wait for the device
+    exchange.check(vitals)
+    parts = as_parts(decider.pairs, shards, sums)
+    decider.report(step, parts)
 
-    # Only a teacher needs the decision: a student's loss does not depend on it.
-    decision = decider.decision(step) if distances else None
-    if decision is not None and learner.name in decision.paused:
-        return StepResult(logits, loss=None)  # weights, momentum, weight decay: all untouched
+    # While the report travels: whoever has the numbers can decide, and a student need not wait.
+    foreseen = decider.foresee(step, parts)
+    losses: dict[str, Tensor] = {}
+    learning = []
+    for learner in sorted(learners, key=lambda learner: learner.is_teacher):
+        decision = (foreseen or decider.decision(step)) if learner.is_teacher else None
+        if decision is not None and learner.name in decision.paused:
+            continue  # weights, momentum, weight decay: all untouched; no gradients travel
+        learning.append(learner)
+        loss = None
+        if learner.name in z:
+            shard = place.shard(learner.name, n)
+            logits = {name: z_i[shard] for name, z_i in everyone.logits.items()}
+            weights = learner.kl_weights(decision)
+            loss = objective(z[learner.name], everyone.y[shard], logits, weights, tau)
+            loss = loss * ((shard.stop - shard.start) / n)  # its share of the batch's mean
+            losses[learner.name] = loss.detach()
+        learner.backward(loss)
 
-    kl_weights = learner.strategy.kl_weights(
-        learner.name, learner.topology, decision, learner.kl_weight
-    )
-    loss = objective(z, y, logits, kl_weights, tau)
-    learner.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    learner.optimizer.step()
-    return StepResult(logits, loss.detach())
+    if any(learner.is_teacher for learner in learning):
+        decider.decision(step)  # nothing is applied that the authority has not decided
+    for learner in learning:
+        learner.update()
+    paused = tuple(learner.name for learner in learners if learner not in learning)
+    return StepResult(everyone.logits, everyone.y, losses, paused)

@@ -1,46 +1,58 @@
-"""What a run shows while it goes on: the coordinator's metrics and rank 0's progress bar.
+"""What each rank measures while it trains: losses, accuracies, pauses, seconds.
 
-Not covered: the record on disk (`run_folder.py`), the closing table (`report.py`).
+Not covered: showing it (`progress.py`, `report.py`), keeping it (`run_folder.py`).
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
+from switokd.alone import Alone
 from switokd.client import Client
-from switokd.decision import Decision
+from switokd.exchange import Exchange
+from switokd.learner import Learner
+from switokd.placement import Place
 from switokd.step import StepResult
-from switokd.topology import Topology
+
+FEED_SECONDS = 0.5
 
 
 class Meter:
-    """One network's training loss and accuracy; sums stay on the device until they are read."""
+    """Training loss and accuracy over this rank's shards of one network.
 
-    def __init__(self, name: str, device: torch.device) -> None:
-        self._name = name
+    Sums stay on the device until they are read.
+    """
+
+    def __init__(self, name: str, place: Place, device: torch.device) -> None:
+        self._name, self._place = name, place
         self._sums = torch.zeros(2, device=device)  # loss, correct
         self.samples = self.learned = 0
 
-    def add(self, result: StepResult, y: Tensor) -> None:
-        """Count one step."""
-        self.samples += len(y)
-        self._sums[1] += (result.logits[self._name].argmax(dim=1) == y).sum()
-        if result.loss is not None:
-            self._sums[0] += result.loss * len(y)
-            self.learned += len(y)
+    def add(self, result: StepResult, n: int) -> None:
+        """Count one step's batch of `n`."""
+        shard = self._place.shard(self._name, n)
+        size = shard.stop - shard.start
+        self.samples += size
+        hits = result.logits[self._name][shard].argmax(dim=1) == result.y[shard]
+        self._sums[1] += hits.sum()
+        if self._name in result.losses:
+            self._sums[0] += result.losses[self._name] * n  # its part of the batch's sum
+            self.learned += size
+
+    def sums(self) -> tuple[float, float]:
+        """Sum of the losses over the samples learned from, correct answers over all."""
+        loss, correct = self._sums.tolist()
+        return loss, correct
 
     def read(self) -> tuple[float | None, float | None]:
         """Mean loss over the samples learned from, accuracy over all; None where there are none."""
-        loss, correct = self._sums.tolist()
+        loss, correct = self.sums()
         return (
             loss / self.learned if self.learned else None,
             correct / self.samples if self.samples else None,
@@ -48,114 +60,104 @@ class Meter:
 
 
 class MetricsFeed:
-    """Sends a rank's loss, accuracy and samples to the coordinator, some times a second at most."""
+    """Sends one network's loss, accuracy and samples to the coordinator, every half a second."""
 
-    def __init__(self, client: Client, name: str, device: torch.device, every: float = 0.5) -> None:
-        self._client, self._name, self._device, self._every = client, name, device, every
+    def __init__(self, decider: Client | Alone, make: Callable[[], Meter], name: str) -> None:
+        self._decider, self._make, self._name = decider, make, name
         self._reset()
 
-    def add(self, result: StepResult, y: Tensor) -> None:
+    def add(self, result: StepResult, n: int) -> None:
         """Count one step; send if it is time."""
-        self._meter.add(result, y)
-        if time.monotonic() - self._since >= self._every:
+        self._meter.add(result, n)
+        if time.monotonic() - self._since >= FEED_SECONDS:
             self.send()
 
     def send(self, test_accuracy: float | None = None) -> None:
         """Send what has been counted since the last time."""
         loss, accuracy = self._meter.read()
-        self._client.progress(self._meter.samples, loss, accuracy, test_accuracy)
+        self._decider.progress(self._name, self._meter.samples, loss, accuracy, test_accuracy)
         self._reset()
 
     def _reset(self) -> None:
-        self._meter = Meter(self._name, self._device)
+        self._meter = self._make()
         self._since = time.monotonic()
 
 
-@dataclass
-class PausedShare:
-    """Counts the teachers' paused steps from the decisions, as they come in."""
+class EpochLog:
+    """What one rank knows of an epoch, a row for each of its networks."""
 
-    topology: Topology
-    steps: int = 0
-    paused: dict[str, int] = field(default_factory=dict)
+    def __init__(
+        self,
+        learners: Sequence[Learner],
+        place: Place,
+        decider: Client | Alone,
+        device: torch.device,
+    ) -> None:
+        self._learners = {learner.name: learner for learner in learners}
+        make = {name: partial(Meter, name, place, device) for name in self._learners}
+        self._meters = {name: make[name]() for name in make}
+        self._feeds = {name: MetricsFeed(decider, make[name], name) for name in make}
+        self._paused = dict.fromkeys(make, 0)
+        self._tested: dict[str, tuple[int, int]] = {}
+        self._learning = {li.name: li.learning.seconds for li in learners}
+        self._steps = 0
+        self._started = time.monotonic()
+        self._seconds = 0.0
 
-    def add(self, decision: Decision) -> None:
-        """Count one decision."""
-        self.steps = decision.step
-        for teacher in decision.paused:
-            self.paused[teacher] = self.paused.get(teacher, 0) + 1
+    def add(self, result: StepResult, n: int) -> None:
+        """Count one step."""
+        self._steps += 1
+        for name, meter in self._meters.items():
+            meter.add(result, n)
+            self._feeds[name].add(result, n)
+            self._paused[name] += name in result.paused
 
-    @property
-    def share(self) -> float:
-        """Share of all teachers' steps so far that were paused, 0 to 1."""
-        teacher_steps = self.steps * len(self.topology.teachers)
-        return sum(self.paused.values()) / teacher_steps if teacher_steps else 0.0
+    def end_of_training(self) -> None:
+        """Stop the clock: what follows is evaluation."""
+        self._seconds = time.monotonic() - self._started
+
+    def tested(self, name: str, correct: int, samples: int) -> None:
+        """Keep one network's test result."""
+        self._tested[name] = correct, samples
+        self._feeds[name].send(test_accuracy=correct / samples if samples else None)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Sums, to be added up with those of the network's other ranks."""
+        rows = []
+        for name, meter in self._meters.items():
+            loss, correct = meter.sums()
+            learner = self._learners[name]
+            rows.append(
+                {
+                    "network": name,
+                    "role": learner.role.value,
+                    "lr": learner.optimizer.param_groups[0]["lr"],
+                    "steps_paused": self._paused[name],
+                    "steps_learned": self._steps - self._paused[name],
+                    "loss_sum": loss,
+                    "learned": meter.learned,
+                    "correct": correct,
+                    "samples": meter.samples,
+                    "test_correct": self._tested[name][0],
+                    "test_samples": self._tested[name][1],
+                    "training_seconds": self._seconds,
+                    "learning_seconds": learner.learning.seconds - self._learning[name],
+                }
+            )
+        return rows
 
 
-class ProgressBar:
-    """Rank 0's bar: rate, remaining time, the first student's loss and accuracy, paused share.
+@dataclass(frozen=True)
+class Waiting:
+    """How long one rank stood still: for the others' logits, and for decisions.
 
-    Where output is no terminal, lines take the bar's place: one per epoch, and one every half
-    minute in between.
+    The exchange is not measured where it runs in a GPU's queue.
     """
 
-    def __init__(self, name: str, steps: int, epochs: int, paused: PausedShare) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
-        self._steps, self._epochs, self._paused = steps, epochs, paused
-        self._student = paused.topology.students[0]
-        self._shown = time.monotonic()
-        self._started: float | None = None
-        self._samples = 0
-        # Fits into 80 columns.
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=8),
-            TextColumn("{task.percentage:3.0f}%"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[numbers]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            refresh_per_second=5,
-        )
-        self._task = self._progress.add_task(name, total=steps, numbers="")
-        self._interval = 0.2 if self.console.is_terminal else 30.0
+    exchange_seconds: float
+    decision_seconds: tuple[float, ...]
 
-    def __enter__(self) -> ProgressBar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
-
-    def step(self, step: int, epoch: int, result: StepResult, y: Tensor) -> None:
-        """Show one step, if it is time to."""
-        now = time.monotonic()
-        if self._started is None:  # the first step of an epoch: evaluation is not counted
-            self._started = now
-        else:
-            self._samples += len(y)
-        if now - self._shown < self._interval and step < self._steps:
-            return
-        self._shown = now
-        z = result.logits[self._student]
-        loss = F.cross_entropy(z, y).item()
-        accuracy = (z.argmax(dim=1) == y).float().mean().item()
-        rate = self._samples / max(now - self._started, 1e-9)
-        numbers = (
-            f"{rate:,.0f} images/s student loss {loss:.3f} top-1 {accuracy:.0%} "
-            f"paused {self._paused.share:.0%}"
-        )
-        self._progress.update(self._task, completed=step, numbers=numbers)
-        if self._progress.disable and step < self._steps:
-            left = len(y) * (self._steps - step) / rate if rate else math.inf
-            at = f"epoch {epoch + 1}/{self._epochs}  step {step}/{self._steps}"
-            self.console.print(f"{at}  {left:.0f} s left  {numbers}")
-
-    def epoch(self, epoch: int, test_top1: Mapping[str, float]) -> None:
-        """Print one epoch's line."""
-        self._started, self._samples = None, 0
-        accuracies = "  ".join(f"{name} {top1:.1%}" for name, top1 in test_top1.items())
-        self._progress.console.print(
-            f"epoch {epoch + 1:>3}/{self._epochs}  test top-1  {accuracies}  "
-            f"paused {self._paused.share:.0%}"
-        )
+    @classmethod
+    def of(cls, exchange: Exchange, decider: Client | Alone) -> Waiting:
+        """Read both at the end of a run."""
+        return cls(exchange.waiting.seconds, tuple(decider.waits))

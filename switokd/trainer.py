@@ -5,39 +5,34 @@ Not covered: checkpoints and resuming.
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from zlib import crc32
+from typing import Any
 
 import torch
 
 from switokd import models, run_folder
+from switokd.alone import Alone
 from switokd.client import Client, Endpoint, Seat
-from switokd.config import Config, Network
+from switokd.config import Config
 from switokd.coordinator_process import coordinator_process
-from switokd.data import Batch, Images, open_images
-from switokd.data.augment import mix
-from switokd.desk import Desk, Tally
-from switokd.environment import Environment
-from switokd.errors import CollectiveError, NonFiniteError, PeerError, UsageError
+from switokd.data import Batch, Batches, Images, open_images
+from switokd.data.feed import feed
+from switokd.desk import Desk
+from switokd.environment import Environment, check_world_size
+from switokd.errors import CollectiveError, NonFiniteError, PeerError
 from switokd.evaluate import top1
 from switokd.exchange import Exchange
+from switokd.gradients import average_statistics
+from switokd.learner import Learner
 from switokd.lifecycle import Terminated, end_if_stuck, unwind_on_sigterm
-from switokd.placement import Placement
-from switokd.step import Learner, train_step
-from switokd.strategy import STRATEGIES
-from switokd.telemetry import Meter, MetricsFeed
-from switokd.topology import Role
-from switokd.world import (
-    World,
-    check_same_configuration,
-    choose_device,
-    gpu_count,
-    join_world,
-)
+from switokd.placement import Place, Placement
+from switokd.setup import check_shards, make_learners, set_learning_rate
+from switokd.step import train_step
+from switokd.telemetry import EpochLog, Waiting
+from switokd.world import World, check_same_configuration, choose_device, gpu_count, join_world
 
 
 @dataclass(frozen=True)
@@ -48,103 +43,100 @@ class Trainer:
     world: World
     images: Images
     batches: Iterator[Batch]
-    learner: Learner
+    learners: list[Learner]
     exchange: Exchange
-    client: Client
+    decider: Client | Alone
     desk: Desk | None
     """On rank 0 only."""
 
-    def run(self) -> tuple[list[Tally], float]:
-        """Train to the end and save the weights.
+    @property
+    def place(self) -> Place:
+        """Which networks and which parts of the batches are this rank's."""
+        return self.exchange.place
 
-        Returns, on rank 0, every network's tally, and the seconds that training itself took.
-        """
-        learner, test = self.learner, self.images.test()
-        role = self.config.topology.role(learner.name)
-        tally = Tally(learner.name, role.value, models.parameter_count(learner.model))
-        steps, seconds = total_steps(self.config, self.images), 0.0
+    def run(self) -> None:
+        """Train to the end and save the weights."""
+        steps, done = total_steps(self.config, self.images), 0
+        tests = {learner.name: self._test(learner) for learner in self.learners}
         for epoch in range(self.config.schedule.epochs):
-            if tally.steps < steps:
-                set_learning_rate(self.config, learner, epoch)
-                seconds += self._epoch(epoch, steps, tally, test)
-        self.client.decision(steps)  # students have not waited for it; the record does
+            if done < steps:
+                last = min(done + self.images.steps_per_epoch, steps)
+                self._epoch(epoch, range(done + 1, last + 1), tests)
+                done = last
+        self.decider.decision(steps)  # students have not waited for it; the record does
         self._check_weights()
         self.save_weights("weights")
-        tallies = self.world.gather(tally)
-        self.client.close()
-        return tallies, seconds
-
-    def _epoch(self, epoch: int, steps: int, tally: Tally, test: Iterable[Batch]) -> float:
-        """Train and evaluate one epoch; return the seconds that training took."""
-        device, learner = self.world.device, self.learner
-        meter = Meter(learner.name, device)
-        feed = MetricsFeed(self.client, learner.name, device)
-        started = time.monotonic()
-        for step in range(
-            tally.steps + 1, min(tally.steps + self.images.steps_per_epoch, steps) + 1
-        ):
-            x, y = (t.to(device) for t in next(self.batches))
-            result = train_step(learner, step, x, y, self.exchange, self.client)
-            tally.steps, tally.samples = step, tally.samples + len(y)
-            tally.steps_paused += result.loss is None
-            meter.add(result, y)
-            feed.add(result, y)
-            if self.desk:
-                self.desk.bar.step(step, epoch, result, y)
-        seconds = time.monotonic() - started
-        accuracy = top1(learner.model, test, device)
-        tally.top1_last = 100 * accuracy
-        tally.top1_best = max(tally.top1_best, tally.top1_last)
-        feed.send(test_accuracy=accuracy)
-        loss, train_accuracy = meter.read()
-        line = {
-            "epoch": epoch + 1,
-            "step": tally.steps,
-            "network": tally.network,
-            "role": tally.role,
-            "loss": loss,
-            "train_top1": None if train_accuracy is None else 100 * train_accuracy,
-            "test_top1": tally.top1_last,
-            "lr": learner.optimizer.param_groups[0]["lr"],
-            "steps_paused": tally.steps_paused,
-            "samples_per_second": meter.samples / seconds,
-        }
-        lines = self.world.gather(line)
+        waiting = self.world.gather(Waiting.of(self.exchange, self.decider))
         if self.desk:
-            self.desk.epoch(epoch, lines)
-        return seconds
+            self.desk.waiting = waiting
+        self.decider.close()
+
+    def _epoch(self, epoch: int, steps: range, tests: dict[str, Batches]) -> None:
+        """Train and evaluate one epoch."""
+        for learner in self.learners:
+            set_learning_rate(self.config, learner, epoch)
+        log = EpochLog(self.learners, self.place, self.decider, self.world.device)
+        tau = self.config.distillation.temperature
+        for step in steps:
+            x, y = next(self.batches)
+            n = self.images.size_of(step - 1)
+            result = train_step(self.learners, step, x, y, n, tau, self.exchange, self.decider)
+            log.add(result, n)
+            if self.desk:
+                self.desk.step(step, epoch, result, self.exchange.passed_at)
+        log.end_of_training()
+        for learner in self.learners:
+            average_statistics(learner.model, learner.gradients.group, self.world.transport)
+            log.tested(learner.name, *top1(learner, tests[learner.name]))
+        rows = [row for rank in self.world.gather(log.rows()) for row in rank]
+        if self.desk:
+            self.desk.epoch(epoch, steps[-1], rows)
+
+    def _test(self, learner: Learner) -> Batches:
+        """This rank's part of the test set, for one of its networks."""
+        ranks = self.place.placement.ranks_of(learner.name)
+        return self.images.test(index=ranks.index(self.world.rank), of=len(ranks))
 
     def _check_weights(self) -> None:
-        """NonFiniteError if the last update, which no later step has shown, spoilt the network."""
-        if not all(value.isfinite().all() for value in self.learner.model.parameters()):
-            error = NonFiniteError(
-                f"network {self.learner.name} (rank {self.world.rank}) has weights that are not "
-                "finite after its last step; no weights were saved"
-            )
-            error.seen_by_every_rank = False
-            raise error
+        """NonFiniteError if the last update, which no later step has shown, spoilt a network."""
+        for learner in self.learners:
+            if not all(value.isfinite().all() for value in learner.model.parameters()):
+                error = NonFiniteError(
+                    f"network {learner.name} (rank {self.world.rank}) has weights that are not "
+                    "finite after its last step; no weights were saved"
+                )
+                error.seen_by_every_rank = False
+                raise error
 
     def save_weights(self, folder: str) -> None:
         """Hand every network's state dict to rank 0, which writes them to `folder`/NAME.pt."""
-        state = {key: value.cpu() for key, value in self.learner.model.state_dict().items()}
-        states = self.world.gather((self.learner.name, state))
+        mine: dict[str, dict[str, Any]] = {}
+        for learner in self.learners:
+            if self.world.rank == self.place.placement.ranks_of(learner.name)[0]:
+                state = learner.model.state_dict()
+                mine[learner.name] = {key: _plain(value) for key, value in state.items()}
+        states = self.world.gather(mine)
         if self.desk:
-            self.desk.folder.save_weights(dict(states), folder)
+            self.desk.folder.save_weights(
+                {k: v for rank in states for k, v in rank.items()}, folder
+            )
 
 
-def train(config: Config, placement: Placement, env: Environment) -> None:
-    """Train this rank's network among the others, from nothing to a finished run folder.
+def _plain(value: torch.Tensor) -> torch.Tensor:
+    """A tensor as others expect to load it, whatever order it was computed in."""
+    return value.cpu().contiguous()
+
+
+def train(config: Config, recipe: str, env: Environment) -> None:
+    """Train this rank's networks among the others, from nothing to a finished run folder.
 
     UsageError, NonFiniteError, PeerError as in `errors.py`.
     """
-    name = placement.network_of[env.rank]
     if env.rank == 0:
         run_folder.check(config)
     images = open_images(config.data, config.seed)
     steps = total_steps(config, images)
     device = choose_device(config.device, env)
-    learner = make_learner(config, name, images, device)
-    batches = images.stream(steps)
     with ExitStack() as stack:
         world = stack.enter_context(join_world(env, device, config.coordinator.timeout))
         found = {
@@ -153,34 +145,51 @@ def train(config: Config, placement: Placement, env: Environment) -> None:
             "kind of device": device.type,
         }
         check_same_configuration(world, {**config.must_agree(), **found})
-        desk = world.on_rank_0(lambda: Desk(config, steps))
+        placement = place_networks(config, world, images)
+        check_world_size(placement.world_size, config.topology.name, recipe, env)
+        check_shards(placement, config.data.batch_size)
+        place = Place(placement, env.rank)
+        learners = make_learners(config, place, images, world)
+        images = images.on(device, config.compute.data_on_device)
+        stream = images.stream(steps, part=place.part)
+        batches = feed(stream, device, config.compute.channels_last)
+        desk = world.on_rank_0(lambda: Desk(config, placement, steps))
         if desk:
             stack.callback(desk.folder.discard_if_unused)
-        endpoint, run_id = stack.enter_context(meeting_point(config, world))
-        client = stack.enter_context(
-            joined(Seat(endpoint, run_id, env.rank), config, placement, desk)
-        )
-        exchange = Exchange(placement, config.digest, images.classes)
-        trainer = Trainer(config, world, images, batches, learner, exchange, client, desk)
+        decider, where = stack.enter_context(decided_by(config, world, placement, desk))
+        exchange = Exchange(place, config.digest, images.classes, world.steps, world.transport)
+        trainer = Trainer(config, world, images, batches, learners, exchange, decider, desk)
+        counts = {li.name: models.parameter_count(li.model) for li in learners}
+        gathered = world.gather(counts)
+        if desk:
+            desk.parameters = {name: n for rank in gathered for name, n in rank.items()}
         if config.save_initial_weights:
             trainer.save_weights("weights/initial")
         with desk.bar if desk else nullcontext():
             if desk:
-                desk.bar.console.print(describe(world, endpoint))
-            tallies, seconds = trainer.run()
+                desk.bar.console.print(describe(config, world, placement, where))
+            trainer.run()
         if desk:
-            desk.finish(tallies, seconds)
+            desk.finish()
 
 
-def describe(world: World, endpoint: Endpoint) -> str:
-    """Where a run takes place, in a line."""
+def place_networks(config: Config, world: World, images: Images) -> Placement:
+    """The run file's placement for as many ranks as there are."""
+    return config.placement_on(world.env.world_size)
+
+
+def describe(config: Config, world: World, placement: Placement, where: str) -> str:
+    """Where a run takes place, in a line or two."""
     device, processes, gpus = world.device.type, world.env.world_size, gpu_count()
-    where = f"{processes} processes on {device}"
-    if device == "cpu" and gpus:
-        where += f" ({gpus} GPU{'s' if gpus > 1 else ''}, not one for each process)"
-    if endpoint.http:
-        return f"{where}, live metrics http://{endpoint.http}/metrics"
-    return f"{where}, coordinator {endpoint}"
+    words = f"{processes} process{'es' if processes > 1 else ''} on {device}, {where}"
+    if config.placement != "dedicated" or processes != len(config.networks):
+        words += f"\nplacement {placement}"
+    if world.transport is not None:
+        words += f"\n{gpus} GPU(s) shared by {processes} ranks: exchanging over Gloo, not NCCL"
+    if any(len(placement.ranks_of(name)) > 1 for name in placement.networks):
+        kind = "all of a network's ranks" if config.compute.batch_norm == "sync" else "each rank"
+        words += f"\nBatchNorm statistics: over {kind}"
+    return words
 
 
 def total_steps(config: Config, images: Images) -> int:
@@ -189,45 +198,22 @@ def total_steps(config: Config, images: Images) -> int:
     return min(steps, config.schedule.max_steps or steps)
 
 
-def make_learner(config: Config, name: str, images: Images, device: torch.device) -> Learner:
-    """Build one network with its optimizer; its first weights depend on (seed, name) alone."""
-    network, distillation = config.networks[name], config.distillation
-    torch.manual_seed(int(mix(config.seed, crc32(name.encode()))) % 2**63)
-    try:
-        model = models.build(network.model, images.shape[0], images.classes, network.model_kwargs)
-        models.check_output(model, network.model, images.shape, images.classes)
-        if not any(p.requires_grad for p in model.parameters()):
-            raise UsageError(f"model {network.model} has no parameter to train")
-    except UsageError as error:
-        error.seen_by_every_rank = False  # the other ranks build other networks
-        raise
-    model = model.to(device).train()
-    is_student = config.topology.role(name) is Role.STUDENT
-    return Learner(
-        name=name,
-        model=model,
-        optimizer=make_optimizer(network, model),
-        topology=config.topology,
-        strategy=STRATEGIES[distillation.strategy],
-        tau=distillation.temperature,
-        kl_weight=distillation.alpha if is_student else distillation.beta,
-    )
-
-
-def make_optimizer(network: Network, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The run file's optimizer over all of the model's parameters."""
-    settings = network.optimizer.model_dump(exclude={"name"})
-    if network.optimizer.name == "adam":
-        return torch.optim.Adam(model.parameters(), **settings)
-    return torch.optim.SGD(model.parameters(), **settings)
-
-
-def set_learning_rate(config: Config, learner: Learner, epoch: int) -> None:
-    """Multi-step schedule by epochs begun; a paused teacher's goes on like the others'."""
-    passed = sum(epoch >= milestone for milestone in config.schedule.milestones)
-    for group in learner.optimizer.param_groups:
-        base = config.networks[learner.name].optimizer.lr
-        group["lr"] = base * config.schedule.gamma**passed
+@contextmanager
+def decided_by(
+    config: Config, world: World, placement: Placement, desk: Desk | None
+) -> Iterator[tuple[Client | Alone, str]]:
+    """Who decides, and where that is in words."""
+    if config.coordinator.address == "off":
+        assert desk is not None, "one process, which is rank 0"
+        unwind_on_sigterm()
+        yield Alone(config, desk.on_decision), "no coordinator"
+        return
+    with meeting_point(config, world) as (endpoint, run_id):
+        where = f"coordinator {endpoint}"
+        if endpoint.http:
+            where = f"live metrics http://{endpoint.http}/metrics"
+        with joined(Seat(endpoint, run_id, world.rank), config, placement, desk) as client:
+            yield client, where
 
 
 @contextmanager
@@ -252,13 +238,12 @@ def joined(seat: Seat, config: Config, placement: Placement, desk: Desk | None) 
     Where a peer's loss shows here first as a broken collective, or as torchrun's SIGTERM, the
     coordinator may know more: then its PeerError is raised instead.
     """
-    who = f"rank {seat.rank} ({placement.network_of[seat.rank]})"
     client = Client(
         seat,
         config,
         placement,
         on_decision=desk.on_decision if desk else lambda decision: None,
-        on_failure=end_if_stuck(who),
+        on_failure=end_if_stuck(placement.who(seat.rank)),
     )
     unwind_on_sigterm()
     try:

@@ -1,15 +1,17 @@
 """The process groups and the device.
 
-Not covered: ranks that share a GPU over NCCL; starting the processes (`launch.py`).
+Ranks that share a GPU exchange over Gloo and the host's memory: NCCL refuses two on one GPU.
+
+Not covered: starting the processes (`launch.py`).
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -31,19 +33,16 @@ def gpu_count() -> int:
 
 
 def choose_device(wanted: str, env: Environment) -> torch.device:
-    """The rank's device: its own GPU where there is one for each local rank, else the CPU.
+    """The rank's device: its own GPU, one shared with other ranks if there are fewer, or the CPU.
 
-    UsageError if CUDA is asked for and there are not enough GPUs.
+    UsageError if CUDA is asked for and there is no GPU.
     """
     gpus = gpu_count()
-    if wanted == "cuda" and gpus < env.local_world_size:
-        raise UsageError(
-            f"device: cuda needs a GPU for each of this machine's {env.local_world_size} "
-            f"processes, found {gpus}; use device=cpu, or more machines"
-        )
-    if wanted == "cpu" or gpus < env.local_world_size:
+    if wanted == "cuda" and not gpus:
+        raise UsageError("device: cuda, but PyTorch finds no GPU here; use device=cpu")
+    if wanted == "cpu" or not gpus:
         return torch.device("cpu")
-    return torch.device("cuda", env.local_rank)
+    return torch.device("cuda", env.local_rank % gpus)
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,25 @@ class World:
 
     env: Environment
     device: torch.device
-    patient: dist.ProcessGroup
-    """Group for what may take minutes; over Gloo, so that it also carries Python objects."""
+    timeout: timedelta = timedelta(minutes=1)
+    """How long a step's collective waits."""
+    backend: str = "gloo"
+    """Of the steps' collectives: nccl where each rank has a GPU of its own, else gloo."""
+    steps: dist.ProcessGroup | None = None
+    """Group of the steps' exchange; None in a run of one process."""
+
+    @property
+    def transport(self) -> torch.device | None:
+        """Where the steps' collectives need their tensors; None: on the rank's device."""
+        via_host = self.device.type == "cuda" and self.backend == "gloo"
+        return torch.device("cpu") if via_host else None
+
+    def group(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
+        """Make a group for the steps' collectives; every rank must call it for every group."""
+        if len(ranks) == 1:
+            return None
+        group = dist.new_group(list(ranks), timeout=self.timeout, backend=self.backend)
+        return group if isinstance(group, dist.ProcessGroup) else None
 
     @property
     def rank(self) -> int:
@@ -62,23 +78,29 @@ class World:
 
     def all_gather(self, mine: Any) -> list[Any]:
         """Every rank's object, in rank order."""
+        if self.env.world_size == 1:
+            return [mine]
         everyone: list[Any] = [None] * self.env.world_size
         with naming("waiting for the other ranks"):
-            dist.all_gather_object(everyone, mine, group=self.patient)
+            dist.all_gather_object(everyone, mine)
         return everyone
 
     def gather(self, mine: Any) -> list[Any]:
         """Every rank's object on rank 0; nothing elsewhere."""
+        if self.env.world_size == 1:
+            return [mine]
         everyone: list[Any] | None = [None] * self.env.world_size if self.rank == 0 else None
         with naming("waiting for the other ranks"):
-            dist.gather_object(mine, everyone, group=self.patient)
+            dist.gather_object(mine, everyone)
         return everyone or []
 
     def broadcast(self, rank_0s: Any) -> Any:
         """Rank 0's object, on every rank."""
+        if self.env.world_size == 1:
+            return rank_0s
         carrier = [rank_0s]
         with naming("waiting for rank 0"):
-            dist.broadcast_object_list(carrier, group=self.patient)
+            dist.broadcast_object_list(carrier)
         return carrier[0]
 
     def on_rank_0(self, make: Callable[[], T]) -> T | None:
@@ -111,21 +133,26 @@ def naming(doing: str) -> Iterator[None]:
 def join_world(env: Environment, device: torch.device, timeout: float) -> Iterator[World]:
     """Join the process groups, and leave them at the end unless the body fails.
 
-    After a failure leaving would wait for peers that are gone, and the process ends anyway.
-    timeout: seconds after which a step's collective gives up. PeerError if a rank does not come.
+    The default group may take minutes and carries Python objects, so it is Gloo's; the steps'
+    collectives have one of their own. After a failure leaving would wait for peers that are
+    gone, and the process ends anyway. timeout: seconds after which a step's collective gives up.
+    PeerError if a rank does not come.
     """
-    seconds = timedelta(seconds=timeout)
+    if env.world_size == 1:
+        yield World(env, device)
+        return
     with naming("joining the process group"):
         if device.type == "cuda":
             torch.cuda.set_device(device)
             # A peer that hangs is then an error here, not this process's end by NCCL's watchdog.
             os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
-            dist.init_process_group("nccl", timeout=seconds, device_id=device)
-        else:
-            dist.init_process_group("gloo", timeout=seconds)
-        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-    assert isinstance(patient, dist.ProcessGroup)
-    yield World(env, device, patient)
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        world = World(env, device, timedelta(seconds=timeout))
+        owns = device.type == "cuda" and gpu_count() >= env.local_world_size
+        backend = "nccl" if all(world.all_gather(owns)) else "gloo"
+        world = replace(world, backend=backend)
+        world = replace(world, steps=world.group(range(env.world_size)))
+    yield world
     dist.destroy_process_group()
 
 

@@ -44,4 +44,4 @@ def test_signals(number: signal.Signals, code: int, tmp_path: Path) -> None:
     text = log.read_text()
     assert "Traceback" not in text
     if number == signal.SIGKILL:
-        assert f"rank 1 (student, process {victim.pid}) was killed by SIGKILL" in text
+        assert f"rank 1 (student), process {victim.pid}, was killed by SIGKILL" in text

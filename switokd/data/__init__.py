@@ -3,16 +3,18 @@
     sources.py   data sets: images and labels by index
     augment.py   order and augmentation as functions of (seed, epoch, sample index)
     loader.py    batches at given positions, by loader processes if wanted
+    feed.py      batches onto the device, one ahead
     (this file)  the training stream and the test set, made of these
 
-Not covered: shards of a batch (every rank loads the whole one), pinned memory, prefetching to
-a device.
+A rank loads of each batch the part that its networks need.
+
+Not covered: streams without a length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,8 +22,8 @@ from torch.utils.data import Dataset
 
 from switokd.config import Data
 from switokd.data.augment import crop_and_flip, mix, order
-from switokd.data.loader import Batch, Batches
-from switokd.data.sources import Source, Sources, load
+from switokd.data.loader import Batch, Batches, Positions
+from switokd.data.sources import ArraySource, Source, Sources, load
 from switokd.errors import UsageError
 
 __all__ = ["Batch", "Images", "open_images"]
@@ -50,13 +52,14 @@ class View(Dataset[Batch]):
 
     def batch(self, positions: Sequence[tuple[int, int]]) -> Batch:
         """Images and labels at these (epoch, index); UsageError if one does not fit."""
-        epochs, indices = np.array(positions, dtype=np.int64).T
+        epochs, indices = np.array(positions, dtype=np.int64).reshape(-1, 2).T
         keys = mix(self.seed, epochs, indices)
         images, labels = self.source.fetch(indices.tolist(), keys)
         images = crop_and_flip(images, keys, self.crop_padding, self.flip)
         if images.dtype == torch.uint8:
             mean, std = (
-                torch.tensor(v)[:, None, None] for v in (self.sources.mean, self.sources.std)
+                torch.tensor(v, device=images.device)[:, None, None]
+                for v in (self.sources.mean, self.sources.std)
             )
             images = (images.float() / 255 - mean) / std
         return images.float(), labels
@@ -103,18 +106,56 @@ class Images:
         # A last batch of one sample would leave BatchNorm without a variance.
         return whole + (rest > 1 and not self.config.drop_last)
 
-    def stream(self, steps: int, first: int = 0) -> Iterator[Batch]:
-        """Training batches `first` to `steps - 1` of the run, over as many epochs as that takes."""
-        positions = _Positions(self, first, steps)
-        return iter(Batches(self._view(train=True), positions, self.config.workers))
+    def size_of(self, step: int) -> int:
+        """Samples of the batch of `step`, counted from 0."""
+        begin = step % self.steps_per_epoch * self.config.batch_size
+        return min(self.config.batch_size, self.samples - begin)
 
-    def test(self, batch_size: int = 512) -> Batches:
-        """The test set in order, without augmentation; may be iterated again and again."""
+    def stream(
+        self, steps: int, first: int = 0, part: Callable[[int], slice] = lambda n: slice(0, n)
+    ) -> Iterator[Batch]:
+        """Training batches `first` to `steps - 1` of the run, over as many epochs as that takes.
+
+        part: which part of a batch of n samples is wanted; all of it by default.
+        """
+        positions = _Positions(self, first, steps, part)
+        return iter(self._batches(self._view(train=True), positions))
+
+    def test(self, batch_size: int = 512, index: int = 0, of: int = 1) -> Batches:
+        """The test set in order, without augmentation; may be iterated again and again.
+
+        of: into how many parts it is dealt out, batch by batch; index: which of them.
+        """
         n = len(self.sources.test)
-        positions = [
-            [(0, i) for i in range(a, min(a + batch_size, n))] for a in range(0, n, batch_size)
-        ]
-        return Batches(self._view(train=False), positions, self.config.workers)
+        starts = range(index * batch_size, n, of * batch_size)
+        positions = [[(0, i) for i in range(a, min(a + batch_size, n))] for a in starts]
+        return self._batches(self._view(train=False), positions)
+
+    def on(self, device: torch.device, wanted: bool | None) -> Images:
+        """The same images held on `device`, if wanted, or (None) if there is ample room.
+
+        UsageError if they are wanted there and not all in memory.
+        """
+        parts = (self.sources.train, self.sources.test)
+        arrays = [part for part in parts if isinstance(part, ArraySource)]
+        if device.type != "cuda" or wanted is False:
+            return self
+        if len(arrays) < len(parts):
+            if wanted:
+                raise UsageError(
+                    f"compute.data_on_device: {self.config.dataset} is read image by image; only "
+                    "data sets that are in memory as a whole can be held on the GPU"
+                )
+            return self
+        size = sum(array.images.nbytes for array in arrays)
+        if wanted is None and size > torch.cuda.mem_get_info(device)[0] / 20:
+            return self
+        train, test = (array.to(device) for array in arrays)
+        return replace(self, sources=replace(self.sources, train=train, test=test))
+
+    def _batches(self, view: View, positions: Positions) -> Batches:
+        is_on_gpu = isinstance(view.source, ArraySource) and view.source.images.is_cuda
+        return Batches(view, positions, 0 if is_on_gpu else self.config.workers)
 
     def _view(self, train: bool) -> View:
         if not train:
@@ -136,6 +177,7 @@ class _Positions:
     images: Images
     first: int
     steps: int
+    part: Callable[[int], slice]
 
     def __len__(self) -> int:
         return self.steps - self.first
@@ -147,7 +189,8 @@ class _Positions:
             epoch, batch = divmod(step, self.images.steps_per_epoch)
             if batch == 0 or not indices:
                 indices = order(self.images.seed, epoch, self.images.samples)
-            yield [(epoch, index) for index in indices[batch * size : (batch + 1) * size]]
+            whole = indices[batch * size : (batch + 1) * size]
+            yield [(epoch, index) for index in whole[self.part(len(whole))]]
 
 
 def open_images(config: Data, seed: int) -> Images:

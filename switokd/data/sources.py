@@ -53,9 +53,13 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device) -> ArraySource:
+        """The same images on another device."""
+        return ArraySource(self.images.to(device), self.labels.to(device))
+
     def fetch(self, indices: Sequence[int], keys: Keys) -> tuple[Tensor, Tensor]:
         """See `Source`."""
-        at = torch.as_tensor(indices)
+        at = torch.as_tensor(indices, device=self.images.device)
         return self.images[at], self.labels[at]
 
 

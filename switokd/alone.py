@@ -1,0 +1,60 @@
+"""Deciding in the training process itself, for `coordinator: off`: one process, no coordinator.
+
+The same interface as `client.py`, the same pure function, the same record; no metrics, since
+nobody serves them.
+
+Not covered: several processes, which would have to trust each other's rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from switokd.config import Config
+from switokd.decision import Decision, decide
+from switokd.distances import Parts, means
+from switokd.errors import SwitokdError
+from switokd.strategy import STRATEGIES
+
+
+class Alone:
+    """Decides every step at once."""
+
+    def __init__(self, config: Config, on_decision: Callable[[Decision], None]) -> None:
+        self.pairs = list(config.topology.pairs)
+        self.waits: list[float] = []
+        self._switch = STRATEGIES[config.distillation.strategy].switch
+        self._on_decision = on_decision
+        self._last: Decision | None = None
+
+    def report(self, step: int, parts: Parts) -> None:
+        """Decide a step and keep the decision."""
+        self._last = decide(step, means(parts), self._switch)
+        self._on_decision(self._last)
+
+    def foresee(self, step: int, parts: Parts) -> Decision | None:
+        """Give the decision, which there is already."""
+        return self._last
+
+    def decision(self, step: int) -> Decision:
+        """The decision of `step`, the newest reported."""
+        assert self._last is not None
+        assert self._last.step == step
+        return self._last
+
+    def progress(
+        self,
+        network: str,
+        samples: int,
+        loss: float | None = None,
+        accuracy: float | None = None,
+        test_accuracy: float | None = None,
+    ) -> None:
+        """Nobody serves metrics here."""
+
+    def why(self, doing: str = "", patience: float = 3.0) -> SwitokdError | None:
+        """Nobody else can know of a failure."""
+        return None
+
+    def close(self, failure: str = "") -> None:
+        """Nobody to say goodbye to."""

@@ -1,0 +1,47 @@
+"""Batches onto the rank's device, in the memory order that its networks compute in.
+
+On a GPU the next batch is copied while this one is worked on: from pinned memory, on a stream of
+its own, so that the step never waits for the host.
+
+Not covered: making the batches (`loader.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from switokd.data.loader import Batch
+
+
+def feed(batches: Iterator[Batch], device: torch.device, channels_last: bool) -> Iterator[Batch]:
+    """The same batches, on `device`, one ahead where that is a GPU."""
+    if device.type == "cuda":
+        return _ahead(batches, device, channels_last)
+    return (_place(batch, device, channels_last) for batch in batches)
+
+
+def _place(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
+    x, y = (t.to(device, non_blocking=True) for t in batch)
+    if channels_last and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x, y
+
+
+def _ahead(batches: Iterator[Batch], device: torch.device, channels_last: bool) -> Iterator[Batch]:
+    copying = torch.cuda.Stream(device)
+    ready: Batch | None = None
+    for batch in batches:
+        pinned = batch if batch[0].is_cuda else (batch[0].pin_memory(), batch[1].pin_memory())
+        with torch.cuda.stream(copying):
+            copying.wait_stream(torch.cuda.current_stream(device))
+            following = _place(pinned, device, channels_last)
+        if ready is not None:
+            yield ready
+        torch.cuda.current_stream(device).wait_stream(copying)
+        for tensor in following:  # its memory must not be given away while the step reads it
+            tensor.record_stream(torch.cuda.current_stream(device))
+        ready = following
+    if ready is not None:
+        yield ready

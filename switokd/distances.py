@@ -1,0 +1,78 @@
+"""L1 distances between predictions, summed over the parts of a batch.
+
+    gap  |p_s - p_t|_1      e_s  |p_s - y|_1      e_t  |p_t - y|_1
+
+Source: Qian et al., ECCV 2022, arXiv:2209.04996, the section on the distillation gap.
+
+Not covered: means, threshold and what is decided on them (`gap.py`, `decision.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from switokd.gap import Distances, PairSums
+from switokd.topology import Pair
+
+Parts = Mapping[Pair, Sequence[PairSums]]
+"""By pair: its sums over each shard of its teacher, in rank order."""
+
+
+def pair_sums(
+    pairs: Sequence[Pair],
+    logits: Mapping[str, Tensor],
+    y: Tensor,
+    shards: Mapping[str, Sequence[slice]],
+    tau: float,
+) -> Tensor:
+    """Sum each pair's three L1 distances over each of its teacher's shards.
+
+    logits: by network `[B, C]`. y: labels `[B]` (integers) or target distributions `[B, C]`.
+    shards: by teacher, the parts of the batch. tau: temperature. Returns float64 on the logits'
+    device, `[shards of all pairs, 3]`, pair by pair, with G, e_s, e_t in that order. Distances
+    are taken in float32 or better and added up in float64, so that a shard's sums are the same
+    whoever holds the logits.
+    """
+    names = dict.fromkeys(name for pair in pairs for name in (pair.teacher, pair.student))
+    p = {name: (logits[name].float() / tau).softmax(dim=1) for name in names}
+    e = {name: _distance_to_target(p[name], y) for name in names}
+    rows = []
+    for t, s in ((pair.teacher, pair.student) for pair in pairs):
+        gap = (p[s] - p[t]).abs().sum(dim=1)
+        per_sample = torch.stack((gap, e[s], e[t])).double()  # [3, B]
+        rows += [per_sample[:, shard].sum(dim=1) for shard in shards[t]]
+    device = next(iter(logits.values())).device
+    return torch.stack(rows) if rows else torch.empty(0, 3, dtype=torch.float64, device=device)
+
+
+def _distance_to_target(p: Tensor, y: Tensor) -> Tensor:
+    """L1 distance `[B]` of predictions `[B, C]` to the targets."""
+    if y.dim() == 1:  # one-hot: |p - y|_1 = (1 - p_label) + (sum of the others) = 2 (1 - p_label)
+        return 2 * (1 - p.gather(1, y[:, None]).squeeze(1))
+    return (p - y).abs().sum(dim=1)
+
+
+def as_parts(
+    pairs: Sequence[Pair], shards: Mapping[str, Sequence[slice]], sums: Sequence[Sequence[float]]
+) -> Parts:
+    """`pair_sums`' rows, once they are on the host, by pair and shard."""
+    rows = iter(sums)
+    return {
+        pair: [PairSums(*next(rows), n=shard.stop - shard.start) for shard in shards[pair.teacher]]
+        for pair in pairs
+    }
+
+
+def means(parts: Parts) -> dict[Pair, Distances]:
+    """Every pair's means over the whole batch, its parts added up in rank order."""
+    return {pair: sum(rest, first).mean() for pair, (first, *rest) in parts.items()}
+
+
+def to_host(vitals: Tensor, sums: Tensor) -> tuple[list[float], list[list[float]]]:
+    """Both as lists, by one copy from the device."""
+    everything: list[float] = torch.cat([vitals, sums.flatten()]).tolist()
+    rest = everything[len(vitals) :]
+    return everything[: len(vitals)], [rest[i : i + 3] for i in range(0, len(rest), 3)]

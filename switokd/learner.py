@@ -1,0 +1,63 @@
+"""One network on one rank, with all that its step needs: forward, backward, update.
+
+Not covered: what it learns from (`strategy.py`, `objective.py`); building it (`setup.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from switokd.decision import Decision
+from switokd.gradients import Gradients
+from switokd.stopwatch import Stopwatch
+from switokd.topology import Role
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One network. `kl_weights` is its strategy's: peers' names to weights, for a decision."""
+
+    name: str
+    role: Role
+    model: nn.Module
+    network: Callable[[Tensor], Tensor]
+    """The model as it is called: itself, or compiled."""
+    optimizer: Optimizer
+    gradients: Gradients
+    kl_weights: Callable[[Decision | None], Mapping[str, float]]
+    bf16: bool = False
+    learning: Stopwatch = field(default_factory=Stopwatch)
+    """Time that backward and update take: what a pause saves."""
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether the decision concerns it."""
+        return self.role is Role.TEACHER
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `[b, C]` of images `[b, ...]`, with their graph."""
+        if not self.bf16:
+            return self.network(x)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.network(x)
+
+    def backward(self, loss: Tensor | None) -> None:
+        """Compute this rank's gradients, and start to add up those of the network's ranks.
+
+        None stands for an empty shard, which adds nothing.
+        """
+        with self.learning:
+            self.gradients.start()
+            if loss is not None:
+                loss.backward()  # type: ignore[no-untyped-call]
+
+    def update(self) -> None:
+        """Apply the gradients of all the network's ranks."""
+        with self.learning:
+            self.gradients.finish()
+            self.optimizer.step()

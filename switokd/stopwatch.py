@@ -1,0 +1,46 @@
+"""Adds up how long a part of the step takes, on the CPU's clock or the GPU's.
+
+A GPU works through its queue long after the call that filled it has returned, so there the time
+between two marks in the queue is taken, and read when the training pauses anyway.
+
+Not covered: where the time goes inside the part (a profiler shows that).
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+
+class Stopwatch:
+    """Use it as a context: `with watch: ...`; then `seconds`."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._on_gpu = device is not None and device.type == "cuda"
+        self._seconds = 0.0
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        if self._on_gpu:
+            self._marks.append(
+                (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            )
+            self._marks[-1][0].record()
+        self._started = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        if self._on_gpu:
+            self._marks[-1][1].record()
+        else:
+            self._seconds += time.perf_counter() - self._started
+
+    @property
+    def seconds(self) -> float:
+        """All parts so far. On a GPU this waits for the last of them."""
+        for begin, end in self._marks:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1000
+        self._marks.clear()
+        return self._seconds
