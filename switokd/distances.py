@@ -60,10 +60,12 @@ def as_parts(
 ) -> Parts:
     """`pair_sums`' rows, once they are on the host, by pair and shard."""
     rows = iter(sums)
-    return {
-        pair: [PairSums(*next(rows), n=shard.stop - shard.start) for shard in shards[pair.teacher]]
-        for pair in pairs
-    }
+
+    def part(shard: slice) -> PairSums:
+        gap, e_s, e_t = next(rows)
+        return PairSums(gap, e_s, e_t, shard.stop - shard.start)
+
+    return {pair: [part(shard) for shard in shards[pair.teacher]] for pair in pairs}
 
 
 def means(parts: Parts) -> dict[Pair, Distances]:

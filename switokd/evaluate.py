@@ -11,11 +11,12 @@ from switokd.learner import Learner
 
 
 @torch.inference_mode()
-def top1(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[int, int]:
+def top1(
+    learner: Learner, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> tuple[int, int]:
     """Images whose largest logit is the label's, and all images; keeps the model's mode."""
     was_training = learner.model.training
     learner.model.eval()
-    device = next(learner.model.parameters()).device
     correct, samples = torch.zeros((), dtype=torch.long, device=device), 0
     for x, y in batches:
         z = learner.forward(x.to(device))

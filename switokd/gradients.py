@@ -39,7 +39,7 @@ class Bucket:
 
     def unpack(self, flat: Tensor) -> None:
         """Give each parameter its part of the sum."""
-        parts = flat.split([p.numel() for p in self.parameters])
+        parts = torch.split(flat, [p.numel() for p in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
@@ -65,7 +65,7 @@ class Gradients:
         self._buckets = list(_buckets(reversed(self.parameters)))
         for bucket in self._buckets:
             for parameter in bucket.parameters:
-                parameter.register_post_accumulate_grad_hook(self._hook(bucket))
+                parameter.register_post_accumulate_grad_hook(self._hook(bucket))  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
         """Forget the previous step's gradients."""
@@ -134,5 +134,5 @@ def average_statistics(
     with naming("averaging the BatchNorm statistics"):
         dist.all_reduce(flat, group=group)
     flat = flat / dist.get_world_size(group)
-    for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+    for buffer, part in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
         buffer.copy_(part.view(buffer.shape))

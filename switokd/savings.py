@@ -16,9 +16,9 @@ def wall_seconds(
     """How much longer the run would have taken had nobody paused: an estimate.
 
     passed_at: by epoch, when each step's exchange was over, in seconds; from one to the next it
-    is a step, because backward and update lie between two exchanges. paused: each step's
-    paused teachers. The steps at which the same teachers paused are compared, by the median, with those at which
-    none did; None if there was no such step.
+    is a step, because backward and update lie between two exchanges. paused: each step's paused
+    teachers. The steps at which the same teachers paused are compared, by the median, with those
+    at which none did; None if there was no such step.
     """
     durations = defaultdict(list)
     for epoch in passed_at:

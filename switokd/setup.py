@@ -50,7 +50,7 @@ def make_learner(
     model = make_model(config, name, images)
     model = prepare(model, config.compute, world.device)
     if config.compute.batch_norm == "sync" and group is not None:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, group)  # type: ignore[no-untyped-call]
     strategy = STRATEGIES[distillation.strategy]
     weight = distillation.alpha if role is Role.STUDENT else distillation.beta
     return Learner(
@@ -87,7 +87,7 @@ def prepare(model: torch.nn.Module, compute: Compute, device: torch.device) -> t
     """Bring a model into the form that it computes in."""
     model = model.to(device).train()
     if compute.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     return model
 
 

@@ -76,9 +76,9 @@ def train_step(
     # The distances of this rank's teachers to their students, by shard. A student has none.
     shards = {pair.teacher: place.shards(pair.teacher, n) for pair in decider.pairs}
     sums = pair_sums(decider.pairs, everyone.logits, everyone.y, shards, tau)
-    vitals, sums = to_host(everyone.vitals, sums)  # the step's only wait for the device
+    vitals, rows = to_host(everyone.vitals, sums)  # the step's only wait for the device
     exchange.check(vitals)
-    parts = as_parts(decider.pairs, shards, sums)
+    parts = as_parts(decider.pairs, shards, rows)
     decider.report(step, parts)
 
     # While the report travels: whoever has the numbers can decide, and a student need not wait.

@@ -24,9 +24,7 @@ class Stopwatch:
 
     def __enter__(self) -> None:
         if self._on_gpu:
-            self._marks.append(
-                (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            )
+            self._marks.append((_mark(), _mark()))
             self._marks[-1][0].record()
         self._started = time.perf_counter()
 
@@ -44,3 +42,7 @@ class Stopwatch:
             self._seconds += begin.elapsed_time(end) / 1000
         self._marks.clear()
         return self._seconds
+
+
+def _mark() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -87,7 +87,7 @@ class Trainer:
         log.end_of_training()
         for learner in self.learners:
             average_statistics(learner.model, learner.gradients.group, self.world.transport)
-            log.tested(learner.name, *top1(learner, tests[learner.name]))
+            log.tested(learner.name, *top1(learner, tests[learner.name], self.world.device))
         rows = [row for rank in self.world.gather(log.rows()) for row in rank]
         if self.desk:
             self.desk.epoch(epoch, steps[-1], rows)

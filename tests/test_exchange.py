@@ -15,7 +15,7 @@ SCRIPT = """
 import json, os, sys, torch, torch.distributed as dist
 from switokd.errors import SwitokdError
 from switokd.exchange import Exchange
-from switokd.placement import Placement
+from switokd.placement import Place, Placement
 
 case = sys.argv[1]
 dist.init_process_group("gloo")
@@ -31,8 +31,12 @@ if odd and case == "gone":
     sys.exit(0)
 z.requires_grad_()
 try:
-    logits = Exchange(Placement(("t", "s")), digest, classes=4)(step, z, y)
-    told = {k: [v.tolist(), v.requires_grad] for k, v in logits.items()}
+    place = Place(Placement.of({"t": [0], "s": [1]}), rank)
+    exchange = Exchange(place, digest, classes=4)
+    mine = place.networks[0]
+    got = exchange(step, {mine: z}, {mine: y}, 3)
+    exchange.check(got.vitals.tolist())
+    told = {k: [v.tolist(), v.requires_grad] for k, v in got.logits.items()}
 except SwitokdError as error:
     told = [type(error).__name__, str(error)]
 os.write(1, (json.dumps({"rank": rank, "told": told}) + "\\n").encode())
@@ -60,7 +64,7 @@ def test_every_rank_gets_every_networks_logits_detached(tmp_path: Path) -> None:
     [
         ("step", "PeerError", "rank 1 (s) is at step 8, rank 0 at step 7"),
         ("digest", "PeerError", "rank 1 (s) was started with another configuration"),
-        ("labels", "PeerError", "rank 1 (s) has other labels than rank 0 at step 7"),
+        ("labels", "PeerError", "s (rank 1) has other labels than t (rank 0) at step 7"),
         ("nan", "NonFiniteError", "network s (rank 1) has logits that are not finite at step 7"),
     ],
 )
@@ -78,3 +82,38 @@ def test_a_rank_that_is_gone_is_noticed(tmp_path: Path) -> None:
     name, sentence = told("gone", tmp_path)[0]
     assert name == "CollectiveError"
     assert "exchanging the logits of step 7" in sentence
+
+
+# Three ranks, a network over two of them unevenly, another on two, odd sizes throughout.
+SHARDS = """
+import json, os, torch, torch.distributed as dist
+from switokd.exchange import Exchange
+from switokd.placement import Place, Placement
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+placement = Placement.of({"t": {0: 3, 1: 1}, "s": [1, 2], "u": [0]})
+place = Place(placement, rank)
+exchange = Exchange(place, "0" * 64, classes=3)
+right = True
+for step, n in enumerate((9, 4, 3, 2, 9), 1):
+    y = torch.arange(n) % 3
+    whole = {k: torch.arange(n * 3.0).view(n, 3) * (i + 1) for i, k in enumerate("tsu")}
+    shards = {k: place.shard(k, n) for k in place.networks}
+    z = {k: whole[k][s] for k, s in shards.items() if s.stop > s.start}
+    got = exchange(step, z, {k: y[s] for k, s in shards.items()}, n)
+    exchange.check(got.vitals.tolist())
+    right &= torch.equal(got.y, y) and list(got.logits) == ["t", "s", "u"]
+    right &= all(torch.equal(got.logits[k], whole[k]) for k in whole)
+os.write(1, (json.dumps({"rank": rank, "right": right}) + "\\n").encode())
+"""
+
+
+def test_shards_of_any_size_come_together(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SHARDS)
+    command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=3", "script.py"]
+    code, out, err = run(command, tmp_path)
+    assert code == 0, err
+    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert sorted(each["rank"] for each in found) == [0, 1, 2]
+    assert all(each["right"] for each in found)

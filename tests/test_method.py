@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from switokd.decision import Decision, Mode, PairDecision, decide
-from switokd.gap import Distances, delta, epsilon, pair_sums
+from switokd.decision import ROUNDING, Decision, Mode, PairDecision, decide, foresee
+from switokd.distances import as_parts, means
+from switokd.distances import pair_sums as sums_of_pairs
+from switokd.gap import Distances, PairSums, delta, epsilon
 from switokd.objective import kl, objective
-from switokd.placement import dedicated
 from switokd.strategy import DML, STRATEGIES, SwitOKD
 from switokd.topology import Pair, Role, Topology
 from tests import reference
@@ -36,6 +38,15 @@ P_T, P_S, LABEL = [0.5, 0.4, 0.1], [0.4, 0.1, 0.5], torch.tensor([0])
 def logits(*rows: list[float]) -> Tensor:
     """Logits with these probabilities at a temperature of 1, shifted by what softmax ignores."""
     return torch.tensor(rows).log() + 3
+
+
+def pair_sums(z_t: Tensor, z_s: Tensor, y: Tensor, tau: float, *cuts: int) -> PairSums:
+    """One pair's sums over the whole batch, added up over shards that end at `cuts`."""
+    pair, bounds = Pair("t", "s"), [0, *cuts, len(y)]
+    shards = {"t": [slice(a, b) for a, b in pairwise(bounds)]}
+    rows = sums_of_pairs([pair], {"t": z_t, "s": z_s}, y, shards, tau).tolist()
+    (first, *rest) = as_parts([pair], shards, rows)[pair]
+    return sum(rest, first)
 
 
 def random_case(seed: int) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -106,12 +117,52 @@ def test_epsilon_and_delta_stay_in_their_bounds(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_shards_add_up_to_the_whole(seed: int) -> None:
     z_t, z_s, y, tau = random_case(seed)
-    shards = [slice(0, 5), slice(5, 6), slice(6, None)][: 1 + len(y) // 6]
-    shards[-1] = slice(shards[-1].start, None)
-    parts = [pair_sums(z_t[shard], z_s[shard], y[shard], tau) for shard in shards]
-    summed, whole = sum(parts[1:], start=parts[0]), pair_sums(z_t, z_s, y, tau)
+    cuts = [min(5, len(y)), min(5, len(y)), min(6, len(y))]  # the second shard is empty
+    summed, whole = pair_sums(z_t, z_s, y, tau, *cuts), pair_sums(z_t, z_s, y, tau)
     assert summed.n == whole.n == len(y)
     assert (summed.gap, summed.e_s, summed.e_t) == pytest.approx((whole.gap, whole.e_s, whole.e_t))
+
+
+def test_several_pairs_are_measured_at_once() -> None:
+    g = torch.Generator().manual_seed(0)
+    z = {name: torch.randn(9, 4, generator=g) for name in TWO_TWO}
+    y = torch.randint(4, (9,), generator=g)
+    shards = {"t1": [slice(0, 4), slice(4, 9)], "t2": [slice(0, 9)]}
+    pairs = TWO_TWO.pairs
+    rows = sums_of_pairs(pairs, z, y, shards, 2.0)
+    assert rows.shape == (6, 3)
+    assert rows.dtype is torch.float64
+    found = means(as_parts(pairs, shards, rows.tolist()))
+    assert list(found) == list(pairs)
+    for pair, d in found.items():
+        expected = reference.distances(z[pair.teacher], z[pair.student], y, 2.0)
+        assert (d.gap, d.e_s, d.e_t, d.n) == pytest.approx((*expected, 9), abs=1e-6)
+    assert sums_of_pairs([], z, y, {}, 1.0).shape == (0, 3)
+
+
+@pytest.mark.parametrize("strategy", ["switokd", "dml"])
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_foreseen_is_what_any_rounding_of_the_numbers_decides(
+    seed: int, strategy: str
+) -> None:
+    d = pair_sums(*random_case(seed)).mean()
+    switch, pair = STRATEGIES[strategy].switch, Pair("t", "s")
+    foreseen = foresee(3, {pair: d}, switch)
+    assert foreseen == decide(3, {pair: d}, switch)
+    for factor in (1 - ROUNDING, 1 + ROUNDING):
+        near = Distances(d.gap * factor, d.e_s / factor, d.e_t, d.n)
+        assert switch(near) is foreseen.mode(pair)
+
+
+def test_nothing_is_foreseen_at_the_threshold() -> None:
+    e_s, e_t = 1.2, 1.0
+    at = delta(Distances(0.0, e_s, e_t, 1))
+    pairs = {Pair("t", "a"): EXPERT, Pair("t", "b"): Distances(at * (1 + 1e-8), e_s, e_t, 1)}
+    assert foresee(1, pairs, SwitOKD().switch) is None
+    pairs[Pair("t", "b")] = Distances(at * 1.001, e_s, e_t, 1)
+    assert foresee(1, pairs, SwitOKD().switch) == decide(1, pairs, SwitOKD().switch)
+    almost_equal = {Pair("t", "a"): Distances(1.9, 1.0, 1.0 - 1e-9, 1)}  # e_t < e_s, but barely
+    assert foresee(1, almost_equal, SwitOKD().switch) is None
 
 
 def test_two_exact_predictions_are_in_learning_mode() -> None:
@@ -220,14 +271,11 @@ def test_mutual_learning_is_the_mean_over_peers(
     assert weights == pytest.approx(expected)
 
 
-def test_topology_and_placement() -> None:
+def test_topology() -> None:
     assert (TWO_TWO.name, TWO_ONE.name, ONE_TWO.name) == ("2T2S", "2T1S", "1T2S")
     assert (TWO_TWO.teachers, TWO_TWO.students) == (("t1", "t2"), ("s1", "s2"))
     pairs = [(p.teacher, p.student) for p in TWO_TWO.pairs]
     assert pairs == [("t1", "s1"), ("t1", "s2"), ("t2", "s1"), ("t2", "s2")]
-    placement = dedicated(TWO_TWO)
-    assert (placement.world_size, placement.network_of) == (4, ("s1", "t1", "s2", "t2"))
-    assert placement.ranks_of("s2") == (2,)
 
 
 def test_kl_by_hand() -> None:

@@ -11,36 +11,63 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from switokd import telemetry
+from switokd import progress
 from switokd.decision import Decision
 from switokd.evaluate import top1
+from switokd.gradients import Gradients
+from switokd.learner import Learner
+from switokd.placement import Place, Placement
+from switokd.progress import PausedShare, ProgressBar
 from switokd.step import StepResult
-from switokd.telemetry import Meter, PausedShare, ProgressBar
+from switokd.stopwatch import Stopwatch
+from switokd.telemetry import Meter
 from switokd.topology import Role, Topology
 
 TOPOLOGY = Topology((("a", Role.TEACHER), ("b", Role.TEACHER), ("s", Role.STUDENT)))
 CPU = torch.device("cpu")
 
 
-def result(correct: int, loss: float | None, of: int = 4) -> tuple[StepResult, torch.Tensor]:
-    """A step in which network "s" had `correct` of `of` labels right."""
+def result(correct: int, loss: float | None, of: int = 4) -> StepResult:
+    """A step in which network "s" had the first `correct` of `of` labels right."""
     y = torch.zeros(of, dtype=torch.long)
     z = torch.zeros(of, 3)
     z[:correct, 0] = 1.0
     z[correct:, 1] = 1.0
-    return StepResult({"s": z}, None if loss is None else torch.tensor(loss)), y
+    losses = {} if loss is None else {"s": torch.tensor(loss)}
+    return StepResult({"s": z}, y, losses, () if losses else ("s",))
 
 
 def test_meter_averages_loss_over_learned_and_accuracy_over_all_samples() -> None:
-    meter = Meter("s", CPU)
+    meter = Meter("s", Place(Placement.of({"s": [0]}), 0), CPU)
     assert meter.read() == (None, None)
-    meter.add(*result(correct=3, loss=1.0))
-    meter.add(*result(correct=1, loss=None))  # paused: no loss
-    meter.add(*result(correct=2, loss=4.0, of=2))
+    meter.add(result(correct=3, loss=1.0), 4)
+    meter.add(result(correct=1, loss=None), 4)  # paused: no loss
+    meter.add(result(correct=2, loss=4.0, of=2), 2)
     loss, accuracy = meter.read()
     assert loss == pytest.approx(2.0)
     assert accuracy == pytest.approx(0.6)
     assert (meter.samples, meter.learned) == (10, 6)
+
+
+def test_ranks_meters_add_up_to_the_whole_batchs() -> None:
+    placement = Placement.of({"s": {0: 3, 1: 1}, "t": [0]})
+    sums = []
+    # Of 8 samples, 6 on rank 0; the parts of the mean loss are 0.5 and 0.25.
+    for rank, loss in ((0, 0.5), (1, 0.25)):
+        meter = Meter("s", Place(placement, rank), CPU)
+        meter.add(result(correct=7, loss=loss, of=8), 8)
+        sums.append((*meter.sums(), meter.samples, meter.learned))
+    assert sums == [(4.0, 6.0, 6, 6), (2.0, 1.0, 2, 2)]
+
+
+def test_a_stopwatch_adds_up_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([1.0, 1.5, 10.0, 12.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    watch = Stopwatch()
+    for _ in range(2):
+        with watch:
+            pass
+    assert watch.seconds == 2.5
 
 
 def test_paused_share_is_over_all_teachers_steps() -> None:
@@ -56,7 +83,7 @@ def test_bar_prints_epochs_where_there_is_no_terminal(capsys: pytest.CaptureFixt
     share = PausedShare(TOPOLOGY)
     share.add(Decision(1, (), ("a",)))
     with ProgressBar("name", steps=2, epochs=1, paused=share) as bar:
-        bar.step(1, 0, *result(correct=1, loss=1.0))
+        bar.step(1, 0, result(correct=1, loss=1.0))
         bar.epoch(0, {"a": 0.5, "s": 0.25})
     assert capsys.readouterr().out == "epoch   1/1  test top-1  a 50.0%  s 25.0%  paused 50%\n"
 
@@ -64,12 +91,12 @@ def test_bar_prints_epochs_where_there_is_no_terminal(capsys: pytest.CaptureFixt
 def test_bar_on_a_terminal_fits_and_shows_all(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=80, highlight=False)
-    monkeypatch.setattr(telemetry, "Console", lambda **_: terminal)
+    monkeypatch.setattr(progress, "Console", lambda **_: terminal)
     share = PausedShare(TOPOLOGY)
     share.add(Decision(1, (), ("a", "b")))
     with ProgressBar("digits-2t1s", steps=3, epochs=1, paused=share) as bar:
         for step in (1, 2, 3):
-            bar.step(step, 0, *result(correct=3, loss=1.0))
+            bar.step(step, 0, result(correct=3, loss=1.0))
     frames = re.split(r"[\r\n]", screen.getvalue())
     shown = [Text.from_ansi(frame).plain.rstrip() for frame in frames]
     pattern = r"digits-2t1s .*100%.*images/s student loss \d\.\d+ top-1 75% paused 100%"
@@ -89,5 +116,8 @@ def test_top1_counts_over_batches_and_keeps_the_mode() -> None:
         (torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([0, 1, 0])),
         (torch.tensor([[2.0]]), torch.tensor([2])),
     ]
-    assert top1(model, batches, CPU) == 0.75
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    none = Gradients("s", [])
+    learner = Learner("s", Role.STUDENT, model, model, optimizer, none, lambda decision: {})
+    assert top1(learner, batches, CPU) == (3, 4)
     assert model.training

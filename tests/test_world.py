@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from switokd import world
-from switokd.environment import Environment, check_world_size, environment
+from switokd.environment import Environment, check_alone, check_world_size, environment
 from switokd.errors import UsageError
-from switokd.world import choose_device
+from switokd.world import World, choose_device, join_world
 
 TORCHRUN = {
     "RANK": "5",
@@ -36,7 +36,8 @@ def test_one_process_alone_without_torchrun() -> None:
     ("wanted", "gpus", "chosen"),
     [
         ("auto", 0, "cpu"),
-        ("auto", 1, "cpu"),  # not one for each process
+        ("auto", 1, "cuda:0"),  # shared with the other process
+        ("cuda", 1, "cuda:0"),
         ("auto", 2, "cuda:1"),
         ("cuda", 2, "cuda:1"),
         ("cpu", 8, "cpu"),
@@ -47,10 +48,34 @@ def test_device(wanted: str, gpus: int, chosen: str, monkeypatch: pytest.MonkeyP
     assert choose_device(wanted, environment(TORCHRUN)) == torch.device(chosen)
 
 
-def test_cuda_without_enough_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world, "gpu_count", lambda: 1)
-    with pytest.raises(UsageError, match="each of this machine's 2 processes, found 1"):
+def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "gpu_count", lambda: 0)
+    with pytest.raises(UsageError, match="PyTorch finds no GPU here; use device=cpu"):
         choose_device("cuda", environment(TORCHRUN))
+
+
+def test_ranks_that_share_a_gpu_exchange_over_the_host() -> None:
+    env, gpu = environment(TORCHRUN), torch.device("cuda", 0)
+    assert World(env, gpu, backend="gloo").transport == torch.device("cpu")
+    assert World(env, gpu, backend="nccl").transport is None
+    assert World(env, torch.device("cpu")).transport is None
+
+
+def test_one_process_is_a_world_of_its_own() -> None:
+    with join_world(environment({}), torch.device("cpu"), timeout=1.0) as alone:
+        assert (alone.all_gather("a"), alone.gather("b"), alone.broadcast("c")) == (
+            ["a"],
+            ["b"],
+            "c",
+        )
+        assert alone.group([0]) is None
+        assert alone.on_rank_0(lambda: "d") == "d"
+
+
+def test_deciding_alone_is_for_one_process() -> None:
+    check_alone(environment({}))
+    with pytest.raises(UsageError, match="coordinator: off is for a run of one process, found 6"):
+        check_alone(environment(TORCHRUN))
 
 
 def test_world_size_must_fit_and_the_command_is_given() -> None:

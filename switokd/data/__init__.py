@@ -26,7 +26,7 @@ from switokd.data.loader import Batch, Batches, Positions
 from switokd.data.sources import ArraySource, Source, Sources, load
 from switokd.errors import UsageError
 
-__all__ = ["Batch", "Images", "open_images"]
+__all__ = ["Batch", "Batches", "Images", "open_images"]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def _place(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
 
 
 def _ahead(batches: Iterator[Batch], device: torch.device, channels_last: bool) -> Iterator[Batch]:
-    copying = torch.cuda.Stream(device)
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     ready: Batch | None = None
     for batch in batches:
         pinned = batch if batch[0].is_cuda else (batch[0].pin_memory(), batch[1].pin_memory())

@@ -1,0 +1,27 @@
+"""What pauses saved, from made-up clocks."""
+
+from __future__ import annotations
+
+import pytest
+
+from switokd import savings
+
+
+def test_wall_seconds_compares_with_steps_at_which_nobody_paused() -> None:
+    # Two epochs; a step takes 10 s, 4 s with "a" paused, 1 s with both; evaluation takes 100 s.
+    first = {1: 0.0, 2: 10.0, 3: 14.0, 4: 24.0}
+    second = {5: 124.0, 6: 125.0, 7: 129.0}
+    paused = {2: ("a",), 5: ("a", "b"), 6: ("a",), 4: ("a",)}
+    assert savings.wall_seconds([first, second], paused) == pytest.approx(6 + 9 + 6)
+
+
+def test_without_a_step_to_compare_with_nothing_is_claimed() -> None:
+    assert savings.wall_seconds([{1: 0.0, 2: 1.0}], {1: ("a",)}) is None
+    assert savings.wall_seconds([], {}) is None
+
+
+def test_device_seconds_count_every_rank_of_a_paused_teacher() -> None:
+    rank = {"steps_paused": 3, "steps_learned": 2, "learning_seconds": 8.0}
+    student = {"steps_paused": 0, "steps_learned": 5, "learning_seconds": 9.0}
+    assert savings.device_seconds([rank, rank, student]) == pytest.approx(24.0)
+    assert savings.device_seconds([{**rank, "steps_learned": 0}]) is None
