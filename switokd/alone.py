@@ -27,7 +27,7 @@ class Alone:
         self._on_decision = on_decision
         self._last: Decision | None = None
 
-    def report(self, step: int, parts: Parts) -> None:
+    def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
         """Decide a step and keep the decision."""
         self._last = decide(step, means(parts), self._switch)
         self._on_decision(self._last)

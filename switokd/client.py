@@ -108,8 +108,11 @@ class Client:
         self._thread = threading.Thread(target=self._receive, daemon=True, name="decisions")
         self._thread.start()
 
-    def report(self, step: int, parts: Parts) -> None:
-        """Send this rank's part of a step; waits only for the step before to be decided."""
+    def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
+        """Send this rank's part of a step; waits only for the step before to be decided.
+
+        exchange_seconds: what this step's exchange took, for the metrics.
+        """
         if self.pairs and step > 1:
             self.decision(step - 1)
         self._raise_if_failed()
@@ -118,7 +121,12 @@ class Client:
             for pair, by_rank in parts.items()
         }
         waited = self.waits[-1] if self.waits else None
-        message = pb.Report(step=step, pairs=sums_to_wire(sums), decision_wait_seconds=waited)
+        message = pb.Report(
+            step=step,
+            pairs=sums_to_wire(sums),
+            decision_wait_seconds=waited,
+            exchange_seconds=exchange_seconds,
+        )
         self._step = step
         if self.pairs:
             self.waits.append(0.0)

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from switokd.errors import NonFiniteError, PeerError, UsageError
 from switokd.placement import Place
-from switokd.stopwatch import Stopwatch
 from switokd.world import naming
 
 HEADER = 2  # step, digest: int64, each as long as two float32
@@ -31,12 +30,14 @@ HEADER = 2  # step, digest: int64, each as long as two float32
 class Gathered:
     """Every network's logits `[n, C]` in float32, detached, by name; the batch's labels `[n]`.
 
-    `vitals` is for `Exchange.check`, once it is on the host.
+    `vitals` is for `Exchange.check`, once it is on the host. `seconds`: what the collective took,
+    mostly waiting for the slowest rank; unknown where it runs in a GPU's queue.
     """
 
     logits: Mapping[str, Tensor]
     y: Tensor
     vitals: Tensor
+    seconds: float | None
 
 
 class Exchange:
@@ -57,8 +58,8 @@ class Exchange:
         self.passed_at = 0.0
         """When the last exchange was over, on the clock of `time.perf_counter`."""
         self._group = group
-        self.waiting = Stopwatch()
-        """Time in the collective: mostly waiting for the slowest rank."""
+        self.seconds = 0.0
+        """What all collectives so far have taken, as far as that is known."""
         self._classes = classes
         self._digest = int(digest[:12], 16)  # 48 bits: exact in float64 as well
         self._transport = transport
@@ -81,7 +82,11 @@ class Exchange:
             if name in z:
                 pieces += [z[name].detach().float().flatten(), y[name].view(torch.float32)]
         mine = torch.cat(pieces)
+        started = time.perf_counter()
         everyone = self._gather(mine, length, f"exchanging the logits of step {step}").to(device)
+        is_known = device.type == "cpu" or self._transport is not None
+        seconds = time.perf_counter() - started if is_known else None
+        self.seconds += seconds or 0.0
         logits, labels = {}, {}
         for name in self.place.placement.networks:
             rows, targets = [], []
@@ -96,7 +101,7 @@ class Exchange:
         bad = [(~z_i.isfinite()).sum() for z_i in logits.values()]
         other = [(y_i != y_0).sum() for y_i in labels.values()]
         vitals = torch.cat([headers.flatten(), torch.stack(bad + other)]).double()
-        return Gathered(logits, y_0, vitals)
+        return Gathered(logits, y_0, vitals, seconds)
 
     def check(self, vitals: Sequence[float]) -> None:
         """Raise if the ranks are not at the same point of the same run, or one has diverged.
@@ -171,6 +176,6 @@ class Exchange:
         if self._transport is not None:
             padded = padded.to(self._transport)
         everyone = padded.new_empty(world_size * length)
-        with naming(doing), self.waiting:
+        with naming(doing):
             dist.all_gather_into_tensor(everyone, padded, group=self._group)
         return everyone.view(world_size, length)

@@ -5,6 +5,7 @@ Not covered: the live metrics (`telemetry.py`), comparing runs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,26 @@ def print_table(console: Console, summary: dict[str, Any]) -> None:
             f"{network['steps_paused'] / network['steps']:.0%}" if is_teacher else "-",
         )
     console.print(table)
+    for line in _in_words(summary):
+        console.print(line)
+
+
+def _in_words(summary: dict[str, Any]) -> Iterator[str]:
+    """What the pauses saved, and what waiting for decisions cost."""
+    saved, seconds = summary["saved_by_pauses"], summary["training_seconds"]
+    if saved["device_seconds"]:
+        line = f"pauses saved {saved['device_seconds']:.1f} device-seconds of backward and update"
+        if saved["wall_seconds"] is not None:
+            share = saved["wall_seconds"] / (seconds + saved["wall_seconds"])
+            line += f", about {saved['wall_seconds']:.1f} s ({share:.0%}) of the training's time"
+        yield line
+    steps = max(network["steps"] for network in summary["networks"].values())
+    wait = summary["waiting"]["decision_mean_seconds"]
+    if summary["waiting"]["decision_p99_seconds"]:
+        yield (
+            f"teachers stood still for decisions {1000 * wait:.2f} ms a step on average, "
+            f"{wait * steps / seconds:.1%} of the time"
+        )
 
 
 def draw_curves(folder: Path) -> Path:

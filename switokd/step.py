@@ -30,7 +30,7 @@ class Decider(Protocol):
         """Pairs that this rank measures: those of its teachers."""
         ...
 
-    def report(self, step: int, parts: Parts) -> None:
+    def report(self, step: int, parts: Parts, exchange_seconds: float | None) -> None:
         """Hand in this rank's part of a step; does not wait for its decision."""
 
     def foresee(self, step: int, parts: Parts) -> Decision | None:
@@ -79,7 +79,7 @@ def train_step(
     vitals, rows = to_host(everyone.vitals, sums)  # the step's only wait for the device
     exchange.check(vitals)
     parts = as_parts(decider.pairs, shards, rows)
-    decider.report(step, parts)
+    decider.report(step, parts, everyone.seconds)
 
     # While the report travels: whoever has the numbers can decide, and a student need not wait.
     foreseen = decider.foresee(step, parts)

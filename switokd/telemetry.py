@@ -160,4 +160,4 @@ class Waiting:
     @classmethod
     def of(cls, exchange: Exchange, decider: Client | Alone) -> Waiting:
         """Read both at the end of a run."""
-        return cls(exchange.waiting.seconds, tuple(decider.waits))
+        return cls(exchange.seconds, tuple(decider.waits))
