@@ -135,14 +135,15 @@ def _filled(
     table |= {
         name: {rank: float(n) for rank, n in enumerate(samples) if n} for name in by_work[:spread]
     }
-    if len({rank for row in table.values() for rank in row}) < devices:
+    # Devices are alike: in one order of the ranks, equal placements are found equal.
+    places = [tuple(table[name].get(rank, 0.0) for name in names) for rank in range(devices)]
+    places.sort(reverse=True)
+    if not any(places[-1]):
         return None
+    columns = zip(names, zip(*places, strict=True), strict=True)
+    rows = {name: {rank: n for rank, n in enumerate(column) if n} for name, column in columns}
     return Placement.of(
-        {
-            name: row if len(set(row.values())) > 1 else list(row)
-            for name in names
-            if (row := table[name])
-        }
+        {name: row if len(set(row.values())) > 1 else list(row) for name, row in rows.items()}
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -98,22 +99,25 @@ def plan(
     if as_json:
         print(json.dumps(_as_json(config, timings, pauses, found), indent=2))
     else:
-        _print(recipe, config, timings, pauses, found, top)
+        _print([recipe, *(settings or [])], config, timings, pauses, found, top)
 
 
-def setting(placement: Placement) -> str:
-    """Give the run file's line that chooses `placement`, as key=value."""
+def setting(placement: Placement, config: Config) -> list[str]:
+    """Give what chooses `placement` on top of `config`, each as KEY=VALUE; perhaps nothing."""
     names = [name for name, _ in placement.table]
-    ranks = [placement.ranks_of(name) for name in names]
+    rows = [placement.ranks_of(name) for name in names]
     is_even = all(len({weight for _, weight in row}) == 1 for _, row in placement.table)
-    if is_even and sum(ranks, ()) == tuple(range(placement.world_size)):
-        several = [f"networks.{n}.ranks={len(r)}" for n, r in zip(names, ranks, strict=True)]
-        several = [line for line in several if not line.endswith("=1")]
-        return " ".join(several) or "placement=dedicated"
-    if is_even and all(len(row) == placement.world_size for row in ranks):
-        return "placement=replicated"
-    rows = ", ".join(f"{name}: {_row(row)}" for name, row in placement.table)
-    return f"placement={{{rows}}}"
+    wanted, ranks = "dedicated", dict.fromkeys(names, 1)
+    if is_even and sum(rows, ()) == tuple(range(placement.world_size)):
+        ranks = {name: len(row) for name, row in zip(names, rows, strict=True)}
+    elif is_even and all(len(row) == placement.world_size for row in rows):
+        wanted = "replicated"
+    else:
+        table = (f"{name}: {_row(row)}" for name, row in placement.table)
+        wanted = f"{{{', '.join(table)}}}"
+    changed = [f"networks.{n}.ranks={k}" for n, k in ranks.items() if config.networks[n].ranks != k]
+    is_set = getattr(config, "placement", "dedicated") == wanted == "dedicated"
+    return changed if is_set else [f"placement={wanted}", *changed]
 
 
 def _row(row: tuple[tuple[int, float], ...]) -> str:
@@ -202,7 +206,7 @@ def _as_json(
             {
                 "placement": str(p.placement),
                 "table": {name: dict(row) for name, row in p.placement.table},
-                "setting": setting(p.placement),
+                "settings": setting(p.placement, config),
                 "step_seconds": p.step_seconds,
                 "images_per_second": p.images_per_second,
                 "efficiency": p.efficiency,
@@ -217,7 +221,7 @@ def _as_json(
 
 
 def _print(
-    recipe: str,
+    command: list[str],
     config: Config,
     profile: Profile,
     pauses: Pauses,
@@ -248,9 +252,8 @@ def _print(
     console.print(
         f"simplest within {NOISE:.0%} of the best  {in_words(chosen.placement)}", markup=False
     )
-    line = setting(chosen.placement)
-    quoted = f"'{line}'" if "{" in line else line
-    console.print(f"to use it  switokd train {recipe} {quoted}", markup=False)
+    words = shlex.join([*command, *setting(chosen.placement, config)])
+    console.print(f"to use it  switokd train {words}", markup=False)
 
 
 def in_words(placement: Placement) -> str:
