@@ -103,7 +103,7 @@ def plan(
 
 
 def setting(placement: Placement, config: Config) -> list[str]:
-    """Give what chooses `placement` on top of `config`, each as KEY=VALUE; perhaps nothing."""
+    """Give what chooses `placement` on top of `config`, each as KEY=VALUE."""
     names = [name for name, _ in placement.table]
     rows = [placement.ranks_of(name) for name in names]
     is_even = all(len({weight for _, weight in row}) == 1 for _, row in placement.table)
@@ -116,8 +116,8 @@ def setting(placement: Placement, config: Config) -> list[str]:
         table = (f"{name}: {_row(row)}" for name, row in placement.table)
         wanted = f"{{{', '.join(table)}}}"
     changed = [f"networks.{n}.ranks={k}" for n, k in ranks.items() if config.networks[n].ranks != k]
-    is_set = getattr(config, "placement", "dedicated") == wanted == "dedicated"
-    return changed if is_set else [f"placement={wanted}", *changed]
+    is_default = getattr(config, "placement", "dedicated") == wanted == "dedicated"
+    return changed if changed and is_default else [f"placement={wanted}", *changed]
 
 
 def _row(row: tuple[tuple[int, float], ...]) -> str:

@@ -105,7 +105,7 @@ class Times:
     forward: float
     backward: float
     update: float
-    kept: float
+    kept: int
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,10 @@ class Bench:
         """Give all that was measured, as the profile keeps it."""
         weights = [*self.model.parameters(), *self.model.buffers()]
         state = [v for s in self.optimizer.state.values() for v in s.values()]
+        kept = times[-1].kept
+        per_sample = kept / sizes[-1]
+        if len(sizes) > 1:
+            per_sample = max(kept - times[0].kept, 0) / (sizes[-1] - sizes[0])
         return NetworkTimes(
             role=network.role,
             model=network.model,
@@ -186,7 +190,8 @@ class Bench:
             parameter_bytes=sum(w.nbytes for w in weights),
             gradient_bytes=sum(p.nbytes for p in self.model.parameters() if p.requires_grad),
             optimizer_bytes=sum(v.nbytes for v in state if isinstance(v, Tensor)),
-            activation_bytes_per_sample=times[-1].kept / sizes[-1],
+            activation_bytes_per_sample=per_sample,
+            activation_bytes_fixed=max(round(kept - per_sample * sizes[-1]), 0),
         )
 
 

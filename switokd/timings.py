@@ -82,6 +82,8 @@ class NetworkTimes(Section):
     """The optimizer's state."""
     activation_bytes_per_sample: NonNegative
     """What forward keeps for backward."""
+    activation_bytes_fixed: Bytes = 0
+    """Of that, what does not grow with the samples, such as weights in bfloat16."""
 
     @model_validator(mode="after")
     def _one_time_per_size(self) -> NetworkTimes:
@@ -102,6 +104,8 @@ class NetworkTimes(Section):
     def memory(self, samples: int) -> int:
         """Bytes on a rank with a shard of so many samples."""
         fixed = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
+        if samples:
+            fixed += self.activation_bytes_fixed
         return fixed + round(samples * self.activation_bytes_per_sample)
 
 

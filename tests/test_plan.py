@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -282,11 +283,10 @@ def test_best_is_at_least_as_good_as_every_table_of_whole_networks_and_even_shar
 
 
 def test_shards_that_cost_as_much_as_the_batch_leave_networks_whole() -> None:
-    flat = {"overhead": 1.0}
     profile = a_profile(
-        a=times(Role.TEACHER, 0, **flat),
-        b=times(Role.TEACHER, 0, **flat),
-        s=times(Role.STUDENT, 0, **flat),
+        a=times(Role.TEACHER, 0, overhead=1.0),
+        b=times(Role.TEACHER, 0, overhead=1.0),
+        s=times(Role.STUDENT, 0, overhead=1.0),
     )
     topology = topology_of(profile)
     best = choose(profile, topology, BATCH, 3, Pauses.none())
@@ -351,7 +351,7 @@ def test_all_even_groupings_of_three_networks_on_four_ranks_are_tried() -> None:
 
 def test_many_teachers_and_devices_are_planned_within_seconds() -> None:
     networks = {f"t{i}": times(Role.TEACHER, 1 + i) for i in range(7)}
-    profile = a_profile(**networks, s=times(Role.STUDENT, 1))
+    profile = a_profile(FREE, **networks, s=times(Role.STUDENT, 1))
     topology = topology_of(profile)
     found = rank_placements(profile, topology, 512, 32, Pauses.usual(topology, "switokd"))
     assert found[0].efficiency > 0.7
@@ -425,6 +425,7 @@ def test_shares_on_the_command_line() -> None:
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:
+    cases: dict[str, Callable[[], object]]
     profile = ten_one_one()
     topology = topology_of(profile)
     (tmp_path / "text.json").write_text("no JSON")
