@@ -44,6 +44,9 @@ KNOWN_IMAGES = {
 }
 """Image shape and classes of data that need not be here to plan for them."""
 
+OTHER_COLUMNS = 56
+"""Characters that a row needs beside its placement."""
+
 RECIPE_HELP = "A recipe's name (see 'switokd recipes') or a run file."
 SETTINGS_HELP = "Settings on top of the file, such as data.batch_size=256; see 'switokd settings'."
 DEVICES_HELP = "Ranks to place the networks on, each with a device like the profiled one."
@@ -60,11 +63,11 @@ TOP_HELP = "Rows of the table."
 
 def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE_OR_FILE", help=RECIPE_HELP)],
+    devices: Annotated[int, typer.Option(min=1, help=DEVICES_HELP)],
     settings: Annotated[
         Optional[list[str]],  # noqa: UP045, typer reads it at run time
         typer.Argument(metavar="KEY.KEY=VALUE", help=SETTINGS_HELP),
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, help=DEVICES_HELP)] = ...,  # type: ignore[assignment]
     profile: Annotated[Optional[Path], typer.Option(metavar="FILE", help=PROFILE_HELP)] = None,  # noqa: UP045
     save_profile: Annotated[Optional[Path], typer.Option(metavar="FILE", help=SAVE_HELP)] = None,  # noqa: UP045
     paused: Annotated[Optional[list[str]], typer.Option(metavar="SHARE", help=PAUSED_HELP)] = None,  # noqa: UP045
@@ -232,14 +235,16 @@ def _print(
     devices = found[0].placement.world_size
     for line in _assumptions(config, profile, pauses, devices):
         console.print(line, markup=False)
+    words = [in_words(p.placement) for p in found[:top]]
     title = f"{config.name}: {config.topology.name} on {devices} device{'s' * (devices > 1)}"
-    table = Table(title=title)
+    wraps = max(len(line) for line in words) + OTHER_COLUMNS > console.width
+    table = Table(title=title, show_lines=wraps)
     table.add_column("placement")
     for heading in ("step", "images/s", "efficiency", "memory/rank"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for p in found[:top]:
+    for p, where in zip(found, words, strict=False):
         table.add_row(
-            in_words(p.placement),
+            where,
             f"{1000 * p.step_seconds:.3g} ms",
             f"{p.images_per_second:,.0f}",
             f"{p.efficiency:.0%}",
@@ -252,8 +257,8 @@ def _print(
     console.print(
         f"simplest within {NOISE:.0%} of the best  {in_words(chosen.placement)}", markup=False
     )
-    words = shlex.join([*command, *setting(chosen.placement, config)])
-    console.print(f"to use it  switokd train {words}", markup=False)
+    arguments = shlex.join([*command, *setting(chosen.placement, config)])
+    console.print(f"to use it  switokd train {arguments}", markup=False)
 
 
 def in_words(placement: Placement) -> str:

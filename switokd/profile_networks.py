@@ -34,6 +34,8 @@ FEWEST, MOST = 3, 30
 """Repetitions that count, per size."""
 BUDGET_SECONDS = 0.4
 """Per network and size; slow networks take longer, for they are repeated `FEWEST` times."""
+SLOW_SECONDS = 2.0
+"""A first step that takes longer is warm-up enough, and once is enough to measure it."""
 
 ProgressCall = Callable[[str, int, int], None]
 """(network being measured, sizes done, sizes in all)."""
@@ -74,6 +76,8 @@ def profile(
                 )
             networks[name] = bench.summary(network, sizes[: len(times)], times)
             del bench
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
     if progress:
         progress("", done, done)
     on_gpu = device.type == "cuda"
@@ -138,13 +142,14 @@ class Bench:
         peers = {
             str(i): torch.randn(n, self.classes, device=self.device) for i in range(self.peers)
         }
-        for _ in range(WARM_UP - 1):
-            self._step(x, y, peers)
         with _kept(self.model) as kept:
+            is_slow = sum(self._step(x, y, peers)) > SLOW_SECONDS
+        for _ in range(0 if is_slow else WARM_UP - 1):
             self._step(x, y, peers)
+        fewest = 1 if is_slow else FEWEST
         runs: list[tuple[float, float, float]] = []
         end = time.perf_counter() + BUDGET_SECONDS
-        while len(runs) < FEWEST or (len(runs) < MOST and time.perf_counter() < end):
+        while len(runs) < fewest or (len(runs) < MOST and time.perf_counter() < end):
             runs.append(self._step(x, y, peers))
         forward, backward, update = (median(column) for column in zip(*runs, strict=True))
         return Times(forward, backward, update, sum(kept.values()))

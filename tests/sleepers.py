@@ -35,5 +35,5 @@ class Sleeper(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[B, C]` of images `[B, C, H, W]`."""
         z: Tensor = self.linear(x.mean(dim=(2, 3)))
-        slept: Tensor = _Sleep.apply(z, self.forward_seconds, self.backward_seconds)  # type: ignore[no-untyped-call]
+        slept: Tensor = _Sleep.apply(z, self.forward_seconds, self.backward_seconds)
         return slept

@@ -357,6 +357,13 @@ def test_many_teachers_and_devices_are_planned_within_seconds() -> None:
     assert found[0].efficiency > 0.7
 
 
+@pytest.mark.parametrize("batch_size", [2, 3, 5])
+def test_batches_smaller_than_the_devices_can_be_planned(batch_size: int) -> None:
+    profile = some_profile(1)
+    found = rank_placements(profile, topology_of(profile), batch_size, 8, Pauses.none())
+    assert all(p.placement.world_size == 8 and p.step_seconds > 0 for p in found)
+
+
 def test_pauses_by_shares() -> None:
     pauses = Pauses.independent({"a": 0.5, "b": 0.2, "c": 0.0})
     assert dict(pauses.patterns) == pytest.approx(

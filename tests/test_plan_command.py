@@ -6,12 +6,15 @@ Not covered: the numbers themselves (`test_plan.py`).
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from switokd.cli import app
 from switokd.placement import Placement, dedicated, replicated
 from switokd.plan_command import in_words, setting
 from switokd.runfile import load
@@ -64,6 +67,24 @@ def planned(folder: Path, *arguments: str) -> Any:
     code, out, err = run([*PLAN, "digits-2t1s", *arguments, "--json"], folder)
     assert (code, err) == (0, "")
     return json.loads(out)
+
+
+def test_help_has_an_example() -> None:
+    result = CliRunner().invoke(app, ["plan", "--help"], env={"COLUMNS": "120", "TERM": "dumb"})
+    assert result.exit_code == 0
+    for word in ("--devices", "--save-profile", "--paused", "--run", "--json", "cifar100-2t1s"):
+        assert word in result.output
+
+
+def test_planning_from_a_profile_needs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from switokd.cli import app; "
+        f"app(['plan', 'digits-2t1s', '--devices=2', '--profile={saved_profile(tmp_path)}'], "
+        "standalone_mode=False); print('torch' in sys.modules)"
+    )
+    rc, out, err = run([sys.executable, "-c", code], tmp_path)
+    assert (rc, err) == (0, "")
+    assert out.splitlines()[-1] == "False"
 
 
 def test_plan_measures_and_its_profile_gives_the_same_plan_again(tmp_path: Path) -> None:
