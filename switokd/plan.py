@@ -35,6 +35,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from switokd.candidates import Work, candidates
+from switokd.errors import UsageError
 from switokd.pauses import Pauses
 from switokd.placement import Placement
 from switokd.timings import Communication, NetworkTimes, Profile
@@ -114,11 +115,17 @@ def rank_placements(
 
     Those that fit into memory come before those that do not. Of two equal to six digits the
     simpler is first: fewer networks on several ranks, fewer unevenly, fewer networks on a rank.
-    UsageError if a network was not profiled.
+    UsageError if a network was not profiled, or if the batch is too small for so many ranks.
     """
     limit = max(MOST_CANDIDATES // len(pauses.patterns), 200)
     works = [_work(profile, topology, batch_size, each) for each in (pauses, Pauses.none())]
     found = candidates(topology, works, batch_size, devices, limit)
+    found = [p for p in found if _gives_two_samples(p, batch_size)]
+    if not found:
+        raise UsageError(
+            f"{batch_size} images (data.batch_size) cannot be shared by {devices} devices with 2 "
+            "for each rank of a network; use a larger batch or fewer devices"
+        )
     return sorted((predict(profile, p, batch_size, pauses) for p in found), key=_badness)
 
 
@@ -139,6 +146,15 @@ def predict(profile: Profile, placement: Placement, batch_size: int, pauses: Pau
         efficiency=sum(work.values()) / (placement.world_size * seconds) if seconds else 1.0,
         memory_bytes=tuple(memory),
         fits=available is None or max(memory) <= available,
+    )
+
+
+def _gives_two_samples(placement: Placement, batch_size: int) -> bool:
+    """Whether each rank has two samples or more of its networks, as training asks for."""
+    return all(
+        shard.stop - shard.start >= 2
+        for name, _ in placement.table
+        for shard in placement.shards(name, batch_size).values()
     )
 
 

@@ -119,7 +119,7 @@ def setting(placement: Placement, config: Config) -> list[str]:
         table = (f"{name}: {_row(row)}" for name, row in placement.table)
         wanted = f"{{{', '.join(table)}}}"
     changed = [f"networks.{n}.ranks={k}" for n, k in ranks.items() if config.networks[n].ranks != k]
-    is_default = getattr(config, "placement", "dedicated") == wanted == "dedicated"
+    is_default = config.placement == wanted == "dedicated"
     return changed if changed and is_default else [f"placement={wanted}", *changed]
 
 
@@ -245,7 +245,7 @@ def _print(
     for p, where in zip(found, words, strict=False):
         table.add_row(
             where,
-            f"{1000 * p.step_seconds:.3g} ms",
+            _milliseconds(p.step_seconds),
             f"{p.images_per_second:,.0f}",
             f"{p.efficiency:.0%}",
             _memory(p) + ("" if p.fits else ", too much"),
@@ -287,6 +287,10 @@ def _assumptions(config: Config, profile: Profile, pauses: Pauses, devices: int)
     if profile.device == "cpu" and devices > cores:
         lines.append(f"note  {devices} ranks on this machine's {cores} cores would be slower")
     return lines
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"
 
 
 def _memory(prediction: Prediction) -> str:

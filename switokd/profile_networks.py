@@ -12,12 +12,11 @@ Not covered: torch.compile (measured without); the costs of communication, which
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +26,22 @@ from switokd import models
 from switokd.config import Config, Network
 from switokd.errors import UsageError
 from switokd.objective import objective
+from switokd.setup import make_optimizer, prepare
 from switokd.timings import GLOO_LOOPBACK, NCCL_NVLINK, Communication, NetworkTimes, Profile
 
-WARM_UP = 2
 FEWEST, MOST = 3, 30
-"""Repetitions that count, per size."""
+"""Repetitions per size, after a first step that does not count."""
 BUDGET_SECONDS = 0.4
 """Per network and size; slow networks take longer, for they are repeated `FEWEST` times."""
 SLOW_SECONDS = 2.0
-"""A first step that takes longer is warm-up enough, and once is enough to measure it."""
+"""A size whose first step takes longer is measured by this step alone."""
+TOO_LONG = 10.0
+"""Seconds; a size whose step would take longer is left to extrapolation, but for the smallest."""
 
+Split = tuple[float, float, float]
+"""Seconds of forward, backward, update."""
 ProgressCall = Callable[[str, int, int], None]
-"""(network being measured, sizes done, sizes in all)."""
+"""(network being measured, stages done, stages in all)."""
 
 
 def profile(
@@ -51,35 +54,33 @@ def profile(
 ) -> Profile:
     """Measure all networks of `config` at `sizes` samples on `device`.
 
-    images_shape: channels, height, width. A size that does not fit into the device's memory is
-    left out. UsageError if a network cannot be built or none of its sizes fits.
+    images_shape: channels, height, width. A size that does not fit into the device's memory,
+    or takes too long, is left out. UsageError if a network cannot be built or none of its sizes
+    fits.
     """
     sizes = sorted(set(sizes))
-    done, networks = 0, {}
+    stages = len(sizes) + 1
+    networks = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _tf32(config):
-        for name, network in config.networks.items():
-            bench = _bench(config, network, images_shape, classes, device)
-            times = []
-            for n in sizes:
+        for i, (name, network) in enumerate(config.networks.items()):
+
+            def tell(stage: int, name: str = name, before: int = i * stages) -> None:
                 if progress:
-                    progress(name, done, len(config.networks) * len(sizes))
-                measured = bench.measure(n)
-                done += 1
-                if measured is None:
-                    done += len(sizes) - sizes.index(n) - 1
-                    break
-                times.append(measured)
+                    progress(name, before + stage, len(config.networks) * stages)
+
+            bench = _bench(config, network, images_shape, classes, device)
+            times = bench.measure(sizes, tell)
             if not times:
                 raise UsageError(
                     f"network {name} ({network.model}) does not fit into the memory of {device} "
                     f"with {sizes[0]} images; choose a smaller data.batch_size"
                 )
-            networks[name] = bench.summary(network, sizes[: len(times)], times)
+            networks[name] = bench.summary(network, times)
             del bench
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     if progress:
-        progress("", done, done)
+        progress("", len(networks) * stages, len(networks) * stages)
     on_gpu = device.type == "cuda"
     properties = torch.cuda.get_device_properties(device) if on_gpu else None
     return Profile(
@@ -104,7 +105,7 @@ def _communication(config: Config, on_gpu: bool) -> Communication:
 
 @dataclass(frozen=True)
 class Times:
-    """Medians, in seconds, and what forward kept, in bytes."""
+    """Medians of one size, in seconds, and what forward kept, in bytes."""
 
     forward: float
     backward: float
@@ -125,16 +126,47 @@ class Bench:
     bf16: bool
     channels_last: bool
 
-    def measure(self, n: int) -> Times | None:
-        """Times with `n` samples; None if they do not fit into the device's memory."""
-        try:
-            return self._measure(n)
-        except torch.cuda.OutOfMemoryError:
-            self.optimizer.zero_grad()
-            torch.cuda.empty_cache()
-            return None
+    def measure(self, sizes: Sequence[int], tell: Callable[[int], None]) -> dict[int, Times]:
+        """Times by samples, of the sizes (ascending) that fit into memory and into `TOO_LONG`.
 
-    def _measure(self, n: int) -> Times:
+        The sizes take turns, so that a machine that is busy for a while is so for all of them.
+        """
+        firsts = self._first_steps(sizes, tell)
+        tell(len(sizes))
+        runs: dict[int, list[Split]] = {}
+        for n, (split, _) in firsts.items():
+            runs[n] = [split] if sum(split) > SLOW_SECONDS else []
+        turns = [n for n in runs if not runs[n]]
+        end = time.perf_counter() + BUDGET_SECONDS * len(turns)
+        for turn in range(MOST if turns else 0):
+            if turn >= FEWEST and time.perf_counter() > end:
+                break
+            for n in turns:
+                runs[n].append(self._step(n))
+        times = {}
+        for n, (_, kept) in firsts.items():
+            forward, backward, update = (median(column) for column in zip(*runs[n], strict=True))
+            times[n] = Times(forward, backward, update, kept)
+        return times
+
+    def _first_steps(
+        self, sizes: Sequence[int], tell: Callable[[int], None]
+    ) -> dict[int, tuple[Split, int]]:
+        """By samples: a first step's times, and the bytes that its forward kept."""
+        found: dict[int, tuple[Split, int]] = {}
+        with suppress(torch.cuda.OutOfMemoryError):
+            self._step(sizes[0])  # libraries load, threads start
+            for stage, n in enumerate(sizes):
+                tell(stage)
+                if found and sum(found[max(found)][0]) * n / max(found) > TOO_LONG:
+                    break
+                with _kept(self.model) as kept:
+                    split = self._step(n)
+                found[n] = split, sum(kept.values())
+        return found
+
+    def _step(self, n: int) -> Split:
+        """Seconds of forward, backward with loss, and update, with `n` samples."""
         x = torch.randn(n, *self.image, device=self.device)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -142,20 +174,6 @@ class Bench:
         peers = {
             str(i): torch.randn(n, self.classes, device=self.device) for i in range(self.peers)
         }
-        with _kept(self.model) as kept:
-            is_slow = sum(self._step(x, y, peers)) > SLOW_SECONDS
-        for _ in range(0 if is_slow else WARM_UP - 1):
-            self._step(x, y, peers)
-        fewest = 1 if is_slow else FEWEST
-        runs: list[tuple[float, float, float]] = []
-        end = time.perf_counter() + BUDGET_SECONDS
-        while len(runs) < fewest or (len(runs) < MOST and time.perf_counter() < end):
-            runs.append(self._step(x, y, peers))
-        forward, backward, update = (median(column) for column in zip(*runs, strict=True))
-        return Times(forward, backward, update, sum(kept.values()))
-
-    def _step(self, x: Tensor, y: Tensor, peers: dict[str, Tensor]) -> tuple[float, float, float]:
-        """Seconds of forward, backward with loss, and update."""
         self.optimizer.zero_grad()
         marks = [self._now()]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -175,28 +193,27 @@ class Bench:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def summary(
-        self, network: Network, sizes: Sequence[int], times: Sequence[Times]
-    ) -> NetworkTimes:
+    def summary(self, network: Network, times: Mapping[int, Times]) -> NetworkTimes:
         """Give all that was measured, as the profile keeps it."""
+        least, most = min(times), max(times)
         weights = [*self.model.parameters(), *self.model.buffers()]
         state = [v for s in self.optimizer.state.values() for v in s.values()]
-        kept = times[-1].kept
-        per_sample = kept / sizes[-1]
-        if len(sizes) > 1:
-            per_sample = max(kept - times[0].kept, 0) / (sizes[-1] - sizes[0])
+        kept = times[most].kept
+        per_sample = kept / most
+        if least < most:
+            per_sample = max(kept - times[least].kept, 0) / (most - least)
         return NetworkTimes(
             role=network.role,
             model=network.model,
-            samples=tuple(sizes),
-            forward_seconds=tuple(t.forward for t in times),
-            backward_seconds=tuple(t.backward for t in times),
-            update_seconds=median(t.update for t in times),
+            samples=tuple(times),
+            forward_seconds=tuple(t.forward for t in times.values()),
+            backward_seconds=tuple(t.backward for t in times.values()),
+            update_seconds=median(t.update for t in times.values()),
             parameter_bytes=sum(w.nbytes for w in weights),
             gradient_bytes=sum(p.nbytes for p in self.model.parameters() if p.requires_grad),
             optimizer_bytes=sum(v.nbytes for v in state if isinstance(v, Tensor)),
             activation_bytes_per_sample=per_sample,
-            activation_bytes_fixed=max(round(kept - per_sample * sizes[-1]), 0),
+            activation_bytes_fixed=max(round(kept - per_sample * most), 0),
         )
 
 
@@ -211,29 +228,20 @@ def _bench(
     models.check_output(model, network.model, image, classes)
     if not any(p.requires_grad for p in model.parameters()):
         raise UsageError(f"model {network.model} has no parameter to train")
-    compute = getattr(config, "compute", None)
-    channels_last = bool(getattr(compute, "channels_last", False))
-    model = model.to(device).train()
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    fused = {"fused": True} if getattr(compute, "fused_optimizer", False) else {}
+    model = prepare(model, config.compute, device)
+    optimizer = make_optimizer(network, model, config.compute.fused_optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
     return Bench(
         model=model,
-        optimizer=_optimizer(network, model, fused),
+        optimizer=optimizer,
         image=image,
         classes=classes,
         peers=len(config.networks) - 1,
         device=device,
-        bf16=getattr(compute, "precision", "") == "bf16",
-        channels_last=channels_last,
+        bf16=config.compute.precision == "bf16",
+        channels_last=config.compute.channels_last,
     )
-
-
-def _optimizer(network: Network, model: nn.Module, more: dict[str, Any]) -> torch.optim.Optimizer:
-    """The run file's optimizer, at a learning rate of 0."""
-    settings = {**network.optimizer.model_dump(exclude={"name"}), "lr": 0.0, **more}
-    kind = torch.optim.Adam if network.optimizer.name == "adam" else torch.optim.SGD
-    return kind(model.parameters(), **settings)
 
 
 @contextmanager
@@ -256,7 +264,7 @@ def _kept(model: nn.Module) -> Iterator[dict[int, int]]:
 def _tf32(config: Config) -> Iterator[None]:
     """Matrix products in TF32 inside, where the run file says so."""
     before = torch.get_float32_matmul_precision()
-    if getattr(getattr(config, "compute", None), "precision", "") == "tf32":
+    if config.compute.precision == "tf32":
         torch.set_float32_matmul_precision("high")
     try:
         yield

@@ -357,11 +357,15 @@ def test_many_teachers_and_devices_are_planned_within_seconds() -> None:
     assert found[0].efficiency > 0.7
 
 
-@pytest.mark.parametrize("batch_size", [2, 3, 5])
-def test_batches_smaller_than_the_devices_can_be_planned(batch_size: int) -> None:
+def test_no_rank_is_given_less_than_two_samples() -> None:
     profile = some_profile(1)
-    found = rank_placements(profile, topology_of(profile), batch_size, 8, Pauses.none())
-    assert all(p.placement.world_size == 8 and p.step_seconds > 0 for p in found)
+    topology = topology_of(profile)
+    for devices, batch_size in ((3, 2), (8, 6), (8, 9)):
+        found = rank_placements(profile, topology, batch_size, devices, Pauses.none())
+        shards = [p.placement.shards(n, batch_size).values() for p in found for n in topology]
+        assert all(s.stop - s.start >= 2 for each in shards for s in each)
+    with pytest.raises(UsageError, match=r"2 images .* cannot be shared by 4 devices"):
+        choose(profile, topology, 2, 4, Pauses.none())
 
 
 def test_pauses_by_shares() -> None:
