@@ -18,6 +18,7 @@ import typer
 from switokd import __version__
 from switokd.config import Config, Section, known_settings
 from switokd.errors import SwitokdError
+from switokd.plan_command import plan
 from switokd.runfile import load, recipe_text, recipes
 
 EPILOG = (
@@ -90,6 +91,9 @@ def train(
     from switokd.launch import launch
 
     raise typer.Exit(launch(config, count, [recipe, *(settings or [])]))
+
+
+app.command(epilog=EPILOG)(plan)
 
 
 @app.command()

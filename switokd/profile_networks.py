@@ -1,0 +1,272 @@
+"""Measures each network on the device at hand: forward, backward and update by samples.
+
+A network is built as for training and fed with noise, in a fork of the random numbers, so that a
+training afterwards draws what it would have drawn. Learning rates are 0 here: noise does not
+spoil what is measured. Times are on the clock on the wall, from an idle device to an idle device,
+which is also how a step meets its exchange.
+
+Not covered: torch.compile (measured without); the costs of communication, which are assumed
+(`timings.py`) and can be set in the saved file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from switokd import models
+from switokd.config import Config, Network
+from switokd.errors import UsageError
+from switokd.objective import objective
+from switokd.setup import make_optimizer, prepare
+from switokd.timings import GLOO_LOOPBACK, NCCL_NVLINK, Communication, NetworkTimes, Profile
+
+FEWEST, MOST = 3, 30
+"""Repetitions per size, after a first step that does not count."""
+BUDGET_SECONDS = 0.4
+"""Per network and size; slow networks take longer, for they are repeated `FEWEST` times."""
+SLOW_SECONDS = 2.0
+"""A size whose first step takes longer is measured by this step alone."""
+TOO_LONG = 10.0
+"""Seconds; a size whose step would take longer is left to extrapolation, but for the smallest."""
+
+Split = tuple[float, float, float]
+"""Seconds of forward, backward, update."""
+ProgressCall = Callable[[str, int, int], None]
+"""(network being measured, stages done, stages in all)."""
+
+
+def profile(
+    config: Config,
+    images_shape: tuple[int, int, int],
+    classes: int,
+    device: torch.device,
+    sizes: Sequence[int],
+    progress: ProgressCall | None = None,
+) -> Profile:
+    """Measure all networks of `config` at `sizes` samples on `device`.
+
+    images_shape: channels, height, width. A size that does not fit into the device's memory,
+    or takes too long, is left out. UsageError if a network cannot be built or none of its sizes
+    fits.
+    """
+    sizes = sorted(set(sizes))
+    stages = len(sizes) + 1
+    networks = {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _tf32(config):
+        for i, (name, network) in enumerate(config.networks.items()):
+
+            def tell(stage: int, name: str = name, before: int = i * stages) -> None:
+                if progress:
+                    progress(name, before + stage, len(config.networks) * stages)
+
+            bench = _bench(config, network, images_shape, classes, device)
+            times = bench.measure(sizes, tell)
+            if not times:
+                raise UsageError(
+                    f"network {name} ({network.model}) does not fit into the memory of {device} "
+                    f"with {sizes[0]} images; choose a smaller data.batch_size"
+                )
+            networks[name] = bench.summary(network, times)
+            del bench
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    if progress:
+        progress("", len(networks) * stages, len(networks) * stages)
+    on_gpu = device.type == "cuda"
+    properties = torch.cuda.get_device_properties(device) if on_gpu else None
+    return Profile(
+        device=properties.name if properties else device.type,
+        device_memory_bytes=properties.total_memory if properties else None,
+        threads=torch.get_num_threads(),
+        torch=str(torch.__version__),
+        image=images_shape,
+        classes=classes,
+        networks=networks,
+        communication=_communication(config, on_gpu),
+    )
+
+
+def _communication(config: Config, on_gpu: bool) -> Communication:
+    """Give the constants that are assumed; no decision travels where every rank makes it."""
+    assumed = NCCL_NVLINK if on_gpu else GLOO_LOOPBACK
+    if config.coordinator.address == "off":
+        return assumed.model_copy(update={"decision_seconds": 0.0})
+    return assumed
+
+
+@dataclass(frozen=True)
+class Times:
+    """Medians of one size, in seconds, and what forward kept, in bytes."""
+
+    forward: float
+    backward: float
+    update: float
+    kept: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One network, ready to be measured."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    image: tuple[int, int, int]
+    classes: int
+    peers: int
+    device: torch.device
+    bf16: bool
+    channels_last: bool
+
+    def measure(self, sizes: Sequence[int], tell: Callable[[int], None]) -> dict[int, Times]:
+        """Times by samples, of the sizes (ascending) that fit into memory and into `TOO_LONG`.
+
+        The sizes take turns, so that a machine that is busy for a while is so for all of them.
+        """
+        firsts = self._first_steps(sizes, tell)
+        tell(len(sizes))
+        runs: dict[int, list[Split]] = {}
+        for n, (split, _) in firsts.items():
+            runs[n] = [split] if sum(split) > SLOW_SECONDS else []
+        turns = [n for n in runs if not runs[n]]
+        end = time.perf_counter() + BUDGET_SECONDS * len(turns)
+        for turn in range(MOST if turns else 0):
+            if turn >= FEWEST and time.perf_counter() > end:
+                break
+            for n in turns:
+                runs[n].append(self._step(n))
+        times = {}
+        for n, (_, kept) in firsts.items():
+            forward, backward, update = (median(column) for column in zip(*runs[n], strict=True))
+            times[n] = Times(forward, backward, update, kept)
+        return times
+
+    def _first_steps(
+        self, sizes: Sequence[int], tell: Callable[[int], None]
+    ) -> dict[int, tuple[Split, int]]:
+        """By samples: a first step's times, and the bytes that its forward kept."""
+        found: dict[int, tuple[Split, int]] = {}
+        with suppress(torch.cuda.OutOfMemoryError):
+            self._step(sizes[0])  # libraries load, threads start
+            for stage, n in enumerate(sizes):
+                tell(stage)
+                if found and sum(found[max(found)][0]) * n / max(found) > TOO_LONG:
+                    break
+                with _kept(self.model) as kept:
+                    split = self._step(n)
+                found[n] = split, sum(kept.values())
+        return found
+
+    def _step(self, n: int) -> Split:
+        """Seconds of forward, backward with loss, and update, with `n` samples."""
+        x = torch.randn(n, *self.image, device=self.device)
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        y = torch.randint(self.classes, (n,), device=self.device)
+        peers = {
+            str(i): torch.randn(n, self.classes, device=self.device) for i in range(self.peers)
+        }
+        self.optimizer.zero_grad()
+        marks = [self._now()]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            z = self.model(x)
+        marks.append(self._now())
+        z = z.float()
+        loss = objective(z, y, peers, dict.fromkeys(peers, 1.0), 1.0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        marks.append(self._now())
+        self.optimizer.step()
+        marks.append(self._now())
+        forward, backward, update = (b - a for a, b in pairwise(marks))
+        return forward, backward, update
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def summary(self, network: Network, times: Mapping[int, Times]) -> NetworkTimes:
+        """Give all that was measured, as the profile keeps it."""
+        least, most = min(times), max(times)
+        weights = [*self.model.parameters(), *self.model.buffers()]
+        state = [v for s in self.optimizer.state.values() for v in s.values()]
+        kept = times[most].kept
+        per_sample = kept / most
+        if least < most:
+            per_sample = max(kept - times[least].kept, 0) / (most - least)
+        return NetworkTimes(
+            role=network.role,
+            model=network.model,
+            samples=tuple(times),
+            forward_seconds=tuple(t.forward for t in times.values()),
+            backward_seconds=tuple(t.backward for t in times.values()),
+            update_seconds=median(t.update for t in times.values()),
+            parameter_bytes=sum(w.nbytes for w in weights),
+            gradient_bytes=sum(p.nbytes for p in self.model.parameters() if p.requires_grad),
+            optimizer_bytes=sum(v.nbytes for v in state if isinstance(v, Tensor)),
+            activation_bytes_per_sample=per_sample,
+            activation_bytes_fixed=max(round(kept - per_sample * most), 0),
+        )
+
+
+def _bench(
+    config: Config,
+    network: Network,
+    image: tuple[int, int, int],
+    classes: int,
+    device: torch.device,
+) -> Bench:
+    model = models.build(network.model, image[0], classes, network.model_kwargs)
+    models.check_output(model, network.model, image, classes)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UsageError(f"model {network.model} has no parameter to train")
+    model = prepare(model, config.compute, device)
+    optimizer = make_optimizer(network, model, config.compute.fused_optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    return Bench(
+        model=model,
+        optimizer=optimizer,
+        image=image,
+        classes=classes,
+        peers=len(config.networks) - 1,
+        device=device,
+        bf16=config.compute.precision == "bf16",
+        channels_last=config.compute.channels_last,
+    )
+
+
+@contextmanager
+def _kept(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes that forward keeps for backward inside, by memory; the weights are not counted."""
+    own = {w.untyped_storage().data_ptr() for w in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
+@contextmanager
+def _tf32(config: Config) -> Iterator[None]:
+    """Matrix products in TF32 inside, where the run file says so."""
+    before = torch.get_float32_matmul_precision()
+    if config.compute.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

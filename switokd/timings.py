@@ -1,0 +1,189 @@
+"""A profile: what each network costs on one device, by samples, and what communication costs.
+
+A file of JSON, so that it can be measured on one machine, read on another, and edited by hand.
+Times in seconds, sizes in bytes. Torch-free.
+
+Not covered: measuring it (`profile_networks.py`); what follows from it (`plan.py`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from switokd.config import NonNegative, Positive, Section
+from switokd.errors import UsageError
+
+Bytes = Annotated[int, Field(ge=0)]
+Seconds = tuple[NonNegative, ...]
+
+
+class Communication(Section):
+    """What it costs to bring ranks together: constants, equal between all ranks."""
+
+    description: str
+    """What the constants stand for, and whether they were measured."""
+    latency_seconds: NonNegative
+    """Of one collective, however small."""
+    bandwidth_bytes_per_second: Positive
+    """Between one rank and its neighbour, in each direction."""
+    decision_seconds: NonNegative
+    """From the exchange of logits until the decision is here; teachers' updates wait for it."""
+
+    def all_reduce(self, ranks: int, size: int) -> float:
+        """Seconds in which `ranks` ranks add up `size` bytes each, by a ring."""
+        if ranks == 1:
+            return 0.0
+        travels = 2 * (ranks - 1) / ranks * size
+        return self.latency_seconds + travels / self.bandwidth_bytes_per_second
+
+    def all_gather(self, ranks: int, size: int) -> float:
+        """Seconds in which each of `ranks` ranks hands `size` bytes to all others."""
+        if ranks == 1:
+            return 0.0
+        return self.latency_seconds + (ranks - 1) * size / self.bandwidth_bytes_per_second
+
+
+GLOO_LOOPBACK = Communication(
+    description="Gloo between processes of one machine (assumed)",
+    latency_seconds=4e-4,
+    bandwidth_bytes_per_second=0.8e9,
+    decision_seconds=1e-3,
+)
+NCCL_NVLINK = Communication(
+    description="NCCL over NVLink (assumed)",
+    latency_seconds=5e-5,
+    bandwidth_bytes_per_second=200e9,
+    decision_seconds=1e-3,
+)
+
+
+class NetworkTimes(Section):
+    """One network on one device. `samples` ascend; the times beside them are for so many."""
+
+    role: Literal["teacher", "student"]
+    model: str
+    """As in the run file."""
+    samples: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    forward_seconds: Seconds
+    backward_seconds: Seconds
+    """Loss and gradients, without adding them up over ranks."""
+    update_seconds: NonNegative
+    """The optimizer's; the same for any shard."""
+    parameter_bytes: Bytes
+    """Weights and buffers."""
+    gradient_bytes: Bytes
+    optimizer_bytes: Bytes
+    """The optimizer's state."""
+    activation_bytes_per_sample: NonNegative
+    """What forward keeps for backward."""
+    activation_bytes_fixed: Bytes = 0
+    """Of that, what does not grow with the samples, such as weights in bfloat16."""
+
+    @model_validator(mode="after")
+    def _one_time_per_size(self) -> NetworkTimes:
+        if not len(self.samples) == len(self.forward_seconds) == len(self.backward_seconds):
+            raise ValueError("samples, forward_seconds and backward_seconds must be equally long")
+        if list(self.samples) != sorted(set(self.samples)):
+            raise ValueError("samples must ascend")
+        return self
+
+    def forward(self, samples: int) -> float:
+        """Seconds of forward with so many samples."""
+        return _interpolate(self.samples, self.forward_seconds, samples)
+
+    def backward(self, samples: int) -> float:
+        """Seconds of backward with so many samples."""
+        return _interpolate(self.samples, self.backward_seconds, samples)
+
+    def memory(self, samples: int) -> int:
+        """Bytes on a rank with a shard of so many samples."""
+        fixed = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
+        if samples:
+            fixed += self.activation_bytes_fixed
+        return fixed + round(samples * self.activation_bytes_per_sample)
+
+
+class Profile(Section):
+    """What a plan is made of."""
+
+    device: str
+    """Name of what was measured on."""
+    device_memory_bytes: Bytes | None = None
+    """What a rank's networks have to fit into; null where that is not known."""
+    threads: Annotated[int, Field(ge=1)]
+    """CPU threads of the measuring process."""
+    torch: str
+    """Its version."""
+    image: tuple[int, int, int]
+    """Channels, height, width."""
+    classes: Annotated[int, Field(ge=1)]
+    networks: Annotated[dict[str, NetworkTimes], Field(min_length=1)]
+    """In the topology's order."""
+    communication: Communication
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Shard sizes that were measured for any network, ascending."""
+        return tuple(sorted({n for network in self.networks.values() for n in network.samples}))
+
+    def network(self, name: str) -> NetworkTimes:
+        """One network's; UsageError if it was not profiled."""
+        if name not in self.networks:
+            known = ", ".join(self.networks)
+            raise UsageError(f"the profile has no network {name} (it has {known}); profile again")
+        return self.networks[name]
+
+    def check(self, networks: Iterable[tuple[str, str, str]]) -> None:
+        """UsageError unless it was made of these: (name, role, model) each."""
+        for name, role, model in networks:
+            found = self.network(name)
+            if (found.role, found.model) != (role, model):
+                raise UsageError(
+                    f"the profile's {name} is a {found.role}, {found.model}; the run file's a "
+                    f"{role}, {model}; profile again"
+                )
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON; UsageError if that cannot be done."""
+        try:
+            path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+
+    @classmethod
+    def load(cls, path: Path) -> Profile:
+        """Read one; UsageError, of one line, if it is none."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise UsageError(f"{path}: cannot be read as a profile: {reason}") from None
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in problem["loc"])
+            words = f"{key}: {problem['msg']}" if key else problem["msg"]
+            raise UsageError(f"{path}: not a profile of 'switokd plan': {words}") from None
+
+
+@lru_cache(maxsize=100_000)
+def _interpolate(samples: tuple[int, ...], seconds: tuple[float, ...], n: int) -> float:
+    """Seconds for `n` samples: 0 for 0, else on the line through the two nearest measurements.
+
+    Outside the measured sizes the line goes on, but never below 0 nor, for more samples, down.
+    """
+    if n == 0:
+        return 0.0
+    if len(samples) == 1:
+        return seconds[0] * n / samples[0]
+    right = min(max(bisect_left(samples, n), 1), len(samples) - 1)
+    left = right - 1
+    slope = (seconds[right] - seconds[left]) / (samples[right] - samples[left])
+    if n > samples[-1]:
+        slope = max(slope, 0.0)
+    return max(seconds[right] + slope * (n - samples[right]), 0.0)

@@ -1,0 +1,183 @@
+"""`switokd plan`, started as a user does, and the settings that it proposes.
+
+Not covered: the numbers themselves (`test_plan.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from switokd.cli import app
+from switokd.placement import Placement, dedicated, replicated
+from switokd.plan_command import in_words, setting
+from switokd.runfile import load
+from switokd.timings import Communication, NetworkTimes, Profile
+from tests.support import BIN, run
+
+PLAN = [str(BIN / "switokd"), "plan"]
+CONFIG = load("digits-2t1s")
+
+
+def saved_profile(folder: Path) -> str:
+    """A profile of digits-2t1s, 10 : 1 : 1, without costs of communication."""
+
+    def network(name: str, whole: float) -> NetworkTimes:
+        return NetworkTimes(
+            role=CONFIG.networks[name].role,
+            model=CONFIG.networks[name].model,
+            samples=(64,),
+            forward_seconds=(whole / 3,),
+            backward_seconds=(whole * 2 / 3,),
+            update_seconds=0,
+            parameter_bytes=1000,
+            gradient_bytes=1000,
+            optimizer_bytes=1000,
+            activation_bytes_per_sample=1,
+        )
+
+    Profile(
+        device="a device",
+        threads=1,
+        torch="2",
+        image=(1, 8, 8),
+        classes=10,
+        networks={
+            "teacher1": network("teacher1", 0.1),
+            "teacher2": network("teacher2", 0.01),
+            "student": network("student", 0.01),
+        },
+        communication=Communication(
+            description="a link",
+            latency_seconds=0,
+            bandwidth_bytes_per_second=1e15,
+            decision_seconds=0,
+        ),
+    ).save(folder / "p.json")
+    return "p.json"
+
+
+def planned(folder: Path, *arguments: str) -> Any:
+    code, out, err = run([*PLAN, "digits-2t1s", *arguments, "--json"], folder)
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_help_has_an_example() -> None:
+    result = CliRunner().invoke(app, ["plan", "--help"], env={"COLUMNS": "120", "TERM": "dumb"})
+    assert result.exit_code == 0
+    for word in ("--devices", "--save-profile", "--paused", "--run", "--json", "cifar100-2t1s"):
+        assert word in result.output
+
+
+def test_planning_from_a_profile_needs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from switokd.cli import app; "
+        f"app(['plan', 'digits-2t1s', '--devices=2', '--profile={saved_profile(tmp_path)}'], "
+        "standalone_mode=False); print('torch' in sys.modules)"
+    )
+    rc, out, err = run([sys.executable, "-c", code], tmp_path)
+    assert (rc, err) == (0, "")
+    assert out.splitlines()[-1] == "False"
+
+
+def test_plan_measures_and_its_profile_gives_the_same_plan_again(tmp_path: Path) -> None:
+    command = [*PLAN, "digits-2t1s", "data.batch_size=16", "--devices", "2"]
+    code, out, err = run([*command, "--save-profile", "p.json"], tmp_path, COLUMNS="160")
+    assert (code, err.strip()) == (0, "")
+    for words in ("profiled on  cpu, 1 thread", "shards of 8, 16", "assumed", "teacher1 30%"):
+        assert words in out
+    assert "digits-2t1s: 2T1S on 2 devices" in out
+    assert "to use it  switokd train digits-2t1s data.batch_size=16 " in out
+    profile = Profile.load(tmp_path / "p.json")
+    assert list(profile.networks) == list(CONFIG.topology)
+    assert profile.sizes == (8, 16)
+    again = run([*command, "--profile", "p.json"], tmp_path, COLUMNS="160")
+    assert again == (0, out, "")
+
+
+def test_json_is_for_programs(tmp_path: Path) -> None:
+    found = planned(tmp_path, "--devices=3", "--paused=0", "--profile", saved_profile(tmp_path))
+    by_name = {p["placement"]: p for p in found["placements"]}
+    one_each = by_name["teacher1: rank 0, teacher2: rank 1, student: rank 2"]
+    assert one_each["step_seconds"] == pytest.approx(0.1)
+    assert one_each["settings"] == ["placement=dedicated"]
+    assert one_each["memory_bytes"] == [3064, 3064, 3064]
+    everywhere = by_name["teacher1: ranks 0-2, teacher2: ranks 0-2, student: ranks 0-2"]
+    assert everywhere["efficiency"] == pytest.approx(1, abs=0.05)
+    assert found["placements"][found["chosen"]]["step_seconds"] == pytest.approx(0.04, rel=0.05)
+    assert found["pauses"] == [{"paused": [], "share": 1.0}]
+    assert found["profile"]["device"] == "a device"
+
+
+def test_pauses_come_from_an_earlier_run(tmp_path: Path) -> None:
+    lines = [
+        {"step": step, "teacher": t, "student": "student", "mode": mode}
+        for step, mode in ((1, "expert"), (2, "expert"), (3, "expert"), (4, "learning"))
+        for t in ("teacher1", "teacher2")
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "decisions.jsonl").write_text(text)
+    found = planned(tmp_path, "--devices=1", "--run=.", "--profile", saved_profile(tmp_path))
+    assert found["pauses"] == [
+        {"paused": ["teacher1", "teacher2"], "share": 0.75},
+        {"paused": [], "share": 0.25},
+    ]
+    (only,) = found["placements"]
+    assert only["step_seconds"] == pytest.approx((0.12 + 3 * (0.11 / 3 + 0.01)) / 4)
+    assert only["efficiency"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--paused=0.5", "--run=."], "--paused and --run both say how often"),
+        (["--paused=most"], "a share is a number from 0 to 1"),
+        (["--run=nowhere"], "nowhere/decisions.jsonl cannot be read"),
+        (["--profile=none.json"], "none.json: cannot be read as a profile"),
+        (["--profile=p.json", "--save-profile=q.json"], "--profile measures nothing"),
+        (["--profile=p.json", "networks.student.model=wrn-10-3"], "student is a student, wrn-10-1"),
+        (["device=cuda"], "there is no GPU to measure on"),
+        (["no.such.key=1"], "no.such.key"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    saved_profile(tmp_path)
+    command = [*PLAN, "digits-2t1s", "--devices=2", *arguments]
+    code, out, err = run(command, tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert code == 2
+    assert out == ""
+    assert words in err
+    assert err.startswith("switokd: ")
+    assert err.count("\n") == 1
+
+
+def test_settings_say_the_placement() -> None:
+    topology = CONFIG.topology
+    one_each = dict.fromkeys(topology, 1)
+    for placement, expected in {
+        dedicated(topology, one_each): ["placement=dedicated"],
+        replicated(topology, 4): ["placement=replicated"],
+        dedicated(topology, {**one_each, "teacher1": 6}): ["networks.teacher1.ranks=6"],
+    }.items():
+        assert setting(placement, CONFIG) == expected
+    table: dict[str, list[int] | dict[int, float]] = {
+        "teacher1": {0: 40.0, 1: 24.0},
+        "teacher2": [1],
+        "student": [1],
+    }
+    (line,) = setting(Placement.of(table), CONFIG)
+    key, _, value = line.partition("=")
+    assert key == "placement"
+    assert Placement.of(yaml.safe_load(value)) == Placement.of(table)
+    assert in_words(Placement.of(table)) == (
+        "teacher1: ranks 0-1 (40:24), teacher2: rank 1, student: rank 1"
+    )
