@@ -302,6 +302,44 @@ def test_metrics_count_what_happened(server: Server) -> None:
     assert found[f'switokd_connected_ranks{{run="{run_id}"}}'] == 2.0
 
 
+def test_a_rank_with_two_networks_is_shown_by_network(server: Server) -> None:
+    run_id = f"run{next(names)}"
+    networks = [
+        pb.Network(name=name, role=role, ranks=[0])
+        for name, role in (("s", pb.ROLE_STUDENT), ("t", pb.ROLE_TEACHER))
+    ]
+    plan_ = pb.RunPlan(networks=networks, strategy="switokd", round_timeout_seconds=60)
+    server.stub.Join(pb.JoinRequest(run_id=run_id, rank=0, plan=plan_))
+    stream = Stream(server, run_id, 0)
+    pairs = [sums(0.1, 1.0, 0.9)]
+    stream.send(
+        report=pb.Report(step=1, pairs=pairs, decision_wait_seconds=3e-4, exchange_seconds=8e-4)
+    )
+    assert stream.decision().step == 1
+    stream.send(progress=pb.Progress(step=1, samples=8, loss=0.25, network="t"))
+    stream.send(progress=pb.Progress(step=1, samples=16, loss=0.5))
+    student, teacher = (f'network="{name}",run="{run_id}"' for name in ("s", "t"))
+    found = wait_until(
+        lambda: (m := server.metrics()).get(f"switokd_samples_total{{{student}}}") and m,
+        10,
+        "samples counted",
+    )
+    assert found[f"switokd_samples_total{{{teacher}}}"] == 8.0
+    assert found[f"switokd_samples_total{{{student}}}"] == 16.0
+    assert found[f"switokd_loss{{{teacher}}}"] == 0.25
+    assert found[f"switokd_loss{{{student}}}"] == 0.5
+    # The wait is the first teacher's, the collective the first network's.
+    assert found[f"switokd_decision_wait_seconds_count{{{teacher}}}"] == 1.0
+    assert f"switokd_decision_wait_seconds_count{{{student}}}" not in found
+    assert found[f'switokd_exchange_seconds_bucket{{le="0.00075",{student}}}'] == 0.0
+    assert found[f'switokd_exchange_seconds_bucket{{le="0.001",{student}}}'] == 1.0
+
+    stream.send(progress=pb.Progress(step=1, samples=1, network="x"))
+    code, sentence = stream.end()
+    assert code == "INVALID_ARGUMENT"
+    assert "rank 0 (s, t) sends the progress of 'x', which it does not hold" in sentence
+
+
 def test_http_port_answers_healthz_and_nothing_else(server: Server) -> None:
     assert server.get("/healthz") == "ok\n"
     with pytest.raises(urllib.error.HTTPError, match="404"):

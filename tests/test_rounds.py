@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 
@@ -16,11 +17,18 @@ T, S = Role.TEACHER, Role.STUDENT
 PLAN = Plan(Topology((("a", T), ("b", T), ("s", S))), ((0,), (1,), (2,)), "switokd", "d", 60.0)
 FAR = PairSums(gap=8.0, e_s=8.0, e_t=1.0, n=8)  # far ahead: expert mode
 NEAR = PairSums(gap=0.8, e_s=8.0, e_t=7.0, n=8)
+EMPTY = PairSums(gap=0.0, e_s=0.0, e_t=0.0, n=0)  # a rank without samples, at a short last batch
+# "b" has a rank of its own, "a" and "s" share one, and all three share the others.
+MIXED = Plan(
+    Topology((("a", T), ("b", T), ("s", S))),
+    ((1, 2, 3), (0, 2, 3), (1, 2, 3)),
+    *("switokd", "d", 60.0),
+)
 
 
 def started(plan: Plan = PLAN) -> Run:
     run = Run("r", plan, now=0.0)
-    for rank in plan.network_of:
+    for rank in plan.networks_of:
         run.join(rank, plan)
         run.attach(rank)
     return run
@@ -72,6 +80,65 @@ def test_unequal_shards_are_weighted_by_their_samples() -> None:
     assert (d.gap, d.e_s, d.e_t, d.n) == (1.5, 1.0, 0.5, 4)
 
 
+def mixed_parts() -> dict[int, dict[Pair, PairSums]]:
+    """A step's reports of `MIXED`, every part with numbers of its own."""
+    parts = [PairSums(v / 8, v / 4, v / 16, v) for v in (3, 5, 7, 11, 13, 17)]
+    a, b = Pair("a", "s"), Pair("b", "s")
+    return {
+        0: {b: parts[0]},
+        1: {a: parts[1]},
+        2: {a: parts[2], b: parts[3]},
+        3: {a: parts[4], b: parts[5]},
+    }
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4))))
+def test_ranks_may_hold_several_networks_and_networks_span_ranks(order: tuple[int, ...]) -> None:
+    run = started(MIXED)
+    parts = mixed_parts()
+    *early, decided = [run.report(rank, 1, parts[rank], now=0.0) for rank in order]
+    assert early == [None] * 3
+    assert decided is not None
+    a, b = (p.distances for p in decided.decision.pairs)
+    assert (a.n, b.n) == (5 + 7 + 13, 3 + 11 + 17)
+    assert a.gap == (5 / 8 + 7 / 8 + 13 / 8) / 25
+    assert b.e_t == (3 / 16 + 11 / 16 + 17 / 16) / 31
+    assert [p.pair for p in decided.decision.pairs] == list(MIXED.topology.pairs)
+
+
+def test_one_rank_may_hold_everything() -> None:
+    plan = replace(PLAN, ranks=((0,), (0,), (0,)))
+    run = started(plan)
+    decided = run.report(0, 1, {Pair("a", "s"): FAR, Pair("b", "s"): NEAR}, now=0.0)
+    assert decided is not None
+    assert decided.decision.paused == ("a",)
+    assert run.who(0) == "rank 0 (a, b, s)"
+
+
+def test_a_rank_must_report_all_pairs_it_holds_in_the_plans_order() -> None:
+    run = started(MIXED)
+    a, b = Pair("a", "s"), Pair("b", "s")
+    for pairs in ({b: NEAR, a: NEAR}, {a: NEAR}, {b: NEAR}, {}):
+        kind, sentence = refusal(lambda pairs=pairs: run.report(2, 1, pairs, now=0.0))  # type: ignore[misc]
+        assert kind == "INVALID_ARGUMENT"
+        assert "rank 2 (a, b, s) must report the pairs a-s, b-s at step 1" in sentence
+    assert run.report(2, 1, {a: NEAR, b: NEAR}, now=0.0) is None
+
+
+def test_a_rank_without_samples_changes_nothing_unless_all_are_without() -> None:
+    a, b = Pair("a", "s"), Pair("b", "s")
+    run = started(MIXED)
+    run.report(0, 1, {b: EMPTY}, now=0.0)
+    run.report(2, 1, {a: EMPTY, b: NEAR}, now=0.0)
+    run.report(3, 1, {a: EMPTY, b: EMPTY}, now=0.0)
+    kind, sentence = refusal(lambda: run.report(1, 1, {a: EMPTY}, now=0.0))
+    assert kind == "INVALID_ARGUMENT"
+    assert "rank 1 (a, s) is the last to report n=0 samples for a and s at step 1" in sentence
+    decided = run.report(1, 1, {a: FAR}, now=0.0)
+    assert decided is not None
+    assert [p.distances for p in decided.decision.pairs] == [FAR.mean(), NEAR.mean()]
+
+
 @pytest.mark.parametrize(
     ("rank", "step", "pairs", "kind", "words"),
     [
@@ -87,6 +154,8 @@ def test_unequal_shards_are_weighted_by_their_samples() -> None:
         (0, 1, {Pair("a", "s"): replace(NEAR, e_t=-0.1)}, "INVALID_ARGUMENT", "finite"),
         (0, 1, {Pair("a", "s"): replace(NEAR, gap=16.1)}, "INVALID_ARGUMENT", "at most 2 per"),
         (0, 1, {Pair("a", "s"): replace(NEAR, n=0)}, "INVALID_ARGUMENT", "n=0"),
+        (0, 1, {Pair("a", "s"): EMPTY}, "INVALID_ARGUMENT", "some rank must have some"),
+        (0, 1, {Pair("a", "s"): replace(EMPTY, n=-1)}, "INVALID_ARGUMENT", "n=-1"),
     ],
 )
 def test_refuses_a_bad_report_and_goes_on_as_if_it_had_not_come(
@@ -113,9 +182,11 @@ def test_refuses_the_same_step_twice() -> None:
     [
         ({"topology": Topology((("a", T), ("a", S), ("s", S)))}, "same name"),
         ({"topology": Topology((("a", T), ("b", T), ("s", T)))}, "at least one teacher"),
-        ({"ranks": ((0,), (2,), (3,))}, "each once"),
-        ({"ranks": ((0, 1), (1,), (2,))}, "each once"),
-        ({"ranks": ((0, 1), (), (2,))}, "each once"),
+        ({"ranks": ((0,), (2,), (3,))}, "none left out; got [0, 2, 3]"),
+        ({"ranks": ((-1, 0), (0,), (0,))}, "none left out; got [-1, 0]"),
+        ({"ranks": ((0, 1, 1), (1,), (2,))}, "ascend, each once"),
+        ({"ranks": ((1, 0), (1,), (2,))}, "ascend, each once"),
+        ({"ranks": ((0, 1), (), (2,))}, "a network has no rank"),
         ({"strategy": "nonsense"}, "switokd, dml"),
         ({"round_timeout": 0.0}, "above 0"),
         ({"round_timeout": float("nan")}, "above 0"),

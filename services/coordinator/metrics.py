@@ -59,6 +59,9 @@ class Metrics:
         self.decision_wait = self._histogram(
             "decision_wait_seconds", "Time a teacher waited for a decision.", network
         )
+        self.exchange = self._histogram(
+            "exchange_seconds", "Time a rank's collective of logits took.", network
+        )
         self.round_duration = self._histogram(
             "round_duration_seconds", "Time from a step's first report to its decision.", ["run"]
         )

@@ -2,8 +2,8 @@
 
 Dataclasses in, dataclasses out; no wire, no clock of its own, no tasks, so that everything here
 is tested without a server. A *round* is one step: it opens with the first rank's report and is
-decided as soon as every rank of every teacher has reported. Students' reports show only that
-they are alive. A round is complete when all ranks have reported.
+decided as soon as every rank that holds a teacher has reported. Reports of ranks that hold only
+students show that they are alive. A round is complete when all ranks have reported.
 
 Not covered: a run that outlives this process (journal), ranks that come back.
 """
@@ -11,15 +11,16 @@ Not covered: a run that outlives this process (journal), ranks that come back.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import NamedTuple
 
 from switokd.decision import Decision, decide
 from switokd.gap import PairSums
 from switokd.strategy import STRATEGIES
-from switokd.topology import Pair, Role, Topology
+from switokd.topology import Pair, Topology
 
 STALL_SECONDS = 1.0
 """Ranks notice a peer's silence at the same time, give or take this."""
@@ -43,7 +44,11 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """What all ranks of a run must agree on. `ranks[i]` belong to the topology's i-th network."""
+    """What all ranks of a run must agree on.
+
+    `ranks[i]` hold the topology's i-th network. A rank may hold several networks, and a network
+    may be held by several ranks, which then each report their own samples' share.
+    """
 
     topology: Topology
     ranks: tuple[tuple[int, ...], ...]
@@ -51,25 +56,48 @@ class Plan:
     config_digest: str
     round_timeout: float
 
-    @property
-    def network_of(self) -> dict[int, str]:
-        """Network by rank."""
+    @cached_property
+    def networks_of(self) -> dict[int, tuple[str, ...]]:
+        """Networks by rank, both in ascending order: of rank, and of the topology."""
+        held: dict[int, list[str]] = {rank: [] for rank in sorted(set().union(*self.ranks))}
+        for name, ranks in zip(self.topology, self.ranks, strict=True):
+            for rank in ranks:
+                held[rank].append(name)
+        return {rank: tuple(names) for rank, names in held.items()}
+
+    @cached_property
+    def pairs_of(self) -> dict[int, tuple[Pair, ...]]:
+        """Pairs whose teacher a rank holds, by rank: what it must report, in this order."""
+        pairs = self.topology.pairs
         return {
-            rank: name
-            for name, ranks in zip(self.topology, self.ranks, strict=True)
-            for rank in ranks
+            rank: tuple(pair for pair in pairs if pair.teacher in names)
+            for rank, names in self.networks_of.items()
+        }
+
+    @cached_property
+    def parts_of(self) -> dict[Pair, tuple[tuple[int, int], ...]]:
+        """Where to find a pair's parts: ranks, ascending, each with the place in its report."""
+        return {
+            pair: tuple(
+                (rank, pairs.index(pair)) for rank, pairs in self.pairs_of.items() if pair in pairs
+            )
+            for pair in self.topology.pairs
         }
 
     def check(self) -> None:
         """Refuse a plan that no run can follow."""
         problem = None
-        listed = [rank for ranks in self.ranks for rank in ranks]
+        listed = set().union(*self.ranks)
         if len(set(self.topology)) < len(self.topology.roles):
             problem = "two networks have the same name"
         elif not self.topology.teachers or not self.topology.students:
             problem = "a run needs at least one teacher and one student"
-        elif sorted(listed) != list(range(len(listed))) or not all(self.ranks):
-            problem = f"ranks must be 0 to world size - 1, each once; got {listed}"
+        elif not all(self.ranks):
+            problem = "a network has no rank"
+        elif any(sorted(set(ranks)) != list(ranks) for ranks in self.ranks):
+            problem = f"a network's ranks must ascend, each once; got {list(self.ranks)}"
+        elif listed != set(range(len(listed))):
+            problem = f"ranks must be 0 to world size - 1, none left out; got {sorted(listed)}"
         elif self.strategy not in STRATEGIES:
             problem = f"strategy {self.strategy!r} is not one of {', '.join(STRATEGIES)}"
         elif not 0 < self.round_timeout < math.inf:
@@ -118,14 +146,16 @@ class Run:
         self.stalled: dict[int, str] = {}
         self.last: Decision | None = None
         self.ended_at: float | None = None
-        self._step_of = dict.fromkeys(plan.network_of, 0)
+        self._step_of = dict.fromkeys(plan.networks_of, 0)
+        self._parts_needed = sum(1 for pairs in plan.pairs_of.values() if pairs)
+        self._switch = STRATEGIES[plan.strategy].switch
         self._rounds: dict[int, Round] = {}
         self._stalled_at = 0.0
 
     @property
     def world_size(self) -> int:
         """Number of ranks the run needs."""
-        return len(self.plan.network_of)
+        return len(self.plan.networks_of)
 
     @property
     def state(self) -> State:
@@ -139,8 +169,8 @@ class Run:
         return State.TRAINING if started else State.JOINING
 
     def who(self, rank: int) -> str:
-        """A rank as people know it: "rank 1 (teacher2)"."""
-        return f"rank {rank} ({self.plan.network_of[rank]})"
+        """A rank as people know it, with all it holds: "rank 1 (teacher2, student)"."""
+        return f"rank {rank} ({', '.join(self.plan.networks_of[rank])})"
 
     def join(self, rank: int, plan: Plan) -> None:
         """Make a rank known; it must bring the run's own plan."""
@@ -177,26 +207,24 @@ class Run:
     ) -> Decided | None:
         """Take one rank's part of a step; return the decision if it was the last part missing."""
         self._check_step(rank, step)
-        self._check_pairs(rank, step, pairs)
+        round_ = self._rounds.get(step) or Round(now)
+        self._check_pairs(rank, step, pairs, round_)
+        self._rounds[step] = round_
         self._step_of[rank] = step
-        round_ = self._rounds.setdefault(step, Round(now))
         round_.reported.add(rank)
         if len(round_.reported) == self.world_size:
             del self._rounds[step]
         if not pairs:
             return None
         round_.sums[rank] = tuple(pairs.values())
-        deciders = self._teacher_ranks
-        if any(r not in round_.sums for r in deciders):
+        if len(round_.sums) < self._parts_needed:
             return None
         # Rank order and float64: whoever adds these parts gets the same distances.
         distances = {}
-        for teacher, ranks in zip(self.plan.topology, self.plan.ranks, strict=True):
-            if self.plan.topology.role(teacher) is Role.TEACHER:
-                for i, pair in enumerate(self._pairs_of(teacher)):
-                    parts = [round_.sums[r][i] for r in ranks]
-                    distances[pair] = sum(parts[1:], parts[0]).mean()
-        self.last = decide(step, distances, STRATEGIES[self.plan.strategy].switch)
+        for pair, places in self.plan.parts_of.items():
+            total, *others = [round_.sums[r][i] for r, i in places]
+            distances[pair] = sum(others, total).mean()
+        self.last = decide(step, distances, self._switch)
         return Decided(self.last, now - round_.opened_at)
 
     def leave(self, rank: int, failure: str, now: float) -> None:
@@ -243,7 +271,7 @@ class Run:
             return None
         if now - waiting_since <= self.plan.round_timeout:
             return None
-        missing = [self.who(r) for r in sorted(self.plan.network_of) if r not in present]
+        missing = [self.who(r) for r in self.plan.networks_of if r not in present]
         return (
             f"{what} from {', '.join(missing)} within {self.plan.round_timeout:g} s of the first "
             "rank's: it hangs, or its machine is cut off"
@@ -257,16 +285,8 @@ class Run:
             return f"every rank failed {doing}"
         return f"{', '.join(silent)} did not answer while the other ranks were {doing}: it hangs"
 
-    @property
-    def _teacher_ranks(self) -> Sequence[int]:
-        roles = self.plan.topology.role
-        return [r for r, name in self.plan.network_of.items() if roles(name) is Role.TEACHER]
-
-    def _pairs_of(self, teacher: str) -> list[Pair]:
-        return [pair for pair in self.plan.topology.pairs if pair.teacher == teacher]
-
     def _check_rank(self, rank: int) -> None:
-        if rank not in self.plan.network_of:
+        if rank not in self.plan.networks_of:
             raise Refusal(
                 Refusal.Kind.INVALID_ARGUMENT,
                 f"run {self.run_id!r} has ranks 0 to {self.world_size - 1}, not {rank}",
@@ -287,21 +307,34 @@ class Run:
                 f"{self.who(rank)} {how}: it reports step {step}, step {expected} is next",
             )
 
-    def _check_pairs(self, rank: int, step: int, pairs: Mapping[Pair, PairSums]) -> None:
-        name = self.plan.network_of[rank]
-        if list(pairs) != self._pairs_of(name):
-            wanted = [f"{p.teacher}-{p.student}" for p in self._pairs_of(name)] or ["none"]
+    def _check_pairs(
+        self, rank: int, step: int, pairs: Mapping[Pair, PairSums], round_: Round
+    ) -> None:
+        expected = self.plan.pairs_of[rank]
+        if tuple(pairs) != expected:
+            wanted = [f"{p.teacher}-{p.student}" for p in expected] or ["none"]
             raise Refusal(
                 Refusal.Kind.INVALID_ARGUMENT,
                 f"{self.who(rank)} must report the pairs {', '.join(wanted)} at step {step}",
             )
         for pair, sums in pairs.items():
             # An L1 distance of two distributions is at most 2; float32 may round it up. Also
-            # refuses NaN.
+            # refuses NaN. A rank without samples has sums of zero.
             limit = 2 * sums.n * (1 + 1e-5)
-            if sums.n < 1 or not all(0 <= v <= limit for v in (sums.gap, sums.e_s, sums.e_t)):
+            if not all(0 <= v <= limit for v in (sums.gap, sums.e_s, sums.e_t)):
                 raise Refusal(
                     Refusal.Kind.INVALID_ARGUMENT,
                     f"{self.who(rank)} reports distances that are not finite sums of at most 2 per "
                     f"sample for {pair.teacher} and {pair.student} at step {step}: {sums}",
                 )
+            if sums.n == 0 and self._all_others_empty(rank, pair, round_):
+                raise Refusal(
+                    Refusal.Kind.INVALID_ARGUMENT,
+                    f"{self.who(rank)} is the last to report n=0 samples for {pair.teacher} and "
+                    f"{pair.student} at step {step}: some rank must have some",
+                )
+
+    def _all_others_empty(self, rank: int, pair: Pair, round_: Round) -> bool:
+        """Whether every other part of this pair is there and has no sample."""
+        others = [(r, i) for r, i in self.plan.parts_of[pair] if r != rank]
+        return all(r in round_.sums and round_.sums[r][i].n == 0 for r, i in others)

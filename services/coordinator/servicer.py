@@ -207,13 +207,24 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
                 decided.duration,
                 run.plan.topology.teachers,
             )
-        if message.HasField("decision_wait_seconds"):
-            self._metrics.decision_wait.labels(run.run_id, run.plan.network_of[rank]).observe(
+        if message.pairs and message.HasField("decision_wait_seconds"):
+            self._metrics.decision_wait.labels(run.run_id, message.pairs[0].teacher).observe(
                 message.decision_wait_seconds
+            )
+        if message.HasField("exchange_seconds"):
+            self._metrics.exchange.labels(run.run_id, run.plan.networks_of[rank][0]).observe(
+                message.exchange_seconds
             )
 
     def _progress(self, message: pb.Progress, run: Run, rank: int) -> None:
-        labels = (run.run_id, run.plan.network_of[rank])
+        networks = run.plan.networks_of[rank]
+        network = message.network or networks[0]
+        if network not in networks:
+            raise Refusal(
+                Refusal.Kind.INVALID_ARGUMENT,
+                f"{run.who(rank)} sends the progress of {network!r}, which it does not hold",
+            )
+        labels = (run.run_id, network)
         self._metrics.samples.labels(*labels).inc(max(message.samples, 0))
         if message.HasField("loss"):
             self._metrics.loss.labels(*labels).set(message.loss)

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cswitokd/v1/coordinator.proto\x12\nswitokd.v1\"F\n\x07Network\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x04role\x18\x02 \x01(\x0e\x32\x10.switokd.v1.Role\x12\r\n\x05ranks\x18\x03 \x03(\x05\"x\n\x07RunPlan\x12%\n\x08networks\x18\x01 \x03(\x0b\x32\x13.switokd.v1.Network\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x15\n\rconfig_digest\x18\x03 \x01(\t\x12\x1d\n\x15round_timeout_seconds\x18\x04 \x01(\x01\"N\n\x0bJoinRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12!\n\x04plan\x18\x03 \x01(\x0b\x32\x13.switokd.v1.RunPlan\"$\n\x0cJoinResponse\x12\x14\n\x0cjoined_ranks\x18\x01 \x01(\x05\"\xd5\x01\n\x0cTrainRequest\x12$\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x12.switokd.v1.AttachH\x00\x12$\n\x06report\x18\x02 \x01(\x0b\x32\x12.switokd.v1.ReportH\x00\x12(\n\x08progress\x18\x03 \x01(\x0b\x32\x14.switokd.v1.ProgressH\x00\x12\"\n\x05leave\x18\x04 \x01(\x0b\x32\x11.switokd.v1.LeaveH\x00\x12\"\n\x05stall\x18\x05 \x01(\x0b\x32\x11.switokd.v1.StallH\x00\x42\x07\n\x05\x65vent\"&\n\x06\x41ttach\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\"y\n\x06Report\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12#\n\x05pairs\x18\x02 \x03(\x0b\x32\x14.switokd.v1.PairSums\x12\"\n\x15\x64\x65\x63ision_wait_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x18\n\x16_decision_wait_seconds\"^\n\x08PairSums\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0b\n\x03gap\x18\x03 \x01(\x01\x12\x0b\n\x03\x65_s\x18\x04 \x01(\x01\x12\x0b\n\x03\x65_t\x18\x05 \x01(\x01\x12\t\n\x01n\x18\x06 \x01(\x03\"\x97\x01\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\x11\n\x04loss\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x61\x63\x63uracy\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rtest_accuracy\x18\x05 \x01(\x01H\x02\x88\x01\x01\x42\x07\n\x05_lossB\x0b\n\t_accuracyB\x10\n\x0e_test_accuracy\"\x18\n\x05Leave\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\"\x16\n\x05Stall\x12\r\n\x05\x64oing\x18\x01 \x01(\t\"l\n\rTrainResponse\x12(\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x14.switokd.v1.AttachedH\x00\x12(\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x14.switokd.v1.DecisionH\x00\x42\x07\n\x05\x65vent\"\n\n\x08\x41ttached\"Q\n\x08\x44\x65\x63ision\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\'\n\x05pairs\x18\x02 \x03(\x0b\x32\x18.switokd.v1.PairDecision\x12\x0e\n\x06paused\x18\x03 \x03(\t\"\xa2\x01\n\x0cPairDecision\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0b\n\x03gap\x18\x03 \x01(\x01\x12\x0b\n\x03\x65_s\x18\x04 \x01(\x01\x12\x0b\n\x03\x65_t\x18\x05 \x01(\x01\x12\x0f\n\x07\x65psilon\x18\x06 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x07 \x01(\x01\x12\x1e\n\x04mode\x18\x08 \x01(\x0e\x32\x10.switokd.v1.Mode\x12\t\n\x01n\x18\t \x01(\x03\"%\n\x13GetRunStatusRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xb5\x01\n\x14GetRunStatusResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.switokd.v1.RunState\x12!\n\x04plan\x18\x02 \x01(\x0b\x32\x13.switokd.v1.RunPlan\x12\x17\n\x0f\x63onnected_ranks\x18\x03 \x03(\x05\x12+\n\rlast_decision\x18\x04 \x01(\x0b\x32\x14.switokd.v1.Decision\x12\x0f\n\x07\x66\x61ilure\x18\x05 \x01(\t*@\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_TEACHER\x10\x01\x12\x10\n\x0cROLE_STUDENT\x10\x02*@\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x11\n\rMODE_LEARNING\x10\x01\x12\x0f\n\x0bMODE_EXPERT\x10\x02*\x82\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_JOINING\x10\x01\x12\x16\n\x12RUN_STATE_TRAINING\x10\x02\x12\x16\n\x12RUN_STATE_FINISHED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x32\xe4\x01\n\x12\x43oordinatorService\x12\x39\n\x04Join\x12\x17.switokd.v1.JoinRequest\x1a\x18.switokd.v1.JoinResponse\x12@\n\x05Train\x12\x18.switokd.v1.TrainRequest\x1a\x19.switokd.v1.TrainResponse(\x01\x30\x01\x12Q\n\x0cGetRunStatus\x12\x1f.switokd.v1.GetRunStatusRequest\x1a .switokd.v1.GetRunStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cswitokd/v1/coordinator.proto\x12\nswitokd.v1\"F\n\x07Network\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x04role\x18\x02 \x01(\x0e\x32\x10.switokd.v1.Role\x12\r\n\x05ranks\x18\x03 \x03(\x05\"x\n\x07RunPlan\x12%\n\x08networks\x18\x01 \x03(\x0b\x32\x13.switokd.v1.Network\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x15\n\rconfig_digest\x18\x03 \x01(\t\x12\x1d\n\x15round_timeout_seconds\x18\x04 \x01(\x01\"N\n\x0bJoinRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12!\n\x04plan\x18\x03 \x01(\x0b\x32\x13.switokd.v1.RunPlan\"$\n\x0cJoinResponse\x12\x14\n\x0cjoined_ranks\x18\x01 \x01(\x05\"\xd5\x01\n\x0cTrainRequest\x12$\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x12.switokd.v1.AttachH\x00\x12$\n\x06report\x18\x02 \x01(\x0b\x32\x12.switokd.v1.ReportH\x00\x12(\n\x08progress\x18\x03 \x01(\x0b\x32\x14.switokd.v1.ProgressH\x00\x12\"\n\x05leave\x18\x04 \x01(\x0b\x32\x11.switokd.v1.LeaveH\x00\x12\"\n\x05stall\x18\x05 \x01(\x0b\x32\x11.switokd.v1.StallH\x00\x42\x07\n\x05\x65vent\"&\n\x06\x41ttach\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\"\xad\x01\n\x06Report\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12#\n\x05pairs\x18\x02 \x03(\x0b\x32\x14.switokd.v1.PairSums\x12\"\n\x15\x64\x65\x63ision_wait_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10\x65xchange_seconds\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x18\n\x16_decision_wait_secondsB\x13\n\x11_exchange_seconds\"^\n\x08PairSums\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0b\n\x03gap\x18\x03 \x01(\x01\x12\x0b\n\x03\x65_s\x18\x04 \x01(\x01\x12\x0b\n\x03\x65_t\x18\x05 \x01(\x01\x12\t\n\x01n\x18\x06 \x01(\x03\"\xa8\x01\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\x11\n\x04loss\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x61\x63\x63uracy\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rtest_accuracy\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x0f\n\x07network\x18\x06 \x01(\tB\x07\n\x05_lossB\x0b\n\t_accuracyB\x10\n\x0e_test_accuracy\"\x18\n\x05Leave\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\"\x16\n\x05Stall\x12\r\n\x05\x64oing\x18\x01 \x01(\t\"l\n\rTrainResponse\x12(\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x14.switokd.v1.AttachedH\x00\x12(\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x14.switokd.v1.DecisionH\x00\x42\x07\n\x05\x65vent\"\n\n\x08\x41ttached\"Q\n\x08\x44\x65\x63ision\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\'\n\x05pairs\x18\x02 \x03(\x0b\x32\x18.switokd.v1.PairDecision\x12\x0e\n\x06paused\x18\x03 \x03(\t\"\xa2\x01\n\x0cPairDecision\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0b\n\x03gap\x18\x03 \x01(\x01\x12\x0b\n\x03\x65_s\x18\x04 \x01(\x01\x12\x0b\n\x03\x65_t\x18\x05 \x01(\x01\x12\x0f\n\x07\x65psilon\x18\x06 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x07 \x01(\x01\x12\x1e\n\x04mode\x18\x08 \x01(\x0e\x32\x10.switokd.v1.Mode\x12\t\n\x01n\x18\t \x01(\x03\"%\n\x13GetRunStatusRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xb5\x01\n\x14GetRunStatusResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.switokd.v1.RunState\x12!\n\x04plan\x18\x02 \x01(\x0b\x32\x13.switokd.v1.RunPlan\x12\x17\n\x0f\x63onnected_ranks\x18\x03 \x03(\x05\x12+\n\rlast_decision\x18\x04 \x01(\x0b\x32\x14.switokd.v1.Decision\x12\x0f\n\x07\x66\x61ilure\x18\x05 \x01(\t*@\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_TEACHER\x10\x01\x12\x10\n\x0cROLE_STUDENT\x10\x02*@\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x11\n\rMODE_LEARNING\x10\x01\x12\x0f\n\x0bMODE_EXPERT\x10\x02*\x82\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_JOINING\x10\x01\x12\x16\n\x12RUN_STATE_TRAINING\x10\x02\x12\x16\n\x12RUN_STATE_FINISHED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x32\xe4\x01\n\x12\x43oordinatorService\x12\x39\n\x04Join\x12\x17.switokd.v1.JoinRequest\x1a\x18.switokd.v1.JoinResponse\x12@\n\x05Train\x12\x18.switokd.v1.TrainRequest\x1a\x19.switokd.v1.TrainResponse(\x01\x30\x01\x12Q\n\x0cGetRunStatus\x12\x1f.switokd.v1.GetRunStatusRequest\x1a .switokd.v1.GetRunStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'switokd.v1.coordinator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1628
-  _globals['_ROLE']._serialized_end=1692
-  _globals['_MODE']._serialized_start=1694
-  _globals['_MODE']._serialized_end=1758
-  _globals['_RUNSTATE']._serialized_start=1761
-  _globals['_RUNSTATE']._serialized_end=1891
+  _globals['_ROLE']._serialized_start=1698
+  _globals['_ROLE']._serialized_end=1762
+  _globals['_MODE']._serialized_start=1764
+  _globals['_MODE']._serialized_end=1828
+  _globals['_RUNSTATE']._serialized_start=1831
+  _globals['_RUNSTATE']._serialized_end=1961
   _globals['_NETWORK']._serialized_start=44
   _globals['_NETWORK']._serialized_end=114
   _globals['_RUNPLAN']._serialized_start=116
@@ -49,28 +49,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINREQUEST']._serialized_end=570
   _globals['_ATTACH']._serialized_start=572
   _globals['_ATTACH']._serialized_end=610
-  _globals['_REPORT']._serialized_start=612
-  _globals['_REPORT']._serialized_end=733
-  _globals['_PAIRSUMS']._serialized_start=735
-  _globals['_PAIRSUMS']._serialized_end=829
-  _globals['_PROGRESS']._serialized_start=832
-  _globals['_PROGRESS']._serialized_end=983
-  _globals['_LEAVE']._serialized_start=985
-  _globals['_LEAVE']._serialized_end=1009
-  _globals['_STALL']._serialized_start=1011
-  _globals['_STALL']._serialized_end=1033
-  _globals['_TRAINRESPONSE']._serialized_start=1035
-  _globals['_TRAINRESPONSE']._serialized_end=1143
-  _globals['_ATTACHED']._serialized_start=1145
-  _globals['_ATTACHED']._serialized_end=1155
-  _globals['_DECISION']._serialized_start=1157
-  _globals['_DECISION']._serialized_end=1238
-  _globals['_PAIRDECISION']._serialized_start=1241
-  _globals['_PAIRDECISION']._serialized_end=1403
-  _globals['_GETRUNSTATUSREQUEST']._serialized_start=1405
-  _globals['_GETRUNSTATUSREQUEST']._serialized_end=1442
-  _globals['_GETRUNSTATUSRESPONSE']._serialized_start=1445
-  _globals['_GETRUNSTATUSRESPONSE']._serialized_end=1626
-  _globals['_COORDINATORSERVICE']._serialized_start=1894
-  _globals['_COORDINATORSERVICE']._serialized_end=2122
+  _globals['_REPORT']._serialized_start=613
+  _globals['_REPORT']._serialized_end=786
+  _globals['_PAIRSUMS']._serialized_start=788
+  _globals['_PAIRSUMS']._serialized_end=882
+  _globals['_PROGRESS']._serialized_start=885
+  _globals['_PROGRESS']._serialized_end=1053
+  _globals['_LEAVE']._serialized_start=1055
+  _globals['_LEAVE']._serialized_end=1079
+  _globals['_STALL']._serialized_start=1081
+  _globals['_STALL']._serialized_end=1103
+  _globals['_TRAINRESPONSE']._serialized_start=1105
+  _globals['_TRAINRESPONSE']._serialized_end=1213
+  _globals['_ATTACHED']._serialized_start=1215
+  _globals['_ATTACHED']._serialized_end=1225
+  _globals['_DECISION']._serialized_start=1227
+  _globals['_DECISION']._serialized_end=1308
+  _globals['_PAIRDECISION']._serialized_start=1311
+  _globals['_PAIRDECISION']._serialized_end=1473
+  _globals['_GETRUNSTATUSREQUEST']._serialized_start=1475
+  _globals['_GETRUNSTATUSREQUEST']._serialized_end=1512
+  _globals['_GETRUNSTATUSRESPONSE']._serialized_start=1515
+  _globals['_GETRUNSTATUSRESPONSE']._serialized_end=1696
+  _globals['_COORDINATORSERVICE']._serialized_start=1964
+  _globals['_COORDINATORSERVICE']._serialized_end=2192
 # @@protoc_insertion_point(module_scope)

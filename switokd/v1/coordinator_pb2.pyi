@@ -95,7 +95,9 @@ class Network(_message.Message):
     role: Global___Role.ValueType
     @_builtins.property
     def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ranks that hold this network, in ascending order."""
+        """Ranks that hold this network, in ascending order, each once. A rank may
+        hold several networks; every rank from 0 up holds at least one.
+        """
 
     def __init__(
         self,
@@ -271,13 +273,22 @@ class Report(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     PAIRS_FIELD_NUMBER: _builtins.int
     DECISION_WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    EXCHANGE_SECONDS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Counted from 1; every rank reports each step once, in order."""
     decision_wait_seconds: _builtins.float
-    """How long this rank waited for the previous decision; absent on students."""
+    """How long this rank waited for the previous decision; absent where it did
+    not wait. Shown for the rank's first teacher.
+    """
+    exchange_seconds: _builtins.float
+    """How long this rank's collective of logits took in the previous step. Shown
+    for the rank's first network.
+    """
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PairSums]:
-        """A teacher's ranks: one entry per student. A student's ranks: none."""
+        """The pairs of every teacher that this rank holds, in the plan's order:
+        teacher by teacher, student by student. None where it holds only students.
+        """
 
     def __init__(
         self,
@@ -285,20 +296,28 @@ class Report(_message.Message):
         step: _builtins.int = ...,
         pairs: _abc.Iterable[Global___PairSums] | None = ...,
         decision_wait_seconds: _builtins.float | None = ...,
+        exchange_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_decision_wait_seconds", b"_decision_wait_seconds", "decision_wait_seconds", b"decision_wait_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decision_wait_seconds", b"_decision_wait_seconds", "_exchange_seconds", b"_exchange_seconds", "decision_wait_seconds", b"decision_wait_seconds", "exchange_seconds", b"exchange_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decision_wait_seconds", b"_decision_wait_seconds", "decision_wait_seconds", b"decision_wait_seconds", "pairs", b"pairs", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decision_wait_seconds", b"_decision_wait_seconds", "_exchange_seconds", b"_exchange_seconds", "decision_wait_seconds", b"decision_wait_seconds", "exchange_seconds", b"exchange_seconds", "pairs", b"pairs", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decision_wait_seconds: _TypeAlias = _typing.Literal["decision_wait_seconds"]  # noqa: Y015
     _WhichOneofArgType__decision_wait_seconds: _TypeAlias = _typing.Literal["_decision_wait_seconds", b"_decision_wait_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__exchange_seconds: _TypeAlias = _typing.Literal["exchange_seconds"]  # noqa: Y015
+    _WhichOneofArgType__exchange_seconds: _TypeAlias = _typing.Literal["_exchange_seconds", b"_exchange_seconds"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__decision_wait_seconds) -> _WhichOneofReturnType__decision_wait_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exchange_seconds) -> _WhichOneofReturnType__exchange_seconds | None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
 
 @_typing.final
 class PairSums(_message.Message):
-    """Sums over this rank's n samples of the L1 distances of one pair."""
+    """Sums over this rank's n samples of the L1 distances of one pair. n may be 0
+    (then so are the sums) on all but one of the teacher's ranks.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -344,6 +363,7 @@ class Progress(_message.Message):
     LOSS_FIELD_NUMBER: _builtins.int
     ACCURACY_FIELD_NUMBER: _builtins.int
     TEST_ACCURACY_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     samples: _builtins.int
     """Samples seen since the previous progress message of this rank."""
@@ -352,6 +372,8 @@ class Progress(_message.Message):
     accuracy: _builtins.float
     test_accuracy: _builtins.float
     """Top-1 accuracy (0 to 1) on the test set, when it was just measured."""
+    network: _builtins.str
+    """Which of the rank's networks the numbers are of; empty means its first."""
     def __init__(
         self,
         *,
@@ -360,10 +382,11 @@ class Progress(_message.Message):
         loss: _builtins.float | None = ...,
         accuracy: _builtins.float | None = ...,
         test_accuracy: _builtins.float | None = ...,
+        network: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_loss", b"_loss", "_test_accuracy", b"_test_accuracy", "accuracy", b"accuracy", "loss", b"loss", "test_accuracy", b"test_accuracy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_loss", b"_loss", "_test_accuracy", b"_test_accuracy", "accuracy", b"accuracy", "loss", b"loss", "samples", b"samples", "step", b"step", "test_accuracy", b"test_accuracy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_loss", b"_loss", "_test_accuracy", b"_test_accuracy", "accuracy", b"accuracy", "loss", b"loss", "network", b"network", "samples", b"samples", "step", b"step", "test_accuracy", b"test_accuracy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accuracy: _TypeAlias = _typing.Literal["accuracy"]  # noqa: Y015
     _WhichOneofArgType__accuracy: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy"]  # noqa: Y015
