@@ -31,9 +31,10 @@ from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
 
 TOPOLOGY = {"teacher1": pb.ROLE_TEACHER, "teacher2": pb.ROLE_TEACHER, "student": pb.ROLE_STUDENT}
+TEACHERS = ("teacher1", "teacher2")
 PAIRS = [
     pb.PairSums(teacher=t, student="student", gap=57.25, e_s=101.125, e_t=44.0625, n=64)
-    for t in ("teacher1", "teacher2")
+    for t in TEACHERS
 ]
 TARGET_PER_SECOND = 5000
 COMMAND = [sys.executable, "-m", "switokd", "coordinator", "--port", "0", "--http-port", "0"]
@@ -128,7 +129,9 @@ def _coordinator() -> Iterator[tuple[psutil.Process, str]]:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if cores:
         os.sched_setaffinity(0, cores[:1])  # the child inherits it
-    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        COMMAND, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as child:
         if cores:
             os.sched_setaffinity(0, cores[1:] or cores)
         try:
@@ -162,7 +165,8 @@ def _join(address: str, case: Case) -> list[Rank]:
         for run in range(case.runs):
             for rank in range(world):
                 stub.Join(pb.JoinRequest(run_id=f"run{run}", rank=rank, plan=plan))
-                ranks.append(Rank(f"run{run}", rank, not case.apart or rank not in held[-1]))
+                teachers = [t for t, ranks_ in zip(TEACHERS, held, strict=False) if rank in ranks_]
+                ranks.append(Rank(f"run{run}", rank, tuple(teachers)))
     return ranks
 
 

@@ -23,7 +23,9 @@ from switokd.v1 import coordinator_pb2 as pb
 
 METHOD = "/switokd.v1.CoordinatorService/Train"
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
-
+ACK = END_STREAM = 0x1
+END_HEADERS = 0x4
+INITIAL_WINDOW_SIZE = 4
 LARGEST_WINDOW = 2**31 - 1
 clock = time.perf_counter
 
@@ -58,9 +60,9 @@ def _opening(authority: str) -> bytes:
     )
     return (
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-        + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, LARGEST_WINDOW))
+        + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, LARGEST_WINDOW))
         + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", LARGEST_WINDOW - 65535))
-        + frame(HEADERS, 0x4, 1, block)
+        + frame(HEADERS, END_HEADERS, 1, block)
     )
 
 
@@ -70,12 +72,13 @@ class Rank:
 
     run_id: str
     rank: int
-    waits: bool
-    """Whether it reports the next step only once it has the decision."""
+    teachers: tuple[str, ...]
+    """Those that it holds: it reports their pairs and waits for decisions. A rank without any
+    reports the next step at the decision too, as it waits for the teachers' ranks in training."""
     done: int = -1  # "attached" counts as the decision of step 0
     sent: int = 0
     sent_at: float = 0.0
-    last: bytes = b""
+    last: bytes | bytearray = b""
     _bytes: bytearray = field(default_factory=bytearray)
     _messages: bytearray = field(default_factory=bytearray)
 
@@ -103,10 +106,10 @@ class Rank:
             start += 9
             if kind == DATA:
                 self._messages += buffer[start : start + size]
-            elif kind in (SETTINGS, PING) and not flags & 1:
+            elif kind in (SETTINGS, PING) and not flags & ACK:
                 payload = bytes(buffer[start : start + size]) if kind == PING else b""
-                self.socket.sendall(frame(kind, 1, 0, payload))
-            elif kind in (RESET, GOAWAY) or (kind == HEADERS and flags & 1):
+                self.socket.sendall(frame(kind, ACK, 0, payload))
+            elif kind in (RESET, GOAWAY) or (kind == HEADERS and flags & END_STREAM):
                 raise ConnectionError(
                     f"rank {self.rank} of run {self.run_id}: the coordinator ended the stream: "
                     f"{bytes(buffer[start : start + size])!r}"
@@ -142,10 +145,10 @@ class Load:
     """All ranks of some runs, driven from one thread."""
 
     def __init__(self, address: str, ranks: Sequence[Rank], pairs: Sequence[pb.PairSums]) -> None:
-        """Attach every rank. Ranks that wait report `pairs`, the others nothing."""
+        """Attach every rank. A rank reports those of `pairs` whose teacher it holds."""
         self._ranks = ranks
         self._pairs = pairs
-        self._reports: dict[tuple[int, bool], bytes] = {}
+        self._reports: dict[tuple[int, tuple[str, ...]], bytes] = {}
         self._selector = selectors.DefaultSelector()
         for rank in ranks:
             rank.connect(address)
@@ -177,7 +180,7 @@ class Load:
             for key, _ in self._selector.select(max(due - now, 0.0)):
                 rank = key.data
                 if rank.receive() and rank.done >= rank.sent:
-                    if rank.waits:
+                    if rank.teachers:
                         latencies.append(clock() - rank.sent_at)
                     if not step_seconds:
                         self._report_next(rank, goal)
@@ -185,10 +188,11 @@ class Load:
         return Outcome(took, sum(r.sent for r in self._ranks) - reports_before, latencies)
 
     def close(self) -> None:
-        """Check each stream's last decision and hang up."""
+        """Check each stream's last decision, say goodbye and hang up."""
         for rank in self._ranks:
             decision = pb.TrainResponse.FromString(bytes(rank.last)).decision
             assert decision.step == rank.sent, f"{decision.step} is not {rank.sent}"
+            rank.socket.sendall(request(pb.TrainRequest(leave=pb.Leave())))
             self._selector.unregister(rank.socket)
             rank.socket.close()
         self._selector.close()
@@ -199,18 +203,18 @@ class Load:
             return
         rank.sent += 1
         rank.sent_at = clock()
-        rank.socket.sendall(self._bytes(rank.sent, rank.waits))
+        rank.socket.sendall(self._bytes(rank.sent, rank.teachers))
 
-    def _bytes(self, step: int, with_pairs: bool) -> bytes:
-        """A step's report, made once for all ranks."""
-        key = (step, with_pairs)
+    def _bytes(self, step: int, teachers: tuple[str, ...]) -> bytes:
+        """A step's report, made once for all ranks that hold the same teachers."""
+        key = (step, teachers)
         if key not in self._reports:
             if len(self._reports) > 1000:
                 self._reports.clear()
-            pairs = self._pairs if with_pairs else ()
-            report = pb.Report(step=step, pairs=pairs)
-            if with_pairs:
-                report.decision_wait_seconds = 1e-3
-            report.exchange_seconds = 1e-3
+            pairs = [pair for pair in self._pairs if pair.teacher in teachers]
+            wait = 1e-3 if teachers else None
+            report = pb.Report(
+                step=step, pairs=pairs, decision_wait_seconds=wait, exchange_seconds=1e-3
+            )
             self._reports[key] = request(pb.TrainRequest(report=report))
         return self._reports[key]
