@@ -37,6 +37,7 @@ PAIRS = [
     for t in TEACHERS
 ]
 TARGET_PER_SECOND = 5000
+PINS = hasattr(os, "sched_setaffinity")
 COMMAND = [sys.executable, "-m", "switokd", "coordinator", "--port", "0", "--http-port", "0"]
 
 
@@ -81,6 +82,9 @@ class Result:
     capacity_per_second: float
     """Reports per second of processor time: what a core gives that nothing else takes."""
     resident_mib: float
+    core_taken: float | None
+    """Share of the coordinator's core that others took meanwhile (0 to 1); None where it cannot be
+    pinned. Latencies and reports per second are worth what this is near 0."""
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
@@ -99,14 +103,15 @@ def measure(quick: bool = False) -> dict[str, Any]:
 
 def measure_case(case: Case, seconds: float) -> Result:
     """Start a coordinator, put the load on it, stop it."""
-    with _coordinator() as (process, address):
+    with _coordinator() as (process, address, core):
         ranks = _join(address, case)
         load = Load(address, ranks, PAIRS)
         pace = case.ranks / TARGET_PER_SECOND if case.paced else 0.0
         load.drive(seconds / 5, pace)  # warm-up
         us, them = psutil.Process(), process
-        before = [_cpu_seconds(p) for p in (them, us)]
+        before, busy_before = [_cpu_seconds(p) for p in (them, us)], _busy_seconds(core)
         outcome = load.drive(seconds, pace)
+        busy = _busy_seconds(core) - busy_before
         theirs, ours = (_cpu_seconds(p) - b for p, b in zip((them, us), before, strict=True))
         memory = process.memory_info().rss / 2**20
         load.close()
@@ -120,13 +125,14 @@ def measure_case(case: Case, seconds: float) -> Result:
         load_cpu_us_per_report=1e6 * ours / outcome.reports,
         capacity_per_second=outcome.reports / theirs,
         resident_mib=memory,
+        core_taken=max(busy - theirs, 0.0) / outcome.seconds if PINS else None,
     )
 
 
 @contextmanager
-def _coordinator() -> Iterator[tuple[psutil.Process, str]]:
-    """A coordinator on a core of its own; this process keeps to the others meanwhile."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+def _coordinator() -> Iterator[tuple[psutil.Process, str, int]]:
+    """A coordinator, its address and its core; this process keeps to the others meanwhile."""
+    cores = sorted(os.sched_getaffinity(0)) if PINS else []
     if cores:
         os.sched_setaffinity(0, cores[:1])  # the child inherits it
     with subprocess.Popen(
@@ -137,7 +143,7 @@ def _coordinator() -> Iterator[tuple[psutil.Process, str]]:
         try:
             assert child.stdout is not None
             ready = json.loads(child.stdout.readline())
-            yield psutil.Process(child.pid), ready["grpc"]
+            yield psutil.Process(child.pid), ready["grpc"], cores[0] if cores else 0
         finally:
             child.terminate()
             if cores:
@@ -175,12 +181,20 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
+def _busy_seconds(core: int) -> float:
+    """What a core has worked, for whomever."""
+    times = psutil.cpu_times(percpu=True)[core]
+    # Guests' time is part of user's.
+    fields = set(times._fields) - {"idle", "iowait", "guest", "guest_nice"}
+    return float(sum(getattr(times, name) for name in fields))
+
+
 def show(results: Sequence[dict[str, Any]]) -> Table:
     """The table that a person reads."""
     table = Table(title="coordinator on one core, over the real wire")
     for heading in ("ranks", "runs", "networks", "reports/s", "p50 ms", "p99 ms", "CPU µs/report"):
         table.add_column(heading, justify="right")
-    for heading in ("capacity/s", "memory MiB", "load's CPU µs"):
+    for heading in ("capacity/s", "memory MiB", "load's CPU µs", "core taken"):
         table.add_column(heading, justify="right")
     for r in results:
         table.add_row(
@@ -194,9 +208,10 @@ def show(results: Sequence[dict[str, Any]]) -> Table:
             f"{r['capacity_per_second']:,.0f}",
             f"{r['resident_mib']:.0f}",
             f"{r['load_cpu_us_per_report']:.0f}",
+            "?" if r["core_taken"] is None else f"{r['core_taken']:.0%}",
         )
     return table
 
 
 if __name__ == "__main__":
-    Console(width=130).print(show(measure(quick="--quick" in sys.argv)["cases"]))
+    Console(width=140).print(show(measure(quick="--quick" in sys.argv)["cases"]))
