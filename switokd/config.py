@@ -254,8 +254,7 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPUs where there are any, else the CPU."""
     placement: PlacementSetting = "dedicated"
-    """dedicated (ranks of its own for each network), replicated (all networks on every rank, a
-    part of the batch each), auto (measured and chosen), or a table {NETWORK: [RANK, ...]}."""
+    """dedicated, replicated (all on every rank), auto (measured), or {NETWORK: [RANK, ...]}."""
     data: Data = Data()
     networks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Network]
     distillation: Distillation = Distillation()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from switokd.decision import Decision, Mode, PairDecision
 from switokd.gap import Distances, PairSums
@@ -25,7 +26,13 @@ def sums_to_wire(pairs: Mapping[Pair, PairSums]) -> list[pb.PairSums]:
 
 def sums_from_wire(report: pb.Report) -> dict[Pair, PairSums]:
     """Pairs of a report, in its order."""
-    return {Pair(m.teacher, m.student): PairSums(m.gap, m.e_s, m.e_t, m.n) for m in report.pairs}
+    return {_pair(m.teacher, m.student): PairSums(m.gap, m.e_s, m.e_t, m.n) for m in report.pairs}
+
+
+@lru_cache(maxsize=1024)
+def _pair(teacher: str, student: str) -> Pair:
+    """The same few pairs come with every step."""
+    return Pair(teacher, student)
 
 
 def decision_to_wire(decision: Decision) -> pb.Decision:

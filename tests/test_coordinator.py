@@ -141,6 +141,16 @@ def test_a_run_from_join_to_goodbye(server: Server) -> None:
     assert status.state == pb.RUN_STATE_FINISHED
 
 
+def test_a_rank_that_does_not_read_holds_nobody_up_and_misses_nothing(server: Server) -> None:
+    run_id, steps = server.run(), 1500
+    teacher, student = Stream(server, run_id, 0), Stream(server, run_id, 1)
+    for step in range(1, steps + 1):  # more decisions than fit into HTTP/2's first window
+        student.report(step)
+        teacher.report(step, sums(0.1, 1.0, 0.9))
+        assert teacher.decision().step == step
+    assert [student.decision().step for _ in range(steps)] == list(range(1, steps + 1))
+
+
 BAD_FIRST_MESSAGES = {
     "unknown run": (pb.TrainRequest(attach=pb.Attach(run_id="nobody", rank=0)), "NOT_FOUND"),
     "report first": (pb.TrainRequest(report=pb.Report(step=1)), "INVALID_ARGUMENT"),

@@ -8,17 +8,22 @@ Not covered: authentication of the port.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import CollectorRegistry, Metric, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-from switokd.decision import Decision, Mode
+from switokd.decision import Decision, Mode, PairDecision
 from switokd.services.coordinator.rounds import Run, State
 from switokd.topology import Pair
 
@@ -29,99 +34,216 @@ SECONDS_BUCKETS = (
 )
 
 
-class Metrics:
-    """The coordinator's registry. Not thread-safe but for scraping."""
+class Distribution:
+    """Durations by bucket. Adding to it costs a fraction of what a client library's does."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(SECONDS_BUCKETS) + 1)
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one duration; what is none (negative, NaN, infinite) is left out."""
+        if 0 <= seconds < math.inf:
+            self.counts[bisect_left(SECONDS_BUCKETS, seconds)] += 1
+            self.total += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulated counts by upper bound, as Prometheus has them."""
+        bounds = map(floatToGoString, (*SECONDS_BUCKETS, math.inf))
+        return list(zip(bounds, accumulate(list(self.counts)), strict=True))
+
+
+@dataclass
+class PairNumbers:
+    """A pair's last numbers and its counts."""
+
+    last: PairDecision
+    steps: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
+    switches: int = 0
+
+
+@dataclass
+class NetworkNumbers:
+    """A network's counts and what its ranks said lately; None where nothing was said."""
+
+    paused: int | None = None
+    samples: int | None = None
+    loss: float | None = None
+    train_accuracy: float | None = None
+    test_accuracy: float | None = None
+    decision_wait: Distribution | None = None
+    exchange: Distribution | None = None
+
+
+@dataclass
+class RunNumbers:
+    """All that is shown of one run."""
+
+    run: Run
+    steps: int = 0
+    round_duration: Distribution = field(default_factory=Distribution)
+    pairs: dict[Pair, PairNumbers] = field(default_factory=dict)
+    networks: dict[str, NetworkNumbers] = field(default_factory=dict)
+
+    def network(self, name: str) -> NetworkNumbers:
+        """A network's numbers, kept from now on."""
+        return self.networks.setdefault(name, NetworkNumbers())
+
+    def decision_wait(self, name: str) -> Distribution:
+        """Where to add how long a rank of this teacher waited for decisions."""
+        numbers = self.network(name)
+        numbers.decision_wait = numbers.decision_wait or Distribution()
+        return numbers.decision_wait
+
+    def exchange(self, name: str) -> Distribution:
+        """Where to add how long collectives took on a rank of this network."""
+        numbers = self.network(name)
+        numbers.exchange = numbers.exchange or Distribution()
+        return numbers.exchange
+
+    def decided(self, decision: Decision, duration: float) -> None:
+        """Count one step's decision."""
+        self.steps += 1
+        self.round_duration.add(duration)
+        for p in decision.pairs:
+            numbers = self.pairs.get(p.pair)
+            if numbers is None:
+                numbers = self.pairs[p.pair] = PairNumbers(p)
+            numbers.switches += numbers.last.mode is not p.mode
+            numbers.steps[p.mode] += 1
+            numbers.last = p
+        for teacher in self.run.plan.teachers:
+            network = self.network(teacher)
+            network.paused = (network.paused or 0) + (teacher in decision.paused)
+
+    def progressed(
+        self,
+        network: str,
+        samples: int,
+        loss: float | None,
+        accuracy: float | None,
+        test_accuracy: float | None,
+    ) -> None:
+        """Take what a rank says of a network that it holds; None leaves what was said before."""
+        numbers = self.network(network)
+        numbers.samples = (numbers.samples or 0) + max(samples, 0)
+        if loss is not None:
+            numbers.loss = loss
+        if accuracy is not None:
+            numbers.train_accuracy = accuracy
+        if test_accuracy is not None:
+            numbers.test_accuracy = test_accuracy
+
+
+PAIR, NETWORK = ("run", "teacher", "student"), ("run", "network")
+FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "gap": ("gauge", "Distillation gap G of the last step.", PAIR),
+    "threshold": ("gauge", "Switching threshold delta, last step.", PAIR),
+    "learning_mode": ("gauge", "1 learning mode, 0 expert mode.", PAIR),
+    "switches": ("counter", "Changes of a pair's mode.", PAIR),
+    "pair_steps": ("counter", "Steps by mode.", (*PAIR, "mode")),
+    "steps": ("counter", "Steps decided.", ("run",)),
+    "paused_steps": ("counter", "Steps a teacher was paused.", NETWORK),
+    "paused_ratio": ("gauge", "Share of all steps so far that a teacher was paused.", NETWORK),
+    "loss": ("gauge", "Mean training loss, lately.", NETWORK),
+    "train_accuracy_ratio": ("gauge", "Top-1 accuracy on training batches, lately.", NETWORK),
+    "test_accuracy_ratio": ("gauge", "Top-1 accuracy on the test set, last evaluation.", NETWORK),
+    "samples": ("counter", "Training samples seen.", NETWORK),
+    "decision_wait_seconds": ("histogram", "Time a teacher waited for a decision.", NETWORK),
+    "exchange_seconds": ("histogram", "Time a rank's collective of logits took.", NETWORK),
+    "round_duration_seconds": (
+        "histogram",
+        "Time from a step's first report to its decision.",
+        ("run",),
+    ),
+    "connected_ranks": ("gauge", "Ranks with an open stream.", ("run",)),
+    "expected_ranks": ("gauge", "Ranks the run consists of.", ("run",)),
+    "run_state": ("gauge", "1 for the state the run is in.", ("run", "state")),
+}
+
+
+class Metrics(Collector):
+    """The coordinator's registry.
+
+    The event loop keeps plain numbers; series are made of them when Prometheus asks, on its
+    thread. A scrape may then see a step counted in one series and not yet in another.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        pair, network = ["run", "teacher", "student"], ["run", "network"]
-        self._families: list[MetricWrapperBase] = []
-        self.gap = self._gauge("gap", "Distillation gap G of the last step.", pair)
-        self.threshold = self._gauge("threshold", "Switching threshold delta, last step.", pair)
-        self.learning = self._gauge("learning_mode", "1 learning mode, 0 expert mode.", pair)
-        self.switches = self._counter("switches", "Changes of a pair's mode.", pair)
-        self.pair_steps = self._counter("pair_steps", "Steps by mode.", [*pair, "mode"])
-        self.steps = self._counter("steps", "Steps decided.", ["run"])
-        self.paused_steps = self._counter("paused_steps", "Steps a teacher was paused.", network)
-        self.paused_ratio = self._gauge(
-            "paused_ratio", "Share of all steps so far that a teacher was paused.", network
-        )
-        self.loss = self._gauge("loss", "Mean training loss, lately.", network)
-        self.train_accuracy = self._gauge(
-            "train_accuracy_ratio", "Top-1 accuracy on training batches, lately.", network
-        )
-        self.test_accuracy = self._gauge(
-            "test_accuracy_ratio", "Top-1 accuracy on the test set, last evaluation.", network
-        )
-        self.samples = self._counter("samples", "Training samples seen.", network)
-        self.decision_wait = self._histogram(
-            "decision_wait_seconds", "Time a teacher waited for a decision.", network
-        )
-        self.exchange = self._histogram(
-            "exchange_seconds", "Time a rank's collective of logits took.", network
-        )
-        self.round_duration = self._histogram(
-            "round_duration_seconds", "Time from a step's first report to its decision.", ["run"]
-        )
-        self.connected = self._gauge("connected_ranks", "Ranks with an open stream.", ["run"])
-        self.expected = self._gauge("expected_ranks", "Ranks the run consists of.", ["run"])
-        self.state = self._gauge("run_state", "1 for the state the run is in.", ["run", "state"])
-        self._modes: dict[tuple[str, Pair], Mode] = {}
-        self._paused: dict[tuple[str, str], int] = {}
+        self.registry.register(self)
+        self._runs: dict[str, RunNumbers] = {}
 
-    def run_changed(self, run: Run) -> None:
-        """Show a run's state and ranks."""
-        self.connected.labels(run.run_id).set(len(run.connected))
-        self.expected.labels(run.run_id).set(run.world_size)
-        for state in State:
-            self.state.labels(run.run_id, state.value).set(state is run.state)
+    def of(self, run: Run) -> RunNumbers:
+        """A run's numbers, shown from now on until it is forgotten."""
+        return self._runs.setdefault(run.run_id, RunNumbers(run))
 
-    def decided(
-        self, run: str, decision: Decision, duration: float, teachers: Iterable[str]
-    ) -> None:
-        """Count one step's decision."""
-        self.steps.labels(run).inc()
-        self.round_duration.labels(run).observe(duration)
-        for p in decision.pairs:
-            labels = (run, p.pair.teacher, p.pair.student)
-            self.gap.labels(*labels).set(p.distances.gap)
-            self.threshold.labels(*labels).set(p.delta)
-            self.learning.labels(*labels).set(p.mode is Mode.LEARNING)
-            self.pair_steps.labels(*labels, p.mode.value).inc()
-            before = self._modes.get((run, p.pair))
-            self.switches.labels(*labels).inc(before is not None and before is not p.mode)
-            self._modes[run, p.pair] = p.mode
-        for teacher in teachers:
-            is_paused = teacher in decision.paused
-            self.paused_steps.labels(run, teacher).inc(is_paused)
-            count = self._paused[run, teacher] = self._paused.get((run, teacher), 0) + is_paused
-            self.paused_ratio.labels(run, teacher).set(count / decision.step)
-
-    def forget(self, run: str) -> None:
+    def forget(self, run_id: str) -> None:
         """Drop all series of a run."""
-        for family in self._families:
-            family.remove_by_labels({"run": run})
-        self._modes = {key: mode for key, mode in self._modes.items() if key[0] != run}
-        self._paused = {key: count for key, count in self._paused.items() if key[0] != run}
+        self._runs.pop(run_id, None)
 
-    def _gauge(self, name: str, text: str, labels: list[str]) -> Gauge:
-        gauge = Gauge(f"switokd_{name}", text, labels, registry=self.registry)
-        self._families.append(gauge)
-        return gauge
+    def collect(self) -> Iterator[Metric]:
+        """All series as they stand."""
+        families = {
+            name: Metric(f"switokd_{name}", text, kind)
+            for name, (kind, text, _) in FAMILIES.items()
+        }
+        for numbers in list(self._runs.values()):  # copies: the event loop adds to them
+            for name, labels, value in _series(numbers):
+                _add(families[name], dict(zip(FAMILIES[name][2], labels, strict=True)), value)
+        yield from families.values()
 
-    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
-        counter = Counter(f"switokd_{name}", text, labels, registry=self.registry)
-        self._families.append(counter)
-        return counter
 
-    def _histogram(self, name: str, text: str, labels: list[str]) -> Histogram:
-        histogram = Histogram(
-            f"switokd_{name}", text, labels, registry=self.registry, buckets=SECONDS_BUCKETS
-        )
-        self._families.append(histogram)
-        return histogram
+Series = tuple[str, tuple[str, ...], float | Distribution | None]
+"""Family, the values of its labels, and what it shows; None shows nothing."""
+
+
+def _add(family: Metric, labels: dict[str, str], value: float | Distribution | None) -> None:
+    """Add what Prometheus calls samples: one, or one per bucket."""
+    if isinstance(value, Distribution):
+        buckets = value.buckets()
+        for bound, count in buckets:
+            family.add_sample(f"{family.name}_bucket", {**labels, "le": bound}, count)
+        family.add_sample(f"{family.name}_count", labels, buckets[-1][1])
+        family.add_sample(f"{family.name}_sum", labels, value.total)
+    elif value is not None:
+        suffix = "_total" if family.type == "counter" else ""
+        family.add_sample(family.name + suffix, labels, value)
+
+
+def _series(numbers: RunNumbers) -> Iterator[Series]:
+    run, steps = numbers.run, numbers.steps
+    run_id = run.run_id
+    yield "connected_ranks", (run_id,), len(run.connected)
+    yield "expected_ranks", (run_id,), run.world_size
+    for state in State:
+        yield "run_state", (run_id, state.value), state is run.state
+    if steps:
+        yield "steps", (run_id,), steps
+        yield "round_duration_seconds", (run_id,), numbers.round_duration
+    for pair, of_pair in list(numbers.pairs.items()):
+        labels = (run_id, pair.teacher, pair.student)
+        yield "gap", labels, of_pair.last.distances.gap
+        yield "threshold", labels, of_pair.last.delta
+        yield "learning_mode", labels, of_pair.last.mode is Mode.LEARNING
+        yield "switches", labels, of_pair.switches
+        for mode, count in of_pair.steps.items():
+            yield "pair_steps", (*labels, mode.value), count
+    for name, network in list(numbers.networks.items()):
+        of_network = (run_id, name)
+        if network.paused is not None and steps:
+            yield "paused_steps", of_network, network.paused
+            yield "paused_ratio", of_network, network.paused / steps
+        yield "loss", of_network, network.loss
+        yield "train_accuracy_ratio", of_network, network.train_accuracy
+        yield "test_accuracy_ratio", of_network, network.test_accuracy
+        yield "samples", of_network, network.samples
+        yield "decision_wait_seconds", of_network, network.decision_wait
+        yield "exchange_seconds", of_network, network.exchange
 
 
 class _Quiet(WSGIRequestHandler):

@@ -11,7 +11,7 @@ Not covered: a run that outlives this process (journal), ranks that come back.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -64,6 +64,11 @@ class Plan:
             for rank in ranks:
                 held[rank].append(name)
         return {rank: tuple(names) for rank, names in held.items()}
+
+    @cached_property
+    def teachers(self) -> tuple[str, ...]:
+        """The topology's teachers."""
+        return self.topology.teachers
 
     @cached_property
     def pairs_of(self) -> dict[int, tuple[Pair, ...]]:
@@ -207,9 +212,10 @@ class Run:
     ) -> Decided | None:
         """Take one rank's part of a step; return the decision if it was the last part missing."""
         self._check_step(rank, step)
-        round_ = self._rounds.get(step) or Round(now)
+        round_ = self._rounds.get(step)
         self._check_pairs(rank, step, pairs, round_)
-        self._rounds[step] = round_
+        if round_ is None:
+            round_ = self._rounds[step] = Round(now)
         self._step_of[rank] = step
         round_.reported.add(rank)
         if len(round_.reported) == self.world_size:
@@ -219,11 +225,10 @@ class Run:
         round_.sums[rank] = tuple(pairs.values())
         if len(round_.sums) < self._parts_needed:
             return None
-        # Rank order and float64: whoever adds these parts gets the same distances.
-        distances = {}
-        for pair, places in self.plan.parts_of.items():
-            total, *others = [round_.sums[r][i] for r, i in places]
-            distances[pair] = sum(others, total).mean()
+        distances = {
+            pair: _add(round_.sums[r][i] for r, i in places).mean()
+            for pair, places in self.plan.parts_of.items()
+        }
         self.last = decide(step, distances, self._switch)
         return Decided(self.last, now - round_.opened_at)
 
@@ -308,7 +313,7 @@ class Run:
             )
 
     def _check_pairs(
-        self, rank: int, step: int, pairs: Mapping[Pair, PairSums], round_: Round
+        self, rank: int, step: int, pairs: Mapping[Pair, PairSums], round_: Round | None
     ) -> None:
         expected = self.plan.pairs_of[rank]
         if tuple(pairs) != expected:
@@ -321,7 +326,7 @@ class Run:
             # An L1 distance of two distributions is at most 2; float32 may round it up. Also
             # refuses NaN. A rank without samples has sums of zero.
             limit = 2 * sums.n * (1 + 1e-5)
-            if not all(0 <= v <= limit for v in (sums.gap, sums.e_s, sums.e_t)):
+            if not (0 <= sums.gap <= limit and 0 <= sums.e_s <= limit and 0 <= sums.e_t <= limit):
                 raise Refusal(
                     Refusal.Kind.INVALID_ARGUMENT,
                     f"{self.who(rank)} reports distances that are not finite sums of at most 2 per "
@@ -334,7 +339,23 @@ class Run:
                     f"{pair.student} at step {step}: some rank must have some",
                 )
 
-    def _all_others_empty(self, rank: int, pair: Pair, round_: Round) -> bool:
+    def _all_others_empty(self, rank: int, pair: Pair, round_: Round | None) -> bool:
         """Whether every other part of this pair is there and has no sample."""
+        sums = round_.sums if round_ else {}
         others = [(r, i) for r, i in self.plan.parts_of[pair] if r != rank]
-        return all(r in round_.sums and round_.sums[r][i].n == 0 for r, i in others)
+        return all(r in sums and sums[r][i].n == 0 for r, i in others)
+
+
+def _add(parts: Iterable[PairSums]) -> PairSums:
+    """Add in the order given and in float64: whoever adds these parts gets the same distances.
+
+    The parts' own `+` would make an object for every rank.
+    """
+    gap = e_s = e_t = 0.0
+    n = 0
+    for part in parts:
+        gap += part.gap
+        e_s += part.e_s
+        e_t += part.e_t
+        n += part.n
+    return PairSums(gap, e_s, e_t, n)

@@ -3,6 +3,9 @@
 A mistake ends the stream or call that made it with the fitting status and a sentence; it
 touches no other run. A rank that goes away without a goodbye ends its own run.
 
+Every report passes through here, so what is the same for many is made once: a decision is
+serialised once and its bytes are sent on all streams of the run.
+
 Not covered: TLS and authentication, a journal.
 """
 
@@ -11,19 +14,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
-from switokd.services.coordinator.metrics import Metrics
+from switokd.services.coordinator.metrics import Distribution, Metrics, RunNumbers
 from switokd.services.coordinator.rounds import Plan, Refusal, Run, State
 from switokd.topology import Topology
 from switokd.v1 import coordinator_pb2 as pb
-from switokd.v1 import coordinator_pb2_grpc as pb_grpc
 from switokd.wire import ROLE_FROM_WIRE, ROLE_TO_WIRE, decision_to_wire, sums_from_wire
 
+SERVICE = pb.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
 log = logging.getLogger(__name__)
 
 STATE_TO_WIRE = {
@@ -44,19 +48,48 @@ class End:
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-Outbox = asyncio.Queue[pb.TrainResponse | End]
+ATTACHED = pb.TrainResponse(attached=pb.Attached()).SerializeToString()
+
+
+class Outbox:
+    """What is to be sent on a stream: serialised responses, then how it ends.
+
+    An asyncio.Queue with one reader would do the same at twice the cost.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[bytes | End] = deque()
+        self._wanted: asyncio.Future[None] | None = None
+
+    def put(self, item: bytes | End) -> None:
+        """Add at the end."""
+        self._waiting.append(item)
+        if self._wanted is not None and not self._wanted.done():
+            self._wanted.set_result(None)
+
+    async def get(self) -> bytes | End:
+        """Take the first, when there is one."""
+        while not self._waiting:
+            self._wanted = asyncio.get_running_loop().create_future()
+            await self._wanted
+        return self._waiting.popleft()
 
 
 @dataclass
 class Seat:
-    """One stream: whose it is, once it has said so, and what is to be sent on it."""
+    """One stream: what is to be sent on it and, once it has said whose it is, the rank's place."""
 
     outbox: Outbox
     run: Run | None = None
     rank: int = -1
+    others: dict[int, Outbox] = field(default_factory=dict)
+    """Outboxes of all ranks of the run, this one's among them."""
+    numbers: RunNumbers | None = None
+    waits: Distribution | None = None
+    exchanges: Distribution | None = None
 
 
-class Coordinator(pb_grpc.CoordinatorServiceServicer):
+class Coordinator:
     """All runs of this process. `clock` gives seconds; tests pass their own."""
 
     def __init__(
@@ -69,14 +102,33 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
         self._metrics = metrics
         self._clock = clock
         self._forget_after = forget_after
-        self._outboxes: dict[tuple[str, int], Outbox] = {}
+        self._outboxes: dict[str, dict[int, Outbox]] = {}
         self._announced: set[str] = set()
         """Failed runs whose ranks have been told."""
 
     @property
     def streams(self) -> int:
         """Open streams."""
-        return len(self._outboxes)
+        return sum(map(len, self._outboxes.values()))
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The service as the server takes it. Unlike the generated function's, it sends bytes."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Join": grpc.unary_unary_rpc_method_handler(
+                    self.Join, pb.JoinRequest.FromString, pb.JoinResponse.SerializeToString
+                ),
+                "Train": grpc.stream_stream_rpc_method_handler(
+                    self.Train, pb.TrainRequest.FromString
+                ),
+                "GetRunStatus": grpc.unary_unary_rpc_method_handler(
+                    self.GetRunStatus,
+                    pb.GetRunStatusRequest.FromString,
+                    pb.GetRunStatusResponse.SerializeToString,
+                ),
+            },
+        )
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
         """See the contract."""
@@ -91,7 +143,7 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
         if request.run_id not in self.runs:
             log.info("run %s: new, %s, %d ranks", run.run_id, plan.topology.name, run.world_size)
         self.runs[run.run_id] = run
-        self._metrics.run_changed(run)
+        self._metrics.of(run)
         return pb.JoinResponse(joined_ranks=len(run.joined))
 
     async def GetRunStatus(
@@ -110,15 +162,13 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
             failure=run.failure,
         )
 
-    async def Train(
-        self, requests: AsyncIterator[pb.TrainRequest], context: Context
-    ) -> AsyncIterator[pb.TrainResponse]:
+    async def Train(self, _: object, context: Context) -> None:
         """See the contract."""
-        seat = Seat(asyncio.Queue())
-        reader = asyncio.create_task(self._read(requests, seat))
+        seat = Seat(Outbox())
+        reader = asyncio.create_task(self._read(context, seat))
         try:
             while not isinstance(item := await seat.outbox.get(), End):
-                yield item
+                await context.write(item)
             reader.cancel()
             if item.code is not grpc.StatusCode.OK:
                 await context.abort(item.code, item.sentence)
@@ -146,42 +196,40 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
                 self._metrics.forget(run.run_id)
                 log.info("run %s: forgotten", run.run_id)
 
-    async def _read(self, requests: AsyncIterator[pb.TrainRequest], seat: Seat) -> None:
+    async def _read(self, context: Context, seat: Seat) -> None:
         """Handle one stream's messages until the rank leaves."""
         try:
-            async for message in requests:
+            while (message := await context.read()) is not grpc.aio.EOF:
                 self._handle(message, seat)
         except Refusal as refusal:
             if seat.run is not None:
                 seat.run.leave(seat.rank, str(refusal), self._clock())
-            seat.outbox.put_nowait(End(_code(refusal), str(refusal)))
+            seat.outbox.put(End(_code(refusal), str(refusal)))
         except Exception as error:  # a fault of ours: say so instead of leaving the rank to wait
             log.exception("stream failed")
-            seat.outbox.put_nowait(End(grpc.StatusCode.INTERNAL, f"coordinator fault: {error!r}"))
+            seat.outbox.put(End(grpc.StatusCode.INTERNAL, f"coordinator fault: {error!r}"))
         else:
-            seat.outbox.put_nowait(End(grpc.StatusCode.OK))
+            seat.outbox.put(End(grpc.StatusCode.OK))
 
     def _handle(self, message: pb.TrainRequest, seat: Seat) -> None:
         event = message.WhichOneof("event")
-        if (event == "attach") != (seat.run is None):
-            raise Refusal(
-                Refusal.Kind.INVALID_ARGUMENT,
-                f"attach must be the first message of a stream and only the first; got {event}",
-            )
-        if event == "attach":
-            self._attach(message.attach, seat)
-            return
         run = seat.run
-        assert run is not None
-        if event == "report":
-            self._report(message.report, run, seat.rank)
+        if run is None or event == "attach":
+            if run is not None or event != "attach":
+                raise Refusal(
+                    Refusal.Kind.INVALID_ARGUMENT,
+                    f"attach must be the first message of a stream and only the first; got {event}",
+                )
+            self._attach(message.attach, seat)
+        elif event == "report":
+            self._report(message.report, run, seat)
         elif event == "progress":
             self._progress(message.progress, run, seat.rank)
         elif event == "stall":
             run.stall(seat.rank, message.stall.doing, self._clock())
         elif event == "leave":
             run.leave(seat.rank, message.leave.failure, self._clock())
-            seat.outbox.put_nowait(End(grpc.StatusCode.OK))
+            seat.outbox.put(End(grpc.StatusCode.OK))
         else:
             raise Refusal(Refusal.Kind.INVALID_ARGUMENT, "a message without an event")
 
@@ -189,32 +237,28 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
         run = self._find(message.run_id)
         run.attach(message.rank)
         seat.run, seat.rank = run, message.rank
-        self._outboxes[run.run_id, message.rank] = seat.outbox
-        seat.outbox.put_nowait(pb.TrainResponse(attached=pb.Attached()))
+        seat.others = self._outboxes.setdefault(run.run_id, {})
+        seat.others[message.rank] = seat.outbox
+        seat.numbers = self._metrics.of(run)
+        seat.exchanges = seat.numbers.exchange(run.plan.networks_of[seat.rank][0])
+        if pairs := run.plan.pairs_of[seat.rank]:
+            seat.waits = seat.numbers.decision_wait(pairs[0].teacher)
+        seat.outbox.put(ATTACHED)
         self._after_change(run)
 
-    def _report(self, message: pb.Report, run: Run, rank: int) -> None:
-        decided = run.report(rank, message.step, sums_from_wire(message), self._clock())
+    def _report(self, message: pb.Report, run: Run, seat: Seat) -> None:
+        decided = run.report(seat.rank, message.step, sums_from_wire(message), self._clock())
         if decided:
             response = pb.TrainResponse(decision=decision_to_wire(decided.decision))
-            for outbox in self._outboxes_of(run):
-                outbox.put_nowait(response)
-            # The streams send first; nobody waits for the metrics.
-            asyncio.get_running_loop().call_soon(
-                self._metrics.decided,
-                run.run_id,
-                decided.decision,
-                decided.duration,
-                run.plan.topology.teachers,
-            )
-        if message.pairs and message.HasField("decision_wait_seconds"):
-            self._metrics.decision_wait.labels(run.run_id, message.pairs[0].teacher).observe(
-                message.decision_wait_seconds
-            )
-        if message.HasField("exchange_seconds"):
-            self._metrics.exchange.labels(run.run_id, run.plan.networks_of[rank][0]).observe(
-                message.exchange_seconds
-            )
+            data = response.SerializeToString()
+            for outbox in seat.others.values():
+                outbox.put(data)
+            assert seat.numbers is not None
+            seat.numbers.decided(decided.decision, decided.duration)
+        if seat.waits is not None and message.HasField("decision_wait_seconds"):
+            seat.waits.add(message.decision_wait_seconds)
+        if seat.exchanges is not None and message.HasField("exchange_seconds"):
+            seat.exchanges.add(message.exchange_seconds)
 
     def _progress(self, message: pb.Progress, run: Run, rank: int) -> None:
         networks = run.plan.networks_of[rank]
@@ -224,37 +268,33 @@ class Coordinator(pb_grpc.CoordinatorServiceServicer):
                 Refusal.Kind.INVALID_ARGUMENT,
                 f"{run.who(rank)} sends the progress of {network!r}, which it does not hold",
             )
-        labels = (run.run_id, network)
-        self._metrics.samples.labels(*labels).inc(max(message.samples, 0))
-        if message.HasField("loss"):
-            self._metrics.loss.labels(*labels).set(message.loss)
-        if message.HasField("accuracy"):
-            self._metrics.train_accuracy.labels(*labels).set(message.accuracy)
-        if message.HasField("test_accuracy"):
-            self._metrics.test_accuracy.labels(*labels).set(message.test_accuracy)
+        self._metrics.of(run).progressed(
+            network,
+            message.samples,
+            message.loss if message.HasField("loss") else None,
+            message.accuracy if message.HasField("accuracy") else None,
+            message.test_accuracy if message.HasField("test_accuracy") else None,
+        )
 
     def _close(self, seat: Seat) -> None:
         """Give the seat up; a rank that did not say goodbye is lost, and its run with it."""
         run = seat.run
         if run is None:
             return
-        del self._outboxes[run.run_id, seat.rank]
+        del seat.others[seat.rank]
+        if not seat.others:
+            self._outboxes.pop(run.run_id, None)
         if seat.rank in run.connected:
             run.lose(seat.rank, self._clock())
         self._after_change(run)
 
     def _after_change(self, run: Run) -> None:
-        """Show the run's state; if it has failed, end its streams with the reason."""
-        if self.runs.get(run.run_id) is run:
-            self._metrics.run_changed(run)
+        """If the run has failed, end its streams with the reason."""
         if run.failure and run.run_id not in self._announced:
             self._announced.add(run.run_id)
             log.warning("run %s: %s", run.run_id, run.failure)
-            for outbox in self._outboxes_of(run):
-                outbox.put_nowait(End(grpc.StatusCode.ABORTED, run.failure))
-
-    def _outboxes_of(self, run: Run) -> list[Outbox]:
-        return [box for (run_id, _), box in self._outboxes.items() if run_id == run.run_id]
+            for outbox in self._outboxes.get(run.run_id, {}).values():
+                outbox.put(End(grpc.StatusCode.ABORTED, run.failure))
 
     def _find(self, run_id: str) -> Run:
         if run_id not in self.runs:
