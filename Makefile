@@ -42,8 +42,8 @@ format: $(VENV)/.installed-dev  ## Format the code and mend what lint can mend
 # services/ is installed as switokd.services; mypy sees it there in a copy of the tree.
 types: $(VENV)/.installed-dev
 	rm -rf build/types && mkdir -p build/types
-	cp -R switokd tests pyproject.toml build/types/ && cp -R services build/types/switokd/services
-	cd build/types && $(CURDIR)/$(BIN)/mypy --cache-dir=$(CURDIR)/.mypy_cache -p switokd -p tests
+	cp -R switokd tests bench pyproject.toml build/types/ && cp -R services build/types/switokd/services
+	cd build/types && $(CURDIR)/$(BIN)/mypy --cache-dir=$(CURDIR)/.mypy_cache -p switokd -p tests -p bench
 
 define GENERATE
 	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=$(1) --grpc_python_out=$(1) \

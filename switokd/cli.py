@@ -10,16 +10,15 @@ import json
 import logging
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, NoReturn, Optional
 
 import typer
 
 from switokd import __version__
-from switokd.config import Config, Section, known_settings
+from switokd.config import Section, known_settings
 from switokd.errors import SwitokdError
 from switokd.plan_command import plan
-from switokd.runfile import load, recipe_text, recipes
+from switokd.runfile import load, load_importable, recipe_text, recipes
 
 EPILOG = (
     "Exit codes: 0 done, 2 a mistake in run file or arguments, 3 a network diverged, "
@@ -72,7 +71,7 @@ def train(
 
     env = environment()
     try:
-        config = _load(recipe, settings or [])
+        config = load_importable(recipe, settings or [])
         needed = config.world_size
         if needed and processes:
             check_world_size(
@@ -188,15 +187,6 @@ def worker_main() -> None:
     worker(prog_name="torchrun ... -m switokd.train")
 
 
-def _load(recipe: str, settings: list[str]) -> Config:
-    """Read the run file. Its folder can be imported from, like the current one."""
-    config = load(recipe, settings)
-    for folder in (str(Path(recipe).resolve().parent), str(Path.cwd())):
-        if folder not in sys.path:
-            sys.path.append(folder)  # behind all others: a yaml.py there must not hide yaml
-    return config
-
-
 def _work(recipe: str, settings: list[str]) -> None:
     """One rank, from arguments to exit code."""
     from switokd.environment import check_alone, check_world_size, environment
@@ -204,7 +194,7 @@ def _work(recipe: str, settings: list[str]) -> None:
 
     env = environment()
     with one_line_errors(env):
-        config = _load(recipe, settings)
+        config = load_importable(recipe, settings)
         needed = config.world_size or env.world_size
         check_world_size(needed, config.topology.name, recipe, env)
         if config.coordinator.address == "off":

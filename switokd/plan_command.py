@@ -30,7 +30,7 @@ from switokd.plan import (
     shard_sizes,
     simplest_of_the_best,
 )
-from switokd.runfile import load
+from switokd.runfile import load_importable
 from switokd.timings import Profile
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def plan(
             raise UsageError(
                 "--save-profile keeps what is measured, and --profile measures nothing"
             )
-        config = _load(recipe, settings or [])
+        config = load_importable(recipe, settings or [])
         pauses = _pauses(config, paused or [], run)
         timings = _profile(config, profile, devices)
         if save_profile:
@@ -127,15 +127,6 @@ def _row(row: tuple[tuple[int, float], ...]) -> str:
     if len({weight for _, weight in row}) == 1:
         return str([rank for rank, _ in row])
     return "{" + ", ".join(f"{rank}: {weight:g}" for rank, weight in row) + "}"
-
-
-def _load(recipe: str, settings: list[str]) -> Config:
-    """Read the run file; its folder can be imported from, as in training."""
-    config = load(recipe, settings)
-    for folder in (str(Path(recipe).resolve().parent), str(Path.cwd())):
-        if folder not in sys.path:
-            sys.path.append(folder)
-    return config
 
 
 def _pauses(config: Config, paused: list[str], run: Path | None) -> Pauses:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -96,6 +97,15 @@ def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
     settings = [o for o in overrides if _concerns(o.partition("=")[0], key)]
     where = f"{recipe_or_file} with {settings[-1]}" if settings else recipe_or_file
     raise UsageError(" ".join(f"{where}: {sentence}".split()))
+
+
+def load_importable(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
+    """`load`; from then on the file's folder can be imported from, like the current one."""
+    config = load(recipe_or_file, overrides)
+    for folder in (str(Path(recipe_or_file).resolve().parent), str(Path.cwd())):
+        if folder not in sys.path:
+            sys.path.append(folder)  # behind all others: a yaml.py there must not hide yaml
+    return config
 
 
 def _concerns(setting: str, key: str) -> bool:

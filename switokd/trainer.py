@@ -28,7 +28,10 @@ from switokd.exchange import Exchange
 from switokd.gradients import average_statistics
 from switokd.learner import Learner
 from switokd.lifecycle import Terminated, end_if_stuck, unwind_on_sigterm
+from switokd.pauses import Pauses
 from switokd.placement import Place, Placement
+from switokd.plan import choose, shard_sizes
+from switokd.profile_networks import profile
 from switokd.setup import check_shards, make_learners, set_learning_rate
 from switokd.step import train_step
 from switokd.telemetry import EpochLog, Waiting
@@ -174,8 +177,25 @@ def train(config: Config, recipe: str, env: Environment) -> None:
 
 
 def place_networks(config: Config, world: World, images: Images) -> Placement:
-    """The run file's placement for as many ranks as there are."""
-    return config.placement_on(world.env.world_size)
+    """The run file's placement for as many ranks as there are; for auto, rank 0's measured choice.
+
+    Rank 0 measures while the others wait, so it has the device to itself.
+    """
+    ranks = world.env.world_size
+    if config.placement != "auto":
+        return config.placement_on(ranks)
+
+    def pick() -> Placement:
+        size = config.data.batch_size
+        found = profile(
+            config, images.shape, images.classes, world.device, shard_sizes(size, ranks)
+        )
+        usual = Pauses.usual(config.topology, config.distillation.strategy)
+        return choose(found, config.topology, size, ranks, usual).placement
+
+    placement = world.broadcast(world.on_rank_0(pick))
+    assert isinstance(placement, Placement)
+    return placement
 
 
 def describe(config: Config, world: World, placement: Placement, where: str) -> str:
