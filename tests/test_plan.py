@@ -369,15 +369,13 @@ def test_no_rank_is_given_less_than_two_samples() -> None:
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:
-    cases: dict[str, Callable[[], object]]
     profile = ten_one_one()
-    topology = topology_of(profile)
     (tmp_path / "text.json").write_text("no JSON")
     (tmp_path / "other.json").write_text('{"device": "cpu"}')
     torn = json.loads(profile.model_dump_json())
     torn["networks"]["large"]["forward_seconds"] = [1.0]
     (tmp_path / "torn.json").write_text(json.dumps(torn))
-    cases = {
+    cases: dict[str, Callable[[], object]] = {
         "the profile has no network huge": lambda: predict(
             profile, Placement.of({"huge": [0]}), BATCH, Pauses.none()
         ),
