@@ -19,7 +19,7 @@ def top1(
     learner.model.eval()
     correct, samples = torch.zeros((), dtype=torch.long, device=device), 0
     for x, y in batches:
-        z = learner.forward(x.to(device))
+        z = learner.predict(x.to(device))
         correct += (z.argmax(dim=1) == y.to(device)).sum()
         samples += len(y)
     learner.model.train(was_training)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +42,13 @@ class Learner:
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[b, C]` of images `[b, ...]`, with their graph."""
-        if not self.bf16:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             return self.network(x)
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return self.network(x)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """The same for evaluation, which is too short to compile the model a second time for."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            return cast(Tensor, self.model(x))
 
     def backward(self, loss: Tensor | None) -> None:
         """Compute this rank's gradients, and start to add up those of the network's ranks.

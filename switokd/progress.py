@@ -5,7 +5,6 @@ Not covered: what is measured (`telemetry.py`), the closing table (`report.py`).
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -94,8 +93,8 @@ class ProgressBar:
             f"paused {self._paused.share:.0%}"
         )
         self._progress.update(self._task, completed=step, numbers=numbers)
-        if self._progress.disable and step < self._steps:
-            left = len(y) * (self._steps - step) / rate if rate else math.inf
+        if self._progress.disable and rate and step < self._steps:
+            left = len(y) * (self._steps - step) / rate
             at = f"epoch {epoch + 1}/{self._epochs}  step {step}/{self._steps}"
             self.console.print(f"{at}  {left:.0f} s left  {numbers}")
 

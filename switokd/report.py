@@ -48,7 +48,7 @@ def _in_words(summary: dict[str, Any]) -> Iterator[str]:
     saved, seconds = summary["saved_by_pauses"], summary["training_seconds"]
     if saved["device_seconds"]:
         line = f"pauses saved {saved['device_seconds']:.1f} device-seconds of backward and update"
-        if saved["wall_seconds"] is not None:
+        if saved["wall_seconds"] is not None and saved["wall_seconds"] > 0:
             share = saved["wall_seconds"] / (seconds + saved["wall_seconds"])
             line += f", about {saved['wall_seconds']:.1f} s ({share:.0%}) of the training's time"
         yield line
