@@ -202,7 +202,7 @@ def _work(recipe: str, settings: list[str]) -> None:
     with one_line_errors(env, config.who(env.rank, env.world_size)):
         from switokd import trainer
 
-        trainer.train(config, recipe, env)
+        trainer.train(config, env)
 
 
 def _fail(error: SwitokdError) -> NoReturn:

@@ -5,10 +5,12 @@ Not covered: the loop (`trainer.py`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import partial
 from zlib import crc32
 
 import torch
+from torch.distributed import ProcessGroup
 
 from switokd import models
 from switokd.config import Compute, Config, Network
@@ -23,53 +25,17 @@ from switokd.strategy import STRATEGIES
 from switokd.topology import Role
 from switokd.world import World
 
-
-def make_learners(config: Config, place: Place, images: Images, world: World) -> list[Learner]:
-    """All networks of this rank. Every rank must call it: groups are made together."""
-    groups = {name: world.group(place.placement.ranks_of(name)) for name in config.topology}
-    check_batch_norm(config, place.placement, world)
-    torch.set_float32_matmul_precision("high" if config.compute.precision == "tf32" else "highest")
-    learners = [make_learner(config, name, images, world, groups[name]) for name in place.networks]
-    # From here on ranks draw (dropout) independently of each other.
-    torch.manual_seed(int(mix(config.seed, place.rank + 1)) % 2**63)
-    return learners
+Models = Mapping[str, torch.nn.Module]
+"""By name; on the CPU, with their first weights."""
 
 
-def make_learner(
-    config: Config,
-    name: str,
-    images: Images,
-    world: World,
-    group: torch.distributed.ProcessGroup | None = None,
-) -> Learner:
-    """Build one network with its optimizer; its first weights depend on (seed, name) alone.
-
-    UsageError if the model cannot be made or does not fit the data.
-    """
-    distillation, role = config.distillation, config.topology.role(name)
-    model = make_model(config, name, images)
-    model = prepare(model, config.compute, world.device)
-    if config.compute.batch_norm == "sync" and group is not None:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, group)  # type: ignore[no-untyped-call]
-    strategy = STRATEGIES[distillation.strategy]
-    weight = distillation.alpha if role is Role.STUDENT else distillation.beta
-    return Learner(
-        name=name,
-        role=role,
-        model=model,
-        network=torch.compile(model) if config.compute.compile else model,
-        optimizer=make_optimizer(config.networks[name], model, config.compute.fused_optimizer),
-        gradients=Gradients(
-            name, [p for p in model.parameters() if p.requires_grad], group, world.transport
-        ),
-        kl_weights=partial(strategy.kl_weights, name, config.topology, weight=weight),
-        bf16=config.compute.precision == "bf16",
-        learning=Stopwatch(world.device),
-    )
+def make_models(config: Config, names: Iterable[str], images: Images) -> Models:
+    """Build networks; UsageError if one cannot be made or does not fit the data."""
+    return {name: make_model(config, name, images) for name in names}
 
 
 def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
-    """Build one network on the CPU, and see whether it fits the data."""
+    """Build one network; its first weights depend on (seed, name) alone."""
     network = config.networks[name]
     torch.manual_seed(int(mix(config.seed, crc32(name.encode()))) % 2**63)
     try:
@@ -81,6 +47,44 @@ def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
         error.seen_by_every_rank = False  # the other ranks build other networks
         raise
     return model
+
+
+def make_learners(config: Config, place: Place, built: Models, world: World) -> list[Learner]:
+    """All networks of this rank. Every rank must call it: groups are made together."""
+    groups = {name: world.group(place.placement.ranks_of(name)) for name in config.topology}
+    check_batch_norm(config, place.placement, world)
+    if config.compute.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    learners = [
+        make_learner(config, name, built[name], world, groups[name]) for name in place.networks
+    ]
+    # From here on ranks draw (dropout) independently of each other.
+    torch.manual_seed(int(mix(config.seed, place.rank + 1)) % 2**63)
+    return learners
+
+
+def make_learner(
+    config: Config, name: str, model: torch.nn.Module, world: World, group: ProcessGroup | None
+) -> Learner:
+    """One network with its optimizer, on this rank's device. `group`: its ranks, if several."""
+    distillation, role = config.distillation, config.topology.role(name)
+    model = prepare(model, config.compute, world.device)
+    if config.compute.batch_norm == "sync" and group is not None:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, group)  # type: ignore[no-untyped-call]
+    strategy = STRATEGIES[distillation.strategy]
+    weight = distillation.alpha if role is Role.STUDENT else distillation.beta
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return Learner(
+        name=name,
+        role=role,
+        model=model,
+        network=torch.compile(model) if config.compute.compile else model,
+        optimizer=make_optimizer(config.networks[name], model, config.compute.fused_optimizer),
+        gradients=Gradients(name, parameters, group, world.transport),
+        kl_weights=partial(strategy.kl_weights, name, config.topology, weight=weight),
+        bf16=config.compute.precision == "bf16",
+        learning=Stopwatch(world.device),
+    )
 
 
 def prepare(model: torch.nn.Module, compute: Compute, device: torch.device) -> torch.nn.Module:

@@ -21,7 +21,7 @@ from switokd.coordinator_process import coordinator_process
 from switokd.data import Batch, Batches, Images, open_images
 from switokd.data.feed import feed
 from switokd.desk import Desk
-from switokd.environment import Environment, check_world_size
+from switokd.environment import Environment
 from switokd.errors import CollectiveError, NonFiniteError, PeerError
 from switokd.evaluate import top1
 from switokd.exchange import Exchange
@@ -32,7 +32,7 @@ from switokd.pauses import Pauses
 from switokd.placement import Place, Placement
 from switokd.plan import choose, shard_sizes
 from switokd.profile_networks import profile
-from switokd.setup import check_shards, make_learners, set_learning_rate
+from switokd.setup import check_shards, make_learners, make_models, set_learning_rate
 from switokd.step import train_step
 from switokd.telemetry import EpochLog, Waiting
 from switokd.world import World, check_same_configuration, choose_device, gpu_count, join_world
@@ -130,7 +130,7 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
     return value.cpu().contiguous()
 
 
-def train(config: Config, recipe: str, env: Environment) -> None:
+def train(config: Config, env: Environment) -> None:
     """Train this rank's networks among the others, from nothing to a finished run folder.
 
     UsageError, NonFiniteError, PeerError as in `errors.py`.
@@ -140,6 +140,10 @@ def train(config: Config, recipe: str, env: Environment) -> None:
     images = open_images(config.data, config.seed)
     steps = total_steps(config, images)
     device = choose_device(config.device, env)
+    placement = None if config.placement == "auto" else config.placement_on(env.world_size)
+    # Before the ranks meet, so that a mistake in a model is not also a lost peer elsewhere.
+    names = placement.networks_of(env.rank) if placement else ()
+    built = make_models(config, names, images)
     with ExitStack() as stack:
         world = stack.enter_context(join_world(env, device, config.coordinator.timeout))
         found = {
@@ -148,11 +152,12 @@ def train(config: Config, recipe: str, env: Environment) -> None:
             "kind of device": device.type,
         }
         check_same_configuration(world, {**config.must_agree(), **found})
-        placement = place_networks(config, world, images)
-        check_world_size(placement.world_size, config.topology.name, recipe, env)
+        if placement is None:
+            placement = measured_placement(config, world, images)
+            built = make_models(config, placement.networks_of(env.rank), images)
         check_shards(placement, config.data.batch_size)
         place = Place(placement, env.rank)
-        learners = make_learners(config, place, images, world)
+        learners = make_learners(config, place, built, world)
         images = images.on(device, config.compute.data_on_device)
         stream = images.stream(steps, part=place.part)
         batches = feed(stream, device, config.compute.channels_last)
@@ -176,14 +181,12 @@ def train(config: Config, recipe: str, env: Environment) -> None:
             desk.finish()
 
 
-def place_networks(config: Config, world: World, images: Images) -> Placement:
-    """The run file's placement for as many ranks as there are; for auto, rank 0's measured choice.
+def measured_placement(config: Config, world: World, images: Images) -> Placement:
+    """For `placement: auto`: the fastest for as many ranks as there are, chosen by rank 0.
 
-    Rank 0 measures while the others wait, so it has the device to itself.
+    The others wait while it measures, so it has the device to itself.
     """
     ranks = world.env.world_size
-    if config.placement != "auto":
-        return config.placement_on(ranks)
 
     def pick() -> Placement:
         size = config.data.batch_size

@@ -170,6 +170,9 @@ def test_table_has_a_row_per_network() -> None:
         "name": "demo",
         "topology": "1T1S",
         "strategy": "switokd",
+        "training_seconds": 30.0,
+        "saved_by_pauses": {"wall_seconds": 10.0, "device_seconds": 12.34},
+        "waiting": {"decision_mean_seconds": 0.0015, "decision_p99_seconds": 0.004},
         "networks": {
             "big": {**network, "role": "teacher", "steps_paused": 50},
             "little": {**network, "role": "student", "steps_paused": 0},
@@ -180,3 +183,10 @@ def test_table_has_a_row_per_network() -> None:
     rows = [line.replace("│", " ").split() for line in out.getvalue().splitlines()]
     assert ["big", "teacher", "83,700", "97.22", "%", "98.00", "%", "25%"] in rows
     assert ["little", "student", "83,700", "97.22", "%", "98.00", "%", "-"] in rows
+    shown = " ".join(out.getvalue().split())
+    assert "saved 12.3 device-seconds" in shown
+    assert "about 10.0 s (25%) of the training's time" in shown
+    assert "decisions 1.50 ms a step on average, 1.0% of the time" in shown
+    nothing = {"wall_seconds": None, "device_seconds": 0.0}
+    print_table(Console(file=out, width=100), {**summary, "saved_by_pauses": nothing})
+    assert out.getvalue().count("saved") == 1
