@@ -93,6 +93,22 @@ def test_killing_a_rank_ends_the_run_and_names_it(rank: int, workers: int, tmp_p
         assert run.torchrun.returncode != 0
 
 
+@pytest.mark.parametrize(
+    "placement",
+    ["replicated", "{teacher1: [0, 1], teacher2: [1, 2], student: [2]}"],
+    ids=["replicated", "table"],
+)
+def test_killing_one_of_a_networks_ranks_ends_the_run_and_names_it(
+    placement: str, tmp_path: Path
+) -> None:
+    with running(tmp_path, f"placement={placement}") as run:
+        run.ranks[1].kill()
+        assert_all_end(run)
+        names = r"\(teacher1, teacher2(, student)?\)"
+        pattern = rf"rank 1 {names} went away after reporting step"
+        assert any(re.search(pattern, line) for line in complaints(run)), run.log.read_text()
+
+
 def test_killing_the_coordinator_ends_the_run_and_names_it(tmp_path: Path) -> None:
     with running(tmp_path) as run:
         run.coordinator.kill()

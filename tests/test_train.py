@@ -92,6 +92,10 @@ def for_images(hidden, num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, hidden), nn.ReLU(),
                          nn.Linear(hidden, num_classes))
 
+def conv(in_channels, num_classes):
+    return nn.Sequential(nn.Conv2d(in_channels, 8, 3, padding=1), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(8 * 64, num_classes))
+
 class two_faced(nn.Linear):
     def __init__(self):
         super().__init__(64, 10)
@@ -99,6 +103,64 @@ class two_faced(nn.Linear):
     def forward(self, x):
         return super().forward(x.flatten(1))[:, : 5 if self.training else 10]
 """
+
+
+def test_the_summary_says_what_pauses_saved_and_waiting_cost(tmp_path: Path) -> None:
+    folder = train(tmp_path, 3, "digits-2t1s", "schedule.epochs=5", "placement=replicated")
+    summary = json.loads((folder / "summary.json").read_text())
+    paused = sum(network["steps_paused"] for network in summary["networks"].values())
+    assert paused > 0
+    assert summary["placement"].startswith("teacher1: ranks 0-2, ")
+    # The sum over three ranks of what a teacher's backward and update take, per paused step.
+    assert 0.0001 * 3 * paused < summary["saved_by_pauses"]["device_seconds"] < 3 * paused
+    assert isinstance(summary["saved_by_pauses"]["wall_seconds"], float)
+    waiting = summary["waiting"]
+    assert 0 <= waiting["decision_mean_seconds"] <= waiting["decision_p99_seconds"]
+    assert len(waiting["exchange_seconds_by_rank"]) == 3
+    assert all(0 < s < summary["wall_seconds"] for s in waiting["exchange_seconds_by_rank"])
+    samples = {network["samples"] for network in summary["networks"].values()}
+    assert samples == {5 * 22 * 64}
+
+
+def test_auto_measures_and_trains(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "switokd", "train", "digits-2t1s", "placement=auto"]
+    code, out, err = run([*command, "-n", "2", "run_dir=out", "schedule.max_steps=6"], tmp_path)
+    assert code == 0, err
+    assert "2 processes on cpu" in out
+    assert re.search(r"placement teacher1: ranks? 0", out)
+    assert len(lines(tmp_path / "out" / "decisions.jsonl")) == 12
+
+
+def test_one_process_without_torchrun_or_coordinator_keeps_the_same_record(tmp_path: Path) -> None:
+    settings = ["digits-1t2s", "schedule.max_steps=12", "placement=replicated"]
+    command = [sys.executable, "-m", "switokd.train", *settings]
+    code, out, err = run([*command, "coordinator=off", "run_dir=alone"], tmp_path)
+    assert code == 0, err
+    assert "1 process on cpu, no coordinator" in out
+    code, _, err = run([*command, "run_dir=served"], tmp_path)
+    assert code == 0, err
+    alone, served = (tmp_path / name / "decisions.jsonl" for name in ("alone", "served"))
+    assert len(lines(alone)) == 24
+    assert alone.read_bytes() == served.read_bytes()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "setting",
+    ["precision=bf16", "compile=true", "precision=tf32", "channels_last=false"],
+)
+def test_each_way_to_compute_trains(setting: str, tmp_path: Path) -> None:
+    (tmp_path / "mynets.py").write_text(NETWORK)
+    networks = [f"networks.{n}.model=mynets:conv" for n in ("teacher", "student")]
+    settings = ["digits-1t1s", *networks, f"compute.{setting}", "schedule.epochs=2"]
+    command = [sys.executable, "-m", "switokd.train", *settings, "placement=replicated"]
+    code, _, err = run([*command, "coordinator=off", "run_dir=out"], tmp_path, seconds=200)
+    assert code == 0, err
+    metrics = lines(tmp_path / "out" / "metrics.jsonl")
+    student = [m["loss"] for m in metrics if m["network"] == "student"]
+    assert student[1] < student[0]
+    state = torch.load(tmp_path / "out" / "weights" / "student.pt", weights_only=True)
+    assert all(v.dtype is torch.float32 and v.is_contiguous() for v in state.values())
 
 
 def test_own_run_file_in_another_folder_with_own_network(tmp_path: Path) -> None:
