@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread per rank: three ranks share two cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check format types proto proto-check proto-baseline install dev clean
+.PHONY: help demo test bench check format types proto proto-check proto-baseline install dev clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ demo: $(VENV)/.installed  ## Train two teachers and a student on handwritten dig
 test: $(VENV)/.installed-dev  ## Run the tests
 	$(BIN)/pytest
 
+bench: $(VENV)/.installed-dev  ## Measure against the plain loop and on simulated devices (20 min)
+	$(BIN)/python -m bench
+
 check: $(VENV)/.installed-dev types proto-check  ## Check format, lint, types and the wire contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -42,8 +45,8 @@ format: $(VENV)/.installed-dev  ## Format the code and mend what lint can mend
 # services/ is installed as switokd.services; mypy sees it there in a copy of the tree.
 types: $(VENV)/.installed-dev
 	rm -rf build/types && mkdir -p build/types
-	cp -R switokd tests pyproject.toml build/types/ && cp -R services build/types/switokd/services
-	cd build/types && $(CURDIR)/$(BIN)/mypy --cache-dir=$(CURDIR)/.mypy_cache -p switokd -p tests
+	cp -R switokd tests bench pyproject.toml build/types/ && cp -R services build/types/switokd/services
+	cd build/types && $(CURDIR)/$(BIN)/mypy --cache-dir=$(CURDIR)/.mypy_cache -p switokd -p tests -p bench
 
 define GENERATE
 	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=$(1) --grpc_python_out=$(1) \

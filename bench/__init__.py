@@ -1,0 +1,1 @@
+"""Measurements that a person starts by hand: figures, no tests."""
