@@ -46,7 +46,8 @@ def _round_trip(channel: grpc.Channel, trips: int, pause: float) -> float:
         while (message := outgoing.get()) is not None:
             yield message
 
-    replies = channel.stream_stream(METHOD)(requests())
+    call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(METHOD)
+    replies = call(requests())
     seconds = []
     for _ in range(trips + trips // 10):
         time.sleep(pause)
@@ -64,6 +65,7 @@ async def _serve() -> None:
             yield message
 
     server = grpc.aio.server()
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]]
     handlers = {"Stream": grpc.stream_stream_rpc_method_handler(stream)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")

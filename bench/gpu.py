@@ -81,4 +81,5 @@ def trace(config: dict[str, Any]) -> str:
     with torch.profiler.profile(activities=activities) as profiler:
         steps(11)
         torch.cuda.synchronize()
-    return profiler.key_averages().table(sort_by="cuda_time_total", row_limit=30)
+    table: str = profiler.key_averages().table(sort_by="cuda_time_total", row_limit=30)
+    return table

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 
@@ -71,8 +70,9 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
 
 def _images(config: Config, steps: int) -> Images:
     made = [Noise(train, steps * BATCH) for train in (True, False)]
-    parts: list[Any] = [ArraySource(each.images, each.labels) for each in made]
-    sources = Sources(*parts, CLASSES, (0.5,) * 3, (0.25,) * 3, crop_padding=4, flip=True)
+    parts = [ArraySource(each.images, each.labels) for each in made]
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    sources = Sources(parts[0], parts[1], CLASSES, mean, std, crop_padding=4, flip=True)
     return Images(sources, config.data, config.seed)
 
 

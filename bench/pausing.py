@@ -20,10 +20,10 @@ from bench.figures import Figure, Say
 from bench.runs import BATCH, CLASSES, run_file
 from switokd.alone import Alone
 from switokd.config import Config
-from switokd.decision import Mode
+from switokd.decision import Mode, decide
+from switokd.distances import Parts, means
 from switokd.environment import Environment
 from switokd.exchange import Exchange
-from switokd.gap import Distances
 from switokd.placement import Place
 from switokd.setup import make_learners
 from switokd.step import train_step
@@ -35,12 +35,9 @@ class Forced(Alone):
 
     mode = Mode.LEARNING
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config, lambda decision: None)
-        self._switch = self._told
-
-    def _told(self, distances: Distances) -> Mode:
-        return self.mode
+    def report(self, step: int, parts: Parts) -> None:
+        """Decide as `mode` says."""
+        self._last = decide(step, means(parts), lambda distances: self.mode)
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
@@ -88,7 +85,10 @@ def _step(config: Config):  # type: ignore[no-untyped-def]
     images, world = open_images(config.data, config.seed), World(Environment(), torch.device("cpu"))
     place = Place(config.placement_on(1), 0)
     learners = make_learners(config, place, images, world)
-    exchange, decider = Exchange(place, config.digest, CLASSES), Forced(config)
+    exchange, decider = (
+        Exchange(place, config.digest, CLASSES),
+        Forced(config, lambda decision: None),
+    )
     x, y = next(images.stream(1))
     x = x.contiguous(memory_format=torch.channels_last)
 

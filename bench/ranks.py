@@ -41,13 +41,15 @@ def run(body: Body, world_size: int, arguments: Mapping[str, Any], folder: Path)
             rank.start()
         while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
             time.sleep(0.02)
+        failed = {i: rank.exitcode for i, rank in enumerate(ranks) if rank.exitcode}
     finally:
         for rank in ranks:
             rank.kill()  # nothing, where it has ended
-    for i, process in enumerate(ranks):
-        process.join()
-        if process.exitcode and process.exitcode > 0:
-            raise RuntimeError((folder / f"rank{i}.log").read_text()[-4000:])
+    for rank in ranks:
+        rank.join()
+    if failed:
+        logs = [(folder / f"rank{i}.log").read_text()[-2000:] for i in failed]
+        raise RuntimeError("\n".join([f"ranks ended with codes {failed}", *logs]))
 
 
 def train(config: Mapping[str, Any], world_size: int) -> Record:

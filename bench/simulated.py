@@ -32,7 +32,7 @@ class Waiting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `[B, in_channels, H, W]` to logits `[B, num_classes]`."""
-        z: Tensor = _Wait.apply(self.head(x.mean(dim=(2, 3))), *self.seconds)  # type: ignore[no-untyped-call]
+        z: Tensor = _Wait.apply(self.head(x.mean(dim=(2, 3))), *self.seconds)
         return z
 
 
