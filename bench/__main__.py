@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -53,6 +54,7 @@ def main() -> int:
         parts = chosen(options.only)
     except ValueError as error:
         parser.error(str(error))
+    torch.set_num_threads(machine.cores())  # whatever OMP_NUM_THREADS says to others
     results: dict[str, Any] = {**machine.describe(), "quick": options.quick}
     load = results["hardware"]["load_1_minute"]
     if load > 0.5:

@@ -1,8 +1,8 @@
 """switokd against the plain loop: same networks, first weights, batches, steps, losses and rule.
 
-Ours is run as a user would, `switokd train`, on all cores, in each of several configurations once;
-the fastest is then measured in turn with the plain loop in a process of its own (`plain.py`), which
-has all cores as well. Rounding makes decisions differ in time, hence the paused shares beside each
+Ours is run as a user would, `switokd train`, on all cores, once in each of several configurations,
+the fastest of them also compiled; the best is then measured in turn with the plain loop in a
+process of its own (`plain.py`), which has all cores as well. Rounding makes decisions differ in time, hence the paused shares beside each
 figure, and a figure with `dml`, where nobody pauses.
 
 In the configurations for `plain_*` each network sees whole batches, as in the plain loop;
@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -28,15 +28,18 @@ from bench import runs
 from bench.figures import Figure, Say
 from bench.machine import cores
 
-LARGE, SMALL, TINY = "wrn-16-2", "wrn-16-1", "mobilenet-0.25"
+LARGE = "wrn-16-2"
 EQUAL = {
     "2T1S": {"t1": ("teacher", LARGE), "t2": ("teacher", LARGE), "s": ("student", LARGE)},
     "1T1S": {"t1": ("teacher", LARGE), "s": ("student", LARGE)},
     "1T2S": {"t1": ("teacher", LARGE), "s1": ("student", LARGE), "s2": ("student", LARGE)},
 }
-UNEQUAL = {"t1": ("teacher", "wrn-16-4"), "t2": ("teacher", SMALL), "s": ("student", TINY)}
+UNEQUAL = {
+    "t1": ("teacher", "wrn-16-4"),
+    "t2": ("teacher", "wrn-16-1"),
+    "s": ("student", "mobilenet-0.5"),
+}
 ONE_PROCESS = {"placement": "replicated", "coordinator": "off"}
-COMPILED = {"compute": {"compile": True}}
 
 Networks = Mapping[str, tuple[str, str]]
 
@@ -49,6 +52,11 @@ class Candidate:
     settings: Mapping[str, Any]
     processes: int | None = None
 
+    def compiled(self) -> Candidate:
+        """The same with torch.compile."""
+        settings = {**self.settings, "compute": {"compile": True}}
+        return Candidate(f"{self.name}, compiled", settings, self.processes)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -57,109 +65,105 @@ class Case:
     figure: str
     networks: Networks
     candidates: tuple[Candidate, ...]
+    """Empty: what was best for the first case."""
     target: float | None = None
     precision: str = "fp32"
     strategy: str = "switokd"
-    what: str = ""
+
+    def run_file(self, steps: int) -> dict[str, Any]:
+        """Ours, but for where the networks are and how they compute."""
+        return runs.run_file(self.networks, steps, distillation={"strategy": self.strategy})
+
+    def ours(self, candidate: Candidate, steps: int) -> runs.Record:
+        """Train in one configuration."""
+        compute = {"precision": self.precision, **candidate.settings.get("compute", {})}
+        config = {**self.run_file(steps), **candidate.settings, "compute": compute}
+        return runs.train(config, candidate.processes)
 
 
-@dataclass
-class Seen:
-    """What the runs of a case showed beside their speed."""
-
-    ours: list[float] = field(default_factory=list)
-    plain: list[float] = field(default_factory=list)
-    same: list[float] = field(default_factory=list)
+WHOLE = (
+    Candidate("one process", ONE_PROCESS),
+    Candidate("a rank per network", {"placement": "dedicated"}),
+)
+"""Configurations in which each network sees whole batches."""
 
 
-def whole(compiled: bool = True) -> tuple[Candidate, ...]:
-    """Configurations in which each network sees whole batches."""
-    eager = (
-        Candidate("one process", ONE_PROCESS),
-        Candidate("a rank per network", {"placement": "dedicated"}),
+def anywhere() -> tuple[Candidate, ...]:
+    """Those, and others for unequal networks."""
+    first, *rest = UNEQUAL
+    alone = {first: [0], **{name: [1] for name in rest}}
+    return (
+        *WHOLE,
+        Candidate("two ranks, the largest alone", {"placement": alone}),
+        Candidate("replicated, a rank per core", {"placement": "replicated"}, cores()),
     )
-    more = tuple(Candidate(f"{c.name}, compiled", c.settings | COMPILED) for c in eager)  # type: ignore[operator]
-    return eager + (more if compiled else ())
-
-
-def packed(networks: Networks) -> tuple[Candidate, ...]:
-    """The largest network on a rank of its own, the others together on another."""
-    first, *rest = networks
-    table = {first: [0], **{name: [1] for name in rest}}
-    eager = Candidate("two ranks, the largest alone", {"placement": table})
-    return eager, Candidate(f"{eager.name}, compiled", {**eager.settings, **COMPILED})
-
-
-def sharded() -> tuple[Candidate, ...]:
-    """Every network on as many ranks as there are cores."""
-    eager = Candidate("replicated on all cores", {"placement": "replicated"}, cores())
-    return eager, Candidate(f"{eager.name}, compiled", {**eager.settings, **COMPILED}, cores())
 
 
 def cases(quick: bool) -> list[Case]:
     """All comparisons; the first is plain_fp32."""
-    two_one, anywhere = EQUAL["2T1S"], (*whole(), *packed(UNEQUAL), *sharded())
-    if quick:
-        return [
-            Case("plain_fp32", two_one, whole(False)[:1], 2.0),
-            Case("plain_bf16", two_one, whole(False)[:1], 3.0, "bf16"),
-            Case("unequal_fp32", UNEQUAL, whole(False)[:1], 2.0),
-        ]
-    return [
-        Case("plain_fp32", two_one, whole(), 2.0),
-        Case("plain_bf16", two_one, whole(), 3.0, "bf16"),
-        Case("unequal_fp32", UNEQUAL, anywhere, 2.0),
-        Case("plain_fp32_dml", two_one, whole(), strategy="dml"),
-        Case("plain_fp32_1t1s", EQUAL["1T1S"], whole()),
-        Case("plain_fp32_1t2s", EQUAL["1T2S"], whole()),
+    two_one = EQUAL["2T1S"]
+    first = [
+        Case("plain_fp32", two_one, WHOLE[1:] if quick else WHOLE, 2.0),
+        Case("plain_bf16", two_one, WHOLE[1:] if quick else WHOLE, 3.0, "bf16"),
+        Case("unequal_fp32", UNEQUAL, WHOLE[1:] if quick else anywhere(), 2.0),
     ]
+    more = [
+        Case("plain_fp32_dml", two_one, (), strategy="dml"),
+        Case("plain_fp32_1t1s", EQUAL["1T1S"], ()),
+        Case("plain_fp32_1t2s", EQUAL["1T2S"], ()),
+    ]
+    return first if quick else first + more
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give plain_fp32, plain_bf16, unequal_fp32 and their siblings, each as soon as it is there."""
-    steps, rounds = (4, 2) if quick else (10, 3)
-    known: dict[str, str] = {}
+    steps, best = (3 if quick else 10), WHOLE[0]
     for case in cases(quick):
-        yield _measure(case, steps, rounds, known, say)
+        rounds = 1 if quick else 3 if case.target else 2
+        tried: dict[str, float] = {}
+        chosen = fastest(case, steps, tried, say) if case.candidates else best
+        if case.figure == "plain_fp32":
+            best = chosen
+        yield compare(case, chosen, steps, rounds, tried, say)
 
 
-def _measure(case: Case, steps: int, rounds: int, known: dict[str, str], say: Say) -> Figure:
-    compute = {"precision": case.precision}
-    base = runs.run_file(case.networks, steps, distillation={"strategy": case.strategy})
-    seen = Seen()
+def fastest(case: Case, steps: int, tried: dict[str, float], say: Say) -> Candidate:
+    """The candidate that is fastest in one run, then perhaps compiled; fills `tried`."""
+    if len(case.candidates) == 1:
+        return case.candidates[0]
 
-    def ours(candidate: Candidate) -> runs.Record:
-        settings = dict(candidate.settings)
-        settings["compute"] = compute | settings.get("compute", {})
-        return runs.train({**base, **settings}, candidate.processes)
-
-    trials = {}
-    for candidate in case.candidates:
+    def seconds(candidate: Candidate) -> float:
         say(f"{case.figure}: trying {candidate.name}")
-        trials[candidate.name] = ours(candidate).step_seconds
-    best = min(case.candidates, key=lambda c: trials[c.name])
-    pairs = []
+        tried[candidate.name] = case.ours(candidate, steps).step_seconds
+        return tried[candidate.name]
+
+    return min((best := min(case.candidates, key=seconds)), best.compiled(), key=seconds)
+
+
+def compare(
+    case: Case, best: Candidate, steps: int, rounds: int, tried: dict[str, float], say: Say
+) -> Figure:
+    """Ours and plain in turn."""
+    pairs, paused = [], []
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs.pt"
-        torch.save(plain_inputs(base), inputs)
+        torch.save(plain_inputs(case.run_file(steps)), inputs)
         for i in range(rounds):
             say(f"{case.figure}: round {i + 1} of {rounds}, {best.name} against plain")
-            theirs, modes_paused = plain(inputs, steps)
-            record = ours(best)
+            theirs, theirs_paused = plain(inputs, steps)
+            record = case.ours(best, steps)
             pairs.append((theirs, record.step_seconds))
-            seen.plain.append(modes_paused)
-            seen.ours.append(record.paused)
+            paused.append((theirs_paused, record.paused))
     return Figure.of_pairs(
         case.figure,
         pairs,
         target=case.target,
-        what=f"plain fp32 loop's seconds per step over ours ({case.precision}), "
+        what=f"plain fp32 loop's seconds per step over ours ({case.precision}, {best.name}), "
         + ", ".join(model for _, model in case.networks.values()),
         details={
             "configuration": best.name,
-            "tried_seconds_per_step": trials,
-            "paused_ours": mean(seen.ours),
-            "paused_plain": mean(seen.plain),
+            "tried_seconds_per_step": tried,
+            "paused_plain_and_ours": paused,
             "batch_size": runs.BATCH,
             "steps": steps,
             "strategy": case.strategy,

@@ -109,8 +109,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give simulated_efficiency, plan_error, and the scaling tables."""
     say("profiling simulated networks")
     config = Config.model_validate(run_file(BATCH))
-    torch.set_num_threads(1)  # as many as a rank has
-    profiled = profile(config, (1, 8, 8), 10, torch.device("cpu"), (BATCH // 16, BATCH))
+    profiled = _profile(config)
     topology, steps = config.topology, 4 if quick else 8
 
     def planned(devices: int, batch: int = BATCH) -> Measured:
@@ -136,6 +135,16 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     yield _plan_error(best, [*others, *strong, *weak])
     yield _scaling("simulated_strong_scaling", strong, "a batch of 256")
     yield _scaling("simulated_weak_scaling", weak, "32 images per device")
+
+
+def _profile(config: Config) -> Profile:
+    """With as many threads as a rank has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return profile(config, (1, 8, 8), 10, torch.device("cpu"), (BATCH // 16, BATCH))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _run(profiled: Profile, placement: Placement, batch: int, steps: int) -> Measured:

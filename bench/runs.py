@@ -81,18 +81,17 @@ def read(folder: Path) -> Record:
 def train(config: Mapping[str, Any], processes: int | None = None, seconds: float = 600) -> Record:
     """Start `switokd train` on a run file; RuntimeError with its output if it fails."""
     more = ["--processes", str(processes)] if processes else []
-    # OMP_NUM_THREADS of this process's is not the runs': they choose it by their processes.
-    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.yaml"
         path.write_text(yaml.safe_dump({**config, "run_dir": f"{folder}/out"}, sort_keys=False))
         command = [sys.executable, "-m", "switokd", "train", str(path), *more]
-        output(command, seconds, env)
+        output(command, seconds)
         return read(Path(folder) / "out")
 
 
-def output(command: Sequence[str], seconds: float, env: Mapping[str, str] | None = None) -> str:
-    """Standard output of a program that must succeed."""
+def output(command: Sequence[str], seconds: float) -> str:
+    """Standard output of a program that must succeed, with as many threads as it chooses."""
+    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     done = subprocess.run(
         list(command), cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=seconds
     )
