@@ -1,12 +1,12 @@
 """switokd against the plain loop: same networks, first weights, batches, steps, losses and rule.
 
 Ours is run as a user would, `switokd train`, on all cores, once in each of several configurations,
-the fastest of them also compiled; the best is then measured in turn with the plain loop in a
-process of its own (`plain.py`), which has all cores as well. Rounding makes decisions differ in time, hence the paused shares beside each
-figure, and a figure with `dml`, where nobody pauses.
+the fastest of them also compiled; the best is then measured in turn with the plain loop, which has
+a process of its own and all cores as well (`plain.py`). Rounding makes decisions differ in time,
+hence the paused shares beside each figure, and a figure with `dml`, where nobody pauses.
 
-In the configurations for `plain_*` each network sees whole batches, as in the plain loop;
-for `unequal_fp32` it may be sharded, with BatchNorm's statistics by shard.
+For `plain_*` each network sees whole batches, as in the plain loop; for `unequal_fp32` it may be
+sharded, with BatchNorm's statistics by shard.
 
 Not covered: accuracies; a plain loop that is compiled or channels_last.
 """
