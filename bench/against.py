@@ -186,7 +186,7 @@ def plain_inputs(config: Mapping[str, Any]) -> dict[str, Any]:
         "weights": {name: make_model(made, name, images).state_dict() for name in made.networks},
         "batches": list(stream),
         "classes": images.classes,
-        "lr": runs.LEARNING_RATE,
+        "lr": {name: network.optimizer.lr for name, network in made.networks.items()},
         "strategy": made.distillation.strategy,
     }
 

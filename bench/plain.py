@@ -112,7 +112,7 @@ def run(inputs: Mapping[str, Any], device: torch.device, bf16: bool = False) -> 
         network = build(model, in_channels=3, num_classes=inputs["classes"])
         network.load_state_dict(inputs["weights"][name])
         networks[name] = network.to(device).train()
-    optimizers = {name: sgd(network, inputs["lr"]) for name, network in networks.items()}
+    optimizers = {name: sgd(network, inputs["lr"][name]) for name, network in networks.items()}
     dml = inputs["strategy"] == "dml"
     return train(inputs["roles"], networks, optimizers, inputs["batches"], dml, bf16)
 

@@ -22,7 +22,9 @@ import yaml
 
 from bench.machine import REPOSITORY
 
-BATCH, CLASSES, LEARNING_RATE = 64, 100, 0.05
+BATCH, CLASSES = 64, 100
+LEARNING_RATES = {"teacher": 0.1, "student": 0.01}
+"""The students learn slowly, so that teachers get ahead of them and pause."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def run_file(
             "kwargs": {"samples": steps * batch, "classes": CLASSES},
         },
         "networks": {
-            name: {"role": role, "model": model, "optimizer": {"lr": LEARNING_RATE}}
+            name: {"role": role, "model": model, "optimizer": {"lr": LEARNING_RATES[role]}}
             for name, (role, model) in networks.items()
         },
         "schedule": {"epochs": 2},
