@@ -49,7 +49,9 @@ def main() -> int:
     parser.add_argument("--only", metavar="NAME[,NAME]", default="", help=", ".join(PARTS))
     parser.add_argument("--out", type=Path, default=machine.REPOSITORY / "bench" / "results.json")
     options = parser.parse_args()
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
     try:
         parts = chosen(options.only)
     except ValueError as error:
