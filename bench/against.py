@@ -82,7 +82,7 @@ class Case:
 
 
 WHOLE = (
-    Candidate("one process", ONE_PROCESS),
+    Candidate("one process", ONE_PROCESS, 1),
     Candidate("a rank per network", {"placement": "dedicated"}),
 )
 """Configurations in which each network sees whole batches."""

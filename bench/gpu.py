@@ -1,6 +1,6 @@
 """On a GPU: ours in one process against the plain loop, and where a step's time goes.
 
-Not covered, and never run where it was written, without a GPU: several of them.
+Not covered, and never run where it was written, without a GPU: several of them, NCCL.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
             return mean(plain.run(inputs, torch.device("cuda"), bf16).seconds[steps:])
 
         def ours(configured: dict[str, Any] = configured) -> float:
-            return runs.train(configured).step_seconds
+            return runs.train(configured, 1).step_seconds
 
         what = f"plain loop ({'bf16' if bf16 else 'fp32'}) over ours, seconds per step"
         yield Figure.of_pairs(name, alternate(rounds, theirs, ours), what=what)
@@ -81,5 +81,5 @@ def trace(config: dict[str, Any]) -> str:
     with torch.profiler.profile(activities=activities) as profiler:
         steps(11)
         torch.cuda.synchronize()
-    table: str = profiler.key_averages().table(sort_by="cuda_time_total", row_limit=30)
+    table: str = profiler.key_averages().table(sort_by="device_time_total", row_limit=30)
     return table

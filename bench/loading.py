@@ -37,9 +37,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     say("input against training")
     steps, rounds = (20, 3) if quick else (60, 5)
     config = Config.model_validate(
-        run_file(
-            SMALLEST, steps, device="cpu", placement="replicated", coordinator={"address": "off"}
-        )
+        run_file(SMALLEST, steps, placement="replicated", coordinator={"address": "off"})
     )
     images = _images(config, steps)
     place = Place(config.placement_on(1), 0)

@@ -54,7 +54,6 @@ def _measure(name: str, precision: str, rounds: int) -> Figure:
     raw: dict[str, Any] = run_file(
         {"t": ("teacher", "wrn-16-2"), "s": ("student", "bench.simulated:Waiting")},
         steps=1,
-        device="cpu",
         placement="replicated",
         coordinator={"address": "off"},
         compute={"precision": precision},

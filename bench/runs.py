@@ -46,6 +46,7 @@ def run_file(
     """Give a run file: networks by name as (role, model); epochs of `steps` steps of noise."""
     return {
         "name": "bench",
+        "device": "cpu",
         "data": {
             "dataset": "bench.images:Noise",
             "batch_size": batch,
