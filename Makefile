@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread per rank: three ranks share two cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check format types proto proto-check proto-baseline install dev clean
+.PHONY: help demo test bench check format types proto proto-check proto-baseline install dev clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ demo: $(VENV)/.installed  ## Train two teachers and a student on handwritten dig
 
 test: $(VENV)/.installed-dev  ## Run the tests
 	$(BIN)/pytest
+
+bench: $(VENV)/.installed-dev  ## Measure against the plain loop and on simulated devices (20 min)
+	$(BIN)/python -m bench
 
 check: $(VENV)/.installed-dev types proto-check  ## Check format, lint, types and the wire contract
 	$(BIN)/ruff format --check .

@@ -1,28 +1,102 @@
-"""The bench runs and counts right; its figures are for people."""
+"""The benchmark: its plain loop against the oracle, and that it runs; no figure is asserted."""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from bench import plain
+from bench.__main__ import chosen
+from bench.figures import Figure
+from tests import reference
 from tests.support import REPOSITORY, run
 
-PROGRAM = """
-import json
-from dataclasses import asdict
-from bench.coordinator import Case, measure_case
-print(json.dumps(asdict(measure_case(Case({case}), 0.2))))
-"""
+TOPOLOGIES = {
+    "1T1S": {"t": "teacher", "s": "student"},
+    "2T1S": {"t1": "teacher", "t2": "teacher", "s": "student"},
+    "1T2S": {"t": "teacher", "s1": "student", "s2": "student"},
+}
 
 
-@pytest.mark.parametrize("case", ["1, 1", "6, 2", "6, 1, apart=True", "6, 1, paced=True"])
-def test_the_coordinators_bench_measures_every_kind_of_case(case: str) -> None:
-    code, out, err = run([sys.executable, "-c", PROGRAM.format(case=case)], REPOSITORY, 60)
-    assert code == 0, err
-    result = json.loads(out)
-    assert 10 < result["reports_per_second"] < 1e6
-    assert 0 < result["p50_ms"] <= result["p99_ms"] < 10_000
-    assert result["cpu_us_per_report"] > 0
-    assert result["resident_mib"] > 10
+def network(name: str, classes: int = 4) -> nn.Module:
+    """A small network, its first weights given by its name."""
+    torch.manual_seed(len(name) + ord(name[0]) + ord(name[-1]))
+    made = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU())
+    return nn.Sequential(made, nn.Linear(16, classes))
+
+
+def batches(steps: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(steps):
+        y = torch.randint(4, (16,), generator=generator)
+        x = torch.randn(16, 3, 2, 2, generator=generator)
+        x[torch.arange(16), y % 3] += 3
+        x[:, 0, 0, 0] += 3 * (y == 3)
+        made.append((x, y))
+    return made
+
+
+@pytest.mark.parametrize("strategy", ["switokd", "dml"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_the_plain_loop_is_the_method(topology: str, strategy: str) -> None:
+    roles = TOPOLOGIES[topology]
+    setup = reference.Setup(dict(roles), strategy)
+    ours, theirs = ({name: network(name) for name in roles} for _ in range(2))
+    # Without momentum and decay a loss times 0, as published for 1T2S, changes no weight.
+    lr = {name: 1.0 if role == "teacher" else 0.1 for name, role in roles.items()}
+    optimizers = [
+        {name: torch.optim.SGD(made.parameters(), lr[name]) for name, made in side.items()}
+        for side in (ours, theirs)
+    ]
+
+    trace = plain.train(roles, ours, optimizers[0], batches(60), dml=strategy == "dml")
+    records = reference.train(setup, theirs, optimizers[1], batches(60))
+
+    modes: dict[tuple[int, str], set[str]] = {}
+    for record in records:
+        modes.setdefault((record["step"], record["teacher"]), set()).add(record["mode"])
+    paused = [(step, t) for (step, t), found in modes.items() if found == {"expert"}]
+    assert [(i, t) for i, names in enumerate(trace.paused, 1) for t in names] == paused
+    assert bool(paused) == (strategy == "switokd")
+    assert len(paused) < len(modes)
+    for name in roles:
+        for a, b in zip(ours[name].parameters(), theirs[name].parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_figure_is_the_median_of_its_rounds() -> None:
+    figure = Figure.of_pairs("f", [(2.0, 1.0), (9.0, 3.0), (8.0, 2.0)], target=3.0)
+    assert figure.rounds == (2.0, 3.0, 4.0)
+    assert figure.value == 3.0
+    assert figure.reached is True
+    assert Figure("f", (3.1,), target=3.0, at_least=False).reached is False
+    assert Figure("f", (3.1,)).reached is None
+
+
+def test_parts_are_chosen_by_their_names_or_their_figures() -> None:
+    assert chosen("plan_error,paused") == ["paused", "simulated"]
+    assert len(chosen("")) > 5
+    with pytest.raises(ValueError, match=r"--only nothing: one of plain, "):
+        chosen("nothing")
+
+
+@pytest.mark.timeout(200)
+def test_the_benchmark_runs_and_writes_its_results(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    command = [sys.executable, "-m", "bench", "--quick", "--only", "waits", "--out", str(out)]
+    code, printed, errors = run(command, REPOSITORY, seconds=180)
+    assert code == 0, f"{printed}\n{errors}"
+    results = json.loads(out.read_text())
+    assert {"hardware", "versions", "commit", "date", "quick", "figures"} <= set(results)
+    assert not results["failed"]
+    for name in ("decision_wait_share", "decision_wait_over_round_trip"):
+        assert {"median", "min", "max", "pairs", "target", "reached"} <= set(
+            results["figures"][name]
+        )
+        assert name in printed

@@ -1,0 +1,85 @@
+"""On a GPU: ours in one process against the plain loop, and where a step's time goes.
+
+Not covered, and never run where it was written, without a GPU: several of them, NCCL.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from bench import plain, runs
+from bench.against import EQUAL, ONE_PROCESS, plain_inputs
+from bench.figures import Figure, Say, alternate
+
+TRACE = Path(__file__).parent / "gpu-trace.txt"
+CONFIGURATIONS: dict[str, tuple[dict[str, Any], bool]] = {
+    "gpu_fp32": ({"precision": "fp32"}, False),
+    "gpu_tf32": ({"precision": "tf32"}, False),
+    "gpu_bf16": ({"precision": "bf16"}, True),
+    "gpu_bf16_compiled": ({"precision": "bf16", "compile": True}, True),
+}
+"""Ours, and whether the plain side is in bf16 as well; else it is in fp32."""
+
+
+def measure(quick: bool, say: Say) -> Iterable[Figure]:
+    """Give plain over ours in each configuration; nothing without a GPU."""
+    if not torch.cuda.is_available():
+        say("no GPU: nothing to measure")
+        return
+    steps, rounds = (20, 2) if quick else (100, 3)
+    base = runs.run_file(EQUAL["2T1S"], steps) | ONE_PROCESS | {"device": "cuda"}
+    inputs = plain_inputs(base)
+    for name, (compute, bf16) in CONFIGURATIONS.items():
+        say(f"GPU: {name}")
+        configured = {**base, "compute": compute}
+
+        def theirs(bf16: bool = bf16) -> float:
+            return mean(plain.run(inputs, torch.device("cuda"), bf16).seconds[steps:])
+
+        def ours(configured: dict[str, Any] = configured) -> float:
+            return runs.train(configured, 1).step_seconds
+
+        what = f"plain loop ({'bf16' if bf16 else 'fp32'}) over ours, seconds per step"
+        yield Figure.of_pairs(name, alternate(rounds, theirs, ours), what=what)
+    TRACE.write_text(trace(base))
+    say(f"where a step's time goes: {TRACE}")
+
+
+def trace(config: dict[str, Any]) -> str:
+    """torch.profiler's table of ten steps of ours."""
+    from switokd.alone import Alone
+    from switokd.config import Config
+    from switokd.data import open_images
+    from switokd.data.feed import feed
+    from switokd.environment import Environment
+    from switokd.exchange import Exchange
+    from switokd.placement import Place
+    from switokd.setup import make_learners
+    from switokd.step import train_step
+    from switokd.world import World
+
+    made, device = Config.model_validate_json(json.dumps(config)), torch.device("cuda")
+    images, place = open_images(made.data, made.seed), Place(made.placement_on(1), 0)
+    learners = make_learners(made, place, images, World(Environment(), device))
+    exchange = Exchange(place, made.digest, images.classes)
+    decider = Alone(made, lambda decision: None)
+    batches = feed(images.stream(20), device, made.compute.channels_last)
+
+    def steps(first: int) -> None:
+        for step in range(first, first + 10):
+            x, y = next(batches)
+            train_step(learners, step, x, y, len(y), 1.0, exchange, decider)
+
+    steps(1)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        steps(11)
+        torch.cuda.synchronize()
+    table: str = profiler.key_averages().table(sort_by="device_time_total", row_limit=30)
+    return table

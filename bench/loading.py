@@ -1,0 +1,78 @@
+"""Whether loading limits training: images per second of the input alone over those of a training.
+
+As CIFAR-100 is loaded: bytes in memory, cropped and flipped, normalised, in the order of channels
+that the networks compute in. Training is the smallest that makes sense, one WRN-10-1 teacher and
+student, which consumes the most.
+
+Not covered: image files; loader processes (`data.workers`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from bench.figures import Figure, Say, alternate
+from bench.images import Noise
+from bench.runs import BATCH, CLASSES, run_file
+from switokd.alone import Alone
+from switokd.config import Config
+from switokd.data import Batch, Images
+from switokd.data.feed import feed
+from switokd.data.sources import ArraySource, Sources
+from switokd.environment import Environment
+from switokd.exchange import Exchange
+from switokd.placement import Place
+from switokd.setup import make_learners
+from switokd.step import train_step
+from switokd.world import World
+
+SMALLEST = {"t": ("teacher", "wrn-10-1"), "s": ("student", "wrn-10-1")}
+
+
+def measure(quick: bool, say: Say) -> Iterable[Figure]:
+    """Give input_over_training."""
+    say("input against training")
+    steps, rounds = (20, 3) if quick else (60, 5)
+    config = Config.model_validate(
+        run_file(SMALLEST, steps, placement="replicated", coordinator={"address": "off"})
+    )
+    images = _images(config, steps)
+    place = Place(config.placement_on(1), 0)
+    learners = make_learners(config, place, images, World(Environment(), torch.device("cpu")))
+    exchange = Exchange(place, config.digest, CLASSES)
+    decider = Alone(config, lambda decision: None)
+
+    def train() -> float:
+        batches = list(_stream(config, images, steps // 5))
+        started = time.perf_counter()
+        for step, (x, y) in enumerate(batches, 1):
+            train_step(learners, step, x, y, BATCH, 1.0, exchange, decider)
+        return len(batches) * BATCH / (time.perf_counter() - started)
+
+    def load() -> float:
+        started = time.perf_counter()
+        count = sum(len(y) for _, y in _stream(config, images, steps))
+        return count / (time.perf_counter() - started)
+
+    train()
+    yield Figure.of_pairs(
+        "input_over_training",
+        alternate(rounds, load, train),
+        target=1.0,
+        what="images/s of the input alone over images/s of training two WRN-10-1, one process",
+    )
+
+
+def _images(config: Config, steps: int) -> Images:
+    made = [Noise(train, steps * BATCH) for train in (True, False)]
+    parts = [ArraySource(each.images, each.labels) for each in made]
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    sources = Sources(parts[0], parts[1], CLASSES, mean, std, crop_padding=4, flip=True)
+    return Images(sources, config.data, config.seed)
+
+
+def _stream(config: Config, images: Images, steps: int) -> Iterator[Batch]:
+    return feed(images.stream(steps), torch.device("cpu"), config.compute.channels_last)

@@ -1,0 +1,103 @@
+"""Runs of switokd as a user starts them, and what their records say about their speed.
+
+Of several epochs the first warms up; the others' rates are taken from metrics.jsonl, so that
+start-up, evaluation and the closing report are in no figure.
+
+Not covered: runs that fail; their output is in the error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.machine import REPOSITORY
+
+BATCH, CLASSES = 64, 100
+LEARNING_RATES = {"teacher": 0.1, "student": 0.01}
+"""The students learn slowly, so that teachers get ahead of them and pause."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run left."""
+
+    step_seconds: float
+    """Of a step, over all epochs but the first, by the slowest rank's clock."""
+    paused: float
+    """Share of the teachers' steps."""
+    modes: tuple[str, ...]
+    """Every decision, by step and pair."""
+    summary: Mapping[str, Any]
+
+
+def run_file(
+    networks: Mapping[str, tuple[str, str]], steps: int, batch: int = BATCH, **more: Any
+) -> dict[str, Any]:
+    """Give a run file: networks by name as (role, model); epochs of `steps` steps of noise."""
+    return {
+        "name": "bench",
+        "device": "cpu",
+        "data": {
+            "dataset": "bench.images:Noise",
+            "batch_size": batch,
+            "kwargs": {"samples": steps * batch, "classes": CLASSES},
+        },
+        "networks": {
+            name: {"role": role, "model": model, "optimizer": {"lr": LEARNING_RATES[role]}}
+            for name, (role, model) in networks.items()
+        },
+        "schedule": {"epochs": 2},
+        **more,
+    }
+
+
+def read(folder: Path) -> Record:
+    """Read a finished run's record."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text())
+    decisions = (folder / "decisions.jsonl").read_text().splitlines()
+    networks = summary["networks"].values()
+    first = lines[0]["network"]
+    epochs = [line for line in lines if line["network"] == first]
+    batch = next(iter(networks))["samples"] / epochs[-1]["step"]
+    rates = [line["samples_per_second"] for line in epochs]
+    counted = rates[1:] or rates
+    teachers = [network for network in networks if network["role"] == "teacher"]
+    return Record(
+        step_seconds=batch * sum(1 / rate for rate in counted) / len(counted),
+        paused=sum(t["steps_paused"] for t in teachers) / sum(t["steps"] for t in teachers),
+        modes=tuple(json.loads(line)["mode"] for line in decisions),
+        summary=summary,
+    )
+
+
+def train(config: Mapping[str, Any], processes: int | None = None, seconds: float = 600) -> Record:
+    """Start `switokd train` on a run file; RuntimeError with its output if it fails."""
+    more = ["--processes", str(processes)] if processes else []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.yaml"
+        path.write_text(yaml.safe_dump({**config, "run_dir": f"{folder}/out"}, sort_keys=False))
+        command = [sys.executable, "-m", "switokd", "train", str(path), *more]
+        output(command, seconds)
+        return read(Path(folder) / "out")
+
+
+def output(command: Sequence[str], seconds: float) -> str:
+    """Standard output of a program that must succeed, with as many threads as it chooses."""
+    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        list(command), cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=seconds
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return done.stdout

@@ -1,0 +1,145 @@
+"""What a step costs beside its compute: the wait for the decision, and the exchange. A simulation.
+
+Two teachers and a student, a rank each, whose compute is a wait of 20 ms (`simulated.py`), so that
+what is left of the cores is free for the rest, as it is where a GPU computes. Processes,
+collectives and the coordinator are real.
+
+Not covered: several machines; networks that compute on the coordinator's core.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench import ranks
+from bench.echo import round_trip
+from bench.figures import Figure, Say
+
+FORWARD, BACKWARD, BATCH = 7e-3, 13e-3, 64
+NETWORKS = {"t1": "teacher", "t2": "teacher", "s": "student"}
+
+
+def measure(quick: bool, say: Say) -> Iterable[Figure]:
+    """Give the figures of waiting."""
+    rounds = 2 if quick else 5
+    records, bare, paced = [], [], []
+    for i in range(rounds):
+        say(f"waits for decisions, round {i + 1} of {rounds}")
+        records.append(ranks.train(run_file(3 if quick else 10), len(NETWORKS)))
+        bare.append(round_trip(300))
+        paced.append(round_trip(100, FORWARD + BACKWARD))
+    waits = [r.summary["waiting"]["decision_mean_seconds"] for r in records]
+    steps = [r.step_seconds for r in records]
+    details = {
+        "step_seconds": steps,
+        "decision_p99_seconds": [r.summary["waiting"]["decision_p99_seconds"] for r in records],
+        "round_trip_seconds_between_steps_of_20_ms": paced,
+        "paused": [r.paused for r in records],
+    }
+    yield Figure.of_pairs(
+        "decision_wait_share",
+        list(zip(waits, steps, strict=True)),
+        target=0.02,
+        at_least=False,
+        what="a teacher's wait for the decision over the step, steps of 20 ms",
+        simulation=True,
+        details=details,
+    )
+    yield Figure.of_pairs(
+        "decision_wait_over_round_trip",
+        list(zip(waits, bare, strict=True)),
+        target=1.5,
+        at_least=False,
+        what="a teacher's wait for the decision over a bare gRPC stream's round trip",
+        simulation=True,
+        details=details,
+    )
+    compute = FORWARD + BACKWARD
+    yield Figure.of_pairs(
+        "step_over_compute",
+        [(step, compute) for step in steps],
+        what="a step of 20 ms compute, all included; below 1 where all teachers pause",
+        simulation=True,
+        details=details,
+    )
+    yield _exchange(quick, say)
+
+
+def run_file(epochs: int, strategy: str = "switokd") -> dict[str, Any]:
+    """Give the run file of three networks of 20 ms per step."""
+    kwargs = {
+        "seconds_per_sample_forward": FORWARD / BATCH,
+        "seconds_per_sample_backward": BACKWARD / BATCH,
+    }
+    return {
+        "name": "bench",
+        "device": "cpu",
+        "data": {"dataset": "digits", "batch_size": BATCH},
+        "networks": {
+            name: {"role": role, "model": "bench.simulated:Waiting", "model_kwargs": kwargs}
+            for name, role in NETWORKS.items()
+        },
+        "distillation": {"strategy": strategy},
+        "schedule": {"epochs": epochs},
+    }
+
+
+def _exchange(quick: bool, say: Say) -> Figure:
+    say("the exchange against a bare all_gather")
+    with tempfile.TemporaryDirectory() as folder:
+        rounds = {"rounds": 3 if quick else 7}
+        ranks.run(exchange_ranks, len(NETWORKS), rounds, Path(folder))
+        pairs = json.loads((Path(folder) / "pairs.json").read_text())
+    return Figure.of_pairs(
+        "exchange_over_all_gather",
+        [(ours, bare) for ours, bare in pairs],
+        what="logits and labels of 64 samples, 100 classes, 3 ranks, checked and on the host",
+    )
+
+
+def exchange_ranks(folder: Path, arguments: Mapping[str, Any]) -> None:
+    """One of three ranks, which exchange in turn through ours and through a bare all_gather."""
+    import torch
+    import torch.distributed as dist
+
+    from switokd.environment import environment
+    from switokd.exchange import Exchange
+    from switokd.placement import Place, Placement
+    from switokd.world import join_world
+
+    env, classes = environment(), 100
+    with join_world(env, torch.device("cpu"), 60) as world:
+        place = Place(Placement.of({name: [i] for i, name in enumerate(NETWORKS)}), env.rank)
+        exchange = Exchange(place, "0" * 12, classes, world.steps)
+        z, y = torch.randn(BATCH, classes), torch.randint(classes, (BATCH,))
+        dist.broadcast(y, 0)
+        mine = torch.cat([z.flatten(), torch.zeros(2 * BATCH + 4)])
+        everyone = mine.new_empty(env.world_size * len(mine))
+        (name,) = place.networks
+
+        def ours(step: int) -> None:
+            gathered = exchange(step, {name: z}, {name: y}, BATCH)
+            exchange.check(gathered.vitals.tolist())
+
+        def bare(step: int) -> None:
+            dist.all_gather_into_tensor(everyone, mine, group=world.steps)
+
+        pairs = []
+        for _ in range(arguments["rounds"] + 1):
+            seconds = []
+            for side in (ours, bare):
+                times = []
+                for step in range(100):
+                    started = time.perf_counter()
+                    side(step)
+                    times.append(time.perf_counter() - started)
+                seconds.append(median(times))
+            pairs.append(seconds)
+        if env.rank == 0:
+            (folder / "pairs.json").write_text(json.dumps(pairs[1:]))
