@@ -60,13 +60,15 @@ def trace(config: dict[str, Any]) -> str:
     from switokd.environment import Environment
     from switokd.exchange import Exchange
     from switokd.placement import Place
-    from switokd.setup import make_learners
+    from switokd.setup import make_learners, make_models
     from switokd.step import train_step
     from switokd.world import World
 
     made, device = Config.model_validate_json(json.dumps(config)), torch.device("cuda")
     images, place = open_images(made.data, made.seed), Place(made.placement_on(1), 0)
-    learners = make_learners(made, place, images, World(Environment(), device))
+    learners = make_learners(
+        made, place, make_models(made, place.networks, images), World(Environment(), device)
+    )
     exchange = Exchange(place, made.digest, images.classes)
     decider = Alone(made, lambda decision: None)
     batches = feed(images.stream(20), device, made.compute.channels_last)

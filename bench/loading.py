@@ -25,7 +25,7 @@ from switokd.data.sources import ArraySource, Sources
 from switokd.environment import Environment
 from switokd.exchange import Exchange
 from switokd.placement import Place
-from switokd.setup import make_learners
+from switokd.setup import make_learners, make_models
 from switokd.step import train_step
 from switokd.world import World
 
@@ -41,7 +41,12 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     )
     images = _images(config, steps)
     place = Place(config.placement_on(1), 0)
-    learners = make_learners(config, place, images, World(Environment(), torch.device("cpu")))
+    learners = make_learners(
+        config,
+        place,
+        make_models(config, place.networks, images),
+        World(Environment(), torch.device("cpu")),
+    )
     exchange = Exchange(place, config.digest, CLASSES)
     decider = Alone(config, lambda decision: None)
 

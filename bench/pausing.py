@@ -25,7 +25,7 @@ from switokd.distances import Parts, means
 from switokd.environment import Environment
 from switokd.exchange import Exchange
 from switokd.placement import Place
-from switokd.setup import make_learners
+from switokd.setup import make_learners, make_models
 from switokd.step import train_step
 from switokd.world import World
 
@@ -35,7 +35,7 @@ class Forced(Alone):
 
     mode = Mode.LEARNING
 
-    def report(self, step: int, parts: Parts) -> None:
+    def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
         """Decide as `mode` says."""
         self._last = decide(step, means(parts), lambda distances: self.mode)
 
@@ -83,7 +83,7 @@ def _step(config: Config):  # type: ignore[no-untyped-def]
 
     images, world = open_images(config.data, config.seed), World(Environment(), torch.device("cpu"))
     place = Place(config.placement_on(1), 0)
-    learners = make_learners(config, place, images, world)
+    learners = make_learners(config, place, make_models(config, place.networks, images), world)
     exchange, decider = (
         Exchange(place, config.digest, CLASSES),
         Forced(config, lambda decision: None),

@@ -91,4 +91,4 @@ def _train(folder: Path, arguments: Mapping[str, Any]) -> None:
     from switokd.trainer import train
 
     config = Config.model_validate_json(json.dumps({**arguments, "run_dir": str(folder / "out")}))
-    train(config, "bench", environment(os.environ))
+    train(config, environment(os.environ))
