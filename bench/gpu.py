@@ -67,7 +67,11 @@ def trace(config: dict[str, Any]) -> str:
     made, device = Config.model_validate_json(json.dumps(config)), torch.device("cuda")
     images, place = open_images(made.data, made.seed), Place(made.placement_on(1), 0)
     learners = make_learners(
-        made, place, make_models(made, place.networks, images), World(Environment(), device)
+        made,
+        place,
+        make_models(made, place.networks, images),
+        World(Environment(), device),
+        images.shape,
     )
     exchange = Exchange(place, made.digest, images.classes)
     decider = Alone(made, lambda decision: None)

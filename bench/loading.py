@@ -46,6 +46,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
         place,
         make_models(config, place.networks, images),
         World(Environment(), torch.device("cpu")),
+        images.shape,
     )
     exchange = Exchange(place, config.digest, CLASSES)
     decider = Alone(config, lambda decision: None)

@@ -83,7 +83,9 @@ def _step(config: Config):  # type: ignore[no-untyped-def]
 
     images, world = open_images(config.data, config.seed), World(Environment(), torch.device("cpu"))
     place = Place(config.placement_on(1), 0)
-    learners = make_learners(config, place, make_models(config, place.networks, images), world)
+    learners = make_learners(
+        config, place, make_models(config, place.networks, images), world, images.shape
+    )
     exchange, decider = (
         Exchange(place, config.digest, CLASSES),
         Forced(config, lambda decision: None),

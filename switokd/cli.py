@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shlex
 import sys
 from dataclasses import replace
 from typing import Annotated, NoReturn, Optional
@@ -74,9 +75,9 @@ def train(
         config = load_importable(recipe, settings or [])
         needed = config.world_size
         if needed and processes:
-            check_world_size(
-                needed, config.topology.name, recipe, replace(env, world_size=processes)
-            )
+            command = shlex.join([recipe, *(settings or [])])
+            found = replace(env, world_size=processes)
+            check_world_size(needed, config.topology.name, command, found)
     except SwitokdError as error:
         _fail(error)
     count = needed or processes
@@ -196,7 +197,7 @@ def _work(recipe: str, settings: list[str]) -> None:
     with one_line_errors(env):
         config = load_importable(recipe, settings)
         needed = config.world_size or env.world_size
-        check_world_size(needed, config.topology.name, recipe, env)
+        check_world_size(needed, config.topology.name, shlex.join([recipe, *settings]), env)
         if config.coordinator.address == "off":
             check_alone(env)
     with one_line_errors(env, config.who(env.rank, env.world_size)):

@@ -120,7 +120,7 @@ def _check_placement(value: Any) -> Any:
     if isinstance(value, dict):
         try:
             Placement.of({name: _row(row) for name, row in value.items()})
-        except (ValueError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise ValueError(f"a table {{NETWORK: [RANK, ...]}}: {error}") from None
     elif value not in ("dedicated", "replicated", "auto"):
         raise ValueError("dedicated, replicated, auto, or a table {NETWORK: [RANK, ...]}")
@@ -129,11 +129,16 @@ def _check_placement(value: Any) -> Any:
 
 def _row(row: Any) -> list[int] | dict[int, float]:
     """One network's ranks: a list, or {rank: weight}, whose keys JSON has made text."""
-    if isinstance(row, list) and all(type(rank) is int and rank >= 0 for rank in row):
+    words = f"a network's ranks are [0, 1], or {{0: 2, 1: 1}} with weights, got {row!r}"
+    if isinstance(row, list):
+        is_right = all(type(rank) is int and rank >= 0 for rank in row)
+        if not is_right or len(set(row)) < len(row):
+            raise ValueError(words)
         return row
-    if isinstance(row, dict):
+    try:
         return {int(rank): float(weight) for rank, weight in row.items()}
-    raise ValueError(f"a network's ranks are [0, 1] or {{0: 2, 1: 1}} (weights), got {row!r}")
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(words) from None
 
 
 PlacementSetting = Annotated[
@@ -220,7 +225,7 @@ class Coordinator(Section):
     """Who decides, and where it listens."""
 
     address: KeyText = "auto"
-    """auto: rank 0 starts one; HOST:PORT of one that runs already; off: every rank by itself."""
+    """auto: rank 0 starts one; HOST:PORT of one that runs already; off: one process by itself."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of /metrics of the coordinator that rank 0 starts; 0 takes a free one."""
     timeout: Positive = 60.0
@@ -265,7 +270,11 @@ class Config(Section):
     @field_validator("coordinator", mode="before")
     @classmethod
     def _off(cls, value: Any) -> Any:
-        return {"address": "off"} if value is False or value == "off" else value
+        if value is False or value == "off":
+            return {"address": "off"}
+        if not isinstance(value, dict | Coordinator):
+            raise ValueError("off, or keys and values such as {address: HOST:PORT}")
+        return value
 
     @model_validator(mode="after")
     def _placement_fits(self) -> Config:

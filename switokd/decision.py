@@ -72,7 +72,8 @@ def decide(step: int, distances: Mapping[Pair, Distances], switch: Switch) -> De
 
 
 ROUNDING = 1e-6
-"""Relative difference of two ranks' distances that the rounding of float32 can explain."""
+"""Difference of two ranks' distances that the rounding of float32 can explain: so much of one, and
+so much besides, because 1 - p[label] of a sure prediction has few digits left."""
 
 
 def foresee(step: int, distances: Mapping[Pair, Distances], switch: Switch) -> Decision | None:
@@ -84,7 +85,12 @@ def foresee(step: int, distances: Mapping[Pair, Distances], switch: Switch) -> D
     decision = decide(step, distances, switch)
     for pair in decision.pairs:
         d = pair.distances
-        for gap, e_s, e_t in product((1 - ROUNDING, 1 + ROUNDING), repeat=3):
-            if switch(Distances(d.gap * gap, d.e_s * e_s, d.e_t * e_t, d.n)) is not pair.mode:
+        for gap, e_s, e_t in product(_near(d.gap), _near(d.e_s), _near(d.e_t)):
+            if switch(Distances(gap, e_s, e_t, d.n)) is not pair.mode:
                 return None
     return decision
+
+
+def _near(distance: float) -> tuple[float, float]:
+    margin = ROUNDING * (1 + distance)
+    return max(distance - margin, 0.0), distance + margin

@@ -66,8 +66,11 @@ class Desk:
         self._passed_at[-1][step] = passed_at
         self.bar.step(step, epoch, result)
 
-    def epoch(self, epoch: int, step: int, rows: list[dict[str, Any]]) -> None:
-        """Keep and show one epoch's numbers: a row per rank and network, a line per network."""
+    def epoch(self, epoch: int, step: int, rows: list[dict[str, Any]]) -> dict[str, float]:
+        """Keep and show one epoch's numbers: a row per rank and network, a line per network.
+
+        Returns every network's accuracy on the test set, 0 to 1.
+        """
         by_network = defaultdict(list)
         for row in rows:
             by_network[row["network"]].append(row)
@@ -76,7 +79,9 @@ class Desk:
         self._passed_at.append({})  # between two epochs lies evaluation
         self._learning += rows
         self.folder.add_metrics(lines)
-        self.bar.epoch(epoch, {line["network"]: line["test_top1"] / 100 for line in lines})
+        test_top1 = {line["network"]: line["test_top1"] / 100 for line in lines}
+        self.bar.epoch(epoch, test_top1)
+        return test_top1
 
     def _line(self, epoch: int, step: int, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """One network's epoch, its ranks' sums added up."""

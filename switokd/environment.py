@@ -43,13 +43,16 @@ def environment(variables: Mapping[str, str] = os.environ) -> Environment:
     )
 
 
-def check_world_size(needed: int, topology: str, recipe: str, env: Environment) -> None:
-    """UsageError, with the command to type, unless there are as many processes as needed."""
+def check_world_size(needed: int, topology: str, command: str, env: Environment) -> None:
+    """UsageError, with the command to type, unless there are as many processes as needed.
+
+    command: the recipe with its settings.
+    """
     if env.world_size != needed:
         processes = "1 process" if needed == 1 else f"{needed} processes"
         raise UsageError(
-            f"{recipe} is {topology} and needs {processes}, found {env.world_size}: "
-            f"torchrun --standalone --nproc-per-node={needed} -m switokd.train {recipe}"
+            f"{command.split()[0]} is {topology} and needs {processes}, found {env.world_size}: "
+            f"torchrun --standalone --nproc-per-node={needed} -m switokd.train {command}"
         )
 
 

@@ -76,7 +76,9 @@ class Exchange:
         offsets, length = self._layout(n)
         self._check_shapes(z, y)
         device = next(iter(y.values())).device
-        header = torch.tensor([step, self._digest], device=device)
+        header = torch.tensor([step, self._digest])
+        if device.type == "cuda":  # from pinned memory, or the copy would wait for forward
+            header = header.pin_memory().to(device, non_blocking=True)
         pieces = [header.view(torch.float32)]  # the bits travel as they are
         for name in self.place.networks:
             if name in z:

@@ -11,7 +11,7 @@ Not covered: sharded weights or optimizer state; compressing gradients.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -33,14 +33,16 @@ class Bucket:
     work: dist.Work | None = None
 
     def pack(self) -> Tensor:
-        """All gradients in one tensor; zeros for a parameter that the batch did not reach."""
+        """All gradients in one tensor; zeros for a parameter that the loss does not reach."""
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         return torch.cat([g.reshape(-1) for g in grads])
 
-    def unpack(self, flat: Tensor) -> None:
-        """Give each parameter its part of the sum."""
+    def unpack(self, flat: Tensor, reached: Collection[nn.Parameter]) -> None:
+        """Give each parameter its part of the sum; one that no loss reaches keeps none."""
         parts = torch.split(flat, [p.numel() for p in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
+            if parameter not in reached:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
             parameter.grad.copy_(part.view(parameter.shape))
@@ -57,6 +59,8 @@ class Gradients:
     """Where a collective needs its tensors; None: where they are."""
     _buckets: list[Bucket] = field(default_factory=list)
     _next: int = 0
+    _reached: set[nn.Parameter] = field(default_factory=set)
+    """Parameters that a loss has reached; the same on every rank, since the network is."""
 
     def __post_init__(self) -> None:
         if self.group is None:
@@ -75,24 +79,29 @@ class Gradients:
             bucket.ready, bucket.flat, bucket.work = 0, None, None
         self._next = 0
 
+    def complete(self) -> None:
+        """Send what is left: this rank's backward is over, or its shard is empty."""
+        for bucket in self._buckets:
+            bucket.ready = len(bucket.parameters)
+        self._launch()
+
     def finish(self) -> None:
         """Wait until all gradients are the sum over the network's ranks.
 
         CollectiveError if another of its ranks is gone.
         """
-        for bucket in self._buckets:
-            bucket.ready = len(bucket.parameters)
-        self._launch()
         with naming(f"adding up the gradients of {self.name}"):
             for bucket in self._buckets:
                 assert bucket.work is not None
                 assert bucket.flat is not None
                 bucket.work.wait()
-                bucket.unpack(bucket.flat)
+                bucket.unpack(bucket.flat, self._reached)
 
     def _hook(self, bucket: Bucket):  # type: ignore[no-untyped-def]
         def ready(parameter: Tensor) -> None:
             bucket.ready += 1
+            assert isinstance(parameter, nn.Parameter)
+            self._reached.add(parameter)
             self._launch()
 
         return ready
@@ -120,19 +129,3 @@ def _buckets(parameters: Iterable[nn.Parameter]) -> Iterable[Bucket]:
         bucket.parameters.append(parameter)
         size += parameter.nbytes
     yield bucket
-
-
-def average_statistics(
-    model: nn.Module, group: dist.ProcessGroup | None, transport: torch.device | None = None
-) -> None:
-    """Give all of a network's ranks the mean of their BatchNorm statistics, to evaluate alike."""
-    buffers = [b for b in model.buffers() if b.is_floating_point()]
-    if group is None or not buffers:
-        return
-    flat = torch.cat([b.reshape(-1).float() for b in buffers])
-    flat = flat if transport is None else flat.to(transport)
-    with naming("averaging the BatchNorm statistics"):
-        dist.all_reduce(flat, group=group)
-    flat = flat / dist.get_world_size(group)
-    for buffer, part in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
-        buffer.copy_(part.view(buffer.shape))

@@ -19,6 +19,9 @@ from itertools import accumulate, pairwise
 
 from switokd.topology import Topology
 
+MOST = 1e6
+"""A larger weight than this is a mistake, and an infinite one has no shard."""
+
 Weights = Mapping[int, float]
 """By rank: how much of each batch it takes, in proportion to the others' of the same network."""
 
@@ -40,8 +43,8 @@ class Placement:
             for name, row in table.items()
         }
         for name, row in rows.items():
-            if not row or any(weight <= 0 for weight in row.values()):
-                raise ValueError(f"{name} needs at least one rank, and weights above 0")
+            if not row or not all(0 < weight <= MOST for weight in row.values()):
+                raise ValueError(f"{name} needs at least one rank, and weights above 0 to {MOST:g}")
         used = {rank for row in rows.values() for rank in row}
         if used != set(range(len(used))):
             raise ValueError(f"ranks must be 0 to world size - 1, each used; got {sorted(used)}")

@@ -144,6 +144,7 @@ def _profile(config: Config, given: Path | None, devices: int) -> Profile:
     if given:
         found = Profile.load(given)
         found.check((name, n.role, n.model) for name, n in config.networks.items())
+        found.check_conditions(*_images(config), config.compute.precision)
         return found
     shape, classes = _images(config)
     device = _device(config, devices)

@@ -90,6 +90,7 @@ def profile(
         torch=str(torch.__version__),
         image=images_shape,
         classes=classes,
+        precision=config.compute.precision,
         networks=networks,
         communication=_communication(config, on_gpu),
     )

@@ -178,8 +178,9 @@ def _explain(error: ValidationError, raw: Mapping[str, Any]) -> tuple[str, str]:
     else:
         if kind == "string_pattern_mismatch":
             allowed = "letters, digits, '.', '_' and '-', a letter or digit first"
-        for pydantics, plain in PLAIN_WORDS.items():
-            allowed = allowed.replace(pydantics, plain)
+        if kind not in ("value_error", "assertion_error"):  # those are our own sentences
+            for pydantics, plain in PLAIN_WORDS.items():
+                allowed = allowed.replace(pydantics, plain)
         sentence = f"{key}: found {_short(problem['input'])}; allowed: {allowed}"
     return key, sentence + more
 

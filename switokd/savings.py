@@ -5,9 +5,10 @@ Not covered: what they would have saved on other hardware (`plan.py`).
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 
 def wall_seconds(
@@ -32,17 +33,20 @@ def wall_seconds(
     return sum(len(each) * (whole - median(each)) for each in durations.values())
 
 
-def device_seconds(rows: Iterable[Mapping[str, float]]) -> float | None:
+def device_seconds(rows: Iterable[Mapping[str, Any]]) -> float | None:
     """Seconds of backward and update that paused teachers' ranks were spared, added up.
 
-    rows: a rank's `steps_paused`, `steps_learned` and `learning_seconds`. Each paused step is
-    taken to cost what the rank's learning steps did on average; None if one never learned.
+    rows: of each rank, epoch and `network`: `steps_paused`, `steps_learned`, `learning_seconds`.
+    A paused step is taken to cost what the network's learning steps did on average; None if a
+    paused network never learned.
     """
-    total = 0.0
+    totals: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        if not row["steps_paused"]:
-            continue
-        if not row["steps_learned"]:
-            return None
-        total += row["steps_paused"] * row["learning_seconds"] / row["steps_learned"]
-    return total
+        for key in ("steps_paused", "steps_learned", "learning_seconds"):
+            totals[row["network"]][key] += row[key]
+    paused = [total for total in totals.values() if total["steps_paused"]]
+    if not all(total["steps_learned"] for total in paused):
+        return None
+    return float(
+        sum(t["steps_paused"] * t["learning_seconds"] / t["steps_learned"] for t in paused)
+    )

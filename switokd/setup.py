@@ -49,15 +49,28 @@ def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
     return model
 
 
-def make_learners(config: Config, place: Place, built: Models, world: World) -> list[Learner]:
-    """All networks of this rank. Every rank must call it: groups are made together."""
-    groups = {name: world.group(place.placement.ranks_of(name)) for name in config.topology}
+def make_learners(
+    config: Config, place: Place, built: Models, world: World, shape: tuple[int, int, int]
+) -> list[Learner]:
+    """All networks of this rank, for images of `shape` (channels, height, width).
+
+    Every rank must call it: groups are made together.
+    """
+    ranks_of = {name: place.placement.ranks_of(name) for name in config.topology}
+    by_ranks = {ranks: world.group(ranks) for ranks in dict.fromkeys(ranks_of.values())}
+    groups = {name: by_ranks[ranks] for name, ranks in ranks_of.items()}
     check_batch_norm(config, place.placement, world)
     if config.compute.precision == "tf32":
         torch.set_float32_matmul_precision("high")
     learners = [
         make_learner(config, name, built[name], world, groups[name]) for name in place.networks
     ]
+    if config.compute.compile:
+        for learner in learners:
+            shard = place.shard(learner.name, config.data.batch_size)
+            channels_last = config.compute.channels_last
+            compile_ahead(learner, shard.stop - shard.start, shape, channels_last)
+        world.all_gather(None)  # networks take unequally long, and steps do not wait for long
     # From here on ranks draw (dropout) independently of each other.
     torch.manual_seed(int(mix(config.seed, place.rank + 1)) % 2**63)
     return learners
@@ -87,6 +100,34 @@ def make_learner(
     )
 
 
+def compile_ahead(
+    learner: Learner, samples: int, shape: tuple[int, int, int], channels_last: bool
+) -> None:
+    """Compile forward and backward before the first step; statistics stay as they are.
+
+    UsageError if torch.compile fails, on a CPU usually for want of a C++ compiler.
+    """
+    device = next(learner.model.parameters()).device
+    x = torch.randn(samples, *shape, device=device)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    buffers = {name: buffer.clone() for name, buffer in learner.model.named_buffers()}
+    try:
+        with torch.random.fork_rng():
+            z = learner.forward(x)
+            torch.autograd.grad(z.sum(), learner.gradients.parameters, allow_unused=True)
+    except Exception as error:
+        error_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        usage = UsageError(
+            f"compute.compile: torch.compile cannot compile {learner.name}: {error_line}; a CPU "
+            "needs a C++ compiler (g++), or use compute.compile=false"
+        )
+        usage.seen_by_every_rank = False
+        raise usage from error
+    for name, buffer in learner.model.named_buffers():
+        buffer.copy_(buffers[name])
+
+
 def prepare(model: torch.nn.Module, compute: Compute, device: torch.device) -> torch.nn.Module:
     """Bring a model into the form that it computes in."""
     model = model.to(device).train()
@@ -101,8 +142,8 @@ def make_optimizer(
     """The run file's optimizer over all of the model's parameters."""
     settings = network.optimizer.model_dump(exclude={"name"})
     if network.optimizer.name == "adam":
-        return torch.optim.Adam(model.parameters(), **settings, fused=fused)
-    return torch.optim.SGD(model.parameters(), **settings, fused=fused)
+        return torch.optim.Adam(model.parameters(), **settings, fused=fused or None)
+    return torch.optim.SGD(model.parameters(), **settings, fused=fused or None)
 
 
 def set_learning_rate(config: Config, learner: Learner, epoch: int) -> None:
@@ -123,12 +164,22 @@ def check_batch_norm(config: Config, placement: Placement, world: World) -> None
         )
 
 
-def check_shards(placement: Placement, batch_size: int) -> None:
-    """UsageError if a batch is too small to give each rank two samples or more."""
+def check_shards(config: Config, placement: Placement, images: Images) -> None:
+    """UsageError if a batch is too small to give each rank two samples or more.
+
+    The last batch of an epoch may leave a rank none, but not where BatchNorm waits for it.
+    """
+    batch_size, last = config.data.batch_size, images.size_of(images.steps_per_epoch - 1)
     for name in placement.networks:
         shards = placement.shards(name, batch_size)
         if len(shards) > 1 and min(s.stop - s.start for s in shards.values()) < 2:
             raise UsageError(
                 f"data.batch_size: {batch_size} images leave a rank of {placement.whose(name)} "
                 "fewer than 2; use a larger batch, or fewer ranks for this network"
+            )
+        last_shards = placement.shards(name, last).values()
+        if config.compute.batch_norm == "sync" and not all(s.stop > s.start for s in last_shards):
+            raise UsageError(
+                f"compute.batch_norm: sync, but an epoch's last batch of {last} images leaves a "
+                f"rank of {placement.whose(name)} none; use data.drop_last=true"
             )

@@ -72,10 +72,10 @@ class MetricsFeed:
         if time.monotonic() - self._since >= FEED_SECONDS:
             self.send()
 
-    def send(self, test_accuracy: float | None = None) -> None:
+    def send(self) -> None:
         """Send what has been counted since the last time."""
         loss, accuracy = self._meter.read()
-        self._decider.progress(self._name, self._meter.samples, loss, accuracy, test_accuracy)
+        self._decider.progress(self._name, self._meter.samples, loss, accuracy)
         self._reset()
 
     def _reset(self) -> None:
@@ -119,7 +119,7 @@ class EpochLog:
     def tested(self, name: str, correct: int, samples: int) -> None:
         """Keep one network's test result."""
         self._tested[name] = correct, samples
-        self._feeds[name].send(test_accuracy=correct / samples if samples else None)
+        self._feeds[name].send()
 
     def rows(self) -> list[dict[str, Any]]:
         """Sums, to be added up with those of the network's other ranks."""

@@ -123,6 +123,8 @@ class Profile(Section):
     image: tuple[int, int, int]
     """Channels, height, width."""
     classes: Annotated[int, Field(ge=1)]
+    precision: str = "fp32"
+    """compute.precision."""
     networks: Annotated[dict[str, NetworkTimes], Field(min_length=1)]
     """In the topology's order."""
     communication: Communication
@@ -147,6 +149,19 @@ class Profile(Section):
                 raise UsageError(
                     f"the profile's {name} is a {found.role}, {found.model}; the run file's a "
                     f"{role}, {model}; profile again"
+                )
+
+    def check_conditions(self, image: tuple[int, int, int], classes: int, precision: str) -> None:
+        """UsageError unless it was measured on such images and in this precision."""
+        for what, here, there in (
+            ("images", self.image, image),
+            ("classes", self.classes, classes),
+            ("compute.precision", self.precision, precision),
+        ):
+            if here != there:
+                raise UsageError(
+                    f"the profile was made with {what} {here}, the run file has {there}; "
+                    "profile again"
                 )
 
     def save(self, path: Path) -> None:
@@ -175,7 +190,8 @@ class Profile(Section):
 def _interpolate(samples: tuple[int, ...], seconds: tuple[float, ...], n: int) -> float:
     """Seconds for `n` samples: 0 for 0, else on the line through the two nearest measurements.
 
-    Outside the measured sizes the line goes on, but never below 0 nor, for more samples, down.
+    Beyond the largest size the line goes on, but never down. Below the smallest, where overhead
+    keeps a shard from being as cheap as the line says, a part costs its share at least.
     """
     if n == 0:
         return 0.0
@@ -186,4 +202,5 @@ def _interpolate(samples: tuple[int, ...], seconds: tuple[float, ...], n: int) -
     slope = (seconds[right] - seconds[left]) / (samples[right] - samples[left])
     if n > samples[-1]:
         slope = max(slope, 0.0)
-    return max(seconds[right] + slope * (n - samples[right]), 0.0)
+    least = seconds[0] * n / samples[0] if n < samples[0] else 0.0
+    return max(seconds[right] + slope * (n - samples[right]), least)

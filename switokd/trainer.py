@@ -25,8 +25,7 @@ from switokd.environment import Environment
 from switokd.errors import CollectiveError, NonFiniteError, PeerError
 from switokd.evaluate import top1
 from switokd.exchange import Exchange
-from switokd.gradients import average_statistics
-from switokd.learner import Learner
+from switokd.learner import Learner, average_statistics
 from switokd.lifecycle import Terminated, end_if_stuck, unwind_on_sigterm
 from switokd.pauses import Pauses
 from switokd.placement import Place, Placement
@@ -35,7 +34,7 @@ from switokd.profile_networks import profile
 from switokd.setup import check_shards, make_learners, make_models, set_learning_rate
 from switokd.step import train_step
 from switokd.telemetry import EpochLog, Waiting
-from switokd.world import World, check_same_configuration, choose_device, gpu_count, join_world
+from switokd.world import World, check_same_configuration, choose_device, join_world
 
 
 @dataclass(frozen=True)
@@ -88,12 +87,19 @@ class Trainer:
             if self.desk:
                 self.desk.step(step, epoch, result, self.exchange.passed_at)
         log.end_of_training()
+        for learner in self.learners:  # all of them before any evaluation, which may take long
+            average_statistics(learner, self._share(learner), self.world.transport)
         for learner in self.learners:
-            average_statistics(learner.model, learner.gradients.group, self.world.transport)
             log.tested(learner.name, *top1(learner, tests[learner.name], self.world.device))
         rows = [row for rank in self.world.gather(log.rows()) for row in rank]
         if self.desk:
-            self.desk.epoch(epoch, steps[-1], rows)
+            for name, accuracy in self.desk.epoch(epoch, steps[-1], rows).items():
+                self.decider.progress(name, 0, test_accuracy=accuracy)
+
+    def _share(self, learner: Learner) -> float:
+        """How much of a full batch this rank computes for one of its networks, 0 to 1."""
+        shard = self.place.shard(learner.name, self.config.data.batch_size)
+        return float((shard.stop - shard.start) / self.config.data.batch_size)
 
     def _test(self, learner: Learner) -> Batches:
         """This rank's part of the test set, for one of its networks."""
@@ -155,9 +161,9 @@ def train(config: Config, env: Environment) -> None:
         if placement is None:
             placement = measured_placement(config, world, images)
             built = make_models(config, placement.networks_of(env.rank), images)
-        check_shards(placement, config.data.batch_size)
+        check_shards(config, placement, images)
         place = Place(placement, env.rank)
-        learners = make_learners(config, place, built, world)
+        learners = make_learners(config, place, built, world, images.shape)
         images = images.on(device, config.compute.data_on_device)
         stream = images.stream(steps, part=place.part)
         batches = feed(stream, device, config.compute.channels_last)
@@ -203,12 +209,12 @@ def measured_placement(config: Config, world: World, images: Images) -> Placemen
 
 def describe(config: Config, world: World, placement: Placement, where: str) -> str:
     """Where a run takes place, in a line or two."""
-    device, processes, gpus = world.device.type, world.env.world_size, gpu_count()
+    device, processes = world.device.type, world.env.world_size
     words = f"{processes} process{'es' if processes > 1 else ''} on {device}, {where}"
     if config.placement != "dedicated" or processes != len(config.networks):
         words += f"\nplacement {placement}"
     if world.transport is not None:
-        words += f"\n{gpus} GPU(s) shared by {processes} ranks: exchanging over Gloo, not NCCL"
+        words += "\nranks share a GPU: exchanging over Gloo and the host's memory, not NCCL"
     if any(len(placement.ranks_of(name)) > 1 for name in placement.networks):
         kind = "all of a network's ranks" if config.compute.batch_norm == "sync" else "each rank"
         words += f"\nBatchNorm statistics: over {kind}"

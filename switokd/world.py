@@ -7,8 +7,8 @@ Not covered: starting the processes (`launch.py`).
 
 from __future__ import annotations
 
-import os
 import re
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -68,7 +68,9 @@ class World:
         """Make a group for the steps' collectives; every rank must call it for every group."""
         if len(ranks) == 1:
             return None
-        group = dist.new_group(list(ranks), timeout=self.timeout, backend=self.backend)
+        # NCCL's watchdog ends the process without a word: give the coordinator time to say why.
+        timeout = 2 * self.timeout if self.backend == "nccl" else self.timeout
+        group = dist.new_group(list(ranks), timeout=timeout, backend=self.backend)
         return group if isinstance(group, dist.ProcessGroup) else None
 
     @property
@@ -144,16 +146,24 @@ def join_world(env: Environment, device: torch.device, timeout: float) -> Iterat
     with naming("joining the process group"):
         if device.type == "cuda":
             torch.cuda.set_device(device)
-            # A peer that hangs is then an error here, not this process's end by NCCL's watchdog.
-            os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         dist.init_process_group("gloo", timeout=PATIENCE)
         world = World(env, device, timedelta(seconds=timeout))
-        owns = device.type == "cuda" and gpu_count() >= env.local_world_size
-        backend = "nccl" if all(world.all_gather(owns)) else "gloo"
-        world = replace(world, backend=backend)
+        world = replace(world, backend=_backend(world.all_gather(_identity(device))))
         world = replace(world, steps=world.group(range(env.world_size)))
     yield world
     dist.destroy_process_group()
+
+
+def _identity(device: torch.device) -> str:
+    """Which GPU of which machine this is; nothing for a CPU."""
+    if device.type != "cuda":
+        return ""
+    return f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"
+
+
+def _backend(identities: Sequence[str]) -> str:
+    """NCCL where each rank has a GPU of its own, else Gloo."""
+    return "nccl" if all(identities) and len(set(identities)) == len(identities) else "gloo"
 
 
 def check_same_configuration(world: World, mine: Mapping[str, Any]) -> None:

@@ -328,6 +328,7 @@ def test_a_rank_with_two_networks_is_shown_by_network(server: Server) -> None:
     assert stream.decision().step == 1
     stream.send(progress=pb.Progress(step=1, samples=8, loss=0.25, network="t"))
     stream.send(progress=pb.Progress(step=1, samples=16, loss=0.5))
+    rank = f'rank="0",run="{run_id}"'
     student, teacher = (f'network="{name}",run="{run_id}"' for name in ("s", "t"))
     found = wait_until(
         lambda: (m := server.metrics()).get(f"switokd_samples_total{{{student}}}") and m,
@@ -338,16 +339,16 @@ def test_a_rank_with_two_networks_is_shown_by_network(server: Server) -> None:
     assert found[f"switokd_samples_total{{{student}}}"] == 16.0
     assert found[f"switokd_loss{{{teacher}}}"] == 0.25
     assert found[f"switokd_loss{{{student}}}"] == 0.5
-    # The wait is the first teacher's, the collective the first network's.
+    # The wait is the first teacher's, the collective the rank's.
     assert found[f"switokd_decision_wait_seconds_count{{{teacher}}}"] == 1.0
     assert f"switokd_decision_wait_seconds_count{{{student}}}" not in found
-    assert found[f'switokd_exchange_seconds_bucket{{le="0.00075",{student}}}'] == 0.0
-    assert found[f'switokd_exchange_seconds_bucket{{le="0.001",{student}}}'] == 1.0
+    assert found[f'switokd_exchange_seconds_bucket{{le="0.00075",{rank}}}'] == 0.0
+    assert found[f'switokd_exchange_seconds_bucket{{le="0.001",{rank}}}'] == 1.0
 
     stream.send(progress=pb.Progress(step=1, samples=1, network="x"))
     code, sentence = stream.end()
     assert code == "INVALID_ARGUMENT"
-    assert "rank 0 (s, t) sends the progress of 'x', which it does not hold" in sentence
+    assert "rank 0 (s, t) sends the progress of 'x', which the run does not have" in sentence
 
 
 def test_http_port_answers_healthz_and_nothing_else(server: Server) -> None:

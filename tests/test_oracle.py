@@ -46,10 +46,13 @@ CASES = {
 }
 # Batches of 64 in shards of unequal sizes, and a last one of 29.
 UNEVEN = ["data.drop_last=false"]
+# A last batch of 3, of which the second rank gets nothing.
+EMPTY = ["data.drop_last=false", "data.batch_size=239"]
 SPREAD = {
     "ranks-2": ["networks.t1.ranks=2", *UNEVEN],
     "replicated-3": ["placement=replicated", *UNEVEN],
     "weights": ["placement={t1: {0: 5, 1: 1}, t2: [1, 2], s: {0: 1, 2: 3}}", *UNEVEN],
+    "empty-shards": ["networks.t1.ranks=2", *EMPTY],
     "students-over-ranks": ["placement={t1: [0], t2: [0], s: [0, 1, 2]}", *UNEVEN],
 }
 # Two teachers and a student without BatchNorm.
@@ -88,7 +91,7 @@ def test_same_decisions_and_nearly_the_same_weights_over_several_ranks(
 
     modes = _check_decisions(config, folder, records, tolerance=1e-3)
     assert set(modes) == {"learning", "expert"}
-    assert {r["n"] for r in records} == {64, 29}
+    assert {r["n"] for r in records} == {config.data.batch_size, 3 if "empty" in case else 29}
     for name, network in networks.items():
         saved = torch.load(folder / "weights" / f"{name}.pt", weights_only=True)
         initial = torch.load(folder / "weights" / "initial" / f"{name}.pt", weights_only=True)

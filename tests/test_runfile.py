@@ -124,6 +124,15 @@ def test_digest_follows_what_the_training_depends_on(setting: str, matters: bool
         ("networks.big.role=student", "role=student: networks: found"),
         ("networks.big.optimizer={nesterov: true, momentum: 0}", "nesterov only with a momentum"),
         ("networks.big.optimizer={name: adam, betas: [0.9, 1.5]}", "betas.1: found 1.5; allowed:"),
+        ("placement=everywhere", "dedicated, replicated, auto, or a table {NETWORK: [RANK, ...]}"),
+        ("placement={big: [0], little: [2]}", "ranks must be 0 to world size - 1, each used"),
+        ("placement={big: [0, 0], little: [1]}", "a network's ranks are [0, 1], or {0: 2, 1: 1}"),
+        ("placement={big: {a: 1}, little: [0]}", "with weights, got {'a': 1}"),
+        ("placement={big: {0: .inf}, little: [0]}", "weights above 0 to 1e+06"),
+        ("placement={big: [0]}", "the table must name each network once; see little"),
+        ("networks.big.ranks=0", "networks.big.ranks: found 0"),
+        ("coordinator=maybe", "off, or keys and values such as {address: HOST:PORT}"),
+        ("compute.precision=fp16", "'fp32', 'tf32' or 'bf16'"),
         ("coordinator.address=here:99999", "allowed: auto, off, or HOST:PORT"),
         ("distillation.temperature=1e-320", "greater than or equal to 0.001"),
         ("data.kwargs={a: 1}", "kwargs only where dataset is package.module:callable"),
@@ -204,3 +213,17 @@ def test_unknown_recipe_names_the_nearest_and_all() -> None:
 )
 def test_exit_codes(error: type[SwitokdError], code: int) -> None:
     assert error.exit_code == code
+
+
+def test_a_networks_ranks_and_another_placement_do_not_go_together(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    with pytest.raises(UsageError, match=r"networks\.big\.ranks is for placement: dedicated"):
+        load(str(path), ["networks.big.ranks=2", "placement=replicated"])
+
+
+@pytest.mark.parametrize("setting", ["coordinator=off", "coordinator.address=off"])
+def test_off_is_a_word_here_although_yaml_takes_it_for_no(setting: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    assert load(str(path), [setting]).coordinator.address == "off"

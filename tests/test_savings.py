@@ -21,7 +21,10 @@ def test_without_a_step_to_compare_with_nothing_is_claimed() -> None:
 
 
 def test_device_seconds_count_every_rank_of_a_paused_teacher() -> None:
-    rank = {"steps_paused": 3, "steps_learned": 2, "learning_seconds": 8.0}
-    student = {"steps_paused": 0, "steps_learned": 5, "learning_seconds": 9.0}
+    rank = {"network": "t", "steps_paused": 3, "steps_learned": 2, "learning_seconds": 8.0}
+    later = {"network": "t", "steps_paused": 5, "steps_learned": 0, "learning_seconds": 0.0}
+    student = {"network": "s", "steps_paused": 0, "steps_learned": 5, "learning_seconds": 9.0}
     assert savings.device_seconds([rank, rank, student]) == pytest.approx(24.0)
-    assert savings.device_seconds([{**rank, "steps_learned": 0}]) is None
+    # An epoch that is all pauses costs what the others' learning steps did.
+    assert savings.device_seconds([rank, later, student]) == pytest.approx(32.0)
+    assert savings.device_seconds([later, student]) is None

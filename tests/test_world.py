@@ -61,6 +61,20 @@ def test_ranks_that_share_a_gpu_exchange_over_the_host() -> None:
     assert World(env, torch.device("cpu")).transport is None
 
 
+@pytest.mark.parametrize(
+    ("identities", "backend"),
+    [
+        (["h 1", "h 2"], "nccl"),
+        (["a 1", "b 1"], "nccl"),  # the same number on two machines
+        (["h 1", "h 1"], "gloo"),
+        (["h 1", ""], "gloo"),
+        (["", ""], "gloo"),
+    ],
+)
+def test_nccl_is_for_ranks_with_a_gpu_each(identities: list[str], backend: str) -> None:
+    assert world._backend(identities) == backend
+
+
 def test_one_process_is_a_world_of_its_own() -> None:
     with join_world(environment({}), torch.device("cpu"), timeout=1.0) as alone:
         assert (alone.all_gather("a"), alone.gather("b"), alone.broadcast("c")) == (

@@ -74,7 +74,6 @@ class NetworkNumbers:
     train_accuracy: float | None = None
     test_accuracy: float | None = None
     decision_wait: Distribution | None = None
-    exchange: Distribution | None = None
 
 
 @dataclass
@@ -86,6 +85,8 @@ class RunNumbers:
     round_duration: Distribution = field(default_factory=Distribution)
     pairs: dict[Pair, PairNumbers] = field(default_factory=dict)
     networks: dict[str, NetworkNumbers] = field(default_factory=dict)
+    exchanges: dict[int, Distribution] = field(default_factory=dict)
+    """By rank."""
 
     def network(self, name: str) -> NetworkNumbers:
         """A network's numbers, kept from now on."""
@@ -97,11 +98,9 @@ class RunNumbers:
         numbers.decision_wait = numbers.decision_wait or Distribution()
         return numbers.decision_wait
 
-    def exchange(self, name: str) -> Distribution:
-        """Where to add how long collectives took on a rank of this network."""
-        numbers = self.network(name)
-        numbers.exchange = numbers.exchange or Distribution()
-        return numbers.exchange
+    def exchange(self, rank: int) -> Distribution:
+        """Where to add how long the exchange took on a rank."""
+        return self.exchanges.setdefault(rank, Distribution())
 
     def decided(self, decision: Decision, duration: float) -> None:
         """Count one step's decision."""
@@ -137,7 +136,7 @@ class RunNumbers:
             numbers.test_accuracy = test_accuracy
 
 
-PAIR, NETWORK = ("run", "teacher", "student"), ("run", "network")
+PAIR, NETWORK, RANK = ("run", "teacher", "student"), ("run", "network"), ("run", "rank")
 FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "gap": ("gauge", "Distillation gap G of the last step.", PAIR),
     "threshold": ("gauge", "Switching threshold delta, last step.", PAIR),
@@ -151,8 +150,12 @@ FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "train_accuracy_ratio": ("gauge", "Top-1 accuracy on training batches, lately.", NETWORK),
     "test_accuracy_ratio": ("gauge", "Top-1 accuracy on the test set, last evaluation.", NETWORK),
     "samples": ("counter", "Training samples seen.", NETWORK),
-    "decision_wait_seconds": ("histogram", "Time a teacher waited for a decision.", NETWORK),
-    "exchange_seconds": ("histogram", "Time a rank's collective of logits took.", NETWORK),
+    "decision_wait_seconds": (
+        "histogram",
+        "Time a rank of a teacher stood still for a decision.",
+        NETWORK,
+    ),
+    "exchange_seconds": ("histogram", "Time the exchange of logits took on a rank.", RANK),
     "round_duration_seconds": (
         "histogram",
         "Time from a step's first report to its decision.",
@@ -243,7 +246,9 @@ def _series(numbers: RunNumbers) -> Iterator[Series]:
         yield "test_accuracy_ratio", of_network, network.test_accuracy
         yield "samples", of_network, network.samples
         yield "decision_wait_seconds", of_network, network.decision_wait
-        yield "exchange_seconds", of_network, network.exchange
+    for rank, exchange in list(numbers.exchanges.items()):
+        if any(exchange.counts):
+            yield "exchange_seconds", (run_id, str(rank)), exchange
 
 
 class _Quiet(WSGIRequestHandler):

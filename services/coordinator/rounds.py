@@ -288,7 +288,8 @@ class Run:
         silent = [self.who(r) for r in sorted(self.connected - self.stalled.keys())]
         if not silent:
             return f"every rank failed {doing}"
-        return f"{', '.join(silent)} did not answer while the other ranks were {doing}: it hangs"
+        fault = "it hangs" if len(silent) == 1 else "one of them hangs"
+        return f"{', '.join(silent)} did not answer while the other ranks were {doing}: {fault}"
 
     def _check_rank(self, rank: int) -> None:
         if rank not in self.plan.networks_of:

@@ -240,7 +240,7 @@ class Coordinator:
         seat.others = self._outboxes.setdefault(run.run_id, {})
         seat.others[message.rank] = seat.outbox
         seat.numbers = self._metrics.of(run)
-        seat.exchanges = seat.numbers.exchange(run.plan.networks_of[seat.rank][0])
+        seat.exchanges = seat.numbers.exchange(seat.rank)
         if pairs := run.plan.pairs_of[seat.rank]:
             seat.waits = seat.numbers.decision_wait(pairs[0].teacher)
         seat.outbox.put(ATTACHED)
@@ -263,10 +263,10 @@ class Coordinator:
     def _progress(self, message: pb.Progress, run: Run, rank: int) -> None:
         networks = run.plan.networks_of[rank]
         network = message.network or networks[0]
-        if network not in networks:
+        if network not in run.plan.topology:  # rank 0 sends all networks' test accuracies
             raise Refusal(
                 Refusal.Kind.INVALID_ARGUMENT,
-                f"{run.who(rank)} sends the progress of {network!r}, which it does not hold",
+                f"{run.who(rank)} sends the progress of {network!r}, which the run does not have",
             )
         self._metrics.of(run).progressed(
             network,

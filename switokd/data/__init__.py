@@ -190,7 +190,8 @@ class _Positions:
             if batch == 0 or not indices:
                 indices = order(self.images.seed, epoch, self.images.samples)
             whole = indices[batch * size : (batch + 1) * size]
-            yield [(epoch, index) for index in whole[self.part(len(whole))]]
+            # Where this rank's part is empty, one sample keeps the loader going; nobody uses it.
+            yield [(epoch, index) for index in whole[self.part(len(whole))] or whole[:1]]
 
 
 def open_images(config: Data, seed: int) -> Images:

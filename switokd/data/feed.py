@@ -30,18 +30,25 @@ def _place(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
 
 
 def _ahead(batches: Iterator[Batch], device: torch.device, channels_last: bool) -> Iterator[Batch]:
-    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    computing, copying = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     ready: Batch | None = None
-    for batch in batches:
-        pinned = batch if batch[0].is_cuda else (batch[0].pin_memory(), batch[1].pin_memory())
+    while True:
+        # Also what is held on the GPU is cropped and mirrored on the side stream: its small
+        # transfers would wait for all of the step on the step's own.
         with torch.cuda.stream(copying):
-            copying.wait_stream(torch.cuda.current_stream(device))
-            following = _place(pinned, device, channels_last)
+            batch = next(batches, None)
+            if batch is not None:
+                batch = _place(_pinned(batch), device, channels_last)
         if ready is not None:
             yield ready
-        torch.cuda.current_stream(device).wait_stream(copying)
-        for tensor in following:  # its memory must not be given away while the step reads it
-            tensor.record_stream(torch.cuda.current_stream(device))
-        ready = following
-    if ready is not None:
-        yield ready
+        if batch is None:
+            return
+        computing.wait_stream(copying)
+        for tensor in batch:  # its memory must not be given away while the step reads it
+            tensor.record_stream(computing)
+        ready = batch
+
+
+def _pinned(batch: Batch) -> Batch:
+    x, y = batch
+    return batch if x.is_cuda else (x.pin_memory(), y.pin_memory())
