@@ -7,7 +7,7 @@ changes what a network sees.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -37,18 +37,27 @@ def order(seed: int, epoch: int, samples: int) -> list[int]:
 
 
 @contextmanager
-def seeded(key: int) -> Iterator[None]:
-    """Run a user's random transforms under `key`, whichever usual generator they draw from."""
+def seeding() -> Iterator[Callable[[int], None]]:
+    """Run a user's random transforms under keys, whichever usual generator they draw from.
+
+    Gives a function that seeds all of them; their states are put back at the end. Saving and
+    putting back costs more than a small image's decoding, so do it once a batch.
+    """
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    generator = torch.default_generator
+    torch_state = generator.get_state()
+
+    def seed(key: int) -> None:
         random.seed(key)
         np.random.seed(key % 2**32)
-        torch.manual_seed(key % 2**63)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+        generator.manual_seed(key % 2**63)
+
+    try:
+        yield seed
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        generator.set_state(torch_state)
 
 
 def crop_and_flip(x: Tensor, keys: Keys, padding: int, flip: bool) -> Tensor:

@@ -25,7 +25,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from switokd.config import Data
-from switokd.data.augment import Keys, seeded
+from switokd.data.augment import Keys, seeding
 from switokd.errors import UsageError, nearest
 from switokd.imports import import_callable
 
@@ -77,16 +77,17 @@ class ItemSource:
     def fetch(self, indices: Sequence[int], keys: Keys) -> tuple[Tensor, Tensor]:
         """See `Source`. UsageError for labels outside the classes or images that do not fit."""
         images, labels = [], []
-        for index, key in zip(indices, keys.tolist(), strict=True):
-            with seeded(key):
+        with seeding() as seed:
+            for index, key in zip(indices, keys.tolist(), strict=True):
+                seed(key)
                 image, label = _pair(self.items, index, self.where)
-            images.append(_as_tensor(image, f"{self.where}, sample {index}"))
-            labels.append(label)
-            if not 0 <= labels[-1] < self.classes:
-                raise UsageError(
-                    f"{self.where}, sample {index}: label {labels[-1]} is outside the "
-                    f"{self.classes} classes (0 to {self.classes - 1})"
-                )
+                images.append(_as_tensor(image, f"{self.where}, sample {index}"))
+                labels.append(label)
+                if not 0 <= label < self.classes:
+                    raise UsageError(
+                        f"{self.where}, sample {index}: label {label} is outside the "
+                        f"{self.classes} classes (0 to {self.classes - 1})"
+                    )
         shapes = {tuple(image.shape) for image in images}
         if len(shapes) > 1:
             raise UsageError(f"{self.where}: images of one batch differ in shape: {sorted(shapes)}")
