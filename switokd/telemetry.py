@@ -6,10 +6,9 @@ Not covered: showing it (`progress.py`, `report.py`), keeping it (`run_folder.py
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,7 +30,7 @@ class Meter:
 
     def __init__(self, name: str, place: Place, device: torch.device) -> None:
         self._name, self._place = name, place
-        self._sums = torch.zeros(2, device=device)  # loss, correct
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, correct
         self.samples = self.learned = 0
 
     def add(self, result: StepResult, n: int) -> None:
@@ -45,42 +44,53 @@ class Meter:
             self._sums[0] += result.losses[self._name] * n  # its part of the batch's sum
             self.learned += size
 
-    def sums(self) -> tuple[float, float]:
-        """Sum of the losses over the samples learned from, correct answers over all."""
+    def sums(self) -> Sums:
+        """All so far; waits for the device."""
         loss, correct = self._sums.tolist()
-        return loss, correct
+        return Sums(loss, correct, self.learned, self.samples)
 
-    def read(self) -> tuple[float | None, float | None]:
-        """Mean loss over the samples learned from, accuracy over all; None where there are none."""
-        loss, correct = self.sums()
-        return (
-            loss / self.learned if self.learned else None,
-            correct / self.samples if self.samples else None,
-        )
+
+class Sums(NamedTuple):
+    """Loss over the samples learned from, correct answers over all samples."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    learned: int = 0
+    samples: int = 0
+
+    def since(self, before: Sums) -> Sums:
+        """What has come in since then."""
+        return Sums(*(now - then for now, then in zip(self, before, strict=True)))  # type: ignore[arg-type]
+
+    @property
+    def mean_loss(self) -> float | None:
+        """None where nothing was learned from."""
+        return self.loss / self.learned if self.learned else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """None where there were no samples."""
+        return self.correct / self.samples if self.samples else None
 
 
 class MetricsFeed:
-    """Sends one network's loss, accuracy and samples to the coordinator, every half a second."""
+    """Sends what a meter has counted to the coordinator, every half a second."""
 
-    def __init__(self, decider: Client | Alone, make: Callable[[], Meter], name: str) -> None:
-        self._decider, self._make, self._name = decider, make, name
-        self._reset()
+    def __init__(self, decider: Client | Alone, meter: Meter, name: str) -> None:
+        self._decider, self._meter, self._name = decider, meter, name
+        self._sent, self._since = Sums(), time.monotonic()
 
-    def add(self, result: StepResult, n: int) -> None:
-        """Count one step; send if it is time."""
-        self._meter.add(result, n)
+    def send_if_due(self) -> None:
+        """Send if it is time."""
         if time.monotonic() - self._since >= FEED_SECONDS:
             self.send()
 
     def send(self) -> None:
         """Send what has been counted since the last time."""
-        loss, accuracy = self._meter.read()
-        self._decider.progress(self._name, self._meter.samples, loss, accuracy)
-        self._reset()
-
-    def _reset(self) -> None:
-        self._meter = self._make()
-        self._since = time.monotonic()
+        sums = self._meter.sums()
+        new = sums.since(self._sent)
+        self._decider.progress(self._name, new.samples, new.mean_loss, new.accuracy)
+        self._sent, self._since = sums, time.monotonic()
 
 
 class EpochLog:
@@ -94,10 +104,9 @@ class EpochLog:
         device: torch.device,
     ) -> None:
         self._learners = {learner.name: learner for learner in learners}
-        make = {name: partial(Meter, name, place, device) for name in self._learners}
-        self._meters = {name: make[name]() for name in make}
-        self._feeds = {name: MetricsFeed(decider, make[name], name) for name in make}
-        self._paused = dict.fromkeys(make, 0)
+        self._meters = {name: Meter(name, place, device) for name in self._learners}
+        self._feeds = [MetricsFeed(decider, meter, name) for name, meter in self._meters.items()]
+        self._paused = dict.fromkeys(self._learners, 0)
         self._tested: dict[str, tuple[int, int]] = {}
         self._learning = {li.name: li.learning.seconds for li in learners}
         self._steps = 0
@@ -109,23 +118,25 @@ class EpochLog:
         self._steps += 1
         for name, meter in self._meters.items():
             meter.add(result, n)
-            self._feeds[name].add(result, n)
             self._paused[name] += name in result.paused
+        for feed in self._feeds:
+            feed.send_if_due()
 
     def end_of_training(self) -> None:
         """Stop the clock: what follows is evaluation."""
         self._seconds = time.monotonic() - self._started
+        for feed in self._feeds:
+            feed.send()
 
     def tested(self, name: str, correct: int, samples: int) -> None:
         """Keep one network's test result."""
         self._tested[name] = correct, samples
-        self._feeds[name].send()
 
     def rows(self) -> list[dict[str, Any]]:
         """Sums, to be added up with those of the network's other ranks."""
         rows = []
         for name, meter in self._meters.items():
-            loss, correct = meter.sums()
+            sums = meter.sums()
             learner = self._learners[name]
             rows.append(
                 {
@@ -134,10 +145,10 @@ class EpochLog:
                     "lr": learner.optimizer.param_groups[0]["lr"],
                     "steps_paused": self._paused[name],
                     "steps_learned": self._steps - self._paused[name],
-                    "loss_sum": loss,
-                    "learned": meter.learned,
-                    "correct": correct,
-                    "samples": meter.samples,
+                    "loss_sum": sums.loss,
+                    "learned": sums.learned,
+                    "correct": sums.correct,
+                    "samples": sums.samples,
                     "test_correct": self._tested[name][0],
                     "test_samples": self._tested[name][1],
                     "training_seconds": self._seconds,

@@ -20,7 +20,7 @@ from switokd.placement import Place, Placement
 from switokd.progress import PausedShare, ProgressBar
 from switokd.step import StepResult
 from switokd.stopwatch import Stopwatch
-from switokd.telemetry import Meter
+from switokd.telemetry import Meter, Sums
 from switokd.topology import Role, Topology
 
 TOPOLOGY = Topology((("a", Role.TEACHER), ("b", Role.TEACHER), ("s", Role.STUDENT)))
@@ -39,14 +39,16 @@ def result(correct: int, loss: float | None, of: int = 4) -> StepResult:
 
 def test_meter_averages_loss_over_learned_and_accuracy_over_all_samples() -> None:
     meter = Meter("s", Place(Placement.of({"s": [0]}), 0), CPU)
-    assert meter.read() == (None, None)
+    assert (meter.sums().mean_loss, meter.sums().accuracy) == (None, None)
     meter.add(result(correct=3, loss=1.0), 4)
     meter.add(result(correct=1, loss=None), 4)  # paused: no loss
     meter.add(result(correct=2, loss=4.0, of=2), 2)
-    loss, accuracy = meter.read()
-    assert loss == pytest.approx(2.0)
-    assert accuracy == pytest.approx(0.6)
-    assert (meter.samples, meter.learned) == (10, 6)
+    sums = meter.sums()
+    assert sums.mean_loss == pytest.approx(2.0)
+    assert sums.accuracy == pytest.approx(0.6)
+    assert (sums.samples, sums.learned) == (10, 6)
+    before = Sums(loss=4.0, correct=3.0, learned=4, samples=8)
+    assert sums.since(before) == (8.0, 3.0, 2, 2)
 
 
 def test_ranks_meters_add_up_to_the_whole_batchs() -> None:
@@ -56,7 +58,7 @@ def test_ranks_meters_add_up_to_the_whole_batchs() -> None:
     for rank, loss in ((0, 0.5), (1, 0.25)):
         meter = Meter("s", Place(placement, rank), CPU)
         meter.add(result(correct=7, loss=loss, of=8), 8)
-        sums.append((*meter.sums(), meter.samples, meter.learned))
+        sums.append(tuple(meter.sums()))
     assert sums == [(4.0, 6.0, 6, 6), (2.0, 1.0, 2, 2)]
 
 
