@@ -23,6 +23,7 @@ from bench.figures import Figure, Say
 
 PARTS = {
     "plain": "against",
+    "roofline": "roofline",
     "waits": "waits",
     "paused": "pausing",
     "input": "loading",

@@ -109,7 +109,7 @@ def exchange_ranks(folder: Path, arguments: Mapping[str, Any]) -> None:
     import torch.distributed as dist
 
     from switokd.environment import environment
-    from switokd.exchange import Exchange
+    from switokd.exchange import Exchange, all_gather
     from switokd.placement import Place, Placement
     from switokd.world import join_world
 
@@ -128,7 +128,7 @@ def exchange_ranks(folder: Path, arguments: Mapping[str, Any]) -> None:
             exchange.check(gathered.vitals.tolist())
 
         def bare(step: int) -> None:
-            dist.all_gather_into_tensor(everyone, mine, group=world.steps)
+            all_gather(everyone, mine, group=world.steps)
 
         pairs = []
         for _ in range(arguments["rounds"] + 1):

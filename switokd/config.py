@@ -215,6 +215,8 @@ class Compute(Section):
     """Compile each network with torch.compile: a minute at the start, faster steps after it."""
     fused_optimizer: bool = True
     """Update all of a network's weights by one fused kernel."""
+    keep_memory: bool = True
+    """On CPUs: keep freed memory for the next step, instead of returning it to the system."""
     data_on_device: bool | None = None
     """Hold all images on the GPU and augment them there; null: where they fit."""
     batch_norm: Literal["rank", "sync"] = "rank"

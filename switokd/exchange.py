@@ -23,6 +23,8 @@ from switokd.errors import NonFiniteError, PeerError, UsageError
 from switokd.placement import Place
 from switokd.world import naming
 
+# PyTorch 2.14 renames it, and warns of the old name.
+all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 HEADER = 2  # step, digest: int64, each as long as two float32
 
 
@@ -179,5 +181,5 @@ class Exchange:
             padded = padded.to(self._transport)
         everyone = padded.new_empty(world_size * length)
         with naming(doing):
-            dist.all_gather_into_tensor(everyone, padded, group=self._group)
+            all_gather(everyone, padded, group=self._group)
         return everyone.view(world_size, length)

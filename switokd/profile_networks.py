@@ -5,8 +5,8 @@ training afterwards draws what it would have drawn. Learning rates are 0 here: n
 spoil what is measured. Times are on the clock on the wall, from an idle device to an idle device,
 which is also how a step meets its exchange.
 
-Not covered: torch.compile (measured without); the costs of communication, which are assumed
-(`timings.py`) and can be set in the saved file.
+Not covered: torch.compile (measured without); the costs of communication, which are measured
+between ranks that are there (`links.py`), else assumed (`timings.py`), and can be set in the file.
 """
 
 from __future__ import annotations
@@ -51,12 +51,13 @@ def profile(
     device: torch.device,
     sizes: Sequence[int],
     progress: ProgressCall | None = None,
+    links: Communication | None = None,
 ) -> Profile:
     """Measure all networks of `config` at `sizes` samples on `device`.
 
-    images_shape: channels, height, width. A size that does not fit into the device's memory,
-    or takes too long, is left out. UsageError if a network cannot be built or none of its sizes
-    fits.
+    images_shape: channels, height, width. links: what communication costs, None: assumed. A size
+    that does not fit into the device's memory, or takes too long, is left out. UsageError if a
+    network cannot be built or none of its sizes fits.
     """
     sizes = sorted(set(sizes))
     stages = len(sizes) + 1
@@ -92,13 +93,13 @@ def profile(
         classes=classes,
         precision=config.compute.precision,
         networks=networks,
-        communication=_communication(config, on_gpu),
+        communication=_communication(config, on_gpu, links),
     )
 
 
-def _communication(config: Config, on_gpu: bool) -> Communication:
-    """Give the constants that are assumed; no decision travels where every rank makes it."""
-    assumed = NCCL_NVLINK if on_gpu else GLOO_LOOPBACK
+def _communication(config: Config, on_gpu: bool, links: Communication | None) -> Communication:
+    """Give the constants, measured or assumed; without a coordinator no decision travels."""
+    assumed = links or (NCCL_NVLINK if on_gpu else GLOO_LOOPBACK)
     if config.coordinator.address == "off":
         return assumed.model_copy(update={"decision_seconds": 0.0})
     return assumed

@@ -49,17 +49,18 @@ class Communication(Section):
         return self.latency_seconds + (ranks - 1) * size / self.bandwidth_bytes_per_second
 
 
+ASSUMED_DECISION_SECONDS = 1e-3
 GLOO_LOOPBACK = Communication(
     description="Gloo between processes of one machine (assumed)",
     latency_seconds=4e-4,
     bandwidth_bytes_per_second=0.8e9,
-    decision_seconds=1e-3,
+    decision_seconds=ASSUMED_DECISION_SECONDS,
 )
 NCCL_NVLINK = Communication(
     description="NCCL over NVLink (assumed)",
     latency_seconds=5e-5,
     bandwidth_bytes_per_second=200e9,
-    decision_seconds=1e-3,
+    decision_seconds=ASSUMED_DECISION_SECONDS,
 )
 
 

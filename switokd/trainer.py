@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,13 @@ from switokd.data import Batch, Batches, Images, open_images
 from switokd.data.feed import feed
 from switokd.desk import Desk
 from switokd.environment import Environment
-from switokd.errors import CollectiveError, NonFiniteError, PeerError
+from switokd.errors import CollectiveError, NonFiniteError, PeerError, SwitokdError
 from switokd.evaluate import top1
 from switokd.exchange import Exchange
 from switokd.learner import Learner, average_statistics
 from switokd.lifecycle import Terminated, end_if_stuck, unwind_on_sigterm
+from switokd.links import measure_links
+from switokd.memory import keep_freed_memory
 from switokd.pauses import Pauses
 from switokd.placement import Place, Placement
 from switokd.plan import choose, shard_sizes
@@ -34,6 +36,7 @@ from switokd.profile_networks import profile
 from switokd.setup import check_shards, make_learners, make_models, set_learning_rate
 from switokd.step import train_step
 from switokd.telemetry import EpochLog, Waiting
+from switokd.timings import ASSUMED_DECISION_SECONDS, Profile
 from switokd.world import World, check_same_configuration, choose_device, join_world
 
 
@@ -146,6 +149,8 @@ def train(config: Config, env: Environment) -> None:
     images = open_images(config.data, config.seed)
     steps = total_steps(config, images)
     device = choose_device(config.device, env)
+    if config.compute.keep_memory and device.type == "cpu":
+        keep_freed_memory()
     placement = None if config.placement == "auto" else config.placement_on(env.world_size)
     # Before the ranks meet, so that a mistake in a model is not also a lost peer elsewhere.
     names = placement.networks_of(env.rank) if placement else ()
@@ -190,18 +195,22 @@ def train(config: Config, env: Environment) -> None:
 def measured_placement(config: Config, world: World, images: Images) -> Placement:
     """For `placement: auto`: the fastest for as many ranks as there are, chosen by rank 0.
 
-    The others wait while it measures, so it has the device to itself.
+    All ranks measure at the same time, as they will compute: some share cores, or a GPU.
     """
-    ranks = world.env.world_size
+    ranks, size = world.env.world_size, config.data.batch_size
+    links = measure_links(world, ASSUMED_DECISION_SECONDS)
+
+    def measure() -> Profile:
+        sizes = shard_sizes(size, ranks)
+        return profile(config, images.shape, images.classes, world.device, sizes, links=links)
 
     def pick() -> Placement:
-        size = config.data.batch_size
-        found = profile(
-            config, images.shape, images.classes, world.device, shard_sizes(size, ranks)
-        )
         usual = Pauses.usual(config.topology, config.distillation.strategy)
-        return choose(found, config.topology, size, ranks, usual).placement
+        return choose(measure(), config.topology, size, ranks, usual).placement
 
+    if world.rank > 0:
+        with suppress(SwitokdError):  # rank 0 finds the same, and says so
+            measure()
     placement = world.broadcast(world.on_rank_0(pick))
     assert isinstance(placement, Placement)
     return placement

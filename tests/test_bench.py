@@ -10,9 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import plain
+from bench import placements, plain, roofline
 from bench.__main__ import chosen
 from bench.figures import Figure
+from switokd.config import Config
+from switokd.pauses import Pauses
+from switokd.placement import replicated
+from switokd.plan import predict
+from switokd.timings import GLOO_LOOPBACK, NetworkTimes, Profile
 from tests import reference
 from tests.support import REPOSITORY, run
 
@@ -84,6 +89,46 @@ def test_parts_are_chosen_by_their_names_or_their_figures() -> None:
     assert len(chosen("")) > 5
     with pytest.raises(ValueError, match=r"--only nothing: one of plain, "):
         chosen("nothing")
+
+
+def test_slowed_time_slows_all_of_a_prediction() -> None:
+    config = Config.model_validate(placements.run_file(64))
+    profiled = Profile(
+        device="cpu",
+        threads=1,
+        torch="any",
+        image=(1, 8, 8),
+        classes=10,
+        networks={
+            name: NetworkTimes(
+                role=network.role,
+                model=network.model,
+                samples=(8, 64),
+                forward_seconds=(0.01, 0.07),
+                backward_seconds=(0.03, 0.2),
+                update_seconds=0.002,
+                parameter_bytes=4000,
+                gradient_bytes=4000,
+                optimizer_bytes=0,
+                activation_bytes_per_sample=0,
+            )
+            for name, network in config.networks.items()
+        },
+        communication=GLOO_LOOPBACK,
+    )
+    placement = replicated(config.topology, 4)
+    once, thrice = (
+        predict(each, placement, 64, Pauses.none()).step_seconds
+        for each in (profiled, placements.slowed(profiled, 3))
+    )
+    assert thrice == pytest.approx(3 * once)
+
+
+def test_convolutions_alone_count_their_operations() -> None:
+    run, operations = roofline.convolutions()
+    run()
+    # WRN-16-2, images of 32 x 32: some 0.1 G multiplications and additions forward.
+    assert operations / (3 * 2 * roofline.BATCH) == pytest.approx(0.1e9, rel=0.05)
 
 
 @pytest.mark.timeout(200)
