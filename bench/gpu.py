@@ -80,7 +80,7 @@ def trace(config: dict[str, Any]) -> str:
     def steps(first: int) -> None:
         for step in range(first, first + 10):
             x, y = next(batches)
-            train_step(learners, step, x, y, len(y), 1.0, exchange, decider)
+            train_step(learners, step, x, y, len(y), made.method, exchange, decider)
 
     steps(1)
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]

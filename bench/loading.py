@@ -55,7 +55,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
         batches = list(_stream(config, images, steps // 5))
         started = time.perf_counter()
         for step, (x, y) in enumerate(batches, 1):
-            train_step(learners, step, x, y, BATCH, 1.0, exchange, decider)
+            train_step(learners, step, x, y, BATCH, config.method, exchange, decider)
         return len(batches) * BATCH / (time.perf_counter() - started)
 
     def load() -> float:

@@ -20,7 +20,7 @@ from bench.figures import Figure, Say
 from bench.runs import BATCH, CLASSES, run_file
 from switokd.alone import Alone
 from switokd.config import Config
-from switokd.decision import Mode, decide
+from switokd.decision import Mode, Rule, decide
 from switokd.distances import Parts, means
 from switokd.environment import Environment
 from switokd.exchange import Exchange
@@ -37,7 +37,7 @@ class Forced(Alone):
 
     def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
         """Decide as `mode` says."""
-        self._last = decide(step, means(parts), lambda distances: self.mode)
+        self._last = decide(step, means(parts), Rule(lambda d, delta: self.mode))
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
@@ -96,7 +96,7 @@ def _step(config: Config):  # type: ignore[no-untyped-def]
     def step(mode: Mode) -> float:
         decider.mode = mode
         started = time.perf_counter()
-        train_step(learners, 1, x, y, BATCH, 1.0, exchange, decider)
+        train_step(learners, 1, x, y, BATCH, config.method, exchange, decider)
         return time.perf_counter() - started
 
     return step

@@ -14,7 +14,6 @@ from switokd.config import Config
 from switokd.decision import Decision, decide
 from switokd.distances import Parts, means
 from switokd.errors import SwitokdError
-from switokd.strategy import STRATEGIES
 
 
 class Alone:
@@ -23,13 +22,13 @@ class Alone:
     def __init__(self, config: Config, on_decision: Callable[[Decision], None]) -> None:
         self.pairs = list(config.topology.pairs)
         self.waits: list[float] = []
-        self._switch = STRATEGIES[config.distillation.strategy].switch
+        self._rule = config.method.rule
         self._on_decision = on_decision
         self._last: Decision | None = None
 
     def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
         """Decide a step and keep the decision."""
-        self._last = decide(step, means(parts), self._switch)
+        self._last = decide(step, means(parts), self._rule)
         self._on_decision(self._last)
 
     def foresee(self, step: int, parts: Parts) -> Decision | None:

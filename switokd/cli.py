@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -16,10 +17,12 @@ from typing import Annotated, NoReturn, Optional
 import typer
 
 from switokd import __version__
-from switokd.config import Section, known_settings
+from switokd.config import known_settings
 from switokd.errors import SwitokdError
+from switokd.imports import import_callable
 from switokd.plan_command import plan
 from switokd.runfile import load, load_importable, recipe_text, recipes
+from switokd.sections import Section
 
 EPILOG = (
     "Exit codes: 0 done, 2 a mistake in run file or arguments, 3 a network diverged, "
@@ -103,6 +106,13 @@ def coordinator(
     http_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of /metrics and /healthz; 0: a free one.")
     ] = 9464,
+    strategy: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="PACKAGE.MODULE:CALLABLE",
+            help="A strategy of your own that runs may name; may be given several times.",
+        ),
+    ] = None,
     follow_stdin: Annotated[
         bool,
         typer.Option("--follow-stdin", hidden=True, help="Stop when standard input is closed."),
@@ -118,7 +128,10 @@ def coordinator(
     level = logging.ERROR if follow_stdin else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        asyncio.run(serve(host, port, http_port, follow_stdin))
+        sys.path.append(os.getcwd())  # your own strategies, as in training
+        for name in strategy or []:
+            import_callable(name, "--strategy")
+        asyncio.run(serve(host, port, http_port, follow_stdin, strategy or []))
     except SwitokdError as error:
         _fail(error)
 

@@ -12,6 +12,7 @@ runs without one).
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,6 @@ from switokd.decision import Decision, foresee
 from switokd.distances import Parts, means
 from switokd.errors import CoordinatorError, PeerError, SwitokdError
 from switokd.placement import Place, Placement
-from switokd.strategy import STRATEGIES
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
 from switokd.wire import ROLE_TO_WIRE, decision_from_wire, sums_to_wire
@@ -85,7 +85,7 @@ class Client:
         self.waits: list[float] = []
         """Seconds that this rank stood still for each step's decision; teachers' ranks only."""
         self._place = Place(placement, seat.rank)
-        self._switch = STRATEGIES[config.distillation.strategy].switch
+        self._rule = config.method.rule
         self._foreseen: Decision | None = None
         self._timeout = config.coordinator.timeout
         self._on_decision, self._on_failure = on_decision, on_failure
@@ -137,7 +137,7 @@ class Client:
 
         Its decision is compared when it comes; should it differ, every later call raises.
         """
-        self._foreseen = foresee(step, means(parts), self._switch) if parts else None
+        self._foreseen = foresee(step, means(parts), self._rule) if parts else None
         return self._foreseen
 
     def decision(self, step: int) -> Decision:
@@ -260,6 +260,12 @@ def _plan(config: Config, placement: Placement) -> pb.RunPlan:
             for name, role in config.topology.roles
         ],
         strategy=config.distillation.strategy,
+        strategy_kwargs=json.dumps(config.distillation.strategy_kwargs, sort_keys=True),
+        semantics=config.distillation.semantics,
+        switched_off=[
+            pb.Pair(teacher=pair.teacher, student=pair.student)
+            for pair in sorted(config.topology.off)
+        ],
         config_digest=config.digest,
         round_timeout_seconds=config.coordinator.timeout,
     )

@@ -7,6 +7,7 @@ ends. Not covered: starting one anew when it dies.
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import sys
@@ -21,17 +22,23 @@ START_SECONDS = 30.0
 
 
 @contextmanager
-def coordinator_process(env: Environment, http_port: int) -> Iterator[Endpoint]:
+def coordinator_process(env: Environment, http_port: int, strategy: str = "") -> Iterator[Endpoint]:
     """Start a coordinator as a child on a free port; stop it at the end.
 
+    strategy: import string of one of the user's own, which it then imports as this process does.
     It listens on this machine's loopback, or on all interfaces where ranks run elsewhere.
     UsageError if http_port is taken, CoordinatorError if it does not start.
     """
     host = "127.0.0.1" if env.one_host else "0.0.0.0"
     command = [sys.executable, "-m", "switokd", "coordinator", "--follow-stdin"]
     command += ["--host", host, "--port", "0", "--http-port", str(http_port)]
+    env_of_child = dict(os.environ)
+    if strategy:
+        command += ["--strategy", strategy]
+        env_of_child["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     child = subprocess.Popen(
         command,
+        env=env_of_child,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the ranks; the coordinator then reports on them

@@ -10,13 +10,13 @@ Source: Qian et al., ECCV 2022, arXiv:2209.04996, the switching between the two 
 teacher be the better network (e_t < e_s) is implicit there and explicit in its published code.
 
 Not covered: where the numbers come from (`gap.py`, the coordinator's rounds), what a network
-then learns from (`strategy.py`, `objective.py`).
+then learns from (`strategies/`, `objective.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import product
 
@@ -31,8 +31,20 @@ class Mode(str, Enum):
     EXPERT = "expert"
 
 
-Switch = Callable[[Distances], Mode]
-"""A strategy's rule: one pair's distances in, its mode out."""
+Switch = Callable[[Distances, float], Mode]
+"""A strategy's rule: one pair's distances and threshold in, its mode out."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """All that turns distances into a decision.
+
+    `epsilon_from` names, by pair, another pair whose distances make its epsilon
+    (`semantics.py`).
+    """
+
+    switch: Switch
+    epsilon_from: Mapping[Pair, Pair] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,14 @@ class Decision:
         return {p.pair: p.mode for p in self.pairs}[pair]
 
 
-def decide(step: int, distances: Mapping[Pair, Distances], switch: Switch) -> Decision:
-    """Decide one step for every pair in `distances`, in their order."""
+def decide(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> Decision:
+    """Decide one step for every pair in `distances`, in their order.
+
+    Each pair that `rule.epsilon_from` names another one for must come with that other one.
+    """
     pairs = tuple(
-        PairDecision(pair, d, epsilon(d), delta(d), switch(d)) for pair, d in distances.items()
+        _decide(pair, d, epsilon(distances[rule.epsilon_from.get(pair, pair)]), rule)
+        for pair, d in distances.items()
     )
     teachers = dict.fromkeys(p.pair.teacher for p in pairs)
     paused = tuple(
@@ -71,26 +87,39 @@ def decide(step: int, distances: Mapping[Pair, Distances], switch: Switch) -> De
     return Decision(step, pairs, paused)
 
 
+def _decide(pair: Pair, d: Distances, eps: float, rule: Rule) -> PairDecision:
+    threshold = delta(d, eps)
+    return PairDecision(pair, d, eps, threshold, rule.switch(d, threshold))
+
+
 ROUNDING = 1e-6
 """Difference of two ranks' distances that the rounding of float32 can explain: so much of one, and
 so much besides, because 1 - p[label] of a sure prediction has few digits left."""
 
 
-def foresee(step: int, distances: Mapping[Pair, Distances], switch: Switch) -> Decision | None:
+def foresee(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> Decision | None:
     """Decide ahead of the authority, where no rounding could make it decide otherwise.
 
     None if a pair is so close to its threshold that another rank, adding up the same numbers on
-    another processor, might find the other mode.
+    another processor, might find the other mode; or if a pair's epsilon is made of distances that
+    are not here.
     """
-    decision = decide(step, distances, switch)
+    if not all(rule.epsilon_from.get(pair, pair) in distances for pair in distances):
+        return None
+    decision = decide(step, distances, rule)
     for pair in decision.pairs:
-        d = pair.distances
-        for gap, e_s, e_t in product(_near(d.gap), _near(d.e_s), _near(d.e_t)):
-            if switch(Distances(gap, e_s, e_t, d.n)) is not pair.mode:
+        lender = rule.epsilon_from.get(pair.pair)
+        for near in _near(pair.distances):
+            epsilons = [epsilon(d) for d in (_near(distances[lender]) if lender else [near])]
+            if any(rule.switch(near, delta(near, e)) is not pair.mode for e in epsilons):
                 return None
     return decision
 
 
-def _near(distance: float) -> tuple[float, float]:
-    margin = ROUNDING * (1 + distance)
-    return max(distance - margin, 0.0), distance + margin
+def _near(d: Distances) -> list[Distances]:
+    """All corners of what rounding could have made of these distances."""
+    bounds = []
+    for distance in (d.gap, d.e_s, d.e_t):
+        margin = ROUNDING * (1 + distance)
+        bounds.append((max(distance - margin, 0.0), distance + margin))
+    return [Distances(gap, e_s, e_t, d.n) for gap, e_s, e_t in product(*bounds)]

@@ -26,24 +26,29 @@ def pair_sums(
     logits: Mapping[str, Tensor],
     y: Tensor,
     shards: Mapping[str, Sequence[slice]],
-    tau: float,
+    taus: Mapping[Pair, float],
 ) -> Tensor:
     """Sum each pair's three L1 distances over each of its teacher's shards.
 
     logits: by network `[B, C]`. y: labels `[B]` (integers) or target distributions `[B, C]`.
-    shards: by teacher, the parts of the batch. tau: temperature. Returns float64 on the logits'
+    shards: by teacher, the parts of the batch. taus: temperatures. Returns float64 on the logits'
     device, `[shards of all pairs, 3]`, pair by pair, with G, e_s, e_t in that order. Distances
     are taken in float32 or better and added up in float64, so that a shard's sums are the same
     whoever holds the logits.
     """
-    names = dict.fromkeys(name for pair in pairs for name in (pair.teacher, pair.student))
-    p = {name: (logits[name].float() / tau).softmax(dim=1) for name in names}
-    e = {name: _distance_to_target(p[name], y) for name in names}
+    p: dict[tuple[str, float], Tensor] = {}
+    e: dict[tuple[str, float], Tensor] = {}
+    for pair in pairs:
+        for key in ((pair.teacher, taus[pair]), (pair.student, taus[pair])):
+            if key not in p:
+                p[key] = (logits[key[0]].float() / taus[pair]).softmax(dim=1)
+                e[key] = _distance_to_target(p[key], y)
     rows = []
-    for t, s in ((pair.teacher, pair.student) for pair in pairs):
+    for pair in pairs:
+        t, s = (pair.teacher, taus[pair]), (pair.student, taus[pair])
         gap = (p[s] - p[t]).abs().sum(dim=1)
         per_sample = torch.stack((gap, e[s], e[t])).double()  # [3, B]
-        rows += [per_sample[:, shard].sum(dim=1) for shard in shards[t]]
+        rows += [per_sample[:, shard].sum(dim=1) for shard in shards[pair.teacher]]
     device = next(iter(logits.values())).device
     return torch.stack(rows) if rows else torch.empty(0, 3, dtype=torch.float64, device=device)
 

@@ -55,6 +55,6 @@ def epsilon(d: Distances) -> float:
     return math.exp(-d.e_t / total) if total > 0 else 1.0
 
 
-def delta(d: Distances) -> float:
-    """Adaptive switching threshold, between e_s - e_t and e_s."""
-    return d.e_s - epsilon(d) * d.e_t
+def delta(d: Distances, eps: float | None = None) -> float:
+    """Adaptive switching threshold, between e_s - e_t and e_s; `eps` is epsilon, None: its own."""
+    return d.e_s - (epsilon(d) if eps is None else eps) * d.e_t

@@ -1,11 +1,11 @@
 """One network on one rank, with all that its step needs: forward, backward, update.
 
-Not covered: what it learns from (`strategy.py`, `objective.py`); building it (`setup.py`).
+Not covered: what it learns from (`strategies/`, `objective.py`); building it (`setup.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from switokd.decision import Decision
 from switokd.gradients import Gradients
 from switokd.stopwatch import Stopwatch
 from switokd.topology import Role
@@ -22,7 +21,7 @@ from switokd.world import naming
 
 @dataclass(frozen=True)
 class Learner:
-    """One network. `kl_weights` is its strategy's: peers' names to weights, for a decision."""
+    """One network. A `frozen` one only ever answers, in evaluation mode."""
 
     name: str
     role: Role
@@ -31,7 +30,7 @@ class Learner:
     """The model as it is called: itself, or compiled."""
     optimizer: Optimizer
     gradients: Gradients
-    kl_weights: Callable[[Decision | None], Mapping[str, float]]
+    frozen: bool = False
     bf16: bool = False
     learning: Stopwatch = field(default_factory=Stopwatch)
     """Time that backward and update take: what a pause saves."""
@@ -43,7 +42,8 @@ class Learner:
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[b, C]` of images `[b, ...]`, with their graph."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+        autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
+        with autocast, torch.set_grad_enabled(not self.frozen):
             return _in_fp32(self.network(x))
 
     def predict(self, x: Tensor) -> Tensor:

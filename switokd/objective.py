@@ -1,18 +1,20 @@
 """Losses: cross-entropy and the KL terms.
 
-    L_i = CE(z_i, y) + tau^2 * sum over peers j of w_j KL(p_j || p_i)
+    L_i = CE(z_i, y) + sum over peers j of w_ij tau_ij^2 KL(p_j || p_i)
 
 Source: Qian et al., ECCV 2022, arXiv:2209.04996, the losses of teacher and student. Which peers,
-and with which weight, the strategy says. Every z_j but the network's own is detached, so no
-gradient crosses networks.
+with which weights and temperatures, the strategy says. Every z_j but the network's own is detached,
+so no gradient crosses networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from switokd.couplings import Term
 
 
 def kl(z_peer: Tensor, z_self: Tensor, tau: float) -> Tensor:
@@ -23,18 +25,14 @@ def kl(z_peer: Tensor, z_self: Tensor, tau: float) -> Tensor:
 
 
 def objective(
-    z_self: Tensor,
-    y: Tensor,
-    logits: Mapping[str, Tensor],
-    kl_weights: Mapping[str, float],
-    tau: float,
+    z_self: Tensor, y: Tensor, logits: Mapping[str, Tensor], terms: Iterable[Term]
 ) -> Tensor:
     """Loss of one network, a scalar.
 
     z_self: its logits `[B, C]` with gradient. y: labels `[B]` or distributions `[B, C]`.
-    logits: every network's detached logits `[B, C]`. kl_weights: peers' names to weights.
+    logits: every peer's detached logits `[B, C]`, by name. terms: what it learns from them.
     """
     loss = F.cross_entropy(z_self, y)
-    for peer, weight in kl_weights.items():
-        loss = loss + weight * tau**2 * kl(logits[peer], z_self, tau)
+    for term in terms:
+        loss = loss + term.weight * term.tau**2 * kl(logits[term.peer], z_self, term.tau)
     return loss

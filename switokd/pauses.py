@@ -18,6 +18,7 @@ from pathlib import Path
 
 from switokd.decision import Mode
 from switokd.errors import UsageError, nearest
+from switokd.method import Method
 from switokd.topology import Topology
 
 USUAL_SHARE = 0.3
@@ -67,11 +68,14 @@ class Pauses:
         return cls(tuple((paused, chance) for paused, chance in patterns if chance > 0), source)
 
     @classmethod
-    def usual(cls, topology: Topology, strategy: str) -> Pauses:
-        """Before anything is known: nobody under dml, else `USUAL_SHARE` for each teacher."""
-        if strategy == "dml":
+    def usual(cls, method: Method) -> Pauses:
+        """Before anything is known: nobody where the strategy pauses nobody, all frozen ones, else
+        `USUAL_SHARE` for each teacher.
+        """
+        if not method.strategy.pauses:
             return cls.none()
-        return cls.independent(dict.fromkeys(topology.teachers, USUAL_SHARE))
+        share = 1.0 if method.strategy.frozen_teachers else USUAL_SHARE
+        return cls.independent(dict.fromkeys(method.topology.teachers, share))
 
     @classmethod
     def of_run(cls, folder: Path, topology: Topology) -> Pauses:

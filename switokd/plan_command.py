@@ -54,7 +54,7 @@ PROFILE_HELP = "Use the measurements of this file instead of measuring."
 SAVE_HELP = "Keep the measurements in this file."
 PAUSED_HELP = (
     "Share of its steps that a teacher is paused, 0 to 1: 0.5 for all, or teacher1=0.5; may be "
-    "given several times. Default: 0.3, with strategy dml 0."
+    "given several times. Default: 0.3, or 0 where the strategy pauses nobody."
 )
 RUN_HELP = "Take pauses from this earlier run's folder: which teachers were paused together."
 JSON_HELP = "Print JSON: all placements, times in seconds, sizes in bytes."
@@ -136,7 +136,7 @@ def _pauses(config: Config, paused: list[str], run: Path | None) -> Pauses:
         return Pauses.of_run(run, config.topology)
     if paused:
         return Pauses.independent(parse_shares(paused, config.topology))
-    return Pauses.usual(config.topology, config.distillation.strategy)
+    return Pauses.usual(config.method)
 
 
 def _profile(config: Config, given: Path | None, devices: int) -> Profile:

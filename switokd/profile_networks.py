@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from switokd import models
-from switokd.config import Config, Network
+from switokd.config import Config
+from switokd.couplings import Term
 from switokd.errors import UsageError
 from switokd.objective import objective
+from switokd.sections import Network
 from switokd.setup import make_optimizer, prepare
 from switokd.timings import GLOO_LOOPBACK, NCCL_NVLINK, Communication, NetworkTimes, Profile
 
@@ -182,7 +184,7 @@ class Bench:
             z = self.model(x)
         marks.append(self._now())
         z = z.float()
-        loss = objective(z, y, peers, dict.fromkeys(peers, 1.0), 1.0)
+        loss = objective(z, y, peers, [Term(peer, 1.0, 1.0) for peer in peers])
         loss.backward()  # type: ignore[no-untyped-call]
         marks.append(self._now())
         self.optimizer.step()

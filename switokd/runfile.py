@@ -19,8 +19,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from switokd.config import SGD, Adam, Config, known_settings
+from switokd.config import Config, known_settings
 from switokd.errors import UsageError, nearest
+from switokd.sections import SGD, Adam
+from switokd.templates import spell_out
 
 
 class _Loader(yaml.SafeLoader):
@@ -90,6 +92,10 @@ def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
         )
     for override in overrides:
         _apply(override, raw)
+    try:
+        raw = spell_out(raw)
+    except ValueError as error:
+        raise UsageError(f"{recipe_or_file}: {error}") from None
     try:
         return Config.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:

@@ -6,22 +6,22 @@ Not covered: the loop (`trainer.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
+from pathlib import Path
 from zlib import crc32
 
 import torch
 from torch.distributed import ProcessGroup
 
 from switokd import models
-from switokd.config import Compute, Config, Network
+from switokd.config import Config
 from switokd.data import Images
 from switokd.data.augment import mix
 from switokd.errors import UsageError
 from switokd.gradients import Gradients
 from switokd.learner import Learner
 from switokd.placement import Place, Placement
+from switokd.sections import Compute, Network
 from switokd.stopwatch import Stopwatch
-from switokd.strategy import STRATEGIES
 from switokd.topology import Role
 from switokd.world import World
 
@@ -35,7 +35,7 @@ def make_models(config: Config, names: Iterable[str], images: Images) -> Models:
 
 
 def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
-    """Build one network; its first weights depend on (seed, name) alone."""
+    """Build one network; its first weights depend on (seed, name) alone, or are given."""
     network = config.networks[name]
     torch.manual_seed(int(mix(config.seed, crc32(name.encode()))) % 2**63)
     try:
@@ -43,6 +43,8 @@ def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
         models.check_output(model, network.model, images.shape, images.classes)
         if not any(p.requires_grad for p in model.parameters()):
             raise UsageError(f"model {network.model} has no parameter to train")
+        if network.weights is not None:
+            models.load_weights(model, Path(network.weights), f"networks.{name}.weights")
     except UsageError as error:
         error.seen_by_every_rank = False  # the other ranks build other networks
         raise
@@ -80,12 +82,13 @@ def make_learner(
     config: Config, name: str, model: torch.nn.Module, world: World, group: ProcessGroup | None
 ) -> Learner:
     """One network with its optimizer, on this rank's device. `group`: its ranks, if several."""
-    distillation, role = config.distillation, config.topology.role(name)
+    role = config.topology.role(name)
+    frozen = config.method.strategy.frozen_teachers and role is Role.TEACHER
     model = prepare(model, config.compute, world.device)
     if config.compute.batch_norm == "sync" and group is not None:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, group)  # type: ignore[no-untyped-call]
-    strategy = STRATEGIES[distillation.strategy]
-    weight = distillation.alpha if role is Role.STUDENT else distillation.beta
+    if frozen:
+        model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
     return Learner(
         name=name,
@@ -94,7 +97,7 @@ def make_learner(
         network=torch.compile(model) if config.compute.compile else model,
         optimizer=make_optimizer(config.networks[name], model, config.compute.fused_optimizer),
         gradients=Gradients(name, parameters, group, world.transport),
-        kl_weights=partial(strategy.kl_weights, name, config.topology, weight=weight),
+        frozen=frozen,
         bf16=config.compute.precision == "bf16",
         learning=Stopwatch(world.device),
     )

@@ -1,7 +1,7 @@
 """One training step of one rank. This is the whole of it.
 
-Symbols as in the paper: z are logits `[B, C]`, y labels `[B]`, tau the temperature. A rank holds
-one network or several (`learners`), and of each batch the part that its place gives it.
+Symbols as in the paper: z are logits `[B, C]`, y labels `[B]` or target distributions `[B, C]`. A
+rank holds one network or several (`learners`), and of each batch the part that its place gives it.
 
 Not covered: where the batch comes from, logging, evaluation (`trainer.py`).
 """
@@ -18,6 +18,7 @@ from switokd.decision import Decision
 from switokd.distances import Parts, as_parts, pair_sums, to_host
 from switokd.exchange import Exchange
 from switokd.learner import Learner
+from switokd.method import Method
 from switokd.objective import objective
 from switokd.topology import Pair
 
@@ -62,7 +63,7 @@ def train_step(
     x: Tensor,
     y: Tensor,
     n: int,
-    tau: float,
+    method: Method,
     exchange: Exchange,
     decider: Decider,
 ) -> StepResult:
@@ -75,7 +76,7 @@ def train_step(
 
     # The distances of this rank's teachers to their students, by shard. A student has none.
     shards = {pair.teacher: place.shards(pair.teacher, n) for pair in decider.pairs}
-    sums = pair_sums(decider.pairs, everyone.logits, everyone.y, shards, tau)
+    sums = pair_sums(decider.pairs, everyone.logits, everyone.y, shards, method.taus)
     vitals, rows = to_host(everyone.vitals, sums)  # the step's only wait for the device
     exchange.check(vitals)
     parts = as_parts(decider.pairs, shards, rows)
@@ -83,26 +84,29 @@ def train_step(
 
     # While the report travels: whoever has the numbers can decide, and a student need not wait.
     foreseen = decider.foresee(step, parts)
+    peers = {**everyone.logits, **method.strategy.combine(everyone.logits, everyone.y)}
     losses: dict[str, Tensor] = {}
     learning = []
     for learner in sorted(learners, key=lambda learner: learner.is_teacher):
         decision = (foreseen or decider.decision(step)) if learner.is_teacher else None
-        if decision is not None and learner.name in decision.paused:
+        paused = decision is not None and learner.name in decision.paused
+        if paused and not method.pauses_by_zero:
             continue  # weights, momentum, weight decay: all untouched; no gradients travel
         learning.append(learner)
         loss = None
         if learner.name in z:
             shard = place.shard(learner.name, n)
-            logits = {name: z_i[shard] for name, z_i in everyone.logits.items()}
-            weights = learner.kl_weights(decision)
-            loss = objective(z[learner.name], everyone.y[shard], logits, weights, tau)
+            logits = {name: z_i[shard] for name, z_i in peers.items()}
+            terms = method.terms(learner.name, decision)
+            loss = objective(z[learner.name], everyone.y[shard], logits, terms)
             loss = loss * ((shard.stop - shard.start) / n)  # its share of the batch's mean
             losses[learner.name] = loss.detach()
+            loss = loss * 0 if paused else loss
         learner.backward(loss)
 
     if any(learner.is_teacher for learner in learning):
         decider.decision(step)  # nothing is applied that the authority has not decided
     for learner in learning:
         learner.update()
-    paused = tuple(learner.name for learner in learners if learner not in learning)
-    return StepResult(everyone.logits, everyone.y, losses, paused)
+    stood_still = tuple(learner.name for learner in learners if learner not in learning)
+    return StepResult(everyone.logits, everyone.y, losses, stood_still)

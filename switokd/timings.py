@@ -16,8 +16,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from switokd.config import NonNegative, Positive, Section
 from switokd.errors import UsageError
+from switokd.sections import NonNegative, Positive, Section
 
 Bytes = Annotated[int, Field(ge=0)]
 Seconds = tuple[NonNegative, ...]

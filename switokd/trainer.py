@@ -81,11 +81,11 @@ class Trainer:
         for learner in self.learners:
             set_learning_rate(self.config, learner, epoch)
         log = EpochLog(self.learners, self.place, self.decider, self.world.device)
-        tau = self.config.distillation.temperature
+        method = self.config.method
         for step in steps:
             x, y = next(self.batches)
             n = self.images.size_of(step - 1)
-            result = train_step(self.learners, step, x, y, n, tau, self.exchange, self.decider)
+            result = train_step(self.learners, step, x, y, n, method, self.exchange, self.decider)
             log.add(result, n)
             if self.desk:
                 self.desk.step(step, epoch, result, self.exchange.passed_at)
@@ -205,7 +205,7 @@ def measured_placement(config: Config, world: World, images: Images) -> Placemen
         return profile(config, images.shape, images.classes, world.device, sizes, links=links)
 
     def pick() -> Placement:
-        usual = Pauses.usual(config.topology, config.distillation.strategy)
+        usual = Pauses.usual(config.method)
         return choose(measure(), config.topology, size, ranks, usual).placement
 
     if world.rank > 0:
@@ -263,7 +263,8 @@ def meeting_point(config: Config, world: World) -> Iterator[tuple[Endpoint, str]
             endpoint = Endpoint(config.coordinator.address)
             if config.coordinator.address == "auto":
                 port = config.coordinator.http_port
-                endpoint = stack.enter_context(coordinator_process(world.env, port))
+                own = config.distillation.strategy if ":" in config.distillation.strategy else ""
+                endpoint = stack.enter_context(coordinator_process(world.env, port, own))
             return endpoint, f"{config.name}-{uuid.uuid4().hex[:6]}"
 
         yield world.broadcast(world.on_rank_0(start))

@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from switokd.config import Data
 from switokd.data import Batch, Images, View, open_images
 from switokd.data.augment import crop_and_flip, mix
 from switokd.data.sources import ArraySource
 from switokd.errors import UsageError
+from switokd.sections import Data
 
 # The DataLoader warns where two worker processes are more than the machine's processors.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from switokd.decision import ROUNDING, Decision, Mode, PairDecision, decide, foresee
+from switokd.couplings import Coupling, Couplings, Term
+from switokd.decision import ROUNDING, Decision, Mode, PairDecision, Rule, decide, foresee
 from switokd.distances import as_parts, means
 from switokd.distances import pair_sums as sums_of_pairs
 from switokd.gap import Distances, PairSums, delta, epsilon
 from switokd.objective import kl, objective
-from switokd.strategy import DML, STRATEGIES, SwitOKD
+from switokd.strategies import make_strategy
 from switokd.topology import Pair, Role, Topology
 from tests import reference
 
@@ -30,6 +31,8 @@ TWO_TWO = Topology((("s1", S), ("t1", T), ("s2", S), ("t2", T)))
 
 EXPERT = Distances(gap=0.8, e_s=1.2, e_t=1.0, n=1)  # delta 0.565
 LEARNING = Distances(gap=0.5, e_s=1.2, e_t=1.0, n=1)
+
+RULE = Rule(make_strategy("switokd").switch)
 
 # One sample, three classes, label 0.
 P_T, P_S, LABEL = [0.5, 0.4, 0.1], [0.4, 0.1, 0.5], torch.tensor([0])
@@ -44,9 +47,19 @@ def pair_sums(z_t: Tensor, z_s: Tensor, y: Tensor, tau: float, *cuts: int) -> Pa
     """One pair's sums over the whole batch, added up over shards that end at `cuts`."""
     pair, bounds = Pair("t", "s"), [0, *cuts, len(y)]
     shards = {"t": [slice(a, b) for a, b in pairwise(bounds)]}
-    rows = sums_of_pairs([pair], {"t": z_t, "s": z_s}, y, shards, tau).tolist()
+    rows = sums_of_pairs([pair], {"t": z_t, "s": z_s}, y, shards, {pair: tau}).tolist()
     (first, *rest) = as_parts([pair], shards, rows)[pair]
     return sum(rest, first)
+
+
+def mode_of(d: Distances, strategy: str = "switokd") -> Mode:
+    """What a strategy decides on a pair's distances."""
+    return make_strategy(strategy).switch(d, delta(d))
+
+
+def couplings(topology: Topology, weight: float, tau: float = 1.0) -> Couplings:
+    """The same weight and temperature everywhere."""
+    return Couplings(topology, dict.fromkeys(topology, Coupling(weight, tau)))
 
 
 def random_case(seed: int) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -66,7 +79,7 @@ def test_distances_by_hand() -> None:
     assert found.e_t == pytest.approx(0.5 + 0.4 + 0.1, abs=1e-6)
     assert epsilon(found) == pytest.approx(0.634736, abs=1e-6)  # exp(-1.0 / 2.2)
     assert delta(found) == pytest.approx(0.565264, abs=1e-6)
-    assert SwitOKD().switch(found) is Mode.EXPERT
+    assert mode_of(found) is Mode.EXPERT
 
 
 def test_distances_are_batch_means() -> None:
@@ -93,7 +106,7 @@ def test_agrees_with_the_reference(seed: int) -> None:
     gap, e_s, e_t = reference.distances(z_t, z_s, y, tau)
     assert (found.gap, found.e_s, found.e_t) == pytest.approx((gap, e_s, e_t), abs=1e-6)
     assert (epsilon(found), delta(found)) == pytest.approx(reference.threshold(e_s, e_t), abs=1e-6)
-    assert SwitOKD().switch(found).value == reference.mode(gap, e_s, e_t)
+    assert mode_of(found).value == reference.mode(gap, e_s, e_t)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -129,7 +142,7 @@ def test_several_pairs_are_measured_at_once() -> None:
     y = torch.randint(4, (9,), generator=g)
     shards = {"t1": [slice(0, 4), slice(4, 9)], "t2": [slice(0, 9)]}
     pairs = TWO_TWO.pairs
-    rows = sums_of_pairs(pairs, z, y, shards, 2.0)
+    rows = sums_of_pairs(pairs, z, y, shards, dict.fromkeys(pairs, 2.0))
     assert rows.shape == (6, 3)
     assert rows.dtype is torch.float64
     found = means(as_parts(pairs, shards, rows.tolist()))
@@ -137,7 +150,7 @@ def test_several_pairs_are_measured_at_once() -> None:
     for pair, d in found.items():
         expected = reference.distances(z[pair.teacher], z[pair.student], y, 2.0)
         assert (d.gap, d.e_s, d.e_t, d.n) == pytest.approx((*expected, 9), abs=1e-6)
-    assert sums_of_pairs([], z, y, {}, 1.0).shape == (0, 3)
+    assert sums_of_pairs([], z, y, {}, {}).shape == (0, 3)
 
 
 @pytest.mark.parametrize("strategy", ["switokd", "dml"])
@@ -146,12 +159,12 @@ def test_what_is_foreseen_is_what_any_rounding_of_the_numbers_decides(
     seed: int, strategy: str
 ) -> None:
     d = pair_sums(*random_case(seed)).mean()
-    switch, pair = STRATEGIES[strategy].switch, Pair("t", "s")
-    foreseen = foresee(3, {pair: d}, switch)
-    assert foreseen == decide(3, {pair: d}, switch)
+    rule, pair = Rule(make_strategy(strategy).switch), Pair("t", "s")
+    foreseen = foresee(3, {pair: d}, rule)
+    assert foreseen == decide(3, {pair: d}, rule)
     for shift in (-ROUNDING, ROUNDING):
         near = Distances(d.gap + shift, d.e_s - shift, d.e_t, d.n)
-        assert switch(near) is foreseen.mode(pair)
+        assert mode_of(near, strategy) is foreseen.mode(pair)
     # What float32 makes of the distances is nearer to the truth than what is allowed for.
     z_t, z_s, y, tau = random_case(seed)
     exact = reference.distances(z_t, z_s, y, tau)
@@ -163,11 +176,11 @@ def test_nothing_is_foreseen_at_the_threshold() -> None:
     e_s, e_t = 1.2, 1.0
     at = delta(Distances(0.0, e_s, e_t, 1))
     pairs = {Pair("t", "a"): EXPERT, Pair("t", "b"): Distances(at * (1 + 1e-8), e_s, e_t, 1)}
-    assert foresee(1, pairs, SwitOKD().switch) is None
+    assert foresee(1, pairs, RULE) is None
     pairs[Pair("t", "b")] = Distances(at * 1.001, e_s, e_t, 1)
-    assert foresee(1, pairs, SwitOKD().switch) == decide(1, pairs, SwitOKD().switch)
+    assert foresee(1, pairs, RULE) == decide(1, pairs, RULE)
     almost_equal = {Pair("t", "a"): Distances(1.9, 1.0, 1.0 - 1e-9, 1)}  # e_t < e_s, but barely
-    assert foresee(1, almost_equal, SwitOKD().switch) is None
+    assert foresee(1, almost_equal, RULE) is None
 
 
 def test_two_exact_predictions_are_in_learning_mode() -> None:
@@ -175,7 +188,7 @@ def test_two_exact_predictions_are_in_learning_mode() -> None:
     d = pair_sums(certain, certain, LABEL, tau=1).mean()
     assert d == Distances(0, 0, 0, 1)
     assert (epsilon(d), delta(d)) == (1.0, 0.0)
-    assert SwitOKD().switch(d) is Mode.LEARNING
+    assert mode_of(d) is Mode.LEARNING
 
 
 @pytest.mark.parametrize(
@@ -191,13 +204,13 @@ def test_two_exact_predictions_are_in_learning_mode() -> None:
     ],
 )
 def test_switch(d: Distances, mode: Mode) -> None:
-    assert STRATEGIES["switokd"].switch(d) is mode
-    assert STRATEGIES["dml"].switch(d) is Mode.LEARNING
+    assert mode_of(d) is mode
+    assert mode_of(d, "dml") is Mode.LEARNING
 
 
 def test_decision_keeps_the_numbers_it_was_made_of() -> None:
     pair = Pair("t", "s")
-    found = decide(7, {pair: EXPERT}, SwitOKD().switch)
+    found = decide(7, {pair: EXPERT}, RULE)
     line = PairDecision(pair, EXPERT, epsilon(EXPERT), delta(EXPERT), Mode.EXPERT)
     assert found == Decision(7, (line,), ("t",))
     assert found.mode(pair) is Mode.EXPERT
@@ -209,7 +222,7 @@ def decided(topology: Topology, *modes: str) -> Decision:
     """A decision with these modes, e or l, in the order of the topology's pairs."""
     distances = [EXPERT if mode == "e" else LEARNING for mode in modes]
     pairs = zip(topology.pairs, distances, strict=True)
-    return decide(1, dict(pairs), SwitOKD().switch)
+    return decide(1, dict(pairs), RULE)
 
 
 @pytest.mark.parametrize(
@@ -255,8 +268,8 @@ def test_what_a_network_learns_from(
     topology: Topology, modes: str, network: str, peers: list[str]
 ) -> None:
     decision = decided(topology, *modes) if modes else None
-    weights = SwitOKD().kl_weights(network, topology, decision, 0.7)
-    assert list(weights.items()) == [(peer, 0.7) for peer in peers]
+    found = make_strategy("switokd").terms(network, couplings(topology, 0.7, 2.0), decision)
+    assert found == [Term(peer, 0.7, 2.0) for peer in peers]
 
 
 @pytest.mark.parametrize(
@@ -271,9 +284,9 @@ def test_what_a_network_learns_from(
 def test_mutual_learning_is_the_mean_over_peers(
     topology: Topology, network: str, expected: Mapping[str, float]
 ) -> None:
-    weights = DML().kl_weights(network, topology, None, 0.6)
-    assert list(weights) == list(expected)
-    assert weights == pytest.approx(expected)
+    found = make_strategy("dml").terms(network, couplings(topology, 0.6), None)
+    assert [term.peer for term in found] == list(expected)
+    assert [term.weight for term in found] == pytest.approx(list(expected.values()))
 
 
 def test_topology() -> None:
@@ -313,7 +326,7 @@ def test_objective_and_gradient_are_the_plain_formulas(seed: int, soft: bool) ->
     target = (z_a.detach() * 0.7).softmax(1) if soft else y
     z = z.clone().requires_grad_()
     weights = {"a": 0.7, "b": 1.3}
-    loss = objective(z, target, others, weights, tau)
+    loss = objective(z, target, others, [Term(p, w, tau) for p, w in weights.items()])
     loss.backward()  # type: ignore[no-untyped-call]
     assert z_a.grad is None  # no gradient crosses networks
     again = z.detach().double().requires_grad_()
@@ -338,7 +351,6 @@ def test_every_networks_loss_is_the_references_to_the_last_bit(
     g = torch.Generator().manual_seed(1)
     z = {name: torch.randn(16, 10, generator=g) for name in topology}
     y = torch.randint(10, (16,), generator=g)
-    rule = STRATEGIES[strategy]
     for modes in ("llll", "ellll", "leel"):
         decision = decided(topology, *modes[: len(topology.pairs)])
         learning = {
@@ -346,6 +358,7 @@ def test_every_networks_loss_is_the_references_to_the_last_bit(
         }
         for name in topology:
             weight = setup.alpha if topology.role(name) is S else setup.beta
-            weights = rule.kl_weights(name, topology, decision, weight)
-            ours = objective(z[name], y, z, weights, setup.tau)
+            coupled = couplings(topology, weight, setup.tau)
+            terms = make_strategy(strategy).terms(name, coupled, decision)
+            ours = objective(z[name], y, z, terms)
             assert torch.equal(ours, reference._loss(setup, name, z, y, learning)), name

@@ -7,11 +7,11 @@ import math
 import pytest
 from prometheus_client import generate_latest
 
-from switokd.decision import Decision, decide
+from switokd.decision import Decision, Rule, decide
 from switokd.gap import Distances
 from switokd.services.coordinator.metrics import SECONDS_BUCKETS, Distribution, Metrics
 from switokd.services.coordinator.rounds import Plan, Run
-from switokd.strategy import SwitOKD
+from switokd.strategies import make_strategy
 from switokd.topology import Pair, Role, Topology
 
 PLAN = Plan(
@@ -21,7 +21,7 @@ PLAN = Plan(
 
 def decision(step: int, paused: bool) -> Decision:
     distances = Distances(2.0, 1.0, 0.1, 8) if paused else Distances(0.1, 1.0, 0.9, 8)
-    return decide(step, {Pair("t", "s"): distances}, SwitOKD().switch)
+    return decide(step, {Pair("t", "s"): distances}, Rule(make_strategy("switokd").switch))
 
 
 def scraped(metrics: Metrics) -> dict[str, float]:

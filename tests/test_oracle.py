@@ -20,9 +20,10 @@ import pytest
 import torch
 
 from switokd import models
-from switokd.config import Adam, Config
+from switokd.config import Config
 from switokd.data import Batch, Images, open_images
 from switokd.runfile import load
+from switokd.sections import Adam
 from tests import reference
 from tests.support import lines, train
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from switokd.couplings import Couplings
 from switokd.errors import UsageError
+from switokd.method import Method
 from switokd.pauses import Pauses, parse_shares
+from switokd.strategies import make_strategy
 from switokd.topology import Role, Topology
 
 TOPOLOGY = Topology((("large", Role.TEACHER), ("small", Role.TEACHER), ("student", Role.STUDENT)))
@@ -40,9 +43,12 @@ def test_pauses_of_many_teachers_are_a_sample_and_always_the_same() -> None:
 
 
 def test_usual_pauses() -> None:
-    topology = TOPOLOGY
-    assert Pauses.usual(topology, "dml") == Pauses.none()
-    assert Pauses.usual(topology, "switokd").share("large") == pytest.approx(0.3)
+    def usual(strategy: str) -> Pauses:
+        return Pauses.usual(Method(Couplings(TOPOLOGY), make_strategy(strategy)))
+
+    assert usual("dml") == Pauses.none()
+    assert usual("switokd").share("large") == pytest.approx(0.3)
+    assert usual("kd").share("large") == 1.0
 
 
 def record(folder: Path, *steps: dict[str, str]) -> Path:

@@ -14,14 +14,14 @@ import torch
 from rich.console import Console
 
 from switokd.config import Config
-from switokd.decision import decide
+from switokd.decision import Rule, decide
 from switokd.errors import UsageError
 from switokd.gap import Distances
 from switokd.models import build
 from switokd.report import draw_curves, print_table
 from switokd.run_folder import RunFolder, check, read_lines
 from switokd.runfile import load
-from switokd.strategy import SwitOKD
+from switokd.strategies import make_strategy
 from switokd.topology import Pair
 from tests.support import lines
 
@@ -42,7 +42,7 @@ def test_folder_holds_the_runs_whole_record(tmp_path: Path) -> None:
     states = {"student": build("wrn-10-1", 1, 10).state_dict()}
     folder.save_weights(states, "weights/initial")
     folder.save_weights(states, "weights")
-    folder.add_decision(decide(1, DISTANCES, SwitOKD().switch))
+    folder.add_decision(decide(1, DISTANCES, Rule(make_strategy("switokd").switch)))
     folder.add_metrics([{"epoch": 1, "network": "student"}])
     folder.add_metrics([{"epoch": 2, "network": "student"}])
     folder.finish({"name": "digits-2t1s"})
@@ -62,7 +62,7 @@ def test_folder_holds_the_runs_whole_record(tmp_path: Path) -> None:
 
 def test_decision_is_on_disk_at_once_a_line_per_pair(tmp_path: Path) -> None:
     folder = RunFolder(config(tmp_path))
-    decision = decide(3, DISTANCES, SwitOKD().switch)
+    decision = decide(3, DISTANCES, Rule(make_strategy("switokd").switch))
     folder.add_decision(decision)
     one, two = lines(tmp_path / "decisions.jsonl")  # the folder is still open
     assert one == {
@@ -78,7 +78,7 @@ def test_decision_is_on_disk_at_once_a_line_per_pair(tmp_path: Path) -> None:
         "n": 64,
     }
     assert (two["teacher"], two["mode"]) == ("teacher2", "learning")
-    folder.add_decision(decide(4, DISTANCES, SwitOKD().switch))
+    folder.add_decision(decide(4, DISTANCES, Rule(make_strategy("switokd").switch)))
     folder.close()
     assert [d["step"] for d in read_lines(tmp_path / "decisions.jsonl")] == [3, 3, 4, 4]
 

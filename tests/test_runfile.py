@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from switokd.config import SGD, Adam, Config
+from switokd.config import Config
 from switokd.errors import CoordinatorError, NonFiniteError, PeerError, SwitokdError, UsageError
 from switokd.runfile import load, recipes
+from switokd.sections import SGD, Adam
 
 MINIMAL = """\
 name: small
@@ -121,7 +122,10 @@ def test_digest_follows_what_the_training_depends_on(setting: str, matters: bool
             "networks.big.optimizer={name: adam, momentum: 1}",
             "momentum is no setting of adam; to change",
         ),
-        ("networks.big.role=student", "role=student: networks: found"),
+        (
+            "networks.big.role=student",
+            "needs at least one teacher and one student (there is no teacher)",
+        ),
         ("networks.big.optimizer={nesterov: true, momentum: 0}", "nesterov only with a momentum"),
         ("networks.big.optimizer={name: adam, betas: [0.9, 1.5]}", "betas.1: found 1.5; allowed:"),
         ("placement=everywhere", "dedicated, replicated, auto, or a table {NETWORK: [RANK, ...]}"),
@@ -138,7 +142,7 @@ def test_digest_follows_what_the_training_depends_on(setting: str, matters: bool
         ("data.kwargs={a: 1}", "kwargs only where dataset is package.module:callable"),
         ("network={}", "unknown key network; did you mean networks?"),
         ("networks.big.role=boss", "found \"boss\"; allowed: 'teacher' or 'student'"),
-        ("distillation.strategy=switokt", "one of switokd, dml; did you mean 'switokd'?"),
+        ("distillation.strategy=switokt", "is not one of switokd, vanilla, dml, kd, threshold, "),
         ("distillation.temperature=.inf", "distillation.temperature: found Infinity"),
         ("coordinator.address=here", 'found "here"; allowed: auto, off, or HOST:PORT'),
         ("name=a b", 'name: found "a b"; allowed: letters, digits'),

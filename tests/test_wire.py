@@ -8,9 +8,9 @@ import random
 import pytest
 
 from switokd import wire
-from switokd.decision import Decision, Mode, PairDecision, decide
+from switokd.decision import Decision, Mode, PairDecision, Rule, decide
 from switokd.gap import Distances, PairSums
-from switokd.strategy import SwitOKD
+from switokd.strategies import make_strategy
 from switokd.topology import Pair, Role
 from switokd.v1 import coordinator_pb2 as pb
 
@@ -39,7 +39,7 @@ def test_decision_survives_exactly(seed: int) -> None:
     generator = random.Random(seed)
     numbers = [[2 * generator.random() for _ in range(3)] for _ in PAIRS]
     distances = {p: Distances(a, b, c, 128) for p, (a, b, c) in zip(PAIRS, numbers, strict=True)}
-    decision = decide(2**40 + seed, distances, SwitOKD().switch)
+    decision = decide(2**40 + seed, distances, Rule(make_strategy("switokd").switch))
     message = wire.decision_to_wire(decision)
     assert wire.decision_from_wire(pb.Decision.FromString(message.SerializeToString())) == decision
 

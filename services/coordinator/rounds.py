@@ -10,16 +10,20 @@ Not covered: a run that outlives this process (journal), ranks that come back.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import NamedTuple
 
-from switokd.decision import Decision, decide
+from switokd.decision import Decision, Rule, decide
+from switokd.errors import UsageError
 from switokd.gap import PairSums
-from switokd.strategy import STRATEGIES
+from switokd.semantics import epsilon_from
+from switokd.semantics import problem as problem_of_semantics
+from switokd.strategies import make_strategy
 from switokd.topology import Pair, Topology
 
 STALL_SECONDS = 1.0
@@ -55,6 +59,9 @@ class Plan:
     strategy: str
     config_digest: str
     round_timeout: float
+    strategy_kwargs: str = "{}"
+    """As JSON."""
+    semantics: str = "paper"
 
     @cached_property
     def networks_of(self) -> dict[int, tuple[str, ...]]:
@@ -91,24 +98,36 @@ class Plan:
 
     def check(self) -> None:
         """Refuse a plan that no run can follow."""
-        problem = None
         listed = set().union(*self.ranks)
-        if len(set(self.topology)) < len(self.topology.roles):
-            problem = "two networks have the same name"
-        elif not self.topology.teachers or not self.topology.students:
-            problem = "a run needs at least one teacher and one student"
+        if problem := self.topology.problem():
+            pass
         elif not all(self.ranks):
             problem = "a network has no rank"
         elif any(sorted(set(ranks)) != list(ranks) for ranks in self.ranks):
             problem = f"a network's ranks must ascend, each once; got {list(self.ranks)}"
         elif listed != set(range(len(listed))):
             problem = f"ranks must be 0 to world size - 1, none left out; got {sorted(listed)}"
-        elif self.strategy not in STRATEGIES:
-            problem = f"strategy {self.strategy!r} is not one of {', '.join(STRATEGIES)}"
+        elif problem := problem_of_semantics(self.semantics, self.topology):
+            pass
         elif not 0 < self.round_timeout < math.inf:
             problem = f"round timeout must be above 0 seconds, got {self.round_timeout}"
         if problem:
             raise Refusal(Refusal.Kind.INVALID_ARGUMENT, f"the run's plan is wrong: {problem}")
+
+    def rule(self, strategies: Collection[str]) -> Rule:
+        """How its steps are decided. strategies: import strings that may be imported."""
+        try:
+            kwargs = json.loads(self.strategy_kwargs or "{}")
+            strategy = make_strategy(self.strategy, kwargs, strategies)
+        except (UsageError, ValueError) as error:
+            sentence = f"the run's plan is wrong: {error}"
+            if ":" in self.strategy and self.strategy not in strategies:
+                sentence = (
+                    f"strategy {self.strategy} is not one that this coordinator may import: start "
+                    f"it with --strategy {self.strategy}"
+                )
+            raise Refusal(Refusal.Kind.INVALID_ARGUMENT, sentence) from None
+        return Rule(strategy.switch, epsilon_from(self.semantics, self.topology))
 
 
 class State(Enum):
@@ -139,8 +158,12 @@ class Decided(NamedTuple):
 class Run:
     """One run's ranks, rounds, last decision. Methods that raise `Refusal` change nothing."""
 
-    def __init__(self, run_id: str, plan: Plan, now: float) -> None:
+    def __init__(
+        self, run_id: str, plan: Plan, now: float, strategies: Collection[str] = ()
+    ) -> None:
+        """strategies: import strings of strategies that may be imported."""
         plan.check()
+        self._rule = plan.rule(strategies)
         self._created_at = now
         self.run_id = run_id
         self.plan = plan
@@ -153,7 +176,6 @@ class Run:
         self.ended_at: float | None = None
         self._step_of = dict.fromkeys(plan.networks_of, 0)
         self._parts_needed = sum(1 for pairs in plan.pairs_of.values() if pairs)
-        self._switch = STRATEGIES[plan.strategy].switch
         self._rounds: dict[int, Round] = {}
         self._stalled_at = 0.0
 
@@ -229,7 +251,7 @@ class Run:
             pair: _add(round_.sums[r][i] for r, i in places).mean()
             for pair, places in self.plan.parts_of.items()
         }
-        self.last = decide(step, distances, self._switch)
+        self.last = decide(step, distances, self._rule)
         return Decided(self.last, now - round_.opened_at)
 
     def leave(self, rank: int, failure: str, now: float) -> None:

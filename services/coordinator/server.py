@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Collection
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -37,10 +38,13 @@ CHANNEL_OPTIONS = [
 GRACE_SECONDS = 5.0
 
 
-async def serve(host: str, port: int, http_port: int, follow_stdin: bool) -> None:
+async def serve(
+    host: str, port: int, http_port: int, follow_stdin: bool, strategies: Collection[str] = ()
+) -> None:
     """Serve until SIGTERM or SIGINT; with `follow_stdin` also until standard input ends.
 
-    Port 0 takes a free one. UsageError if a port is taken or the host is not this machine's.
+    Port 0 takes a free one. strategies: import strings that runs may name. UsageError if a port is
+    taken or the host is not this machine's.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -51,7 +55,7 @@ async def serve(host: str, port: int, http_port: int, follow_stdin: bool) -> Non
     # of it would hold every rank up for some 5 ms.
     gc.freeze()
     metrics = Metrics()
-    coordinator = Coordinator(metrics)
+    coordinator = Coordinator(metrics, strategies=strategies)
     server = grpc.aio.server(options=CHANNEL_OPTIONS)
     server.add_generic_rpc_handlers((coordinator.handlers(),))
     health = HealthServicer()

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ import grpc
 
 from switokd.services.coordinator.metrics import Distribution, Metrics, RunNumbers
 from switokd.services.coordinator.rounds import Plan, Refusal, Run, State
-from switokd.topology import Topology
+from switokd.topology import Pair, Topology
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.wire import ROLE_FROM_WIRE, ROLE_TO_WIRE, decision_to_wire, sums_from_wire
 
@@ -90,18 +90,23 @@ class Seat:
 
 
 class Coordinator:
-    """All runs of this process. `clock` gives seconds; tests pass their own."""
+    """All runs of this process. `clock` gives seconds; tests pass their own.
+
+    strategies: import strings that runs may name. Others are refused: a run may come from anywhere.
+    """
 
     def __init__(
         self,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
         forget_after: float = 600.0,
+        strategies: Collection[str] = (),
     ) -> None:
         self.runs: dict[str, Run] = {}
         self._metrics = metrics
         self._clock = clock
         self._forget_after = forget_after
+        self._strategies = frozenset(strategies)
         self._outboxes: dict[str, dict[int, Outbox]] = {}
         self._announced: set[str] = set()
         """Failed runs whose ranks have been told."""
@@ -136,7 +141,9 @@ class Coordinator:
             if not request.run_id:
                 raise Refusal(Refusal.Kind.INVALID_ARGUMENT, "a run needs an id")
             plan = _plan_from_wire(request.plan)
-            run = self.runs.get(request.run_id) or Run(request.run_id, plan, self._clock())
+            run = self.runs.get(request.run_id) or Run(
+                request.run_id, plan, self._clock(), self._strategies
+            )
             run.join(request.rank, plan)
         except Refusal as refusal:
             await context.abort(_code(refusal), str(refusal))
@@ -314,11 +321,16 @@ def _plan_from_wire(message: pb.RunPlan) -> Plan:
     if unknown:
         raise Refusal(Refusal.Kind.INVALID_ARGUMENT, f"networks without a role: {unknown}")
     return Plan(
-        topology=Topology(tuple((n.name, ROLE_FROM_WIRE[n.role]) for n in message.networks)),
+        topology=Topology(
+            tuple((n.name, ROLE_FROM_WIRE[n.role]) for n in message.networks),
+            frozenset(Pair(p.teacher, p.student) for p in message.switched_off),
+        ),
         ranks=tuple(tuple(n.ranks) for n in message.networks),
         strategy=message.strategy,
         config_digest=message.config_digest,
         round_timeout=message.round_timeout_seconds,
+        strategy_kwargs=message.strategy_kwargs or "{}",
+        semantics=message.semantics or "paper",
     )
 
 
@@ -331,4 +343,9 @@ def _plan_to_wire(plan: Plan) -> pb.RunPlan:
         strategy=plan.strategy,
         config_digest=plan.config_digest,
         round_timeout_seconds=plan.round_timeout,
+        strategy_kwargs=plan.strategy_kwargs,
+        semantics=plan.semantics,
+        switched_off=[
+            pb.Pair(teacher=p.teacher, student=p.student) for p in sorted(plan.topology.off)
+        ],
     )

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from switokd.config import Data
 from switokd.data.augment import crop_and_flip, mix, order
 from switokd.data.loader import Batch, Batches, Positions
 from switokd.data.sources import ArraySource, Source, Sources, load
 from switokd.errors import UsageError
+from switokd.sections import Data
 
 __all__ = ["Batch", "Batches", "Images", "open_images"]
 

@@ -24,10 +24,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from switokd.config import Data
 from switokd.data.augment import Keys, seeding
 from switokd.errors import UsageError, nearest
 from switokd.imports import import_callable
+from switokd.sections import Data
 
 
 class Source(Protocol):

@@ -8,7 +8,7 @@
 Input channels and classes come from the data: they are passed as `in_channels` and
 `num_classes` to every callable that takes arguments of these names.
 
-Not covered: pretrained weights, inputs that are not images.
+Not covered: downloading pretrained weights, inputs that are not images.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +82,33 @@ def check_output(network: nn.Module, name: str, image: tuple[int, int, int], cla
         raise UsageError(
             f"model {name} must turn 2 images into logits of shape (2, {classes}), got {shape}"
         )
+
+
+def load_weights(network: nn.Module, path: Path, what: str) -> None:
+    """Load a state dict into a network; UsageError if the file is none, or of another network.
+
+    what: names the setting in the error.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling fails in many ways
+        reason = getattr(error, "strerror", None) or "it is no state dict saved by torch.save"
+        raise UsageError(f"{what}: {path} cannot be read: {reason}") from None
+    own = network.state_dict()
+    if not isinstance(state, dict):
+        raise UsageError(f"{what}: {path} holds no state dict, but a {type(state).__name__}")
+    odd = [key for key in [*own, *state] if (key in own) != (key in state)]
+    odd += [key for key in own if key in state and own[key].shape != state[key].shape]
+    if odd:
+        key = odd[0]
+        there, here = (
+            tuple(side[key].shape) if key in side else "not there" for side in (state, own)
+        )
+        raise UsageError(
+            f"{what}: {path} is of another network: {key} is {there} in the file and {here} in the "
+            f"network ({len(odd)} of {len(own)} entries differ)"
+        )
+    network.load_state_dict(state)
 
 
 def parameter_count(network: nn.Module) -> int:

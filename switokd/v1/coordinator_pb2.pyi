@@ -124,14 +124,27 @@ class RunPlan(_message.Message):
     STRATEGY_FIELD_NUMBER: _builtins.int
     CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
     ROUND_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    STRATEGY_KWARGS_FIELD_NUMBER: _builtins.int
+    SEMANTICS_FIELD_NUMBER: _builtins.int
+    SWITCHED_OFF_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
-    """Name of the switching rule: "switokd" or "dml"."""
+    """Name of the strategy, such as "switokd" or "dml", or an import string that
+    the coordinator was told it may import.
+    """
     config_digest: _builtins.str
     """SHA-256 of the run's effective configuration, in hexadecimal."""
     round_timeout_seconds: _builtins.float
     """A round that stays incomplete for longer than this ends the run."""
+    strategy_kwargs: _builtins.str
+    """Arguments of the strategy, a JSON object; empty means none."""
+    semantics: _builtins.str
+    """Whose form of the method: "paper" or "published"; empty means paper."""
     @_builtins.property
     def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Network]: ...
+    @_builtins.property
+    def switched_off(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pair]:
+        """Pairs that neither distil nor decide. All others are reported each step."""
+
     def __init__(
         self,
         *,
@@ -139,14 +152,39 @@ class RunPlan(_message.Message):
         strategy: _builtins.str = ...,
         config_digest: _builtins.str = ...,
         round_timeout_seconds: _builtins.float = ...,
+        strategy_kwargs: _builtins.str = ...,
+        semantics: _builtins.str = ...,
+        switched_off: _abc.Iterable[Global___Pair] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "networks", b"networks", "round_timeout_seconds", b"round_timeout_seconds", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "networks", b"networks", "round_timeout_seconds", b"round_timeout_seconds", "semantics", b"semantics", "strategy", b"strategy", "strategy_kwargs", b"strategy_kwargs", "switched_off", b"switched_off"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunPlan: _TypeAlias = RunPlan  # noqa: Y015
+
+@_typing.final
+class Pair(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEACHER_FIELD_NUMBER: _builtins.int
+    STUDENT_FIELD_NUMBER: _builtins.int
+    teacher: _builtins.str
+    student: _builtins.str
+    def __init__(
+        self,
+        *,
+        teacher: _builtins.str = ...,
+        student: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["student", b"student", "teacher", b"teacher"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pair: _TypeAlias = Pair  # noqa: Y015
 
 @_typing.final
 class JoinRequest(_message.Message):

@@ -1,0 +1,50 @@
+"""The method as one run uses it: who teaches whom, how strongly, and what is decided by which rule.
+
+Torch-free. Not covered: the formulas (`gap.py`, `decision.py`, `objective.py`), the strategies
+themselves (`strategies/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from switokd.couplings import Couplings, Term
+from switokd.decision import Decision, Rule
+from switokd.semantics import epsilon_from, pauses_by_zero
+from switokd.strategies import Strategy
+from switokd.topology import Pair, Topology
+
+
+@dataclass(frozen=True)
+class Method:
+    """A strategy with all that it is told."""
+
+    couplings: Couplings
+    strategy: Strategy
+    semantics: str = "paper"
+
+    @property
+    def topology(self) -> Topology:
+        """Networks, roles and pairs."""
+        return self.couplings.topology
+
+    @cached_property
+    def rule(self) -> Rule:
+        """How a step is decided."""
+        return Rule(self.strategy.switch, epsilon_from(self.semantics, self.topology))
+
+    @cached_property
+    def taus(self) -> Mapping[Pair, float]:
+        """Temperature of each pair's distances."""
+        return {pair: self.couplings.tau(pair) for pair in self.topology.pairs}
+
+    @cached_property
+    def pauses_by_zero(self) -> bool:
+        """Whether a paused teacher goes through backward and update with a loss of 0."""
+        return pauses_by_zero(self.semantics, self.topology)
+
+    def terms(self, network: str, decision: Decision | None) -> Sequence[Term]:
+        """The KL terms of a network's loss; a student's decision is None."""
+        return self.strategy.terms(network, self.couplings, decision)

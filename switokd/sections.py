@@ -1,0 +1,279 @@
+"""The sections of a run file: frozen, typed, each setting with its default and meaning.
+
+Not covered: what holds between sections (`config.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from switokd.errors import UsageError
+from switokd.placement import Placement
+from switokd.semantics import SEMANTICS
+from switokd.strategies import Strategy, make_strategy
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Temperature = Annotated[float, Field(ge=0.001)]
+KeyText = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class Data(Section):
+    """Where the images come from, and how they are varied."""
+
+    dataset: KeyText = "digits"
+    """digits, fashion-mnist, cifar10, cifar100, image-folder, or package.module:callable."""
+    root: str = "data"
+    """Folder that holds the data set; not used by digits."""
+    download: bool = False
+    """Let torchvision download a missing data set into root."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Images per step; every network sees all of them."""
+    crop_padding: Annotated[int, Field(ge=0)] | None = None
+    """Random crop after padding by so many pixels; null: the data set's default."""
+    flip: bool | None = None
+    """Random horizontal flip; null: the data set's default."""
+    image_size: Annotated[int, Field(ge=8)] = 224
+    """Side of the square that image-folder pictures are cropped to."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Loader processes per rank; they never change what is loaded."""
+    drop_last: bool = True
+    """Leave out the last batch of an epoch when it is smaller than the others."""
+    kwargs: dict[str, Any] = {}
+    """Keyword arguments for a data set named by import string."""
+
+    @model_validator(mode="after")
+    def _kwargs_are_for_own_data(self) -> Data:
+        if self.kwargs and ":" not in self.dataset:
+            raise ValueError("kwargs only where dataset is package.module:callable")
+        return self
+
+
+class SGD(Section):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"] = "sgd"
+    """sgd or adam; the settings of sgd:"""
+    lr: Positive = 0.1
+    """Learning rate at the start."""
+    momentum: Fraction = 0.9
+    """Share of the previous update that is kept."""
+    weight_decay: NonNegative = 5e-4
+    """L2 penalty."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SGD:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov only with a momentum above 0")
+        return self
+
+
+class Adam(Section):
+    """Adam."""
+
+    name: Literal["adam"]
+    """adam; its settings:"""
+    lr: Positive = 1e-3
+    """Learning rate at the start."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay of the running means of gradient and squared gradient."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty."""
+
+
+def _check_placement(value: Any) -> Any:
+    """Refuse what is no placement with one sentence, where a union's types would give several."""
+    if isinstance(value, dict):
+        try:
+            Placement.of({name: ranks_of_row(row) for name, row in value.items()})
+        except ValueError as error:
+            raise ValueError(f"a table {{NETWORK: [RANK, ...]}}: {error}") from None
+    elif value not in ("dedicated", "replicated", "auto"):
+        raise ValueError("dedicated, replicated, auto, or a table {NETWORK: [RANK, ...]}")
+    return value
+
+
+def ranks_of_row(row: Any) -> list[int] | dict[int, float]:
+    """One network's ranks: a list, or {rank: weight}, whose keys JSON has made text."""
+    words = f"a network's ranks are [0, 1], or {{0: 2, 1: 1}} with weights, got {row!r}"
+    if isinstance(row, list):
+        is_right = all(type(rank) is int and rank >= 0 for rank in row)
+        if not is_right or len(set(row)) < len(row):
+            raise ValueError(words)
+        return row
+    try:
+        return {int(rank): float(weight) for rank, weight in row.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(words) from None
+
+
+PlacementSetting = Annotated[
+    Union[str, dict[str, Union[list[int], dict[str, float]]]],  # noqa: UP007
+    BeforeValidator(_check_placement),
+]
+
+
+def _optimizer_name(optimizer: Any) -> str:
+    """Which optimizer a section describes: SGD unless it says otherwise."""
+    if isinstance(optimizer, dict):
+        return str(optimizer.get("name", "sgd"))
+    return str(getattr(optimizer, "name", "sgd"))
+
+
+class Network(Section):
+    """One network of the run."""
+
+    role: Literal["teacher", "student"]
+    """teacher or student; a run needs one of each at least."""
+    model: KeyText
+    """wrn-DEPTH-WIDTH, mobilenet-WIDTH, a torchvision name, or package.module:callable."""
+    model_kwargs: dict[str, Any] = {}
+    """Keyword arguments for the model's callable."""
+    ranks: Annotated[int, Field(ge=1)] = 1
+    """Processes that train this network, each on its part of the batch (placement: dedicated)."""
+    optimizer: Annotated[
+        Annotated[SGD, Tag("sgd")] | Annotated[Adam, Tag("adam")], Discriminator(_optimizer_name)
+    ] = SGD()
+    weights: KeyText | None = None
+    """A state dict to start from (weights/NAME.pt of a run): fine-tuning, or a frozen teacher."""
+    temperature: Temperature | None = None
+    """tau of the KL terms this network learns by (a student's: of its pairs' distances too)."""
+    alpha: NonNegative | None = None
+    """Students only: weight of its KL terms, instead of distillation.alpha."""
+    beta: NonNegative | None = None
+    """Teachers only: weight of its KL terms, instead of distillation.beta."""
+
+    @model_validator(mode="after")
+    def _weight_of_its_role(self) -> Network:
+        other = "beta" if self.role == "student" else "alpha"
+        if getattr(self, other) is not None:
+            mine = "alpha" if self.role == "student" else "beta"
+            raise ValueError(f"{other} is not for a {self.role}; its weight is {mine}")
+        return self
+
+
+class PairSettings(Section):
+    """One teacher with one student: what differs from the networks' and the run's settings."""
+
+    enabled: bool = True
+    """false: the two neither learn from each other nor switch."""
+    temperature: Temperature | None = None
+    """tau of this pair's distances and KL terms."""
+    alpha: NonNegative | None = None
+    """Weight of the teacher's KL term in this student's loss."""
+    beta: NonNegative | None = None
+    """Weight of the student's KL term in this teacher's loss."""
+
+
+class Distillation(Section):
+    """The method's settings."""
+
+    strategy: KeyText = "switokd"
+    """switokd, threshold, vanilla, dml, kd, kdcl-naive/-linear/-minlogit/-general, module:name."""
+    strategy_kwargs: dict[str, Any] = {}
+    """The strategy's arguments, such as {delta: 0.5} for threshold."""
+    semantics: str = "paper"
+    """paper, or published: the released code's departures from it (2T1S and 1T2S)."""
+    temperature: Temperature = 1.0
+    """tau: softens predictions in distances and KL terms."""
+    alpha: NonNegative = 1.0
+    """Weight of the KL terms in a student's loss."""
+    beta: NonNegative = 1.0
+    """Weight of the KL terms in a teacher's loss."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Distillation:
+        if self.semantics not in SEMANTICS:
+            raise ValueError(f"semantics: one of {', '.join(SEMANTICS)}")
+        if ":" not in self.strategy:  # a user's own is imported once its folder can be
+            self.make_strategy()
+        return self
+
+    def make_strategy(self) -> Strategy:
+        """Make the strategy; ValueError, with a sentence, if that cannot be."""
+        try:
+            return make_strategy(self.strategy, self.strategy_kwargs)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+
+class Schedule(Section):
+    """How long, and with which learning rate."""
+
+    epochs: Annotated[int, Field(ge=1)] = 10
+    """Passes over the training images."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many steps even if epochs are left."""
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """After so many epochs each, the learning rates are multiplied by gamma."""
+    gamma: Positive = 0.1
+    """Factor of the learning rates at each milestone."""
+
+
+class Compute(Section):
+    """How the arithmetic is done."""
+
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """fp32; tf32 (GPU matrix products); bf16 (forward in bfloat16, weights and losses in fp32)."""
+    channels_last: bool = True
+    """Keep images and convolutions in NHWC order, which most processors are faster in."""
+    compile: bool = False
+    """Compile each network with torch.compile: a minute at the start, faster steps after it."""
+    fused_optimizer: bool = True
+    """Update all of a network's weights by one fused kernel."""
+    keep_memory: bool = True
+    """On CPUs: keep freed memory for the next step, instead of returning it to the system."""
+    data_on_device: bool | None = None
+    """Hold all images on the GPU and augment them there; null: where they fit."""
+    batch_norm: Literal["rank", "sync"] = "rank"
+    """Statistics of a network on several ranks: each rank's own, or all ranks' (GPU only)."""
+
+
+class Coordinator(Section):
+    """Who decides, and where it listens."""
+
+    address: KeyText = "auto"
+    """auto: rank 0 starts one; HOST:PORT of one that runs already; off: one process by itself."""
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of /metrics of the coordinator that rank 0 starts; 0 takes a free one."""
+    timeout: Positive = 60.0
+    """Seconds without a sign of a rank or of the coordinator before the run stops."""
+
+    @field_validator("address", mode="before")
+    @classmethod
+    def _host_and_port(cls, value: Any) -> Any:
+        if value is False:  # what YAML makes of a bare off
+            return "off"
+        if isinstance(value, str) and value not in ("auto", "off"):
+            port = re.fullmatch(r".+:(\d{1,5})", value)
+            if not (port and 0 < int(port[1]) < 65536):
+                raise ValueError("auto, off, or HOST:PORT")
+        return value
