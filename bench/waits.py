@@ -13,6 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,13 +26,35 @@ FORWARD, BACKWARD, BATCH = 7e-3, 13e-3, 64
 NETWORKS = {"t1": "teacher", "t2": "teacher", "s": "student"}
 
 
+@dataclass(frozen=True)
+class Case:
+    """A way of deciding, by the suffix of its figures' names."""
+
+    suffix: str
+    distillation: Mapping[str, Any]
+    target: bool
+
+
+LEARNING = Case("", {"strategy": "switokd"}, True)
+PAUSING = Case("_while_pausing", {"strategy": "threshold", "strategy_kwargs": {"delta": 0}}, False)
+"""Networks that only wait learn nothing, so that under switokd nobody gets ahead; with a threshold
+of 0 a teacher pauses whenever it is the better one, which is about every second step."""
+
+
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give the figures of waiting."""
+    for case in (LEARNING, PAUSING):
+        yield from _measure(case, quick, say)
+    yield _exchange(quick, say)
+
+
+def _measure(case: Case, quick: bool, say: Say) -> Iterable[Figure]:
     rounds = 2 if quick else 5
     records, bare, paced = [], [], []
     for i in range(rounds):
-        say(f"waits for decisions, round {i + 1} of {rounds}")
-        records.append(ranks.train(run_file(3 if quick else 10), len(NETWORKS)))
+        say(f"waits for decisions, {case.distillation['strategy']}, round {i + 1} of {rounds}")
+        config = run_file(3 if quick else 10, case.distillation)
+        records.append(ranks.train(config, len(NETWORKS)))
         bare.append(round_trip(300))
         paced.append(round_trip(100, FORWARD + BACKWARD))
     waits = [r.summary["waiting"]["decision_mean_seconds"] for r in records]
@@ -43,35 +66,33 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
         "paused": [r.paused for r in records],
     }
     yield Figure.of_pairs(
-        "decision_wait_share",
+        f"decision_wait_share{case.suffix}",
         list(zip(waits, steps, strict=True)),
-        target=0.02,
+        target=0.02 if case.target else None,
         at_least=False,
         what="a teacher's wait for the decision over the step, steps of 20 ms",
         simulation=True,
         details=details,
     )
     yield Figure.of_pairs(
-        "decision_wait_over_round_trip",
+        f"decision_wait_over_round_trip{case.suffix}",
         list(zip(waits, bare, strict=True)),
-        target=1.5,
+        target=1.5 if case.target else None,
         at_least=False,
         what="a teacher's wait for the decision over a bare gRPC stream's round trip",
         simulation=True,
         details=details,
     )
-    compute = FORWARD + BACKWARD
     yield Figure.of_pairs(
-        "step_over_compute",
-        [(step, compute) for step in steps],
+        f"step_over_compute{case.suffix}",
+        [(step, FORWARD + BACKWARD) for step in steps],
         what="a step of 20 ms compute, all included; below 1 where all teachers pause",
         simulation=True,
         details=details,
     )
-    yield _exchange(quick, say)
 
 
-def run_file(epochs: int, strategy: str = "switokd") -> dict[str, Any]:
+def run_file(epochs: int, distillation: Mapping[str, Any]) -> dict[str, Any]:
     """Give the run file of three networks of 20 ms per step."""
     kwargs = {
         "seconds_per_sample_forward": FORWARD / BATCH,
@@ -85,7 +106,7 @@ def run_file(epochs: int, strategy: str = "switokd") -> dict[str, Any]:
             name: {"role": role, "model": "bench.simulated:Waiting", "model_kwargs": kwargs}
             for name, role in NETWORKS.items()
         },
-        "distillation": {"strategy": strategy},
+        "distillation": dict(distillation),
         "schedule": {"epochs": epochs},
     }
 
