@@ -111,6 +111,7 @@ def load_importable(recipe_or_file: str, overrides: Sequence[str] = ()) -> Confi
     for folder in (str(Path(recipe_or_file).resolve().parent), str(Path.cwd())):
         if folder not in sys.path:
             sys.path.append(folder)  # behind all others: a yaml.py there must not hide yaml
+    _ = config.method  # a strategy of the user's own can be imported now: its mistakes show here
     return config
 
 

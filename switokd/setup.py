@@ -118,7 +118,8 @@ def compile_ahead(
     try:
         with torch.random.fork_rng():
             z = learner.forward(x)
-            torch.autograd.grad(z.sum(), learner.gradients.parameters, allow_unused=True)
+            if not learner.frozen:
+                torch.autograd.grad(z.sum(), learner.gradients.parameters, allow_unused=True)
     except Exception as error:
         error_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         usage = UsageError(
