@@ -8,7 +8,7 @@
 
 Labels number the classes in the order of their ids, as torchvision's ImageFolder would. Images are
 decoded when they are wanted, by as many processes as `data.workers` says: all 110,000 in memory
-would be 1.35 GB in every rank, and some minutes before the first step. Grey ones become RGB.
+would be 1.35 GB in every rank, and half a minute before the first step. Grey ones become RGB.
 
 Not covered: test/, which has no labels; the boxes; downloading and unpacking.
 """
