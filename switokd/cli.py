@@ -20,6 +20,7 @@ from switokd import __version__
 from switokd.config import known_settings
 from switokd.errors import SwitokdError
 from switokd.imports import import_callable
+from switokd.networks_command import networks
 from switokd.plan_command import plan
 from switokd.runfile import load, load_importable, recipe_text, recipes
 from switokd.sections import Section
@@ -97,6 +98,7 @@ def train(
 
 
 app.command(epilog=EPILOG)(plan)
+app.command()(networks)
 
 
 @app.command()
