@@ -21,6 +21,7 @@ from switokd.check_command import check
 from switokd.config import known_settings
 from switokd.errors import SwitokdError
 from switokd.imports import import_callable
+from switokd.networks_command import networks
 from switokd.plan_command import plan
 from switokd.runfile import load, load_importable, recipe_text, recipes
 from switokd.sections import Section
@@ -99,6 +100,7 @@ def train(
 
 app.command(epilog=EPILOG)(plan)
 app.command(epilog=EPILOG)(check)
+app.command()(networks)
 
 
 @app.command()
