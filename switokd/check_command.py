@@ -62,7 +62,7 @@ def check(
         failed += bool(problems)
     if len(names) > 1:
         passed = f"{len(names) - failed} of {len(names)}" if failed else f"all {len(names)}"
-        print(f"{passed} run files train")
+        print(f"{passed} run files pass")
     if failed:
         raise typer.Exit(UsageError.exit_code)
 
@@ -139,13 +139,14 @@ def _data(config: Config) -> str:
         return f"{data.dataset}, found"
     if not here.folders:
         return f"{data.dataset}, installed with switokd"
-    missing = [folder for folder in here.folders if not (Path(data.root) / folder).is_dir()]
+    root = Path(data.root)
+    paths = [root if root.resolve().name == each else root / each for each in here.folders]
+    missing = [str(path) for path in paths if not path.is_dir()]
     if not missing:
         return f"{data.dataset}, found in {data.root}"
     remedy = "; data.download=true fetches it" if data.dataset in DOWNLOADABLE else ""
     remedy = "; the run will download it" if remedy and data.download else remedy
-    folders = ", ".join(str(Path(data.root) / folder) for folder in missing)
-    return f"{data.dataset}, not here yet: needs {folders}{remedy}"
+    return f"{data.dataset}, not here yet: needs {', '.join(missing)}{remedy}"
 
 
 def _bytes(count: int) -> str:

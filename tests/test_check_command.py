@@ -172,12 +172,12 @@ def test_the_step_is_the_trainings_own(own: Path) -> None:
 def test_several_are_checked_and_one_bad_one_fails_them_all(own: Path) -> None:
     code, out, complaints = invoke("digits-1t1s", "digits-9t9s", "digits-1t2s")
     assert code == 2
-    assert "2 of 3 run files train" in out
+    assert "2 of 3 run files pass" in out
     (line,) = complaints
     assert "digits-9t9s: no such run file" in line
     code, out, complaints = invoke("digits-1t1s", "digits-1t2s")
     assert (code, complaints) == (0, [])
-    assert "all 2 run files train" in out
+    assert "all 2 run files pass" in out
 
 
 TEACHER, STUDENT = "networks.teacher.model=own_check:", "networks.student.model=own_check:"
