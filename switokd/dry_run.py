@@ -118,6 +118,8 @@ class Watched:
                 f"networks.{self.name}: in training it must turn {len(x)} images into logits of "
                 f"shape {expected}, got {self.output or type(z).__name__}"
             )
+        if torch.is_grad_enabled() and not z.requires_grad:
+            raise UsageError(f"networks.{self.name}: its logits depend on no parameter to train")
         if not z.isfinite().all():
             raise UsageError(f"networks.{self.name}: its logits are not finite at the first step")
         return z
@@ -182,6 +184,7 @@ def _step(
     data = images.config.model_copy(update={"batch_size": size, "workers": 0})
     few = feed(replace(images, config=data).stream(1), device, config.compute.channels_last)
     x, y = next(few)
+    size = len(y)  # a data set may have fewer
     decisions: list[Decision] = []
     decider = Alone(config, decisions.append)
     exchange = Exchange(place, config.digest, images.classes)
@@ -214,8 +217,6 @@ def _problems(learner: Learner, losses: dict[str, float]) -> list[str]:
     found = []
     if not torch.tensor(losses[learner.name]).isfinite():
         found.append(f"{where}: its loss is {losses[learner.name]} in the first step")
-    if not gradients:
-        found.append(f"{where}: its loss reaches no parameter, so it cannot learn")
     if not all(g.isfinite().all() for g in gradients):
         found.append(f"{where}: its gradients are not finite in the first step")
     elif not all(p.isfinite().all() for p in parameters):

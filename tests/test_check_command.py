@@ -200,7 +200,10 @@ MISTAKES = {
         "networks.teacher: its forward pass fails in training, on images of [4, 1, 8, 8]: not tod",
     ),
     "not finite": ([f"{STUDENT}boundless"], "networks.student: its logits are not finite"),
-    "no gradient": ([f"{STUDENT}deaf"], "the training step fails: element 0 of tensors does not"),
+    "no gradient": (
+        [f"{STUDENT}deaf"],
+        "networks.student: its logits depend on no parameter to train",
+    ),
     "endless gradient": ([f"{TEACHER}steep"], "networks.teacher: its gradients are not finite"),
     "endless weights": (
         ["networks.teacher.optimizer={lr: 1e30, weight_decay: 1e30}"],

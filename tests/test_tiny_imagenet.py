@@ -6,17 +6,21 @@ Not covered: the real images.
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from switokd.data import Images, open_images
 from switokd.data.tiny_imagenet import MEAN, STD, TinyImageNet, open_tiny_imagenet
 from switokd.errors import UsageError
+from switokd.models import build
 from switokd.sections import Data
+from tests.support import lines, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -56,8 +60,8 @@ def picture(grey: int, mode: str, side: int = 64) -> Image.Image:
     return Image.fromarray(np.full((side, side), grey, np.uint8)).convert(mode)
 
 
-def images(root: Path, **settings: int) -> Images:
-    data = Data(dataset="tiny-imagenet", root=str(root), batch_size=4, **settings)
+def images(root: Path, workers: int = 0) -> Images:
+    data = Data(dataset="tiny-imagenet", root=str(root), batch_size=4, workers=workers)
     return open_images(data, seed=0)
 
 
@@ -101,6 +105,19 @@ def test_loader_processes_give_the_same_pixels(root: Path) -> None:
         assert x.equal(x_)
         assert y.equal(y_)
     assert len(pickle.dumps(alone.sources.train)) < 10_000  # paths, not pixels
+
+
+def test_the_recipe_trains_on_it(root: Path) -> None:
+    settings = [f"data.root={root}", "data.batch_size=4", "schedule.max_steps=3", "data.workers=0"]
+    one_process = ["placement=replicated", "coordinator=off", "run_dir=out"]
+    command = [sys.executable, "-m", "switokd.train", "tiny-imagenet-wrn-1t1s"]
+    code, _, err = run([*command, *settings, *one_process], root)
+    assert code == 0, err
+    assert [line["n"] for line in lines(root / "out" / "decisions.jsonl")] == [4, 4, 4]
+    metrics = lines(root / "out" / "metrics.jsonl")
+    assert [m["network"] for m in metrics] == ["teacher", "student"]
+    state = torch.load(root / "out" / "weights" / "student.pt", weights_only=True)
+    build("resnet-20", in_channels=3, num_classes=3).load_state_dict(state)
 
 
 def without_wnids(top: Path) -> None:
