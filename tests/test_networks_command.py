@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from switokd import networks_command
 from switokd.cli import app
 from switokd.models.paper import PAPER_NETWORKS
 
@@ -87,18 +88,17 @@ def test_table_fits_eighty_columns() -> None:
         assert family in names
 
 
-def test_own_images_give_each_network_once() -> None:
-    code, out = networks("--size", "28", "--classes", "7", "--channels", "1", "--json")
-    assert code == 0
-    left_out, _, listed = out.partition("[\n")
-    found = json.loads("[" + listed)
+def test_own_images_give_each_network_once(capsys: pytest.CaptureFixture[str]) -> None:
+    networks_command.networks(size=28, classes=7, channels=1, as_json=True)
+    out, err = capsys.readouterr()
+    found = json.loads(out)
     fitting = [n.network for n in PAPER_NETWORKS if n.network not in ("resnet18", "resnet34")]
     assert [r["network"] for r in found] == list(dict.fromkeys(fitting))
     assert {(r["size"], r["classes"], r["channels"]) for r in found} == {(28, 7, 1)}
     (wrn,) = (r for r in found if r["network"] == "wrn-16-2")
     assert wrn["paper"] == ["CIFAR-100 4T 7T 7S", "Tiny-ImageNet 4T"]
     why = " does not take images of 1 x 28 x 28 "
-    assert [line.partition(why)[0] for line in left_out.splitlines()] == [
+    assert [line.partition(why)[0] for line in err.splitlines()] == [
         "switokd: left out: model resnet18",
         "switokd: left out: model resnet34",
     ]
