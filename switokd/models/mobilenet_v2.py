@@ -13,6 +13,8 @@ the first block), ReLU instead of ReLU6, and no dropout (`model_kwargs: {dropout
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torchvision.models import MobileNetV2
 
@@ -46,8 +48,7 @@ def mobilenet_v2(
         num_classes, width, groups, round_nearest=8 if width >= 1 else 4, dropout=dropout
     )
     if in_channels != 3:  # torchvision's takes no such argument
-        first = network.features[0][0]
-        conv = nn.Conv2d(in_channels, first.out_channels, 3, stride=2, padding=1, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out")
-        network.features[0][0] = conv
+        stem: Any = network.get_submodule("features.0")
+        stem[0] = nn.Conv2d(in_channels, stem[0].out_channels, 3, stride=2, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem[0].weight, mode="fan_out")
     return network
