@@ -17,9 +17,11 @@ from typing import Annotated, NoReturn, Optional
 import typer
 
 from switokd import __version__
+from switokd.check_command import check
 from switokd.config import known_settings
 from switokd.errors import SwitokdError
 from switokd.imports import import_callable
+from switokd.networks_command import networks
 from switokd.plan_command import plan
 from switokd.runfile import load, load_importable, recipe_text, recipes
 from switokd.sections import Section
@@ -97,6 +99,8 @@ def train(
 
 
 app.command(epilog=EPILOG)(plan)
+app.command(epilog=EPILOG)(check)
+app.command()(networks)
 
 
 @app.command()
@@ -145,9 +149,10 @@ def list_recipes(
         if name is not None:
             print(recipe_text(name), end="")
             return
+        width = max(len(each) for each in recipes())
         for each in recipes():
             config = load(each)
-            print(f"{each:<18} {config.topology.name}  {config.description}")
+            print(f"{each:<{width}}  {config.topology.name}  {config.description}")
     except SwitokdError as error:
         _fail(error)
 

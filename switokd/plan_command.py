@@ -21,6 +21,7 @@ from rich.table import Table
 
 from switokd.config import Config
 from switokd.errors import SwitokdError, UsageError
+from switokd.known_data import known
 from switokd.pauses import Pauses, parse_shares
 from switokd.placement import Placement
 from switokd.plan import (
@@ -35,14 +36,6 @@ from switokd.timings import Profile
 
 if TYPE_CHECKING:
     import torch
-
-KNOWN_IMAGES = {
-    "digits": ((1, 8, 8), 10),
-    "fashion-mnist": ((1, 28, 28), 10),
-    "cifar10": ((3, 32, 32), 10),
-    "cifar100": ((3, 32, 32), 100),
-}
-"""Image shape and classes of data that need not be here to plan for them."""
 
 OTHER_COLUMNS = 56
 """Characters that a row needs beside its placement."""
@@ -164,8 +157,8 @@ def _profile(config: Config, given: Path | None, devices: int) -> Profile:
 
 def _images(config: Config) -> tuple[tuple[int, int, int], int]:
     """Image shape (channels, height, width) and classes; opens the data only where it must."""
-    if config.data.dataset in KNOWN_IMAGES:
-        return KNOWN_IMAGES[config.data.dataset]
+    if found := known(config.data):
+        return found.image, found.classes
     from switokd.data import open_images
 
     images = open_images(config.data, config.seed)

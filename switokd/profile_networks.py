@@ -164,7 +164,7 @@ class Bench:
                 tell(stage)
                 if found and sum(found[max(found)][0]) * n / max(found) > TOO_LONG:
                     break
-                with _kept(self.model) as kept:
+                with kept_by_forward(self.model) as kept:
                     split = self._step(n)
                 found[n] = split, sum(kept.values())
         return found
@@ -228,7 +228,8 @@ def _bench(
     classes: int,
     device: torch.device,
 ) -> Bench:
-    model = models.build(network.model, image[0], classes, network.model_kwargs)
+    channels, *sides = image
+    model = models.build(network.model, channels, classes, network.model_kwargs, min(sides))
     models.check_output(model, network.model, image, classes)
     if not any(p.requires_grad for p in model.parameters()):
         raise UsageError(f"model {network.model} has no parameter to train")
@@ -249,7 +250,7 @@ def _bench(
 
 
 @contextmanager
-def _kept(model: nn.Module) -> Iterator[dict[int, int]]:
+def kept_by_forward(model: nn.Module) -> Iterator[dict[int, int]]:
     """Bytes that forward keeps for backward inside, by memory; the weights are not counted."""
     own = {w.untyped_storage().data_ptr() for w in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}

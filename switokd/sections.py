@@ -48,7 +48,7 @@ class Data(Section):
     """Where the images come from, and how they are varied."""
 
     dataset: KeyText = "digits"
-    """digits, fashion-mnist, cifar10, cifar100, image-folder, or package.module:callable."""
+    """digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet, image-folder, mine:data"""
     root: str = "data"
     """Folder that holds the data set; not used by digits."""
     download: bool = False
@@ -60,7 +60,7 @@ class Data(Section):
     flip: bool | None = None
     """Random horizontal flip; null: the data set's default."""
     image_size: Annotated[int, Field(ge=8)] = 224
-    """Side of the square that image-folder pictures are cropped to."""
+    """Side of the square that image-folder's and imagenet's pictures are cropped to."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Loader processes per rank; they never change what is loaded."""
     drop_last: bool = True
@@ -154,7 +154,7 @@ class Network(Section):
     role: Literal["teacher", "student"]
     """teacher or student; a run needs one of each at least."""
     model: KeyText
-    """wrn-DEPTH-WIDTH, mobilenet-WIDTH, a torchvision name, or package.module:callable."""
+    """A network's name (see 'switokd networks'), or package.module:callable."""
     model_kwargs: dict[str, Any] = {}
     """Keyword arguments for the model's callable."""
     ranks: Annotated[int, Field(ge=1)] = 1

@@ -305,14 +305,14 @@ def test_sample_that_does_not_fit(own_data: Open, what: str, sentence: str, work
     assert "\n" not in str(caught.value)
 
 
-def write_pictures(root: Path, parts: dict[str, list[str]], mode: str = "RGB") -> Data:
+def write_pictures(root: Path, parts: dict[str, list[str]], per_class: int = 4) -> Data:
     generator = np.random.default_rng(0)
     for part, classes in parts.items():
         for name in classes:
             (root / part / name).mkdir(parents=True)
-            for i in range(4):
+            for i in range(per_class):
                 pixels = generator.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
-                Image.fromarray(pixels).convert(mode).save(root / part / name / f"{i}.png")
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
     return Data(dataset="image-folder", root=str(root), image_size=16, batch_size=4)
 
 
@@ -388,3 +388,15 @@ def test_fashion_mnist_from_debians_package(tmp_path: Path) -> None:
     assert labels.bincount().tolist() == [6_000] * 10
     x, _ = next(images.stream(1))
     assert abs(x.mean().item()) < 0.3
+
+
+def test_imagenet_is_an_image_folder_with_its_1000_classes(tmp_path: Path) -> None:
+    names = [f"n{i:04}" for i in range(1000)]
+    data = write_pictures(tmp_path, {"train": names[:999], "val": names[:999]}, per_class=1)
+    imagenet = data.model_copy(update={"dataset": "imagenet"})
+    with pytest.raises(UsageError, match="has 999 classes, and imagenet 1000"):
+        open_images(imagenet, seed=0)
+    write_pictures(tmp_path, {"train": names[999:], "val": names[999:]}, per_class=1)
+    images = open_images(imagenet, seed=0)
+    assert (images.shape, images.classes, images.samples) == ((3, 16, 16), 1000, 1000)
+    assert images.sources.flip

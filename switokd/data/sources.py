@@ -3,7 +3,9 @@
     digits          scikit-learn's 1,797 handwritten digits, 8 x 8; inside the package
     fashion-mnist   torchvision's, from a folder
     cifar10, cifar100          likewise
+    tiny-imagenet   its own folder layout, as downloaded (tiny_imagenet.py)
     image-folder    a folder with train/CLASS/*.jpg and val/CLASS/*.jpg
+    imagenet        the same, with ImageNet's 1,000 classes
     package.module:callable    any: called with `train: bool` and data.kwargs, returns a
                     map-style data set of (image, label)
 
@@ -24,6 +26,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from switokd.data import tiny_imagenet
 from switokd.data.augment import Keys, seeding
 from switokd.errors import UsageError, nearest
 from switokd.imports import import_callable
@@ -216,6 +219,23 @@ def _image_folder(data: Data) -> Sources:
     return Sources(sources[0], sources[1], classes, mean, std, flip=True)
 
 
+def _imagenet(data: Data) -> Sources:
+    sources = _image_folder(data)
+    if sources.classes != 1000:
+        raise UsageError(
+            f"data.root: {Path(data.root).resolve()} has {sources.classes} classes, and imagenet "
+            "1000; use data.dataset=image-folder for another set of classes"
+        )
+    return sources
+
+
+def _tiny_imagenet(data: Data) -> Sources:
+    train, val, names = tiny_imagenet.open_tiny_imagenet(data.root)
+    parts = [ItemSource(part, len(names), str(part.root)) for part in (train, val)]
+    mean, std = tiny_imagenet.MEAN, tiny_imagenet.STD
+    return Sources(parts[0], parts[1], len(names), mean, std, crop_padding=4, flip=True)
+
+
 def _custom(data: Data) -> Sources:
     make = import_callable(data.dataset, "data.dataset")
     try:
@@ -249,7 +269,9 @@ BY_NAME: dict[str, Callable[[Data], Sources]] = {
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar("CIFAR10", 10, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
     "cifar100": _cifar("CIFAR100", 100, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+    "tiny-imagenet": _tiny_imagenet,
     "image-folder": _image_folder,
+    "imagenet": _imagenet,
 }
 
 

@@ -1,0 +1,136 @@
+"""Tiny-ImageNet in its own folder layout, as downloaded and unpacked.
+
+    tiny-imagenet-200/
+      wnids.txt                       the 200 classes, a WordNet id a line
+      train/n01443537/images/*.JPEG   500 images of each class
+      val/images/*.JPEG               all 10,000 in one folder
+      val/val_annotations.txt         image, class and box, separated by tabs
+
+Labels number the classes in the order of their ids, as torchvision's ImageFolder would. Images are
+decoded when they are wanted, by as many processes as `data.workers` says: all 110,000 in memory
+would be 1.35 GB in every rank, and half a minute before the first step. Grey ones become RGB.
+
+Not covered: test/, which has no labels; the boxes; downloading and unpacking.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from switokd.errors import UsageError
+
+FOLDER = "tiny-imagenet-200"
+SIDE = 64
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+"""Those of the paper's released training script: CIFAR-10's, for these images as well."""
+
+
+@dataclass(frozen=True)
+class TinyImageNet:
+    """One part of the data set: image files with their labels."""
+
+    root: Path
+    files: tuple[str, ...]
+    """Below root."""
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        """RGB bytes `[64, 64, 3]` and label; UsageError if the file is no such image."""
+        path = self.root / self.files[index]
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except OSError as error:  # also what is no image, or ends too early
+            reason = error.strerror or "not a whole image"
+            raise UsageError(f"{path}: cannot be read: {reason}; unpack the data again") from None
+        if pixels.shape != (SIDE, SIDE, 3):
+            height, width, _ = pixels.shape
+            raise UsageError(
+                f"{path}: an image of {width} x {height} pixels, where Tiny-ImageNet has {SIDE} x "
+                f"{SIDE}; unpack the data again, or use data.dataset=image-folder for your own"
+            )
+        return pixels, self.labels[index]
+
+
+def open_tiny_imagenet(data_root: str) -> tuple[TinyImageNet, TinyImageNet, list[str]]:
+    """Training images, validation images, and the classes by label.
+
+    data_root: the folder that holds tiny-imagenet-200/, or that folder itself. UsageError if
+    something of the layout is missing.
+    """
+    root = Path(data_root)
+    if (root / FOLDER).is_dir():
+        root = root / FOLDER
+    if not (root / "wnids.txt").is_file():
+        raise UsageError(
+            f"data.root: {root.resolve()} holds no {FOLDER}/ with wnids.txt, train/ and val/; "
+            "unpack tiny-imagenet-200.zip there"
+        )
+    classes = sorted(_lines(root / "wnids.txt"))
+    label_of = {name: label for label, name in enumerate(classes)}
+    return _train(root, label_of), _val(root, label_of), classes
+
+
+def _train(root: Path, label_of: dict[str, int]) -> TinyImageNet:
+    """All images below train/CLASS/images, class by class, by name."""
+    files, labels = [], []
+    for name, label in label_of.items():
+        found = _images(root / "train" / name / "images")
+        if not found:
+            raise UsageError(
+                f"{root.resolve()}: class {name} of wnids.txt has no images in "
+                f"train/{name}/images; unpack the data again"
+            )
+        files += [f"train/{name}/images/{file}" for file in found]
+        labels += [label] * len(found)
+    return TinyImageNet(root, tuple(files), tuple(labels))
+
+
+def _val(root: Path, label_of: dict[str, int]) -> TinyImageNet:
+    """All images that val/val_annotations.txt names, in its order."""
+    annotations = root / "val" / "val_annotations.txt"
+    if not annotations.is_file():
+        raise UsageError(
+            f"{annotations.resolve()} is not there; it says which class each image of val/images "
+            "is: unpack the data again (a val/ that was sorted into classes is not the original)"
+        )
+    there = set(_images(root / "val" / "images"))
+    files, labels = [], []
+    for number, line in enumerate(_lines(annotations), 1):
+        file, _, rest = line.partition("\t")
+        name = rest.split("\t")[0]
+        where = f"{annotations.resolve()}, line {number}"
+        if name not in label_of:
+            raise UsageError(f"{where}: {name!r} is no class of wnids.txt; unpack the data again")
+        if file not in there:
+            raise UsageError(f"{where}: {file!r} is not in val/images; unpack the data again")
+        files.append(f"val/images/{file}")
+        labels.append(label_of[name])
+    return TinyImageNet(root, tuple(files), tuple(labels))
+
+
+def _images(folder: Path) -> list[str]:
+    """Names of the image files in a folder, sorted; none if it is not there."""
+    if not folder.is_dir():
+        return []
+    return sorted(file.name for file in folder.iterdir() if file.suffix.upper() == ".JPEG")
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines that are not empty; UsageError if the file cannot be read, or has none."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(f"{path}: cannot be read: {reason}") from None
+    if not any(lines):
+        raise UsageError(f"{path.resolve()} is empty; unpack the data again")
+    return [line for line in lines if line]

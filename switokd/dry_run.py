@@ -1,0 +1,260 @@
+"""A dry run: everything that a run file names is built, and one training step is made.
+
+The step is that of `step.py`, of all networks in this process, at the data's full image shape and
+classes, on a batch of a few images. Of a data set that is known by name the images are noise, and
+it need not be here; any other is opened, and its own first images are used. Nothing is written.
+
+Not covered: torch.compile; exchanges between processes and the coordinator; whether a whole batch
+fits into memory, which is only estimated; whether anything is learned.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from switokd import models
+from switokd.alone import Alone
+from switokd.config import Config
+from switokd.data import Images, open_images
+from switokd.data.augment import Keys
+from switokd.data.feed import feed
+from switokd.data.sources import Sources
+from switokd.decision import Decision
+from switokd.environment import Environment
+from switokd.errors import SwitokdError, UsageError
+from switokd.exchange import Exchange
+from switokd.known_data import KnownData, known
+from switokd.learner import Learner
+from switokd.objective import objective
+from switokd.placement import Place, replicated
+from switokd.profile_networks import kept_by_forward
+from switokd.setup import check_shards, make_learners, make_model
+from switokd.step import train_step
+from switokd.world import World, choose_device
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of one network."""
+
+    name: str
+    role: str
+    model: str
+    parameters: int
+    output: tuple[int, ...]
+    loss: float
+    """Of the few images; NaN for a frozen network, which has none."""
+    seconds: float
+    """Forward, backward and update with the few images."""
+    memory_bytes: int
+    """Estimate for a rank of this network's with its part of a whole batch."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """All that was found. `rows` are there only if there was no problem."""
+
+    problems: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = ()
+    device: str = "cpu"
+    batch: int = 0
+    """Images of the step."""
+    images: Images | None = None
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise in place of images that need not be here; the labels go through all classes."""
+
+    data: KnownData
+
+    def __len__(self) -> int:
+        return self.data.samples
+
+    def fetch(self, indices: Sequence[int], keys: Keys) -> tuple[Tensor, Tensor]:
+        """See `Source`."""
+        generator = torch.Generator().manual_seed(int(keys[0]) % 2**63)
+        size = (len(indices), *self.data.image)
+        images = torch.randint(256, size, dtype=torch.uint8, generator=generator)
+        return images, torch.tensor([index % self.data.classes for index in indices])
+
+
+@dataclass
+class Watched:
+    """A network as it is called in the step, and what its call was seen to do."""
+
+    name: str
+    model: nn.Module
+    classes: int
+    device: torch.device
+    seconds: float = 0.0
+    kept: int = 0
+    """Bytes that forward keeps for backward."""
+    output: tuple[int, ...] = field(default=())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Forward. UsageError, naming the network, if it fails or gives no logits to learn from."""
+        started = _now(self.device)
+        try:
+            with kept_by_forward(self.model) as kept:
+                z: Tensor = self.model(x)
+        except Exception as error:
+            raise UsageError(
+                f"networks.{self.name}: its forward pass fails in training, on images of "
+                f"{list(x.shape)}: {_first_line(error)}"
+            ) from error
+        self.seconds += _now(self.device) - started
+        self.kept = sum(kept.values())
+        expected = (len(x), self.classes)
+        self.output = tuple(z.shape) if isinstance(z, Tensor) else ()
+        if self.output != expected:
+            raise UsageError(
+                f"networks.{self.name}: in training it must turn {len(x)} images into logits of "
+                f"shape {expected}, got {self.output or type(z).__name__}"
+            )
+        if torch.is_grad_enabled() and not z.requires_grad:
+            raise UsageError(f"networks.{self.name}: its logits depend on no parameter to train")
+        if not z.isfinite().all():
+            raise UsageError(f"networks.{self.name}: its logits are not finite at the first step")
+        return z
+
+
+def dry_run(config: Config, batch: int = 4) -> DryRun:
+    """Build what `config` names and make one step with `batch` images, or fewer if it has fewer.
+
+    What is wrong with the run file, its networks or its data is in `problems`, a line each.
+    """
+    try:
+        device = choose_device(config.device, Environment())
+        images = images_for(config)
+    except SwitokdError as error:
+        return DryRun((str(error),))
+    problems: list[str] = []
+    built = {name: _build(config, name, images, problems) for name in config.topology}
+    try:
+        if config.placement != "auto":
+            check_shards(config, config.placement_on(1), images)
+    except SwitokdError as error:
+        problems.append(str(error))
+    if problems:
+        return DryRun(tuple(problems))
+    try:
+        return _step(config, built, images, batch, device)
+    except SwitokdError as error:
+        return DryRun((str(error),))
+
+
+def images_for(config: Config) -> Images:
+    """The run's images, noise where they are known by name; UsageError if they cannot be opened."""
+    found = known(config.data)
+    if found is None:
+        return open_images(config.data, config.seed)
+    noise, channels = Noise(found), found.image[0]
+    half = (0.5,) * channels
+    return Images(Sources(noise, noise, found.classes, half, half), config.data, config.seed)
+
+
+def _build(config: Config, name: str, images: Images, problems: list[str]) -> nn.Module:
+    """One network; if it cannot be built, or does not fit the data, that goes to `problems`."""
+    try:
+        return make_model(config, name, images)
+    except UsageError as error:
+        problems.append(f"networks.{name}: {error}")
+        return nn.Identity()
+
+
+def _step(
+    config: Config, built: dict[str, nn.Module], images: Images, batch: int, device: torch.device
+) -> DryRun:
+    """One step; SwitokdError if it cannot be made."""
+    update = {"compute": config.compute.model_copy(update={"compile": False})}
+    config = config.model_copy(update=update)
+    place = Place(replicated(config.topology, 1), 0)
+    learners, watched = [], {}
+    for learner in make_learners(config, place, built, World(Environment(), device), images.shape):
+        watched[learner.name] = Watched(learner.name, learner.model, images.classes, device)
+        learners.append(replace(learner, network=watched[learner.name]))
+    size = min(batch, config.data.batch_size)
+    data = images.config.model_copy(update={"batch_size": size, "workers": 0})
+    few = feed(replace(images, config=data).stream(1), device, config.compute.channels_last)
+    x, y = next(few)
+    size = len(y)  # a data set may have fewer
+    decisions: list[Decision] = []
+    decider = Alone(config, decisions.append)
+    exchange = Exchange(place, config.digest, images.classes)
+    try:
+        result = train_step(learners, 1, x, y, size, config.method, exchange, decider)
+        losses = {name: loss.item() for name, loss in result.losses.items()}
+        for learner in learners:
+            # A teacher that this batch happened to pause has its turn later in the run.
+            if learner.name in result.paused and not learner.frozen:
+                watched[learner.name].seconds = 0.0
+                loss = objective(learner.forward(x), y, {}, [])
+                learner.backward(loss)
+                learner.update()
+                losses[learner.name] = loss.item()
+    except RuntimeError as error:  # autograd's, or out of memory
+        raise UsageError(f"the training step fails: {_first_line(error)}") from error
+    problems = [line for learner in learners for line in _problems(learner, losses)]
+    if problems:
+        return DryRun(tuple(problems))
+    rows = [_row(config, li, watched[li.name], losses, size) for li in learners]
+    return DryRun((), tuple(rows), device.type, size, images, decisions[0])
+
+
+def _problems(learner: Learner, losses: dict[str, float]) -> list[str]:
+    """What one step shows to be wrong with a network's training, a sentence each."""
+    if learner.frozen:
+        return []
+    where, parameters = f"networks.{learner.name}", learner.gradients.parameters
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    found = []
+    if not torch.tensor(losses[learner.name]).isfinite():
+        found.append(f"{where}: its loss is {losses[learner.name]} in the first step")
+    if not all(g.isfinite().all() for g in gradients):
+        found.append(f"{where}: its gradients are not finite in the first step")
+    elif not all(p.isfinite().all() for p in parameters):
+        found.append(
+            f"{where}: its weights are not finite after the first step; the usual remedy is a "
+            f"lower {where}.optimizer.lr"
+        )
+    return found
+
+
+def _row(
+    config: Config, learner: Learner, seen: Watched, losses: dict[str, float], size: int
+) -> Row:
+    shard = config.data.batch_size
+    if config.placement != "auto":
+        shards = config.placement_on(1).shards(learner.name, config.data.batch_size)
+        shard = max(s.stop - s.start for s in shards.values())
+    weights = [*learner.model.parameters(), *learner.model.buffers()]
+    gradients = [p.grad for p in learner.gradients.parameters if p.grad is not None]
+    state = [v for s in learner.optimizer.state.values() for v in s.values()]
+    held = sum(t.nbytes for t in [*weights, *gradients, *state] if isinstance(t, Tensor))
+    return Row(
+        name=learner.name,
+        role=learner.role.value,
+        model=config.networks[learner.name].model,
+        parameters=models.parameter_count(learner.model),
+        output=seen.output,
+        loss=losses.get(learner.name, float("nan")),
+        seconds=seen.seconds + learner.learning.seconds,
+        memory_bytes=held + round(seen.kept * shard / size),
+    )
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
