@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bench import placements, plain, roofline
 from bench.__main__ import chosen
 from bench.figures import Figure
+from bench.runs import BATCH
 from switokd.config import Config
 from switokd.pauses import Pauses
 from switokd.placement import replicated
@@ -128,7 +129,7 @@ def test_convolutions_alone_count_their_operations() -> None:
     run, operations = roofline.convolutions()
     run()
     # WRN-16-2, images of 32 x 32: some 0.1 G multiplications and additions forward.
-    assert operations / (3 * 2 * roofline.BATCH) == pytest.approx(0.1e9, rel=0.05)
+    assert operations / (3 * 2 * BATCH) == pytest.approx(0.1e9, rel=0.05)
 
 
 @pytest.mark.timeout(200)
