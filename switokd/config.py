@@ -151,13 +151,13 @@ class Config(Section):
     @cached_property
     def couplings(self) -> Couplings:
         """Weight and temperature of each KL term."""
-        usual, own, particular = self.distillation, {}, {}
-        for name, network in self.networks.items():
-            weight = network.alpha if network.role == "student" else network.beta
-            default = usual.alpha if network.role == "student" else usual.beta
-            own[name] = Coupling(
-                _first(weight, default), _first(network.temperature, usual.temperature)
-            )
+        usual = self.distillation
+        own: dict[str, Coupling] = {}
+        particular: dict[tuple[str, str], Coupling] = {}
+        for name, n in self.networks.items():
+            weight = n.alpha if n.role == "student" else n.beta
+            default = usual.alpha if n.role == "student" else usual.beta
+            own[name] = Coupling(_first(weight, default), _first(n.temperature, usual.temperature))
         for teacher, students in self.pairs.items():
             for student, pair in students.items():
                 for network, peer, weight in (

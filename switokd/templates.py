@@ -52,10 +52,9 @@ def _merge(template: dict[str, Any], own: Any) -> Any:
     merged = dict(template)
     for key, value in own.items():
         below = merged.get(key)
-        both = isinstance(value, dict) and isinstance(below, dict)
-        # An optimizer of another kind has other settings.
-        if both and value.get("name", below.get("name")) == below.get("name"):
-            merged[key] = {**below, **value}
-        else:
-            merged[key] = value
+        merged[key] = value
+        if isinstance(value, dict) and isinstance(below, dict):
+            kind = below.get("name")  # an optimizer of another kind has other settings
+            if value.get("name", kind) == kind:
+                merged[key] = {**below, **value}
     return merged

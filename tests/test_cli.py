@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from switokd import __version__
 from switokd.cli import app
 from switokd.runfile import load, recipes
+from switokd.sections import PairSettings
 from tests.support import REPOSITORY, run
 
 
@@ -102,11 +103,12 @@ def test_settings_explains_every_setting_of_a_dumped_run_file() -> None:
     listed = {line.split()[0] for line in output.splitlines() if line and line[0] != "#"}
     config = load("digits-1t1s").model_dump(mode="json")
     config["networks"] = {"NAME": config["networks"]["student"]}
+    config["pairs"] = {"TEACHER": {"STUDENT": PairSettings().model_dump()}}
 
     def keys(tree: dict[str, Any], prefix: str = "") -> set[str]:
         found: set[str] = set()
         for key, value in tree.items():
-            is_section = isinstance(value, dict) and key not in ("kwargs", "model_kwargs")
+            is_section = isinstance(value, dict) and not key.endswith("kwargs")
             found |= keys(value, f"{prefix}{key}.") if is_section else {prefix + key}
         return found
 

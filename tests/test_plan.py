@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from switokd.candidates import candidates
+from switokd.couplings import Couplings
 from switokd.errors import UsageError
+from switokd.method import Method
 from switokd.pauses import Pauses
 from switokd.placement import Placement, dedicated, replicated
 from switokd.plan import (
@@ -27,6 +29,7 @@ from switokd.plan import (
     shard_sizes,
     simplest_of_the_best,
 )
+from switokd.strategies import make_strategy
 from switokd.topology import Role, Topology
 
 BATCH = 60
@@ -353,7 +356,8 @@ def test_many_teachers_and_devices_are_planned_within_seconds() -> None:
     networks = {f"t{i}": times(Role.TEACHER, 1 + i) for i in range(7)}
     profile = a_profile(FREE, **networks, s=times(Role.STUDENT, 1))
     topology = topology_of(profile)
-    found = rank_placements(profile, topology, 512, 32, Pauses.usual(topology, "switokd"))
+    method = Method(Couplings(topology), make_strategy("switokd"))
+    found = rank_placements(profile, topology, 512, 32, Pauses.usual(method))
     assert found[0].efficiency > 0.7
 
 

@@ -120,6 +120,6 @@ def test_top1_counts_over_batches_and_keeps_the_mode() -> None:
     ]
     optimizer = torch.optim.SGD([torch.zeros(1)])
     none = Gradients("s", [])
-    learner = Learner("s", Role.STUDENT, model, model, optimizer, none, lambda decision: {})
+    learner = Learner("s", Role.STUDENT, model, model, optimizer, none)
     assert top1(learner, batches, CPU) == (3, 4)
     assert model.training
