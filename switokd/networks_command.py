@@ -36,7 +36,7 @@ CLASSES_HELP = "Classes to tell apart. Default: the paper's for its networks, el
 SIZE_HELP = "Side of the images in pixels. Default: the paper's for its networks, else 32."
 CHANNELS_HELP = "Channels of the images."
 KWARGS_HELP = "The run file's model_kwargs in YAML, such as '{hidden: 64}', for each NAME."
-JSON_HELP = "Print JSON: a list of objects, numbers not rounded."
+JSON_HELP = "Print JSON: an object for each network, numbers not rounded."
 
 
 @dataclass(frozen=True)
