@@ -161,7 +161,7 @@ def list_recipes(
 def settings() -> None:
     """List every setting of a run file with its default and meaning."""
     for key, field in known_settings():
-        if isinstance(field.default, Section) or key == "networks":
+        if isinstance(field.default, Section) or key in ("networks", "pairs"):
             print(f"\n# {field.description or key}")
             continue
         default = "" if field.is_required() else json.dumps(field.default)

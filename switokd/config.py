@@ -63,7 +63,7 @@ class Config(Section):
     data: Data = Data()
     networks: dict[NetworkName, Network]
     pairs: dict[NetworkName, dict[NetworkName, PairSettings]] = Field(default={})
-    """By teacher and student, what differs for one pair; see PairSettings."""
+    """By teacher and student, what differs for one pair."""
     distillation: Distillation = Distillation()
     schedule: Schedule = Schedule()
     compute: Compute = Compute()
