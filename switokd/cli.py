@@ -17,6 +17,7 @@ from typing import Annotated, NoReturn, Optional
 import typer
 
 from switokd import __version__
+from switokd.compare_command import compare
 from switokd.config import known_settings
 from switokd.errors import SwitokdError
 from switokd.imports import import_callable
@@ -97,6 +98,7 @@ def train(
 
 
 app.command(epilog=EPILOG)(plan)
+app.command(epilog=EPILOG)(compare)
 
 
 @app.command()
