@@ -195,9 +195,9 @@ def rows(found: Comparison) -> tuple[list[Row], list[Row]]:
     costs = [
         Row((heading, "", "", *(cell(found, strategy) for strategy in found.strategies)))
         for heading, cell in (
-            ("teachers' steps paused", _paused_cell),
-            ("wall time of a run", _wall_cell),
-            ("teacher compute saved", _saved_cell),
+            ("teachers paused", _paused_cell),
+            ("wall time", _wall_cell),
+            ("compute saved", _saved_cell),
             ("finished runs", _runs_cell),
         )
     ]
@@ -243,8 +243,9 @@ def caption(found: Comparison) -> str:
     spread = " ± sample standard deviation over seeds" if len(found.seeds) > 1 else ""
     return (
         f"Top-1 after the last epoch in percent, mean{spread}; seed{'s' * bool(spread)} {seeds}. "
-        "Bold: each student's best strategy. Times are means per run; saved compute is of the "
-        "teachers' backward passes and updates, in device-seconds."
+        "Bold: each student's best strategy. Teachers paused: share of their steps. Wall time: mean "
+        "of a run. Compute saved: device-seconds of the teachers' backward passes and updates that "
+        "a run's pauses spared, and their share of what these would have taken."
     )
 
 
@@ -257,7 +258,13 @@ def rich_table(found: Comparison) -> Table:
     """The table for a terminal."""
     table = Table(title=f"{found.name}: top-1 in percent")
     for i, heading in enumerate(headings(found)):
-        table.add_column(Text(heading), justify="left" if i < 2 else "right", overflow="fold")
+        is_text, is_strategy = i < 2, i > 2
+        table.add_column(
+            Text(heading.replace(":", ":\n")),
+            justify="left" if is_text else "right",
+            no_wrap=not is_strategy,
+            overflow="fold",
+        )
     for section in rows(found):
         for row in section:
             styles = ("bold" if i in row.bold else "" for i in range(len(row.cells)))
@@ -342,7 +349,7 @@ def _draw_student(axis: Axes, found: Comparison, student: str) -> None:
         top1 = found.top1(strategy, student)
         if top1 is None:
             continue
-        colour = "tab:red" if strategy in best else "tab:blue"
+        colour = "tab:green" if strategy in best else "tab:blue"
         values = found.values(strategy, student)
         axis.plot(values, [y + 0.18] * len(values), "o", color=colour, alpha=0.5, markersize=5)
         axis.errorbar(
@@ -362,4 +369,4 @@ def _draw_student(axis: Axes, found: Comparison, student: str) -> None:
     axis.set_title(
         f"{student}, {found.networks()[student]['parameters']:,} parameters", fontsize=10
     )
-    axis.set_xlabel("top-1 (%); dots: seeds, diamond: mean ± standard deviation", fontsize=9)
+    axis.set_xlabel("top-1 (%)  dots: seeds; diamond: mean ± sd; green: highest mean", fontsize=9)
