@@ -243,9 +243,9 @@ def caption(found: Comparison) -> str:
     spread = " ± sample standard deviation over seeds" if len(found.seeds) > 1 else ""
     return (
         f"Top-1 after the last epoch in percent, mean{spread}; seed{'s' * bool(spread)} {seeds}. "
-        "Bold: each student's best strategy. Teachers paused: share of their steps. Wall time: mean "
-        "of a run. Compute saved: device-seconds of the teachers' backward passes and updates that "
-        "a run's pauses spared, and their share of what these would have taken."
+        "Bold: each student's best strategy. Teachers paused: share of their steps. Wall time: "
+        "mean of a run. Compute saved: device-seconds of the teachers' backward passes and updates "
+        "that a run's pauses spared, and their share of what these would have taken."
     )
 
 

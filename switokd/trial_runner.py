@@ -189,10 +189,11 @@ def failure_of(ended: Running) -> Failure | None:
     code = ended.process.returncode
     if code == 0:
         return None
-    complaints = [line for line in last_lines(ended.log) if line.startswith("switokd: ")]
+    lines = last_lines(ended.log)
+    complaints = [line.removeprefix("switokd: ") for line in lines if line.startswith("switokd: ")]
     reason = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
-    if complaints:
-        reason += f": {complaints[0].removeprefix('switokd: ')}"
+    words = complaints[:1] or lines[-1:]  # of a traceback, the error itself
+    reason = ": ".join([reason, *words])
     return Failure(code if code > 0 else PeerError.exit_code, f"{reason} (see {ended.log})")
 
 

@@ -101,17 +101,35 @@ def test_small_comparison_from_nothing_resumed_and_reported(tmp_path: Path) -> N
     }
 
 
+OWN = """
+from switokd.strategies import Strategy
+
+class Fragile(Strategy):
+    def __init__(self, rate):
+        self.rate = rate
+
+    def terms(self, network, couplings, decision):
+        raise ValueError(f"no terms at rate {self.rate}")
+"""
+
+
 @pytest.mark.timeout(240)
 def test_failed_run_leaves_the_others_and_gives_its_exit_code(tmp_path: Path) -> None:
-    arguments = ["--seeds=1", "--strategies=kdcl-general:held_out=5000,dml", "--jobs=2"]
+    (tmp_path / "mine.py").write_text(OWN)
+    arguments = ["--seeds=1", "--strategies=mine:Fragile:rate=2,dml", "--jobs=2"]
     code, out, _ = run([*COMPARE, *SMALL, *arguments], tmp_path, 200)
-    assert code == 2, out
-    words = "failed: kdcl-general:held_out=5000, seed 0: exit code 2: "
+    assert code == 1, out
+    log = Path("out") / "logs" / "mine-Fragile-rate=2-0.log"
+    words = (
+        "failed: mine:Fragile:rate=2, seed 0: exit code 1: ValueError: no terms at rate 2 "
+        f"(see {log})"
+    )
     assert words in out
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| finished runs |  |  | 0 of 1, 1 failed | 1 |" in table
     assert words in table
     assert (tmp_path / "out" / "dml-0" / "summary.json").exists()
+    assert "Traceback" in (tmp_path / log).read_text()
 
 
 @pytest.mark.timeout(240)

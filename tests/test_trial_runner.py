@@ -110,7 +110,7 @@ def test_killed_trial_is_a_lost_process(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     process.kill()
     process.communicate()
-    log = tmp_path / "log"
+    log = tmp_path / "none"
     assert failure_of(Running(trial, process, log, 0.0)) == Failure(
         4, f"killed by signal 9 (see {log})"
     )
