@@ -59,6 +59,8 @@ def test_small_comparison_from_nothing_resumed_and_reported(tmp_path: Path) -> N
         assert float(row["top1_last"]) == network["top1_last"]
         assert float(row["wall_seconds"]) == summary["wall_seconds"]
         assert (row["seed"], row["steps"]) == ("0", "2")
+        learned = float(row["teachers_device_seconds"])
+        assert learned == 0 if row["strategy"] == "kd" else 0 < learned < summary["wall_seconds"]
     # kd's teacher is vanilla's, and stood still.
     vanilla, kd = rows[0], rows[4]
     assert kd["top1_last"] == vanilla["top1_last"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from switokd import trial_runner
+from switokd.errors import UsageError
 from switokd.trial_runner import (
     Failure,
     Running,
@@ -135,7 +136,7 @@ def test_lock_is_held_while_a_trial_lives(tmp_path: Path) -> None:
     waits = [sys.executable, "-c", "input()"]
     with locked(tmp_path) as lock:
         trial = subprocess.Popen(waits, stdin=subprocess.PIPE, pass_fds=(lock,))
-    with pytest.raises(trial_runner.UsageError, match="at work in"), locked(tmp_path):
+    with pytest.raises(UsageError, match="at work in"), locked(tmp_path):
         pass
     trial.communicate(b"\n")
     with locked(tmp_path):
