@@ -18,6 +18,7 @@ import typer
 
 from switokd import __version__
 from switokd.check_command import check
+from switokd.compare_command import compare
 from switokd.config import known_settings
 from switokd.errors import SwitokdError
 from switokd.imports import import_callable
@@ -101,6 +102,7 @@ def train(
 app.command(epilog=EPILOG)(plan)
 app.command(epilog=EPILOG)(check)
 app.command()(networks)
+app.command(epilog=EPILOG)(compare)
 
 
 @app.command()

@@ -139,6 +139,7 @@ class Desk:
             "saved_by_pauses": {
                 "wall_seconds": savings.wall_seconds(self._passed_at, self._paused_at),
                 "device_seconds": savings.device_seconds(self._learning),
+                "teachers_device_seconds": savings.teachers_device_seconds(self._learning),
             },
             "waiting": {
                 "decision_mean_seconds": sum(waits) / len(waits) if waits else 0.0,

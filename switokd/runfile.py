@@ -130,6 +130,11 @@ def _parse(text: str, where: str) -> Any:
         raise UsageError(f"{where}{line}: not valid YAML: {problem}") from None
 
 
+def parse_value(text: str, where: str) -> Any:
+    """Read one value as a run file would; UsageError, with `where`, if it is no YAML."""
+    return _parse(text, where)
+
+
 def _apply(override: str, raw: dict[str, Any]) -> None:
     """Set one `key.key=value` in the raw mapping."""
     dotted, equals, text = override.partition("=")

@@ -50,3 +50,11 @@ def device_seconds(rows: Iterable[Mapping[str, Any]]) -> float | None:
     return float(
         sum(t["steps_paused"] * t["learning_seconds"] / t["steps_learned"] for t in paused)
     )
+
+
+def teachers_device_seconds(rows: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds that backward and update did take on the teachers' ranks, added up.
+
+    rows: of each rank, epoch and network: `role`, `learning_seconds`.
+    """
+    return float(sum(row["learning_seconds"] for row in rows if row["role"] == "teacher"))

@@ -28,3 +28,12 @@ def test_device_seconds_count_every_rank_of_a_paused_teacher() -> None:
     # An epoch that is all pauses costs what the others' learning steps did.
     assert savings.device_seconds([rank, later, student]) == pytest.approx(32.0)
     assert savings.device_seconds([later, student]) is None
+
+
+def test_teachers_device_seconds_are_all_ranks_of_all_teachers() -> None:
+    rows = [
+        {"role": "teacher", "learning_seconds": 8.0},
+        {"role": "teacher", "learning_seconds": 0.5},
+        {"role": "student", "learning_seconds": 9.0},
+    ]
+    assert savings.teachers_device_seconds(rows) == 8.5
