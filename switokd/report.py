@@ -27,11 +27,11 @@ def print_table(console: Console, summary: dict[str, Any]) -> None:
     table.add_column("network")
     table.add_column("role")
     averaged = any(n.get("top1_ema_last") is not None for n in summary["networks"].values())
-    ema_headings = ("EMA last", "EMA best") if averaged else ()
-    for heading in ("parameters", "top-1 last", "top-1 best", *ema_headings, "paused"):
+    ema_heading = ("EMA last",) if averaged else ()
+    for heading in ("parameters", "top-1 last", "top-1 best", *ema_heading, "paused"):
         table.add_column(heading, justify="right")
     for name, network in summary["networks"].items():
-        emas = [network["top1_ema_last"], network["top1_ema_best"]] if averaged else []
+        emas = [network["top1_ema_last"]] if averaged else []
         is_teacher = network["role"] == "teacher"
         table.add_row(
             name,
