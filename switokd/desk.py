@@ -178,4 +178,4 @@ def _percent(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
     parts = [row[key] for row in rows if row[key] is not None]
     if not parts:
         return None
-    return 100 * sum(correct for correct, _ in parts) / sum(samples for _, samples in parts)
+    return float(100 * sum(correct for correct, _ in parts) / sum(n for _, n in parts))

@@ -170,7 +170,9 @@ def make_optimizer(
     settings = network.optimizer.model_dump(exclude={"name", "decay_norms_and_biases"})
     groups = parameter_groups(model, network.optimizer.decay_norms_and_biases)
     by_name = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return by_name[network.optimizer.name](groups, **settings, fused=fused or None)
+    make = by_name[network.optimizer.name]
+    optimizer: torch.optim.Optimizer = make(groups, **settings, fused=fused or None)
+    return optimizer
 
 
 def set_learning_rate(config: Config, learner: Learner, step: int, steps_per_epoch: int) -> None:

@@ -105,7 +105,7 @@ def moving_average(name: str, model: nn.Module, decay: float) -> AveragedModel:
     first update is taken over whole. UsageError if the model cannot be copied.
     """
     try:
-        multi_avg_fn = get_ema_multi_avg_fn(decay)
+        multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         return AveragedModel(model, multi_avg_fn=multi_avg_fn, use_buffers=True)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -198,9 +198,14 @@ def test_a_model_without_a_copy_is_refused_in_words() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_gradients_that_overflow_are_skipped_and_the_scale_falls() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_that_overflow_are_skipped_and_the_scale_falls(fused: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    one = learner(Updates(clip_norm=1.0, scaler=scaler))
+    model, section = network(), SGD(lr=0.3)
+    optimizer = make_optimizer(Network(role="student", model="x", optimizer=section), model, fused)
+    updates = Updates(clip_norm=1.0, scaler=scaler)
+    gradients = Gradients("s", list(model.parameters()))
+    one = Learner("s", Role.STUDENT, model, model, optimizer, gradients, updates=updates)
     start = copy.deepcopy([*one.model.parameters()])
     (x, y), *_ = batches(1)
     one.backward(F.cross_entropy(one.forward(x), y) * 1e36, 1)
@@ -216,7 +221,7 @@ def test_gradients_that_overflow_are_skipped_and_the_scale_falls() -> None:
 def test_low_precision_is_the_forward_passs_alone(low: torch.dtype) -> None:
     inside: list[torch.dtype] = []
     model = network()
-    model[3].register_forward_hook(lambda module, args, z: inside.append(z.dtype))  # type: ignore[operator,index,union-attr]
+    model[3].register_forward_hook(lambda module, args, z: inside.append(z.dtype))  # type: ignore[index]
     gradients = Gradients("s", list(model.parameters()))
     one = Learner("s", Role.STUDENT, model, model, sgd(model), gradients, low=low)
     (x, y), *_ = batches(1)
