@@ -145,9 +145,12 @@ def test_nothing_moves_before_a_windows_end_nor_in_one_that_was_all_paused() -> 
     torch.testing.assert_close(one.optimizer.state_dict()["state"], momentum, rtol=0, atol=0)
 
 
-def test_clipping_scales_the_whole_gradient_to_its_limit() -> None:
+@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu", init_scale=2.0**10)])
+def test_clipping_scales_the_whole_gradient_to_its_limit(
+    scaler: torch.amp.GradScaler | None,
+) -> None:
     (x, y), *_ = batches(1)
-    free, clipped = (learner(Updates(clip_norm=limit)) for limit in (None, 0.1))
+    free, clipped = learner(Updates()), learner(Updates(clip_norm=0.1, scaler=scaler))
     for one in (free, clipped):
         one.backward(F.cross_entropy(one.forward(x), y), 1)
     whole = torch.cat([p.grad.flatten() for p in free.model.parameters() if p.grad is not None])
