@@ -261,7 +261,7 @@ class Schedule(Section):
     gamma: Positive = 0.1
     """multistep: factor of the learning rates at each milestone."""
     min_lr: NonNegative = 0.0
-    """cosine: the learning rate at the end of all epochs, also where max_steps ends the run."""
+    """cosine: the learning rate where all epochs end; max_steps cuts the curve short."""
     warmup_epochs: NonNegative = 0.0
     """Epochs over which the learning rates first rise in proportion to the step; may be 0.5."""
     accumulate: Annotated[int, Field(ge=1)] = 1
