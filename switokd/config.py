@@ -23,6 +23,7 @@ from switokd.placement import Placement, dedicated, replicated
 from switokd.sections import (
     SGD,
     Adam,
+    AdamW,
     Compute,
     Coordinator,
     Data,
@@ -111,6 +112,17 @@ class Config(Section):
                         f"networks.{name}.weights: strategy kd leaves its teachers as they come; "
                         "name the weights of a trained one (weights/NAME.pt of a run)"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_fall_to_the_least(self) -> Config:
+        least = self.schedule.min_lr
+        for name, network in self.networks.items():
+            if network.optimizer.lr < least:
+                raise ValueError(
+                    f"schedule.min_lr: {least:g} is more than the learning rate that {name} starts "
+                    f"with (networks.{name}.optimizer.lr: {network.optimizer.lr:g})"
+                )
         return self
 
     def placement_on(self, world_size: int) -> Placement:
@@ -211,7 +223,7 @@ def known_settings(
         "data": ((Data, ""),),
         "networks": ((Network, "NAME."),),
         "pairs": ((PairSettings, "TEACHER.STUDENT."),),
-        "optimizer": ((SGD, ""), (Adam, "")),
+        "optimizer": ((SGD, ""), (Adam, ""), (AdamW, "")),
         "distillation": ((Distillation, ""),),
         "schedule": ((Schedule, ""),),
         "compute": ((Compute, ""),),

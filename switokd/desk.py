@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,6 +35,11 @@ class Tally:
     samples: int = 0
     top1_last: float = 0.0
     top1_best: float = 0.0
+    best_epoch: int = 0
+    """Epoch, counted from 1, after which top1_best was reached for the first time."""
+    top1_ema_last: float | None = None
+    top1_ema_best: float | None = None
+    """Of the moving average; None where there is none."""
 
 
 class Desk:
@@ -46,6 +51,8 @@ class Desk:
         self.bar = ProgressBar(config.name, steps, config.schedule.epochs, self.paused)
         self.parameters: dict[str, int] = {}
         self.waiting: list[Waiting] = []
+        self.improved: list[str] = []
+        """Networks whose test top-1 was better in the last epoch than ever before."""
         self._config, self._placement = config, placement
         self._started = time.monotonic()
         self._training_seconds = 0.0
@@ -69,17 +76,19 @@ class Desk:
     def epoch(self, epoch: int, step: int, rows: list[dict[str, Any]]) -> dict[str, float]:
         """Keep and show one epoch's numbers: a row per rank and network, a line per network.
 
-        Returns every network's accuracy on the test set, 0 to 1.
+        Returns the networks' accuracies on the test set, 0 to 1; none in an epoch without a test.
         """
         by_network = defaultdict(list)
         for row in rows:
             by_network[row["network"]].append(row)
+        self.improved = []
         lines = [self._line(epoch, step, name, by_network[name]) for name in self._config.topology]
         self._training_seconds += max(row["training_seconds"] for row in rows)
         self._passed_at.append({})  # between two epochs lies evaluation
         self._learning += rows
         self.folder.add_metrics(lines)
-        test_top1 = {line["network"]: line["test_top1"] / 100 for line in lines}
+        tested = [line for line in lines if line["test_top1"] is not None]
+        test_top1 = {line["network"]: line["test_top1"] / 100 for line in tested}
         self.bar.epoch(epoch, test_top1)
         return test_top1
 
@@ -87,15 +96,15 @@ class Desk:
         """One network's epoch, its ranks' sums added up."""
         total = {
             key: sum(row[key] for row in rows)
-            for key in ("loss_sum", "learned", "correct", "samples", "test_correct", "test_samples")
+            for key in ("loss_sum", "learned", "correct", "samples")
         }
         seconds = max(row["training_seconds"] for row in rows)
         tally = self._tallies[name]
         tally.role, tally.parameters, tally.steps = rows[0]["role"], self.parameters[name], step
         tally.steps_paused += rows[0]["steps_paused"]
         tally.samples += total["samples"]
-        tally.top1_last = 100 * total["test_correct"] / total["test_samples"]
-        tally.top1_best = max(tally.top1_best, tally.top1_last)
+        test_top1, ema = _percent(rows, "tested"), _percent(rows, "tested_average")
+        self._note_test(name, epoch + 1, test_top1, ema)
         return {
             "epoch": epoch + 1,
             "step": step,
@@ -103,11 +112,24 @@ class Desk:
             "role": tally.role,
             "loss": total["loss_sum"] / total["learned"] if total["learned"] else None,
             "train_top1": 100 * total["correct"] / total["samples"],
-            "test_top1": tally.top1_last,
+            "test_top1": test_top1,
+            "test_top1_ema": ema,
             "lr": rows[0]["lr"],
             "steps_paused": tally.steps_paused,
             "samples_per_second": total["samples"] / seconds,
         }
+
+    def _note_test(self, name: str, epoch: int, top1: float | None, ema: float | None) -> None:
+        """Keep one network's test results, in percent; None where there are none."""
+        tally = self._tallies[name]
+        if top1 is not None:
+            tally.top1_last = top1
+            if top1 > tally.top1_best or not tally.best_epoch:
+                tally.top1_best, tally.best_epoch = top1, epoch
+                self.improved.append(name)
+        if ema is not None:
+            tally.top1_ema_last = ema
+            tally.top1_ema_best = max(ema, tally.top1_ema_best or 0.0)
 
     def finish(self) -> None:
         """Write the summary, draw the picture, print the table."""
@@ -150,3 +172,11 @@ class Desk:
             "python": platform.python_version(),
             "networks": {name: asdict(tally) for name, tally in self._tallies.items()},
         }
+
+
+def _percent(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Top-1 over all ranks' parts of the test set, in percent; None where nothing was tested."""
+    parts = [row[key] for row in rows if row[key] is not None]
+    if not parts:
+        return None
+    return float(100 * sum(correct for correct, _ in parts) / sum(n for _, n in parts))

@@ -57,6 +57,8 @@ class Gradients:
     group: dist.ProcessGroup | None = None
     transport: torch.device | None = None
     """Where a collective needs its tensors; None: where they are."""
+    holds: bool = False
+    """Whether they stay on this rank for now: more are added to them before they are sent."""
     _buckets: list[Bucket] = field(default_factory=list)
     _next: int = 0
     _reached: set[nn.Parameter] = field(default_factory=set)
@@ -81,6 +83,8 @@ class Gradients:
 
     def complete(self) -> None:
         """Send what is left: this rank's backward is over, or its shard is empty."""
+        if self.holds:
+            return
         for bucket in self._buckets:
             bucket.ready = len(bucket.parameters)
         self._launch()
@@ -99,10 +103,11 @@ class Gradients:
 
     def _hook(self, bucket: Bucket):  # type: ignore[no-untyped-def]
         def ready(parameter: Tensor) -> None:
-            bucket.ready += 1
             assert isinstance(parameter, nn.Parameter)
             self._reached.add(parameter)
-            self._launch()
+            if not self.holds:
+                bucket.ready += 1
+                self._launch()
 
         return ready
 

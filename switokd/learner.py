@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from switokd.gradients import Gradients
 from switokd.stopwatch import Stopwatch
 from switokd.topology import Role
+from switokd.updates import Updates
 from switokd.world import naming
 
 
@@ -31,7 +32,9 @@ class Learner:
     optimizer: Optimizer
     gradients: Gradients
     frozen: bool = False
-    bf16: bool = False
+    low: torch.dtype | None = None
+    """What its forward pass computes in; None: float32."""
+    updates: Updates = field(default_factory=Updates)
     learning: Stopwatch = field(default_factory=Stopwatch)
     """Time that backward and update take: what a pause saves."""
 
@@ -40,33 +43,50 @@ class Learner:
         """Whether the decision concerns it."""
         return self.role is Role.TEACHER
 
+    @property
+    def averaged(self) -> nn.Module | None:
+        """The moving average of the model, if it is kept."""
+        average = self.updates.average
+        return None if average is None else average.module
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[b, C]` of images `[b, ...]`, with their graph."""
-        autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
-        with autocast, torch.set_grad_enabled(not self.frozen):
+        with autocast(x.device, self.low), torch.set_grad_enabled(not self.frozen):
             return _in_fp32(self.network(x))
 
-    def predict(self, x: Tensor) -> Tensor:
-        """The same for evaluation, which is too short to compile the model a second time for."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            return _in_fp32(self.model(x))
+    def predict(self, x: Tensor, model: nn.Module | None = None) -> Tensor:
+        """The same for evaluation, which is too short to compile the model a second time for.
 
-    def backward(self, loss: Tensor | None) -> None:
+        model: another than the live one, such as its moving average.
+        """
+        with autocast(x.device, self.low):
+            return _in_fp32((model or self.model)(x))
+
+    def backward(self, loss: Tensor | None, step: int) -> None:
         """Compute this rank's gradients, and start to add up those of the network's ranks.
 
-        None stands for an empty shard, which adds nothing.
+        None stands for an empty shard, which adds nothing. Where several steps share an update,
+        the gradients wait on this rank for the last of these steps.
         """
         with self.learning:
-            self.gradients.start()
+            self.updates.begin(self.gradients, step)
             if loss is not None:
-                loss.backward()  # type: ignore[no-untyped-call]
+                self.updates.scaled(loss, step).backward()  # type: ignore[no-untyped-call]
             self.gradients.complete()
 
-    def update(self) -> None:
-        """Apply the gradients of all the network's ranks."""
-        with self.learning:
-            self.gradients.finish()
-            self.optimizer.step()
+    def update(self, step: int) -> None:
+        """Apply the gradients of all the network's ranks, if `step` is the last to share them.
+
+        To be called after every step, also one in which the network was paused.
+        """
+        if self.updates.are_due(step):
+            with self.learning:
+                self.updates.apply(self.gradients, self.optimizer, self.model)
+
+
+def autocast(device: torch.device, low: torch.dtype | None) -> torch.autocast:
+    """A context whose matrix products and convolutions are in `low`; None: as they come."""
+    return torch.autocast(device.type, low or torch.bfloat16, enabled=low is not None)
 
 
 def _in_fp32(z: Tensor) -> Tensor:
@@ -74,14 +94,17 @@ def _in_fp32(z: Tensor) -> Tensor:
     return z.float() if isinstance(z, Tensor) else z
 
 
-def average_statistics(learner: Learner, share: float, transport: torch.device | None) -> None:
+def average_statistics(
+    learner: Learner, model: nn.Module, share: float, transport: torch.device | None
+) -> None:
     """Give all of a network's ranks the mean of their BatchNorm statistics, to evaluate alike.
 
-    share: this rank's part of each batch, which weights its statistics.
+    model: the learner's own, or its moving average. share: this rank's part of each batch, which
+    weights its statistics.
     """
     group = learner.gradients.group
     kinds = (torch.nn.modules.batchnorm._BatchNorm,)
-    norms = [module for module in learner.model.modules() if isinstance(module, kinds)]
+    norms = [module for module in model.modules() if isinstance(module, kinds)]
     found = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
     if group is None or not found:
         return

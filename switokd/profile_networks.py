@@ -26,10 +26,12 @@ from switokd import models
 from switokd.config import Config
 from switokd.couplings import Term
 from switokd.errors import UsageError
+from switokd.learner import autocast
 from switokd.objective import objective
 from switokd.sections import Network
 from switokd.setup import make_optimizer, prepare
 from switokd.timings import GLOO_LOOPBACK, NCCL_NVLINK, Communication, NetworkTimes, Profile
+from switokd.updates import AUTOCAST
 
 FEWEST, MOST = 3, 30
 """Repetitions per size, after a first step that does not count."""
@@ -127,7 +129,7 @@ class Bench:
     classes: int
     peers: int
     device: torch.device
-    bf16: bool
+    low: torch.dtype | None
     channels_last: bool
 
     def measure(self, sizes: Sequence[int], tell: Callable[[int], None]) -> dict[int, Times]:
@@ -180,7 +182,7 @@ class Bench:
         }
         self.optimizer.zero_grad()
         marks = [self._now()]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(self.device, self.low):
             z = self.model(x)
         marks.append(self._now())
         z = z.float()
@@ -244,7 +246,7 @@ def _bench(
         classes=classes,
         peers=len(config.networks) - 1,
         device=device,
-        bf16=config.compute.precision == "bf16",
+        low=AUTOCAST.get(config.compute.precision),
         channels_last=config.compute.channels_last,
     )
 

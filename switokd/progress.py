@@ -99,10 +99,10 @@ class ProgressBar:
             self.console.print(f"{at}  {left:.0f} s left  {numbers}")
 
     def epoch(self, epoch: int, test_top1: Mapping[str, float]) -> None:
-        """Print one epoch's line."""
+        """Print one epoch's line; no accuracies: it was not tested."""
         self._started, self._samples = None, 0
         accuracies = "  ".join(f"{name} {top1:.1%}" for name, top1 in test_top1.items())
+        tested = f"test top-1  {accuracies}" if accuracies else "not tested"
         self._progress.console.print(
-            f"epoch {epoch + 1:>3}/{self._epochs}  test top-1  {accuracies}  "
-            f"paused {self._paused.share:.0%}"
+            f"epoch {epoch + 1:>3}/{self._epochs}  {tested}  paused {self._paused.share:.0%}"
         )

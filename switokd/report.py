@@ -26,9 +26,12 @@ def print_table(console: Console, summary: dict[str, Any]) -> None:
     table = Table(title=f"{summary['name']}: {summary['topology']}, {summary['strategy']}")
     table.add_column("network")
     table.add_column("role")
-    for heading in ("parameters", "top-1 last", "top-1 best", "paused"):
+    averaged = any(n.get("top1_ema_last") is not None for n in summary["networks"].values())
+    ema_heading = ("EMA last",) if averaged else ()
+    for heading in ("parameters", "top-1 last", "top-1 best", *ema_heading, "paused"):
         table.add_column(heading, justify="right")
     for name, network in summary["networks"].items():
+        emas = [network["top1_ema_last"]] if averaged else []
         is_teacher = network["role"] == "teacher"
         table.add_row(
             name,
@@ -36,6 +39,7 @@ def print_table(console: Console, summary: dict[str, Any]) -> None:
             f"{network['parameters']:,}",
             f"{network['top1_last']:.2f} %",
             f"{network['top1_best']:.2f} %",
+            *("-" if ema is None else f"{ema:.2f} %" for ema in emas),
             f"{network['steps_paused'] / network['steps']:.0%}" if is_teacher else "-",
         )
     console.print(table)
@@ -129,8 +133,9 @@ def _legend(axis: Axes) -> None:
 
 def _draw_accuracy(axis: Axes, metrics: list[dict[str, Any]]) -> None:
     for name in dict.fromkeys(line["network"] for line in metrics):
-        lines = [line for line in metrics if line["network"] == name]
-        style = "-" if lines[0]["role"] == "student" else "--"
+        of_network = [line for line in metrics if line["network"] == name]
+        style = "-" if of_network[0]["role"] == "student" else "--"
+        lines = [line for line in of_network if line["test_top1"] is not None]
         steps, accuracy = [m["step"] for m in lines], [m["test_top1"] for m in lines]
         axis.plot(steps, accuracy, style, marker=".", label=name)
     axis.set_ylabel("test top-1 (%)")

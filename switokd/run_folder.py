@@ -3,7 +3,9 @@
     config.yaml            the effective configuration
     decisions.jsonl        a line per step and pair
     metrics.jsonl          a line per epoch and network
-    weights/NAME.pt        each network's state dict; weights/initial/NAME.pt when asked for
+    weights/NAME.pt        each network's last state dict; weights/NAME.ema.pt its moving average
+    weights/best/NAME.pt   that of the epoch with its best test top-1
+    weights/initial/       those before the first step, when asked for
     summary.json           written last
     curves.png             gap against threshold, accuracy (`report.py`)
 
@@ -57,12 +59,18 @@ class RunFolder:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def save_weights(self, states: Mapping[str, Mapping[str, Tensor]], folder: str) -> None:
-        """Write each network's state dict to `folder`/NAME.pt; `torch.load` alone reads it."""
+        """Write each network's state dict to `folder`/NAME.pt; `torch.load` alone reads it.
+
+        A file that is there already is replaced once the new one is whole.
+        """
         with _writing(self.path):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
             for name, state in states.items():
-                with (self.path / folder / f"{name}.pt").open("wb") as file:
+                path = self.path / folder / f"{name}.pt"
+                partial = path.with_suffix(".partial")
+                with partial.open("wb") as file:
                     torch.save(dict(state), file)
+                partial.replace(path)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Close the record and write summary.json."""

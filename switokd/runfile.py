@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from switokd.config import Config, known_settings
 from switokd.errors import UsageError, nearest
-from switokd.sections import SGD, Adam
+from switokd.sections import SGD, Adam, AdamW
 from switokd.templates import spell_out
 
 
@@ -153,7 +153,7 @@ def _apply(override: str, raw: dict[str, Any]) -> None:
     node[last] = _parse(text, repr(override))
 
 
-OPTIMIZER_KEYS = {*SGD.model_fields, *Adam.model_fields}
+OPTIMIZER_KEYS = {*SGD.model_fields, *Adam.model_fields, *AdamW.model_fields}
 PLAIN_WORDS = {
     "a valid integer": "a whole number",
     "a valid array": "a list",
@@ -184,7 +184,7 @@ def _explain(error: ValidationError, raw: Mapping[str, Any]) -> tuple[str, str]:
     elif kind == "missing":
         sentence = f"{key} is missing"
     elif kind == "union_tag_invalid":
-        sentence = f"{key}.name: found {problem['ctx']['tag']}; allowed: 'sgd', 'adam'"
+        sentence = f"{key}.name: found {problem['ctx']['tag']}; allowed: 'sgd', 'adam', 'adamw'"
     elif loc[-1] == "[key]":
         sentence = f"{key} is no name for a network; allowed: letters, digits, '-' and '_'"
     else:

@@ -79,7 +79,7 @@ class SGD(Section):
     """Stochastic gradient descent."""
 
     name: Literal["sgd"] = "sgd"
-    """sgd or adam; the settings of sgd:"""
+    """sgd, adam or adamw; the settings of sgd:"""
     lr: Positive = 0.1
     """Learning rate at the start."""
     momentum: Fraction = 0.9
@@ -88,6 +88,8 @@ class SGD(Section):
     """L2 penalty."""
     nesterov: bool = False
     """Nesterov's form of momentum."""
+    decay_norms_and_biases: bool = True
+    """false: no weight decay of one-dimensional parameters, which norms' and biases are."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> SGD:
@@ -107,6 +109,23 @@ class Adam(Section):
     """Decay of the running means of gradient and squared gradient."""
     weight_decay: NonNegative = 0.0
     """L2 penalty."""
+    decay_norms_and_biases: bool = True
+    """false: no weight decay of one-dimensional parameters, which norms' and biases are."""
+
+
+class AdamW(Section):
+    """Adam with weight decay apart from the gradient."""
+
+    name: Literal["adamw"]
+    """adamw; its settings:"""
+    lr: Positive = 1e-3
+    """Learning rate at the start."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay of the running means of gradient and squared gradient."""
+    weight_decay: NonNegative = 0.01
+    """Share of the weights taken off at each update, times the learning rate."""
+    decay_norms_and_biases: bool = True
+    """false: no weight decay of one-dimensional parameters, which norms' and biases are."""
 
 
 def _check_placement(value: Any) -> Any:
@@ -160,8 +179,11 @@ class Network(Section):
     ranks: Annotated[int, Field(ge=1)] = 1
     """Processes that train this network, each on its part of the batch (placement: dedicated)."""
     optimizer: Annotated[
-        Annotated[SGD, Tag("sgd")] | Annotated[Adam, Tag("adam")], Discriminator(_optimizer_name)
+        Annotated[SGD, Tag("sgd")] | Annotated[Adam, Tag("adam")] | Annotated[AdamW, Tag("adamw")],
+        Discriminator(_optimizer_name),
     ] = SGD()
+    clip_norm: Positive | None = None
+    """Longest gradient, as the L2 norm over all parameters; longer ones are scaled down to it."""
     weights: KeyText | None = None
     """A state dict to start from (weights/NAME.pt of a run): fine-tuning, or a frozen teacher."""
     temperature: Temperature | None = None
@@ -232,17 +254,42 @@ class Schedule(Section):
     """Passes over the training images."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many steps even if epochs are left."""
+    name: Literal["multistep", "cosine"] = "multistep"
+    """multistep (by milestones), or cosine (step by step from the learning rates to min_lr)."""
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """After so many epochs each, the learning rates are multiplied by gamma."""
+    """multistep: after so many epochs each, the learning rates are multiplied by gamma."""
     gamma: Positive = 0.1
-    """Factor of the learning rates at each milestone."""
+    """multistep: factor of the learning rates at each milestone."""
+    min_lr: NonNegative = 0.0
+    """cosine: the learning rate where all epochs end; max_steps cuts the curve short."""
+    warmup_epochs: NonNegative = 0.0
+    """Epochs over which the learning rates first rise in proportion to the step; may be 0.5."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Update every so many steps, by their gradients' mean; a paused step adds none to it."""
+    ema_decay: Fraction | None = None
+    """Keep a moving average of the weights, tested beside them; 0.999 is usual, null is none."""
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    """Test the networks after every so many epochs, and always after the last."""
+
+    @model_validator(mode="after")
+    def _settings_of_its_kind(self) -> Schedule:
+        if self.name == "cosine" and self.milestones:
+            raise ValueError("milestones are for multistep; set schedule.milestones=[] with cosine")
+        if self.name == "multistep" and self.min_lr:
+            raise ValueError("min_lr is for cosine; set schedule.name=cosine, or leave it out")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be fewer than epochs, found {self.warmup_epochs:g} of "
+                f"{self.epochs}"
+            )
+        return self
 
 
 class Compute(Section):
     """How the arithmetic is done."""
 
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """fp32; tf32 (GPU matrix products); bf16 (forward in bfloat16, weights and losses in fp32)."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """fp32; tf32 (GPU matrix products); bf16 or fp16 (forward only; fp16 with loss scaling)."""
     channels_last: bool = True
     """Keep images and convolutions in NHWC order, which most processors are faster in."""
     compile: bool = False

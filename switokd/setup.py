@@ -20,9 +20,11 @@ from switokd.errors import UsageError
 from switokd.gradients import Gradients
 from switokd.learner import Learner
 from switokd.placement import Place, Placement
+from switokd.schedules import Windows, learning_rate
 from switokd.sections import Compute, Network
 from switokd.stopwatch import Stopwatch
 from switokd.topology import Role
+from switokd.updates import AUTOCAST, Updates, moving_average, parameter_groups
 from switokd.world import World
 
 Models = Mapping[str, torch.nn.Module]
@@ -55,11 +57,17 @@ def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
 
 
 def make_learners(
-    config: Config, place: Place, built: Models, world: World, shape: tuple[int, int, int]
+    config: Config,
+    place: Place,
+    built: Models,
+    world: World,
+    shape: tuple[int, int, int],
+    windows: Windows | None = None,
 ) -> list[Learner]:
     """All networks of this rank, for images of `shape` (channels, height, width).
 
-    Every rank must call it: groups are made together.
+    windows: which steps share an update; None: each has its own. Every rank must call it: groups
+    are made together.
     """
     ranks_of = {name: place.placement.ranks_of(name) for name in config.topology}
     by_ranks = {ranks: world.group(ranks) for ranks in dict.fromkeys(ranks_of.values())}
@@ -68,7 +76,8 @@ def make_learners(
     if config.compute.precision == "tf32":
         torch.set_float32_matmul_precision("high")
     learners = [
-        make_learner(config, name, built[name], world, groups[name]) for name in place.networks
+        make_learner(config, name, built[name], world, groups[name], windows or Windows())
+        for name in place.networks
     ]
     if config.compute.compile:
         for learner in learners:
@@ -82,12 +91,21 @@ def make_learners(
 
 
 def make_learner(
-    config: Config, name: str, model: torch.nn.Module, world: World, group: ProcessGroup | None
+    config: Config,
+    name: str,
+    model: torch.nn.Module,
+    world: World,
+    group: ProcessGroup | None,
+    windows: Windows,
 ) -> Learner:
     """One network with its optimizer, on this rank's device. `group`: its ranks, if several."""
     role = config.topology.role(name)
     frozen = config.method.strategy.frozen_teachers and role is Role.TEACHER
     model = prepare(model, config.compute, world.device)
+    decay, average = config.schedule.ema_decay, None
+    if decay is not None and not frozen:  # before the model knows of groups, which have no copy
+        average = moving_average(name, model, decay)
+    precision = config.compute.precision
     if config.compute.batch_norm == "sync" and group is not None:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, group)  # type: ignore[no-untyped-call]
     if frozen:
@@ -101,7 +119,13 @@ def make_learner(
         optimizer=make_optimizer(config.networks[name], model, config.compute.fused_optimizer),
         gradients=Gradients(name, parameters, group, world.transport),
         frozen=frozen,
-        bf16=config.compute.precision == "bf16",
+        low=AUTOCAST.get(precision),
+        updates=Updates(
+            windows,
+            config.networks[name].clip_norm,
+            torch.amp.GradScaler(world.device.type) if precision == "fp16" else None,
+            average,
+        ),
         learning=Stopwatch(world.device),
     )
 
@@ -147,18 +171,20 @@ def make_optimizer(
     network: Network, model: torch.nn.Module, fused: bool = False
 ) -> torch.optim.Optimizer:
     """The run file's optimizer over all of the model's parameters."""
-    settings = network.optimizer.model_dump(exclude={"name"})
-    if network.optimizer.name == "adam":
-        return torch.optim.Adam(model.parameters(), **settings, fused=fused or None)
-    return torch.optim.SGD(model.parameters(), **settings, fused=fused or None)
+    settings = network.optimizer.model_dump(exclude={"name", "decay_norms_and_biases"})
+    groups = parameter_groups(model, network.optimizer.decay_norms_and_biases)
+    by_name = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    make = by_name[network.optimizer.name]
+    optimizer: torch.optim.Optimizer = make(groups, **settings, fused=fused or None)
+    return optimizer
 
 
-def set_learning_rate(config: Config, learner: Learner, epoch: int) -> None:
-    """Multi-step schedule by epochs begun; a paused teacher's goes on like the others'."""
-    passed = sum(epoch >= milestone for milestone in config.schedule.milestones)
+def set_learning_rate(config: Config, learner: Learner, step: int, steps_per_epoch: int) -> None:
+    """Set what the schedule says for `step`; a paused teacher's goes on like the others'."""
+    base = config.networks[learner.name].optimizer.lr
+    rate = learning_rate(config.schedule, base, step, steps_per_epoch)
     for group in learner.optimizer.param_groups:
-        base = config.networks[learner.name].optimizer.lr
-        group["lr"] = base * config.schedule.gamma**passed
+        group["lr"] = rate
 
 
 def check_batch_norm(config: Config, placement: Placement, world: World) -> None:

@@ -102,11 +102,11 @@ def train_step(
             loss = loss * ((shard.stop - shard.start) / n)  # its share of the batch's mean
             losses[learner.name] = loss.detach()
             loss = loss * 0 if paused else loss
-        learner.backward(loss)
+        learner.backward(loss, step)
 
     if any(learner.is_teacher for learner in learning):
         decider.decision(step)  # nothing is applied that the authority has not decided
-    for learner in learning:
-        learner.update()
+    for learner in learners:
+        learner.update(step)  # by what it has learned, in this step or in several
     stood_still = tuple(learner.name for learner in learners if learner not in learning)
     return StepResult(everyone.logits, everyone.y, losses, stood_still)

@@ -108,6 +108,7 @@ class EpochLog:
         self._feeds = [MetricsFeed(decider, meter, name) for name, meter in self._meters.items()]
         self._paused = dict.fromkeys(self._learners, 0)
         self._tested: dict[str, tuple[int, int]] = {}
+        self._tested_averages: dict[str, tuple[int, int]] = {}
         self._learning = {li.name: li.learning.seconds for li in learners}
         self._steps = 0
         self._started = time.monotonic()
@@ -132,6 +133,10 @@ class EpochLog:
         """Keep one network's test result."""
         self._tested[name] = correct, samples
 
+    def tested_average(self, name: str, correct: int, samples: int) -> None:
+        """Keep the test result of one network's moving average."""
+        self._tested_averages[name] = correct, samples
+
     def rows(self) -> list[dict[str, Any]]:
         """Sums, to be added up with those of the network's other ranks."""
         rows = []
@@ -149,8 +154,8 @@ class EpochLog:
                     "learned": sums.learned,
                     "correct": sums.correct,
                     "samples": sums.samples,
-                    "test_correct": self._tested[name][0],
-                    "test_samples": self._tested[name][1],
+                    "tested": self._tested.get(name),  # (correct, samples), None: not in this epoch
+                    "tested_average": self._tested_averages.get(name),
                     "training_seconds": self._seconds,
                     "learning_seconds": learner.learning.seconds - self._learning[name],
                 }

@@ -6,7 +6,7 @@ Not covered: checkpoints and resuming.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,7 @@ from switokd.pauses import Pauses
 from switokd.placement import Place, Placement
 from switokd.plan import choose, shard_sizes
 from switokd.profile_networks import profile
+from switokd.schedules import Windows
 from switokd.setup import check_shards, make_learners, make_models, set_learning_rate
 from switokd.step import train_step
 from switokd.telemetry import EpochLog, Waiting
@@ -69,20 +70,19 @@ class Trainer:
                 self._epoch(epoch, range(done + 1, last + 1), tests)
                 done = last
         self.decider.decision(steps)  # students have not waited for it; the record does
-        self._check_weights()
-        self.save_weights("weights")
+        self.save_weights("weights", averages=True)
         waiting = self.world.gather(Waiting.of(self.exchange, self.decider))
         if self.desk:
             self.desk.waiting = waiting
         self.decider.close()
 
     def _epoch(self, epoch: int, steps: range, tests: dict[str, Batches]) -> None:
-        """Train and evaluate one epoch."""
-        for learner in self.learners:
-            set_learning_rate(self.config, learner, epoch)
+        """Train one epoch, and evaluate it if it is time to."""
         log = EpochLog(self.learners, self.place, self.decider, self.world.device)
         method = self.config.method
         for step in steps:
+            for learner in self.learners:
+                set_learning_rate(self.config, learner, step, self.images.steps_per_epoch)
             x, y = next(self.batches)
             n = self.images.size_of(step - 1)
             result = train_step(self.learners, step, x, y, n, method, self.exchange, self.decider)
@@ -90,14 +90,31 @@ class Trainer:
             if self.desk:
                 self.desk.step(step, epoch, result, self.exchange.passed_at)
         log.end_of_training()
-        for learner in self.learners:  # all of them before any evaluation, which may take long
-            average_statistics(learner, self._share(learner), self.world.transport)
-        for learner in self.learners:
-            log.tested(learner.name, *top1(learner, tests[learner.name], self.world.device))
+        is_last = steps[-1] == total_steps(self.config, self.images)
+        is_tested = is_last or (epoch + 1) % self.config.schedule.evaluate_every == 0
+        if is_tested:
+            self._check_weights()
+            self._evaluate(log, tests)
         rows = [row for rank in self.world.gather(log.rows()) for row in rank]
         if self.desk:
             for name, accuracy in self.desk.epoch(epoch, steps[-1], rows).items():
                 self.decider.progress(name, 0, test_accuracy=accuracy)
+        if is_tested:
+            # Only rank 0 has all parts of the test set's result, and only who improved sends.
+            improved = self.world.broadcast(self.desk.improved if self.desk else None)
+            if improved:
+                self.save_weights("weights/best", improved)
+
+    def _evaluate(self, log: EpochLog, tests: dict[str, Batches]) -> None:
+        """Test this rank's networks, and their moving averages, on its part of the test set."""
+        for learner in self.learners:  # all of them before any evaluation, which may take long
+            for model in filter(None, (learner.model, learner.averaged)):
+                average_statistics(learner, model, self._share(learner), self.world.transport)
+        for learner in self.learners:
+            name, device = learner.name, self.world.device
+            log.tested(name, *top1(learner, tests[name], device))
+            if learner.averaged is not None:
+                log.tested_average(name, *top1(learner, tests[name], device, learner.averaged))
 
     def _share(self, learner: Learner) -> float:
         """How much of a full batch this rank computes for one of its networks, 0 to 1."""
@@ -115,18 +132,25 @@ class Trainer:
             if not all(value.isfinite().all() for value in learner.model.parameters()):
                 error = NonFiniteError(
                     f"network {learner.name} (rank {self.world.rank}) has weights that are not "
-                    "finite after its last step; no weights were saved"
+                    "finite after its last step; they were not saved"
                 )
                 error.seen_by_every_rank = False
                 raise error
 
-    def save_weights(self, folder: str) -> None:
-        """Hand every network's state dict to rank 0, which writes them to `folder`/NAME.pt."""
+    def save_weights(
+        self, folder: str, names: Collection[str] | None = None, averages: bool = False
+    ) -> None:
+        """Hand networks' state dicts to rank 0, which writes them to `folder`/NAME.pt.
+
+        names: those networks only. averages: the moving averages as well, to `folder`/NAME.ema.pt.
+        """
         mine: dict[str, dict[str, Any]] = {}
         for learner in self.learners:
-            if self.world.rank == self.place.placement.ranks_of(learner.name)[0]:
-                state = learner.model.state_dict()
-                mine[learner.name] = {key: _plain(value) for key, value in state.items()}
+            is_first = self.world.rank == self.place.placement.ranks_of(learner.name)[0]
+            if is_first and (names is None or learner.name in names):
+                mine[learner.name] = _plain_state(learner.model)
+                if averages and learner.averaged is not None:
+                    mine[f"{learner.name}.ema"] = _plain_state(learner.averaged)
         states = self.world.gather(mine)
         if self.desk:
             self.desk.folder.save_weights(
@@ -134,9 +158,9 @@ class Trainer:
             )
 
 
-def _plain(value: torch.Tensor) -> torch.Tensor:
-    """A tensor as others expect to load it, whatever order it was computed in."""
-    return value.cpu().contiguous()
+def _plain_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A state dict as others expect to load it, whatever order it was computed in."""
+    return {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
 
 
 def train(config: Config, env: Environment) -> None:
@@ -168,7 +192,8 @@ def train(config: Config, env: Environment) -> None:
             built = make_models(config, placement.networks_of(env.rank), images)
         check_shards(config, placement, images)
         place = Place(placement, env.rank)
-        learners = make_learners(config, place, built, world, images.shape)
+        windows = Windows(config.schedule.accumulate, images.steps_per_epoch, steps)
+        learners = make_learners(config, place, built, world, images.shape, windows)
         images = images.on(device, config.compute.data_on_device)
         stream = images.stream(steps, part=place.part)
         batches = feed(stream, device, config.compute.channels_last)

@@ -170,6 +170,7 @@ def _train_reference(
             model = model.to(memory_format=torch.channels_last)
         fused = config.compute.fused_optimizer
         o = settings.optimizer
+        assert o.name != "adamw"
         optimizers[name] = (
             torch.optim.Adam(model.parameters(), lr=o.lr, weight_decay=o.weight_decay, fused=fused)
             if isinstance(o, Adam)

@@ -95,6 +95,15 @@ def test_weights_load_safely_and_fit_the_network(tmp_path: Path) -> None:
     assert all(map(torch.equal, other.state_dict().values(), network.state_dict().values()))
 
 
+def test_better_weights_take_the_place_of_those_before(tmp_path: Path) -> None:
+    folder = RunFolder(config(tmp_path))
+    for value in (1.0, 2.0):
+        folder.save_weights({"student": {"w": torch.tensor(value)}}, "weights/best")
+    folder.close()
+    (file,) = (tmp_path / "weights/best").iterdir()  # nothing else is left
+    assert torch.load(file, weights_only=True) == {"w": torch.tensor(2.0)}
+
+
 def test_used_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     for refuse in (check, RunFolder):
@@ -134,14 +143,15 @@ def test_unnamed_runs_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all((tmp_path / name / "config.yaml").is_file() for name in names)
 
 
-def write_record(folder: Path, pairs: int, steps: int, epochs: int) -> None:
+def write_record(folder: Path, pairs: int, steps: int, epochs: int, every: int = 1) -> None:
     decisions = [
         {"step": step, "teacher": f"t{p}", "student": "s", "gap": 0.2 + step / 99, "delta": 0.4}
         | {"mode": "expert" if step % 3 else "learning"}
         for step, p in product(range(1, steps + 1), range(pairs))
     ]
     metrics: list[dict[str, Any]] = [
-        {"step": steps * e // epochs, "network": name, "role": role, "test_top1": 90.0 + e}
+        {"step": steps * e // epochs, "network": name, "role": role}
+        | {"test_top1": None if e % every else 90.0 + e}
         for e in range(1, epochs + 1)
         for name, role in (("t0", "teacher"), ("s", "student"))
     ]
@@ -151,10 +161,11 @@ def write_record(folder: Path, pairs: int, steps: int, epochs: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pairs", "steps", "epochs"), [(1, 60, 3), (2, 60, 3), (2, 1, 1), (1, 1, 0), (2, 30, 0)]
+    ("pairs", "steps", "epochs", "every"),
+    [(1, 60, 3, 1), (2, 60, 3, 2), (2, 1, 1, 1), (2, 9, 1, 2), (1, 1, 0, 1), (2, 30, 0, 1)],
 )
-def test_curves(tmp_path: Path, pairs: int, steps: int, epochs: int) -> None:
-    write_record(tmp_path, pairs, steps, epochs)
+def test_curves(tmp_path: Path, pairs: int, steps: int, epochs: int, every: int) -> None:
+    write_record(tmp_path, pairs, steps, epochs, every)
     path = draw_curves(tmp_path)
     assert path == tmp_path / "curves.png"
     picture = path.read_bytes()
@@ -190,3 +201,27 @@ def test_table_has_a_row_per_network() -> None:
     nothing = {"wall_seconds": None, "device_seconds": 0.0}
     print_table(Console(file=out, width=100), {**summary, "saved_by_pauses": nothing})
     assert out.getvalue().count("saved") == 1
+
+
+def test_table_shows_the_moving_averages_where_there_are_any() -> None:
+    network = {"parameters": 9, "top1_last": 97.0, "top1_best": 98.0, "steps": 2}
+    summary = {
+        "name": "demo",
+        "topology": "1T1S",
+        "strategy": "kd",
+        "training_seconds": 30.0,
+        "saved_by_pauses": {"wall_seconds": None, "device_seconds": 0.0},
+        "waiting": {"decision_mean_seconds": 0.0, "decision_p99_seconds": 0.0},
+        "networks": {
+            "frozen": {**network, "role": "teacher", "steps_paused": 2}
+            | {"top1_ema_last": None, "top1_ema_best": None},
+            "little": {**network, "role": "student", "steps_paused": 0}
+            | {"top1_ema_last": 97.5, "top1_ema_best": 98.5},
+        },
+    }
+    out = io.StringIO()
+    print_table(Console(file=out, width=100), summary)
+    rows = [line.replace("│", " ").split() for line in out.getvalue().splitlines()]
+    assert ["frozen", "teacher", "9", "97.00", "%", "98.00", "%", "-", "100%"] in rows
+    shown = ["little", "student", "9", "97.00", "%", "98.00", "%", "97.50", "%", "-"]
+    assert shown in rows

@@ -87,7 +87,11 @@ def test_bar_prints_epochs_where_there_is_no_terminal(capsys: pytest.CaptureFixt
     with ProgressBar("name", steps=2, epochs=1, paused=share) as bar:
         bar.step(1, 0, result(correct=1, loss=1.0))
         bar.epoch(0, {"a": 0.5, "s": 0.25})
-    assert capsys.readouterr().out == "epoch   1/1  test top-1  a 50.0%  s 25.0%  paused 50%\n"
+        bar.epoch(0, {})
+    assert capsys.readouterr().out == (
+        "epoch   1/1  test top-1  a 50.0%  s 25.0%  paused 50%\n"
+        "epoch   1/1  not tested  paused 50%\n"
+    )
 
 
 def test_bar_on_a_terminal_fits_and_shows_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,3 +127,6 @@ def test_top1_counts_over_batches_and_keeps_the_mode() -> None:
     learner = Learner("s", Role.STUDENT, model, model, optimizer, none)
     assert top1(learner, batches, CPU) == (3, 4)
     assert model.training
+    other = Stub().eval()
+    assert top1(learner, batches, CPU, other) == (3, 4)
+    assert not other.training

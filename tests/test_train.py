@@ -76,8 +76,10 @@ def test_switokd_train_starts_the_processes_itself_and_is_repeatable(tmp_path: P
         assert (tmp_path / "runs" / f"digits-1t1s-00{number}" / "summary.json").exists()
     first, second = (tmp_path / "runs" / f"digits-1t1s-00{n}" for n in (1, 2))
     assert (first / "decisions.jsonl").read_text() == (second / "decisions.jsonl").read_text()
-    for weights in (first / "weights").iterdir():
-        ours, theirs = (torch.load(f / "weights" / weights.name) for f in (first, second))
+    weights = [path.relative_to(first) for path in (first / "weights").rglob("*.pt")]
+    assert len(weights) == 4
+    for path in weights:
+        ours, theirs = (torch.load(folder / path) for folder in (first, second))
         assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 

@@ -1,0 +1,117 @@
+"""From gradients to an update: loss scaling, accumulation over steps, clipping, the moving average.
+
+One network's, on one rank; all its ranks come to the same, because each looks at the gradients'
+sum over all of them.
+
+Not covered: that sum (`gradients.py`); the learning rate (`schedules.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from switokd.errors import UsageError
+from switokd.gradients import Gradients
+from switokd.schedules import Windows
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""By compute.precision: what forward passes compute in, where that is not float32."""
+
+
+@dataclass
+class Updates:
+    """When and how one network's gradients change its weights.
+
+    An update takes the mean of the gradients of a window of steps. A step in which the network
+    was paused adds nothing to it, and counts all the same; a network that was paused in all of a
+    window's steps is not updated at all: its weights, momentum and average stay as they are.
+    """
+
+    windows: Windows = field(default_factory=Windows)
+    clip_norm: float | None = None
+    """Largest L2 norm of the mean gradient over all parameters; None: no limit."""
+    scaler: torch.amp.GradScaler | None = None
+    """Keeps small gradients above zero in float16; None: they need no help."""
+    average: AveragedModel | None = None
+    """Exponential moving average of weights and BatchNorm statistics; None: not kept."""
+    is_pending: bool = False
+    """Whether gradients wait for their window's end."""
+
+    def scaled(self, loss: Tensor, step: int) -> Tensor:
+        """One step's loss as its window's mean and the scaler take it."""
+        size = len(self.windows.of(step))
+        loss = loss / size if size > 1 else loss
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def begin(self, gradients: Gradients, step: int) -> None:
+        """Make ready for the gradients of `step`; they travel with the window's last ones."""
+        if not self.is_pending:
+            gradients.start()
+        self.is_pending = True
+        gradients.holds = not self._ends(step)
+
+    def are_due(self, step: int) -> bool:
+        """Whether `step` ends a window in which there was something to learn from."""
+        return self.is_pending and self._ends(step)
+
+    def apply(self, gradients: Gradients, optimizer: Optimizer, model: nn.Module) -> None:
+        """Update the model by what its ranks have gathered in this window."""
+        self.is_pending = gradients.holds = False
+        gradients.complete()  # where the network was paused in the window's last step
+        gradients.finish()
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(gradients.parameters, self.clip_norm)
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)  # skips gradients that have overflowed
+            self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(model)
+
+    def _ends(self, step: int) -> bool:
+        return step == self.windows.of(step)[-1]
+
+
+def parameter_groups(
+    model: nn.Module, decay_norms_and_biases: bool
+) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """A model's parameters for its optimizer: all alike, or without weight decay of some.
+
+    Norms' scales and shifts and all biases are told by their one dimension.
+    """
+    parameters = list(model.parameters())
+    if decay_norms_and_biases:
+        return parameters
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.dim() > 1]},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def moving_average(name: str, model: nn.Module, decay: float) -> AveragedModel:
+    """Give a copy of the model that follows it, a share of 1 - `decay` of the way per update.
+
+    BatchNorm's statistics are averaged like the weights, so that the two fit each other. The
+    first update is taken over whole. UsageError if the model cannot be copied.
+    """
+    try:
+        multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        return AveragedModel(model, multi_avg_fn=multi_avg_fn, use_buffers=True)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        usage = UsageError(
+            f"schedule.ema_decay: the average starts as a copy of {name}, which cannot be copied: "
+            f"{reason}; leave ema_decay out, or mend the model's __deepcopy__"
+        )
+        usage.seen_by_every_rank = False
+        raise usage from error
