@@ -196,7 +196,7 @@ def _step(
             if learner.name in result.paused and not learner.frozen:
                 watched[learner.name].seconds = 0.0
                 loss = objective(learner.forward(x), y, {}, [])
-                learner.backward(loss)
+                learner.backward(loss, 1)
                 learner.update()
                 losses[learner.name] = loss.item()
     except RuntimeError as error:  # autograd's, or out of memory
