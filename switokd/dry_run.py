@@ -173,7 +173,10 @@ def _step(
     config: Config, built: dict[str, nn.Module], images: Images, batch: int, device: torch.device
 ) -> DryRun:
     """One step; SwitokdError if it cannot be made."""
-    update = {"compute": config.compute.model_copy(update={"compile": False})}
+    update = {
+        "compute": config.compute.model_copy(update={"compile": False}),
+        "schedule": config.schedule.model_copy(update={"accumulate": 1}),
+    }
     config = config.model_copy(update=update)
     place = Place(replicated(config.topology, 1), 0)
     learners, watched = [], {}
@@ -197,7 +200,7 @@ def _step(
                 watched[learner.name].seconds = 0.0
                 loss = objective(learner.forward(x), y, {}, [])
                 learner.backward(loss, 1)
-                learner.update()
+                learner.update(1)
                 losses[learner.name] = loss.item()
     except RuntimeError as error:  # autograd's, or out of memory
         raise UsageError(f"the training step fails: {_first_line(error)}") from error
