@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,9 @@ class Recorder(General):
 SETTINGS = [
     "digits-1t1s",
     "distillation.strategy=recorder:Recorder",
-    "distillation.strategy_kwargs={held_out: 100}",
-    "data.batch_size=64",
+    "distillation.strategy_kwargs={held_out: 150}",
+    "networks.teacher.model=wrn-10-1",
+    "data.batch_size=128",
     "data.label_smoothing=0.1",
     "schedule.epochs=2",
 ]
@@ -112,48 +112,59 @@ def test_holding_out_too_many_is_one_line(held_out: int, sentence: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_ranks_and_one_process_are_told_the_same_and_train_the_same(tmp_path: Path) -> None:
-    (tmp_path / "recorder.py").write_text(MODULE)
-    layouts = {
-        "apart": (2, []),
-        "alone": (1, ["placement=replicated", "coordinator=off"]),
-        "shards": (2, ["placement=replicated", "schedule.max_steps=2"]),
-    }
-    folders = {}
-    for name, (processes, settings) in layouts.items():
-        (tmp_path / name).mkdir()
-        folders[name] = train(
-            tmp_path / name, processes, *SETTINGS, *settings, PYTHONPATH=str(tmp_path)
-        )
-    told = {
-        name: [lines(tmp_path / name / f"told-{rank}.jsonl") for rank in range(processes)]
-        for name, (processes, _) in layouts.items()
-    }
+Told = list[list[dict[str, Any]]]
+"""By rank, what its strategy was told before each epoch."""
 
-    ((first, second),) = told["alone"]
-    images = open_images(Data(batch_size=64), 0, held_out=100)
+
+def observed(folder: Path, processes: int, *settings: str) -> tuple[Path, Told]:
+    """Train in `folder`; its run folder, and what every rank was told."""
+    (folder / "recorder.py").write_text(MODULE)
+    out = train(folder, processes, *SETTINGS, *settings, PYTHONPATH=str(folder))
+    return out, [lines(folder / f"told-{rank}.jsonl") for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Told]:
+    """A run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    return observed(folder, 1, "placement=replicated", "coordinator=off")
+
+
+def test_the_strategy_is_told_before_each_epoch(alone: tuple[Path, Told]) -> None:
+    ((first, second),) = alone[1]
+    images = open_images(Data(batch_size=128), 0, held_out=150)
     labels = [y for _, y in images.held_out_batches(lambda n: slice(0, n))]
     assert first["y"] == second["y"] == torch.cat(labels).tolist()
     assert first["names"] == ["teacher", "student"]
     assert sum(first["weights"]) == pytest.approx(1)
     assert first["weights"] != pytest.approx(second["weights"], abs=1e-3)
 
-    for ranks in (told["apart"], told["shards"]):
-        assert ranks[0] == ranks[1]
-    for one, other in zip(told["apart"][0], told["alone"][0], strict=True):
-        assert one["y"] == other["y"]
-        assert one["weights"] == pytest.approx(other["weights"], rel=1e-6)
-    assert told["shards"][0][0]["weights"] == pytest.approx(first["weights"], rel=1e-4)
 
-    decisions = [lines(folders[name] / "decisions.jsonl") for name in ("apart", "alone")]
-    assert len(decisions[0]) == 40  # 1337 images, 20 batches of 64 in each epoch
-    for one, other in zip(*decisions, strict=True):
-        assert one == other
+def test_a_rank_for_each_network_trains_as_one_process(
+    alone: tuple[Path, Told], tmp_path: Path
+) -> None:
+    folder, told = observed(tmp_path, 2)
+    assert told[0] == told[1]
+    for mine, theirs in zip(told[0], alone[1][0], strict=True):
+        assert mine["y"] == theirs["y"]
+        assert mine["weights"] == pytest.approx(theirs["weights"], rel=1e-6)
+    decisions = [lines(out / "decisions.jsonl") for out in (folder, alone[0])]
+    assert len(decisions[0]) == 20  # 1287 images, 10 batches of 128 in each epoch
+    assert decisions[0] == decisions[1]
     for name in ("teacher", "student"):
-        apart, alone = (
-            torch.load(folders[layout] / "weights" / f"{name}.pt", weights_only=True)
-            for layout in ("apart", "alone")
+        mine, theirs = (
+            torch.load(out / "weights" / f"{name}.pt", weights_only=True)
+            for out in (folder, alone[0])
         )
-        assert all(torch.allclose(apart[key], alone[key], rtol=1e-5) for key in apart)
-    summary = json.loads((folders["apart"] / "summary.json").read_text())
-    assert summary["networks"]["student"]["steps"] == 40
+        assert all(torch.allclose(mine[key], theirs[key], rtol=1e-5) for key in theirs)
+
+
+def test_shards_of_the_images_held_out_come_together(
+    alone: tuple[Path, Told], tmp_path: Path
+) -> None:
+    _, told = observed(tmp_path, 2, "placement=replicated", "schedule.max_steps=1")
+    ((mine,), others) = told
+    theirs = alone[1][0][0]
+    assert [mine] == others
+    assert mine["y"] == theirs["y"]
+    assert mine["weights"] == pytest.approx(theirs["weights"], rel=1e-4)
