@@ -115,6 +115,7 @@ for step, n in enumerate((9, 4, 3, 2, 9), 1):
     got = exchange.for_labels()(step, z, {k: labels[s] for k, s in shards.items()}, n)
     right &= torch.equal(got.y, labels)
 os.write(1, (json.dumps({"rank": rank, "right": right}) + "\\n").encode())
+dist.destroy_process_group()
 """
 
 
