@@ -35,7 +35,7 @@ from switokd.sections import Data
 __all__ = ["Batch", "Batches", "Images", "open_images"]
 
 NO_EPOCH = 2**40
-"""Numbers the shuffle that the images held out are drawn by: no run comes to this epoch."""
+"""Number of the shuffle that the images held out are drawn by; no run comes to this epoch."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Images:
     def __post_init__(self) -> None:
         if not len(self.sources.test):
             raise UsageError(f"data.dataset {self.config.dataset}: the test set is empty")
-        if self.held_out < 0 or self.samples < 2:
+        if self.held_out and (self.held_out < 0 or self.samples < 2):
             raise UsageError(
                 f"distillation.strategy: it holds out {self.held_out} images, which must leave 2 "
                 f"or more of the {len(self.sources.train)} training images; choose another "
