@@ -1,6 +1,6 @@
-"""Each step's logits and labels, from every network to every rank, by one collective.
+"""Each step's logits and targets, from every network to every rank, by one collective.
 
-A rank sends the logits and labels of its shards with the step number and the configuration's
+A rank sends the logits and targets of its shards with the step number and the configuration's
 digest in front. All ranks receive all of it, so all of them find at once, and find the same, if
 one is out of step, was started differently, has other data, or has diverged. In a run of one
 process nothing travels, and all else is the same.
@@ -30,7 +30,9 @@ HEADER = 2  # step, digest: int64, each as long as two float32
 
 @dataclass(frozen=True)
 class Gathered:
-    """Every network's logits `[n, C]` in float32, detached, by name; the batch's labels `[n]`.
+    """Every network's logits `[n, C]` in float32, detached, by name; the batch's targets.
+
+    Those are labels `[n]`, or distributions `[n, C]` in float32 where they are soft.
 
     `vitals` is for `Exchange.check`, once it is on the host. `seconds`: what the collective took,
     mostly waiting for the slowest rank; unknown where it runs in a GPU's queue.
@@ -46,6 +48,7 @@ class Exchange:
     """Gathers logits over a process group of all ranks, None for the default one.
 
     place: this rank's. transport: device of the collective's tensors, None for the logits' own.
+    soft_targets: whether targets are distributions; from the configuration, so that ranks agree.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Exchange:
         classes: int,
         group: dist.ProcessGroup | None = None,
         transport: torch.device | None = None,
+        soft_targets: bool = False,
     ) -> None:
         self.place = place
         self.passed_at = 0.0
@@ -63,6 +67,9 @@ class Exchange:
         self.seconds = 0.0
         """What all collectives so far have taken, as far as that is known."""
         self._classes = classes
+        self._soft = soft_targets
+        # What a sample's target takes, in float32: a label's 64 bits, or a distribution.
+        self._target_length = classes if soft_targets else 2
         self._digest = int(digest[:12], 16)  # 48 bits: exact in float64 as well
         self._transport = transport
         self._layout = cache(self._lay_out)
@@ -72,7 +79,8 @@ class Exchange:
     ) -> Gathered:
         """Send this rank's shards of a batch of `n`, and receive everyone's.
 
-        z: logits `[b, C]` by network, none for an empty shard. y: labels `[b]` by network.
+        z: logits `[b, C]` by network, none for an empty shard. y: labels `[b]` or
+        distributions `[b, C]` by network.
         CollectiveError if the collective fails, UsageError if z is not of shape `[b, classes]`.
         """
         offsets, length = self._layout(n)
@@ -84,8 +92,8 @@ class Exchange:
         pieces = [header.view(torch.float32)]  # the bits travel as they are
         for name in self.place.networks:
             if name in z:
-                pieces += [z[name].detach().float().flatten(), y[name].view(torch.float32)]
-        mine = torch.cat(pieces)
+                pieces += [z[name].detach().float(), y[name].view(torch.float32)]
+        mine = torch.cat([piece.flatten() for piece in pieces])
         started = time.perf_counter()
         everyone = self._gather(mine, length, f"exchanging the logits of step {step}").to(device)
         is_known = device.type == "cpu" or self._transport is not None
@@ -95,9 +103,10 @@ class Exchange:
         for name in self.place.placement.networks:
             rows, targets = [], []
             for rank, (start, b) in offsets[name].items():
-                middle, stop = start + b * self._classes, start + b * (self._classes + 2)
+                middle = start + b * self._classes
+                stop = middle + b * self._target_length
                 rows.append(everyone[rank, start:middle].view(b, self._classes))
-                targets.append(everyone[rank, middle:stop].clone().view(torch.int64))
+                targets.append(self._as_targets(everyone[rank, middle:stop].clone()))
             logits[name] = torch.cat(rows) if len(rows) > 1 else rows[0]
             labels[name] = torch.cat(targets) if len(targets) > 1 else targets[0]
         headers = everyone[:, : 2 * HEADER].contiguous().view(torch.int64)
@@ -141,6 +150,17 @@ class Exchange:
                     f"networks.{name}.optimizer.lr"
                 )
 
+    def for_labels(self) -> Exchange:
+        """One of the same place and group for targets that are labels."""
+        digest = f"{self._digest:012x}"
+        return Exchange(self.place, digest, self._classes, self._group, self._transport)
+
+    def _as_targets(self, received: Tensor) -> Tensor:
+        """A shard's labels `[b]` or distributions `[b, C]`, as they were sent."""
+        if self._soft:
+            return received.view(-1, self._classes)
+        return received.view(torch.int64)
+
     def _check_shapes(self, z: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         """Find the wrong shape here: in the collective it would end all ranks without a word."""
         for name, z_i in z.items():
@@ -166,7 +186,7 @@ class Exchange:
             for rank, shard in placement.shards(name, n).items():
                 b = shard.stop - shard.start
                 offsets[name][rank] = ends[rank], b
-                ends[rank] += b * (self._classes + 2)
+                ends[rank] += b * (self._classes + self._target_length)
         return offsets, max(ends.values())
 
     def _gather(self, mine: Tensor, length: int, doing: str) -> Tensor:

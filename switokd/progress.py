@@ -86,7 +86,7 @@ class ProgressBar:
         self._shown = now
         z, y = result.logits[self._student], result.y
         loss = F.cross_entropy(z, y).item()
-        accuracy = (z.argmax(dim=1) == y).float().mean().item()
+        accuracy = (z.argmax(dim=1) == result.labels).float().mean().item()
         rate = self._samples / max(now - self._started, 1e-9)
         numbers = (
             f"{rate:,.0f} images/s student loss {loss:.3f} top-1 {accuracy:.0%} "

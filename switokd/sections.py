@@ -59,6 +59,12 @@ class Data(Section):
     """Random crop after padding by so many pixels; null: the data set's default."""
     flip: bool | None = None
     """Random horizontal flip; null: the data set's default."""
+    label_smoothing: Fraction = 0.0
+    """Share of each target that is spread evenly over all classes."""
+    mixup: NonNegative = 0.0
+    """Blend each image with another of its batch, by shares of Beta(mixup, mixup); 0: not."""
+    cutmix: NonNegative = 0.0
+    """Likewise, but by pasting in a box of the other; with mixup: half the images each."""
     image_size: Annotated[int, Field(ge=8)] = 224
     """Side of the square that image-folder's and imagenet's pictures are cropped to."""
     workers: Annotated[int, Field(ge=0)] = 0
@@ -67,6 +73,11 @@ class Data(Section):
     """Leave out the last batch of an epoch when it is smaller than the others."""
     kwargs: dict[str, Any] = {}
     """Keyword arguments for a data set named by import string."""
+
+    @property
+    def has_soft_targets(self) -> bool:
+        """Whether targets are distributions over the classes, not labels."""
+        return self.label_smoothing > 0 or self.mixup > 0 or self.cutmix > 0
 
     @model_validator(mode="after")
     def _kwargs_are_for_own_data(self) -> Data:

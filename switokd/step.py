@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -45,7 +46,7 @@ class Decider(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves behind for whoever watches: the whole batch's logits and labels.
+    """What a step leaves behind for whoever watches: the whole batch's logits and targets.
 
     `losses` are this rank's parts of the batch's mean losses, of those networks that learned;
     `paused` names those of its teachers that did not.
@@ -55,6 +56,11 @@ class StepResult:
     y: Tensor
     losses: Mapping[str, Tensor]
     paused: tuple[str, ...]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Each sample's class `[n]`; where targets are distributions, the one with most of it."""
+        return self.y if self.y.dim() == 1 else self.y.argmax(dim=1)
 
 
 def train_step(
@@ -67,7 +73,7 @@ def train_step(
     exchange: Exchange,
     decider: Decider,
 ) -> StepResult:
-    """Train on one batch of `n` samples, of which x `[b, ...]`, y `[b]` are this rank's part."""
+    """Train on one batch of `n` samples, of which x `[b, ...]` and y are this rank's part."""
     place = exchange.place
     # Forward, in train mode also when paused, so that BatchNorm's statistics keep moving.
     mine = {learner.name: place.local(learner.name, n) for learner in learners}

@@ -38,7 +38,7 @@ class Meter:
         shard = self._place.shard(self._name, n)
         size = shard.stop - shard.start
         self.samples += size
-        hits = result.logits[self._name][shard].argmax(dim=1) == result.y[shard]
+        hits = result.logits[self._name][shard].argmax(dim=1) == result.labels[shard]
         self._sums[1] += hits.sum()
         if self._name in result.losses:
             self._sums[0] += result.losses[self._name] * n  # its part of the batch's sum

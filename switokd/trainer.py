@@ -25,6 +25,7 @@ from switokd.environment import Environment
 from switokd.errors import CollectiveError, NonFiniteError, PeerError, SwitokdError
 from switokd.evaluate import top1
 from switokd.exchange import Exchange
+from switokd.held_out import HeldOut
 from switokd.learner import Learner, average_statistics
 from switokd.lifecycle import Terminated, end_if_stuck, unwind_on_sigterm
 from switokd.links import measure_links
@@ -64,9 +65,11 @@ class Trainer:
         """Train to the end and save the weights."""
         steps, done = total_steps(self.config, self.images), 0
         tests = {learner.name: self._test(learner) for learner in self.learners}
+        held_out = HeldOut.of(self.images, self.config.method.strategy, self.exchange)
         for epoch in range(self.config.schedule.epochs):
             if done < steps:
                 last = min(done + self.images.steps_per_epoch, steps)
+                held_out.observe(self.learners, done + 1)
                 self._epoch(epoch, range(done + 1, last + 1), tests)
                 done = last
         self.decider.decision(steps)  # students have not waited for it; the record does
@@ -170,7 +173,7 @@ def train(config: Config, env: Environment) -> None:
     """
     if env.rank == 0:
         run_folder.check(config)
-    images = open_images(config.data, config.seed)
+    images = open_images(config.data, config.seed, config.method.strategy.held_out)
     steps = total_steps(config, images)
     device = choose_device(config.device, env)
     if config.compute.keep_memory and device.type == "cpu":
@@ -201,7 +204,8 @@ def train(config: Config, env: Environment) -> None:
         if desk:
             stack.callback(desk.folder.discard_if_unused)
         decider, where = stack.enter_context(decided_by(config, world, placement, desk))
-        exchange = Exchange(place, config.digest, images.classes, world.steps, world.transport)
+        soft, classes = config.data.has_soft_targets, images.classes
+        exchange = Exchange(place, config.digest, classes, world.steps, world.transport, soft)
         trainer = Trainer(config, world, images, batches, learners, exchange, decider, desk)
         counts = {li.name: models.parameter_count(li.model) for li in learners}
         gathered = world.gather(counts)

@@ -290,7 +290,7 @@ def test_own_bytes_are_scaled_and_classes_counted(own_data: Open) -> None:
 @pytest.mark.parametrize(
     ("what", "sentence"),
     [
-        ("label", "own_data:Wrong, sample 3: label 4 is outside the 4 classes (0 to 3)"),
+        ("label", "own_data:Wrong, training sample 3: label 4 is outside the 4 classes (0 to 3)"),
         ("negative", "sample 3: label -1 is outside the 4 classes"),
         ("shape", "own_data:Wrong: images of one batch differ in shape: [(2, 4, 8), (2, 8, 8)]"),
         ("dimensions", "sample 3: an image must be [channels, height, width], got [8, 8]"),
@@ -298,9 +298,8 @@ def test_own_bytes_are_scaled_and_classes_counted(own_data: Open) -> None:
     ],
 )
 def test_sample_that_does_not_fit(own_data: Open, what: str, sentence: str, workers: int) -> None:
-    images = own_data("Wrong", {"what": what}, workers=workers)
     with pytest.raises(UsageError) as caught:
-        list(images.stream(3))
+        list(own_data("Wrong", {"what": what}, workers=workers).stream(3))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 

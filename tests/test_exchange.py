@@ -24,6 +24,10 @@ odd = rank == 1
 digest = "f" * 64 if odd and case == "digest" else "0" * 64
 step = 8 if odd and case == "step" else 7
 y = torch.tensor([1, 0, 2] if odd and case == "labels" else [0, 1, 2])
+soft = case.startswith("soft")
+if soft:
+    y = torch.eye(4)[y] * 0.9 + 0.025
+    y[2, 3] += 1e-7 if odd and case == "soft labels" else 0
 z = torch.arange(12.0).view(3, 4) + 100 * rank
 if odd and case == "nan":
     z[1, 1] = float("nan")
@@ -32,7 +36,7 @@ if odd and case == "gone":
 z.requires_grad_()
 try:
     place = Place(Placement.of({"t": [0], "s": [1]}), rank)
-    exchange = Exchange(place, digest, classes=4)
+    exchange = Exchange(place, digest, classes=4, soft_targets=soft)
     mine = place.networks[0]
     got = exchange(step, {mine: z}, {mine: y}, 3)
     exchange.check(got.vitals.tolist())
@@ -65,6 +69,7 @@ def test_every_rank_gets_every_networks_logits_detached(tmp_path: Path) -> None:
         ("step", "PeerError", "rank 1 (s) is at step 8, rank 0 at step 7"),
         ("digest", "PeerError", "rank 1 (s) was started with another configuration"),
         ("labels", "PeerError", "s (rank 1) has other labels than t (rank 0) at step 7"),
+        ("soft labels", "PeerError", "s (rank 1) has other labels than t (rank 0) at step 7"),
         ("nan", "NonFiniteError", "network s (rank 1) has logits that are not finite at step 7"),
     ],
 )
@@ -86,7 +91,7 @@ def test_a_rank_that_is_gone_is_noticed(tmp_path: Path) -> None:
 
 # Three ranks, a network over two of them unevenly, another on two, odd sizes throughout.
 SHARDS = """
-import json, os, torch, torch.distributed as dist
+import json, os, sys, torch, torch.distributed as dist
 from switokd.exchange import Exchange
 from switokd.placement import Place, Placement
 
@@ -94,10 +99,11 @@ dist.init_process_group("gloo")
 rank = dist.get_rank()
 placement = Placement.of({"t": {0: 3, 1: 1}, "s": [1, 2], "u": [0]})
 place = Place(placement, rank)
-exchange = Exchange(place, "0" * 64, classes=3)
+soft = sys.argv[1] == "soft"
+exchange = Exchange(place, "0" * 64, classes=3, soft_targets=soft)
 right = True
 for step, n in enumerate((9, 4, 3, 2, 9), 1):
-    y = torch.arange(n) % 3
+    y = torch.arange(3.0 * n).view(n, 3).softmax(1) if soft else torch.arange(n) % 3
     whole = {k: torch.arange(n * 3.0).view(n, 3) * (i + 1) for i, k in enumerate("tsu")}
     shards = {k: place.shard(k, n) for k in place.networks}
     z = {k: whole[k][s] for k, s in shards.items() if s.stop > s.start}
@@ -105,13 +111,18 @@ for step, n in enumerate((9, 4, 3, 2, 9), 1):
     exchange.check(got.vitals.tolist())
     right &= torch.equal(got.y, y) and list(got.logits) == ["t", "s", "u"]
     right &= all(torch.equal(got.logits[k], whole[k]) for k in whole)
+    labels = torch.arange(n) % 3
+    got = exchange.for_labels()(step, z, {k: labels[s] for k, s in shards.items()}, n)
+    right &= torch.equal(got.y, labels)
 os.write(1, (json.dumps({"rank": rank, "right": right}) + "\\n").encode())
+dist.destroy_process_group()
 """
 
 
-def test_shards_of_any_size_come_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", ["labels", "soft"])
+def test_shards_of_any_size_come_together(targets: str, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SHARDS)
-    command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=3", "script.py"]
+    command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=3", "script.py", targets]
     code, out, err = run(command, tmp_path)
     assert code == 0, err
     found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]

@@ -31,6 +31,8 @@ STEPS = 60
 SHARED = [f"schedule.max_steps={STEPS}", "schedule.milestones=[2]", "save_initial_weights=true"]
 # Powers of two, so that the order of multiplications rounds nothing differently.
 WEIGHTS = ["distillation.temperature=0.5", "distillation.alpha=0.5", "distillation.beta=0.25"]
+TWO_RANKS = "placement={teacher1: [1], teacher2: [0], student: [0]}"
+SOFT = ["data.label_smoothing=0.1", "data.mixup=0.2"]
 CASES = {
     "1T1S": ["digits-1t1s"],
     "2T1S": ["digits-2t1s"],
@@ -43,7 +45,9 @@ CASES = {
         "compute.fused_optimizer=false",
     ],
     "2T1S-one-process": ["digits-2t1s", "placement=replicated", "coordinator=off"],
-    "2T1S-two-ranks": ["digits-2t1s", "placement={teacher1: [1], teacher2: [0], student: [0]}"],
+    "2T1S-soft-targets": ["digits-2t1s", "placement=replicated", "coordinator=off", *SOFT],
+    "2T1S-soft-targets-two-ranks": ["digits-2t1s", TWO_RANKS, *SOFT],
+    "2T1S-two-ranks": ["digits-2t1s", TWO_RANKS],
 }
 # Batches of 64 in shards of unequal sizes, and a last one of 29.
 UNEVEN = ["data.drop_last=false"]
@@ -51,6 +55,7 @@ UNEVEN = ["data.drop_last=false"]
 EMPTY = ["data.drop_last=false", "data.batch_size=239"]
 SPREAD = {
     "ranks-2": ["networks.t1.ranks=2", *UNEVEN],
+    "soft-targets": ["networks.t1.ranks=2", *SOFT, *UNEVEN],
     "replicated-3": ["placement=replicated", *UNEVEN],
     "weights": ["placement={t1: {0: 5, 1: 1}, t2: [1, 2], s: {0: 1, 2: 3}}", *UNEVEN],
     "empty-shards": ["networks.t1.ranks=2", *EMPTY],

@@ -51,6 +51,24 @@ def test_meter_averages_loss_over_learned_and_accuracy_over_all_samples() -> Non
     assert sums.since(before) == (8.0, 3.0, 2, 2)
 
 
+def test_a_soft_targets_class_is_the_one_with_most_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hard = result(correct=3, loss=1.0)
+    y = torch.tensor([[0.5, 0.2, 0.3]] * 3 + [[0.1, 0.6, 0.3]])  # the last: wrong turns right
+    soft = StepResult(hard.logits, y, hard.losses, hard.paused)
+    meter = Meter("s", Place(Placement.of({"s": [0]}), 0), CPU)
+    meter.add(soft, 4)
+    assert meter.sums().accuracy == 1.0
+    meter.add(hard, 4)
+    assert meter.sums().accuracy == pytest.approx(7 / 8)
+    with ProgressBar("name", steps=4, epochs=1, paused=PausedShare(TOPOLOGY)) as bar:
+        bar._interval = 0.0
+        for step in (1, 2):
+            bar.step(step, 0, soft)
+    assert "top-1 100%" in capsys.readouterr().out
+
+
 def test_ranks_meters_add_up_to_the_whole_batchs() -> None:
     placement = Placement.of({"s": {0: 3, 1: 1}, "t": [0]})
     sums = []

@@ -2,6 +2,8 @@
 
     sources.py   data sets: images and labels by index
     augment.py   order and augmentation as functions of (seed, epoch, sample index)
+    soft_targets.py    label smoothing, mixup, cutmix
+    labels.py    labels outside the classes
     loader.py    batches at given positions, by loader processes if wanted
     feed.py      batches onto the device, one ahead
     (this file)  the training stream and the test set, made of these
@@ -15,18 +17,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from switokd.data.augment import crop_and_flip, mix, order
+from switokd.data.labels import check_labels
 from switokd.data.loader import Batch, Batches, Positions
+from switokd.data.soft_targets import SoftTargets
 from switokd.data.sources import ArraySource, Source, Sources, load
 from switokd.errors import UsageError
 from switokd.sections import Data
 
 __all__ = ["Batch", "Batches", "Images", "open_images"]
+
+NO_EPOCH = 2**40
+"""Number of the shuffle that the images held out are drawn by; no run comes to this epoch."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,9 @@ class View(Dataset[Batch]):
     seed: int
     crop_padding: int = 0
     flip: bool = False
+    soft: SoftTargets | None = None
 
-    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> Batch | UsageError:
+    def __getitems__(self, positions: Sequence[tuple[int, ...]]) -> Batch | UsageError:
         """Load one batch; the loader calls this with the sampler's list.
 
         A UsageError is handed over as a value: raised in a loader process, it would reach the
@@ -50,9 +60,25 @@ class View(Dataset[Batch]):
         except UsageError as error:
             return error
 
-    def batch(self, positions: Sequence[tuple[int, int]]) -> Batch:
-        """Images and labels at these (epoch, index); UsageError if one does not fit."""
-        epochs, indices = np.array(positions, dtype=np.int64).reshape(-1, 2).T
+    def batch(self, positions: Sequence[tuple[int, ...]]) -> Batch:
+        """Images and targets at these `Positions`; UsageError if one does not fit.
+
+        Targets are labels `[B]`, or distributions `[B, C]` where they are soft.
+        """
+        at = np.array(positions, dtype=np.int64).reshape(len(positions), -1)
+        if self.soft is None or not self.soft.mixes:
+            x, labels = self._load(at)
+            return x, labels if self.soft is None else self.soft.targets(labels)
+        both = np.concatenate((at[:, [0, 1]], at[:, [0, 2]]))
+        once, places = np.unique(both, axis=0, return_inverse=True)
+        x, labels = self._load(once)
+        own, partner = torch.from_numpy(places.reshape(2, -1)).to(x.device)
+        keys = mix(self.seed, at[:, 0], at[:, 1])
+        return self.soft.mixed((x[own], x[partner]), (labels[own], labels[partner]), keys)
+
+    def _load(self, at: NDArray[np.int64]) -> Batch:
+        """Images and labels at (epoch, index) `[B, 2]`, augmented and normalised."""
+        epochs, indices = at.T
         keys = mix(self.seed, epochs, indices)
         images, labels = self.source.fetch(indices.tolist(), keys)
         images = crop_and_flip(images, keys, self.crop_padding, self.flip)
@@ -64,7 +90,7 @@ class View(Dataset[Batch]):
             images = (images.float() / 255 - mean) / std
         return images.float(), labels
 
-    def __getitem__(self, position: tuple[int, int]) -> Batch:
+    def __getitem__(self, position: tuple[int, ...]) -> Batch:
         return self.batch([position])
 
 
@@ -75,16 +101,25 @@ class Images:
     sources: Sources
     config: Data
     seed: int
+    held_out: int = 0
+    """Training images that are left out of the training stream, for the strategy."""
     shape: tuple[int, int, int] = field(init=False)
     """Channels, height and width of one image."""
 
     def __post_init__(self) -> None:
         if not len(self.sources.test):
             raise UsageError(f"data.dataset {self.config.dataset}: the test set is empty")
+        if self.held_out and (self.held_out < 0 or self.samples < 2):
+            raise UsageError(
+                f"distillation.strategy: it holds out {self.held_out} images, which must leave 2 "
+                f"or more of the {len(self.sources.train)} training images; choose another "
+                "number, as distillation.strategy_kwargs={held_out: N}"
+            )
         if not self.steps_per_epoch:
+            beside = f" that the strategy's {self.held_out} held out leave" if self.held_out else ""
             raise UsageError(
                 f"data.batch_size: {self.config.batch_size} is more than the {self.samples} "
-                "training images; choose a smaller one, or data.drop_last=false"
+                f"training images{beside}; choose a smaller one, or data.drop_last=false"
             )
         channels, height, width = self._view(train=False)[0, 0][0].shape[1:]
         object.__setattr__(self, "shape", (channels, height, width))
@@ -96,8 +131,17 @@ class Images:
 
     @property
     def samples(self) -> int:
-        """Number of training images."""
-        return len(self.sources.train)
+        """Number of images trained on."""
+        return len(self.sources.train) - self.held_out
+
+    @cached_property
+    def dealt(self) -> tuple[list[int], list[int]]:
+        """Indices of the images trained on, and of those held out: drawn by the seed, sorted."""
+        n = len(self.sources.train)
+        if not self.held_out:
+            return list(range(n)), []
+        drawn = order(self.seed, NO_EPOCH, n)
+        return sorted(drawn[self.held_out :]), sorted(drawn[: self.held_out])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -120,6 +164,17 @@ class Images:
         """
         positions = _Positions(self, first, steps, part)
         return iter(self._batches(self._view(train=True), positions))
+
+    def held_out_batches(self, part: Callable[[int], slice]) -> Batches:
+        """The images held out, without augmentation, in batches of data.batch_size; see `stream`.
+
+        May be iterated again and again. The training transforms of a data set that is read item
+        by item remain, drawn alike every time.
+        """
+        size, indices = self.config.batch_size, self.dealt[1]
+        wholes = [indices[a : a + size] for a in range(0, len(indices), size)]
+        positions = [[(0, i) for i in whole[part(len(whole))] or whole[:1]] for whole in wholes]
+        return self._batches(View(self.sources.train, self.sources, self.seed), positions)
 
     def test(self, batch_size: int = 512, index: int = 0, of: int = 1) -> Batches:
         """The test set in order, without augmentation; may be iterated again and again.
@@ -167,12 +222,13 @@ class Images:
             self.seed,
             self.sources.crop_padding if padding is None else padding,
             self.sources.flip if flip is None else flip,
+            SoftTargets.of(self.config, self.classes),
         )
 
 
 @dataclass(frozen=True)
 class _Positions:
-    """Of training batches: (epoch, index) of every sample, batch by batch."""
+    """Of training batches: the `Positions` of every sample, batch by batch."""
 
     images: Images
     first: int
@@ -182,18 +238,30 @@ class _Positions:
     def __len__(self) -> int:
         return self.steps - self.first
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self.images.config.batch_size
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        size, trained_on = self.images.config.batch_size, self.images.dealt[0]
+        soft = SoftTargets.of(self.images.config, self.images.classes)
         indices: list[int] = []
         for step in range(self.first, self.steps):
             epoch, batch = divmod(step, self.images.steps_per_epoch)
             if batch == 0 or not indices:
-                indices = order(self.images.seed, epoch, self.images.samples)
+                shuffled = order(self.images.seed, epoch, self.images.samples)
+                indices = [trained_on[i] for i in shuffled]
             whole = indices[batch * size : (batch + 1) * size]
             # Where this rank's part is empty, one sample keeps the loader going; nobody uses it.
-            yield [(epoch, index) for index in whole[self.part(len(whole))] or whole[:1]]
+            part = self.part(len(whole))
+            columns = [whole[part] or whole[:1]]
+            if soft is not None and soft.mixes:  # with the next sample of the batch
+                partners = whole[1:] + whole[:1]
+                columns.append(partners[part] or partners[:1])
+            yield [(epoch, *sample) for sample in zip(*columns, strict=True)]
 
 
-def open_images(config: Data, seed: int) -> Images:
-    """Open the run file's data set; UsageError if it is missing, empty or does not fit."""
-    return Images(load(config), config, seed)
+def open_images(config: Data, seed: int, held_out: int = 0) -> Images:
+    """Open the run file's data set; UsageError if it is missing, empty or does not fit.
+
+    held_out: training images that nobody trains on.
+    """
+    sources = load(config)
+    check_labels(sources, f"data.dataset {config.dataset}")
+    return Images(sources, config, seed, held_out)

@@ -68,20 +68,20 @@ def crop_and_flip(x: Tensor, keys: Keys, padding: int, flip: bool) -> Tensor:
     if padding:
         _, _, height, width = x.shape
         x = torch.nn.functional.pad(x, (padding,) * 4)
-        top = _draw(keys, 1, 2 * padding + 1)
-        left = _draw(keys, 2, 2 * padding + 1)
+        top = draw(keys, 1, 2 * padding + 1)
+        left = draw(keys, 2, 2 * padding + 1)
         rows = (top[:, None] + torch.arange(height)).to(x.device)  # [B, H]
         columns = (left[:, None] + torch.arange(width)).to(x.device)  # [B, W]
         batch = torch.arange(len(x), device=x.device)[:, None, None]
         # Indexing with [B, 1, 1], [B, H, 1], [B, 1, W] puts the channels last.
         x = x.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if flip:
-        mirrored = _draw(keys, 3, 2).bool().to(x.device)
+        mirrored = draw(keys, 3, 2).bool().to(x.device)
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     return x.contiguous()
 
 
-def _draw(keys: Keys, stream: int, high: int) -> Tensor:
+def draw(keys: Keys, stream: int, high: int) -> Tensor:
     """One integer in [0, high) per key; streams are independent of each other."""
     draws = mix(keys.astype(np.int64), stream) % np.uint64(high)
     return torch.from_numpy(draws.astype(np.int64))

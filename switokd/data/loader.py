@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from switokd.errors import PeerError, UsageError
 
 Batch = tuple[Tensor, Tensor]
-"""Images `[B, C, H, W]` in float32, normalised, and labels `[B]`."""
+"""Images `[B, C, H, W]` in float32, normalised; labels `[B]` or target distributions `[B, C]`."""
 
-Positions = Iterable[Sequence[tuple[int, int]]]
-"""(epoch, index) of every sample, batch by batch."""
+Positions = Iterable[Sequence[tuple[int, ...]]]
+"""(epoch, index) or (epoch, index, partner's index) of every sample, batch by batch."""
 
 
 class Batches:

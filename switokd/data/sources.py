@@ -255,7 +255,7 @@ def _custom(data: Data) -> Sources:
             raise UsageError(f"data.dataset {data.dataset} returned a data set without samples")
     named = getattr(parts[0], "classes", None)
     if named is None:  # then every label has to be looked at
-        labels = (_pair(parts[0], i, data.dataset)[1] for i in range(len(parts[0])))
+        labels = (label_of(parts[0], i, data.dataset) for i in range(len(parts[0])))
         classes = 1 + max(labels)
     else:
         classes = named if isinstance(named, int) else len(named)
@@ -286,6 +286,11 @@ def _pair(items: Any, index: int, where: str) -> tuple[Any, int]:
             f"{where}, sample {index}: an item must be (image, label), the label a whole "
             f"number, got {str(item)[:60]!r}"
         ) from None
+
+
+def label_of(items: Any, index: int, where: str) -> int:
+    """The label of one item; UsageError if the item is no (image, label)."""
+    return _pair(items, index, where)[1]
 
 
 def _as_tensor(image: Any, where: str) -> Tensor:
