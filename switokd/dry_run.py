@@ -154,7 +154,7 @@ def images_for(config: Config) -> Images:
     """The run's images, noise where they are known by name; UsageError if they cannot be opened."""
     found = known(config.data)
     if found is None:
-        return open_images(config.data, config.seed)
+        return open_images(config.data, config.seed, config.method.strategy.held_out)
     noise, channels = Noise(found), found.image[0]
     half = (0.5,) * channels
     return Images(Sources(noise, noise, found.classes, half, half), config.data, config.seed)
@@ -190,7 +190,8 @@ def _step(
     size = len(y)  # a data set may have fewer
     decisions: list[Decision] = []
     decider = Alone(config, decisions.append)
-    exchange = Exchange(place, config.digest, images.classes)
+    soft = config.data.has_soft_targets
+    exchange = Exchange(place, config.digest, images.classes, soft_targets=soft)
     try:
         result = train_step(learners, 1, x, y, size, config.method, exchange, decider)
         losses = {name: loss.item() for name, loss in result.losses.items()}
