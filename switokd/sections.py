@@ -69,6 +69,8 @@ class Data(Section):
     """Side of the square that image-folder's and imagenet's pictures are cropped to."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Loader processes per rank; they never change what is loaded."""
+    train_samples: Annotated[int, Field(ge=2)] | None = None
+    """Train on only so many of the training images, the same for every seed; null: on all."""
     drop_last: bool = True
     """Leave out the last batch of an epoch when it is smaller than the others."""
     kwargs: dict[str, Any] = {}

@@ -4,6 +4,7 @@
     augment.py   order and augmentation as functions of (seed, epoch, sample index)
     soft_targets.py    label smoothing, mixup, cutmix
     labels.py    labels outside the classes
+    subset.py    a part of the training images
     loader.py    batches at given positions, by loader processes if wanted
     feed.py      batches onto the device, one ahead
     (this file)  the training stream and the test set, made of these
@@ -29,6 +30,7 @@ from switokd.data.labels import check_labels
 from switokd.data.loader import Batch, Batches, Positions
 from switokd.data.soft_targets import SoftTargets
 from switokd.data.sources import ArraySource, Source, Sources, load
+from switokd.data.subset import with_fewer
 from switokd.errors import UsageError
 from switokd.sections import Data
 
@@ -264,4 +266,5 @@ def open_images(config: Data, seed: int, held_out: int = 0) -> Images:
     """
     sources = load(config)
     check_labels(sources, f"data.dataset {config.dataset}")
+    sources = with_fewer(sources, config.train_samples)
     return Images(sources, config, seed, held_out)
