@@ -158,7 +158,8 @@ def naive(z: list[Tensor], y: Tensor) -> Tensor:
     """For each sample the logits of the network with the least CE, the first of equals."""
     chosen = []
     for i in range(len(y)):
-        errors = [F.cross_entropy(z_k[i : i + 1], y[i : i + 1]).item() for z_k in z]
+        target = _targets(y, z[0].shape[1])[i]
+        errors = [-(target * F.log_softmax(z_k[i].double(), dim=0)).sum().item() for z_k in z]
         chosen.append(z[errors.index(min(errors))][i])
     return torch.stack(chosen)
 
@@ -166,16 +167,10 @@ def naive(z: list[Tensor], y: Tensor) -> Tensor:
 def minlogit(z: list[Tensor], y: Tensor) -> Tensor:
     """Every network's logits shifted so that the true class's is 0, then the least, class by class.
 
-    With a distribution as target, the true class's logit is its mean under the target, so that
-    the cross-entropy of shifted logits is log sum exp as it is for a label.
+    With a distribution as target, the true class is the one with most of it.
     """
-    shifted = []
-    for z_k in z:
-        if y.ndim == 1:
-            true = torch.stack([z_k[i, int(label)] for i, label in enumerate(y)])
-        else:
-            true = (z_k * y).sum(dim=1)
-        shifted.append(z_k - true.unsqueeze(1))
+    labels = [int(row.argmax()) for row in _targets(y, z[0].shape[1])]
+    shifted = [torch.stack([z_k[i] - z_k[i, c] for i, c in enumerate(labels)]) for z_k in z]
     return torch.stack(shifted).amin(dim=0)
 
 
