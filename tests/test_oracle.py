@@ -304,12 +304,12 @@ def _train_reference(
     torch.set_num_threads(1)
     try:
         batches = _batches(config, images, optimizers, steps)
-        return networks, reference.train(_setup(config), networks, optimizers, batches)
+        return networks, reference.train(setup_of(config), networks, optimizers, batches)
     finally:
         torch.set_num_threads(threads)
 
 
-def _setup(config: Config) -> reference.Setup:
+def setup_of(config: Config) -> reference.Setup:
     """The run file's settings as the oracle takes them: as they are written, nothing resolved."""
     own: dict[str | tuple[str, str], dict[str, float]] = {}
     for name, n in config.networks.items():
