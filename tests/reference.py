@@ -149,8 +149,8 @@ def decide(setup: Setup, logits: Mapping[str, Tensor], y: Tensor) -> dict[tuple[
             found = EXPERT
         elif setup.strategy not in ("switokd", "threshold"):
             found = LEARNING  # nobody pauses
-        decided[t, s] = {"gap": gap, "e_s": e_s, "e_t": e_t, "epsilon": eps, "delta": delta}
-        decided[t, s]["mode"] = found
+        numbers = {"gap": gap, "e_s": e_s, "e_t": e_t, "epsilon": eps, "delta": delta}
+        decided[t, s] = {**numbers, "mode": found}
     return decided
 
 
