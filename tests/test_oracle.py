@@ -123,6 +123,7 @@ METHODS = {
         "networks.teacher2.weights=teacher2.pt",
     ],
     "2T1S-kdcl-naive": ["topology=2T1S", "distillation.strategy=kdcl-naive", *KDCL_OWN],
+    "1T2S-kdcl-linear": ["topology=1T2S", "distillation.strategy=kdcl-linear"],
     "1T2S-kdcl-minlogit": ["topology=1T2S", "distillation.strategy=kdcl-minlogit"],
 }
 
@@ -172,8 +173,9 @@ def _in_this_process(config: Config) -> None:
 def _check_method(case: str, config: Config, folder: Path) -> None:
     """Compare with the oracle: decisions, weights, paused steps; and that the case is one."""
     networks, records = _train_reference(config, folder, METHOD_STEPS)
-    modes = _check_decisions(config, folder, records, tolerance=1e-5)
     strategy = config.distillation.strategy
+    solved = strategy == "kdcl-linear"  # by two solvers, which do not agree to the last bit
+    modes = _check_decisions(config, folder, records, tolerance=1e-3 if solved else 1e-5)
     if strategy in ("switokd", "threshold"):
         assert set(modes) == {"learning", "expert"}
     else:
@@ -192,8 +194,11 @@ def _check_method(case: str, config: Config, folder: Path) -> None:
     for name, network in networks.items():
         saved = torch.load(folder / "weights" / f"{name}.pt", weights_only=True)
         initial = torch.load(folder / "weights" / "initial" / f"{name}.pt", weights_only=True)
-        differing = [k for k, v in network.state_dict().items() if not torch.equal(v, saved[k])]
-        assert not differing, f"{name}: {differing}"
+        for key, value in network.state_dict().items():
+            if solved:
+                torch.testing.assert_close(value, saved[key], rtol=1e-3, atol=1e-4)
+            else:
+                assert torch.equal(value, saved[key]), (name, key)
         moved = any(not torch.equal(initial[k], saved[k]) for k in saved)
         assert moved != (strategy == "kd" and name in config.topology.teachers)
 
