@@ -24,7 +24,7 @@ import grpc
 from switokd.config import Config
 from switokd.decision import Decision, foresee
 from switokd.distances import Parts, means
-from switokd.errors import CoordinatorError, PeerError, SwitokdError
+from switokd.errors import CoordinatorError, PeerError, SwitokdError, UsageError
 from switokd.placement import Place, Placement
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
@@ -76,7 +76,8 @@ class Client:
         """Join the run and attach the stream.
 
         `on_decision` and `on_failure` are called on the stream's thread. CoordinatorError if
-        nobody answers at the address in time or the coordinator refuses this rank.
+        nobody answers at the address in time or the coordinator refuses this rank, UsageError if
+        it refuses the run as such.
         """
         self.seat = seat
         self.pairs = [
@@ -102,6 +103,9 @@ class Client:
         try:
             stub.Join(join, timeout=self._timeout, wait_for_ready=True)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:  # every rank brings the same plan
+                where = f"the coordinator at {seat.coordinator}"
+                raise UsageError(f"{where} refuses the run: {error.details()}") from None
             raise self._in_words(error) from None
         self._outgoing.put(pb.TrainRequest(attach=pb.Attach(run_id=seat.run_id, rank=seat.rank)))
         self._call = stub.Train(self._requests())

@@ -40,11 +40,16 @@ class Rule:
     """All that turns distances into a decision.
 
     `epsilon_from` names, by pair, another pair whose distances make its epsilon
-    (`semantics.py`).
+    (`semantics.py`). `fixed_delta` is a threshold in place of the adaptive one.
     """
 
     switch: Switch
     epsilon_from: Mapping[Pair, Pair] = field(default_factory=dict)
+    fixed_delta: float | None = None
+
+    def delta(self, d: Distances, eps: float) -> float:
+        """Threshold of a pair with these distances and this epsilon."""
+        return delta(d, eps) if self.fixed_delta is None else self.fixed_delta
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def decide(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> Decisi
 
 
 def _decide(pair: Pair, d: Distances, eps: float, rule: Rule) -> PairDecision:
-    threshold = delta(d, eps)
+    threshold = rule.delta(d, eps)
     return PairDecision(pair, d, eps, threshold, rule.switch(d, threshold))
 
 
@@ -111,7 +116,7 @@ def foresee(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> Decis
         lender = rule.epsilon_from.get(pair.pair)
         for near in _near(pair.distances):
             epsilons = [epsilon(d) for d in (_near(distances[lender]) if lender else [near])]
-            if any(rule.switch(near, delta(near, e)) is not pair.mode for e in epsilons):
+            if any(rule.switch(near, rule.delta(near, e)) is not pair.mode for e in epsilons):
                 return None
     return decision
 

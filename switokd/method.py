@@ -33,7 +33,8 @@ class Method:
     @cached_property
     def rule(self) -> Rule:
         """How a step is decided."""
-        return Rule(self.strategy.switch, epsilon_from(self.semantics, self.topology))
+        strategy, epsilons = self.strategy, epsilon_from(self.semantics, self.topology)
+        return Rule(strategy.switch, epsilons, strategy.fixed_delta)
 
     @cached_property
     def taus(self) -> Mapping[Pair, float]:

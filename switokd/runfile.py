@@ -217,7 +217,10 @@ def _nearest_key(key: str) -> str:
     """Say ", did you mean": a close key of the same section, else of the whole file."""
     parts = key.split(".")
     network = parts[1] if parts[0] == "networks" and len(parts) > 2 else "NAME"
-    every = (k.replace("NAME", network) for k, _ in known_settings())
+    pair = ".".join(parts[1:3]) if parts[0] == "pairs" and len(parts) > 3 else "TEACHER.STUDENT"
+    every = (
+        k.replace("NAME", network).replace("TEACHER.STUDENT", pair) for k, _ in known_settings()
+    )
     known = [k for k in every if k != key]
     section, _, leaf = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}

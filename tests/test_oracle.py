@@ -5,12 +5,18 @@ each network sees whole batches in one place, its weights must be equal bitwise 
 Where a network is spread over ranks, sums are rounded in another order, so that weights agree to
 a tolerance, and BatchNorm must be out of the picture, because its statistics are each rank's. The
 distances, which the oracle takes in float64 and the workers in float32, agree to 1e-5.
+
+Topologies, strategies and semantics are compared in this process, which is quick: the same trainer
+and step, with nobody to talk to. Two of these cases run as processes as well.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import signal
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +25,10 @@ from typing import Any
 import pytest
 import torch
 
-from switokd import models
+from switokd import models, trainer
 from switokd.config import Config
 from switokd.data import Batch, Images, open_images
+from switokd.environment import environment
 from switokd.runfile import load
 from switokd.sections import Adam
 from tests import reference
@@ -79,6 +86,126 @@ networks:
 distillation: {temperature: 0.5}
 schedule: {epochs: 10}
 """
+
+# Any topology, of networks with BatchNorm.
+TEMPLATE = """
+name: many
+teacher: {model: wrn-10-1, optimizer: {lr: 0.1}}
+student: {model: wrn-10-1, optimizer: {lr: 0.03}}
+distillation: {temperature: 0.25}
+schedule: {epochs: 10, milestones: [2]}
+save_initial_weights: true
+"""
+METHOD_STEPS = 25  # into the second epoch
+OWN = [
+    "topology=2T2S",
+    "distillation={temperature: 0.25, alpha: 0.5, beta: 2.0}",
+    "networks.teacher1={temperature: 0.5, beta: 0.25}",
+    "networks.student2={temperature: 0.125, alpha: 2.0}",
+    "pairs.teacher1.student2={enabled: false}",
+    "pairs.teacher2.student1={temperature: 0.0625, alpha: 0.25}",
+    "pairs.teacher2.student2={beta: 4.0}",
+]
+PUBLISHED = "distillation.semantics=published"
+KDCL_OWN = ["distillation.temperature=2.0", "networks.student.alpha=0.5"]
+METHODS = {
+    "2T2S": ["topology=2T2S"],
+    "3T1S": ["topology=3T1S"],
+    "2T2S-own": OWN,
+    "2T2S-own-dml": [*OWN, "distillation.strategy=dml"],
+    "2T1S-published": ["topology=2T1S", PUBLISHED],
+    "1T2S-published": ["topology=1T2S", PUBLISHED],
+    "2T1S-threshold": [
+        "topology=2T1S",
+        "distillation.strategy=threshold",
+        "distillation.strategy_kwargs={delta: 0.25}",
+    ],
+    "2T2S-vanilla": ["topology=2T2S", "distillation.strategy=vanilla"],
+    "2T1S-kd": [
+        "topology=2T1S",
+        "distillation={strategy: kd, temperature: 4.0, alpha: 0.5}",
+        "networks.teacher1.weights=teacher1.pt",
+        "networks.teacher2.weights=teacher2.pt",
+    ],
+    "2T1S-kdcl-naive": ["topology=2T1S", "distillation.strategy=kdcl-naive", *KDCL_OWN],
+    "1T2S-kdcl-linear": ["topology=1T2S", "distillation.strategy=kdcl-linear"],
+    "1T2S-kdcl-minlogit": ["topology=1T2S", "distillation.strategy=kdcl-minlogit"],
+}
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_every_topology_strategy_and_semantics_is_the_oracles(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = _method_config(case, "placement=replicated", "coordinator=off", "run_dir=out")
+    _in_this_process(config)
+    _check_method(case, config, tmp_path / "out")
+
+
+@pytest.mark.parametrize("case", ["2T2S-own", "2T1S-published"])
+def test_and_with_a_rank_for_each_network(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = _method_config(case)
+    settings = [*METHODS[case], f"schedule.max_steps={METHOD_STEPS}"]
+    folder = train(tmp_path, config.world_size or 0, "run.yaml", *settings)
+    _check_method(case, config, folder)
+
+
+def _method_config(case: str, *more: str) -> Config:
+    """Write a case's files into the current folder, and read its run file."""
+    Path("run.yaml").write_text(TEMPLATE)
+    if case.endswith("kd"):
+        for seed, name in enumerate(("teacher1", "teacher2")):
+            torch.manual_seed(seed)
+            torch.save(models.build("wrn-10-1", 1, 10).state_dict(), f"{name}.pt")
+    return load("run.yaml", [*METHODS[case], f"schedule.max_steps={METHOD_STEPS}", *more])
+
+
+def _in_this_process(config: Config) -> None:
+    """Train as `python -m switokd.train` does, on one thread; leaves no handler behind."""
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    torch.set_num_threads(1)
+    try:
+        trainer.train(config, environment({}))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        torch.set_num_threads(threads)
+
+
+def _check_method(case: str, config: Config, folder: Path) -> None:
+    """Compare with the oracle: decisions, weights, paused steps; and that the case is one."""
+    networks, records = _train_reference(config, folder, METHOD_STEPS)
+    strategy = config.distillation.strategy
+    solved = strategy == "kdcl-linear"  # by two solvers, which do not agree to the last bit
+    modes = _check_decisions(config, folder, records, tolerance=1e-3 if solved else 1e-5)
+    if strategy in ("switokd", "threshold"):
+        assert set(modes) == {"learning", "expert"}
+    else:
+        assert set(modes) == {"expert" if strategy == "kd" else "learning"}
+
+    by_step: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for r in records:
+        by_step[r["teacher"], r["step"]].add(r["mode"])
+    summary = json.loads((folder / "summary.json").read_text())
+    for teacher in config.topology.teachers:
+        paused = sum(by_step[teacher, step] == {"expert"} for step in range(1, METHOD_STEPS + 1))
+        assert (paused > 0) == (strategy in ("switokd", "threshold", "kd"))
+        if case == "1T2S-published":
+            paused = 0  # its loss was multiplied by 0, which saves nothing
+        assert summary["networks"][teacher]["steps_paused"] == paused
+    for name, network in networks.items():
+        saved = torch.load(folder / "weights" / f"{name}.pt", weights_only=True)
+        initial = torch.load(folder / "weights" / "initial" / f"{name}.pt", weights_only=True)
+        for key, value in network.state_dict().items():
+            if solved:
+                torch.testing.assert_close(value, saved[key], rtol=1e-3, atol=1e-4)
+            else:
+                assert torch.equal(value, saved[key]), (name, key)
+        moved = any(not torch.equal(initial[k], saved[k]) for k in saved)
+        assert moved != (strategy == "kd" and name in config.topology.teachers)
 
 
 @pytest.mark.parametrize("case", SPREAD)
@@ -139,7 +266,8 @@ def _check_decisions(
 ) -> list[str]:
     """The same modes at every step, on nearly the same numbers; returns the modes."""
     decisions = lines(folder / "decisions.jsonl")
-    assert len(decisions) == STEPS * len(config.topology.pairs)
+    assert len(decisions) == len(records)
+    assert len(decisions) == (config.schedule.max_steps or 0) * len(config.topology.pairs)
     for ours, oracles in zip(decisions, records, strict=True):
         numbers = {k: oracles[k] for k in ("gap", "e_s", "e_t", "epsilon", "delta")}
         found = {k: ours[k] for k in numbers}
@@ -160,7 +288,7 @@ def _check_switching(config: Config, modes: list[str]) -> None:
 
 
 def _train_reference(
-    config: Config, folder: Path
+    config: Config, folder: Path, steps: int = STEPS
 ) -> tuple[dict[str, torch.nn.Module], list[dict[str, Any]]]:
     """Train the oracle from the run's initial weights on the run's batches."""
     images = open_images(config.data, config.seed)
@@ -183,24 +311,47 @@ def _train_reference(
                 model.parameters(), o.lr, o.momentum, 0, o.weight_decay, fused=fused
             )
         )
-    d = config.distillation
-    roles = {name: network.role for name, network in config.networks.items()}
-    setup = reference.Setup(dict(roles), d.strategy, d.temperature, d.alpha, d.beta)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        batches = _batches(config, images, optimizers)
-        return networks, reference.train(setup, networks, optimizers, batches)
+        batches = _batches(config, images, optimizers, steps)
+        return networks, reference.train(setup_of(config), networks, optimizers, batches)
     finally:
         torch.set_num_threads(threads)
 
 
+def setup_of(config: Config) -> reference.Setup:
+    """The run file's settings as the oracle takes them: as they are written, nothing resolved."""
+    own: dict[str | tuple[str, str], dict[str, float]] = {}
+    for name, n in config.networks.items():
+        own[name] = _given(tau=n.temperature, alpha=n.alpha, beta=n.beta)
+    for teacher, students in config.pairs.items():
+        for student, p in students.items():
+            given = _given(tau=p.temperature, alpha=p.alpha, beta=p.beta)
+            own[teacher, student] = {**given, "enabled": p.enabled}
+    d = config.distillation
+    return reference.Setup(
+        {name: network.role for name, network in config.networks.items()},
+        d.strategy,
+        d.temperature,
+        d.alpha,
+        d.beta,
+        own,
+        d.semantics,
+        d.strategy_kwargs.get("delta", math.nan),
+    )
+
+
+def _given(**settings: float | None) -> dict[str, float]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
 def _batches(
-    config: Config, images: Images, optimizers: dict[str, torch.optim.Optimizer]
+    config: Config, images: Images, optimizers: dict[str, torch.optim.Optimizer], steps: int
 ) -> Iterator[Batch]:
     """The run's batches; at the milestone, between two epochs, the learning rates drop."""
     (milestone,) = config.schedule.milestones
-    for step, batch in enumerate(images.stream(STEPS)):
+    for step, batch in enumerate(images.stream(steps)):
         if step == milestone * images.steps_per_epoch:
             for optimizer in optimizers.values():
                 for group in optimizer.param_groups:

@@ -127,7 +127,8 @@ class Plan:
                     f"it with --strategy {self.strategy}"
                 )
             raise Refusal(Refusal.Kind.INVALID_ARGUMENT, sentence) from None
-        return Rule(strategy.switch, epsilon_from(self.semantics, self.topology))
+        epsilons = epsilon_from(self.semantics, self.topology)
+        return Rule(strategy.switch, epsilons, strategy.fixed_delta)
 
 
 class State(Enum):

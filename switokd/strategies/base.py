@@ -31,11 +31,13 @@ class Strategy:
     """Whether a teacher may be in expert mode."""
     frozen_teachers: bool = False
     """Whether teachers are left as they come, in evaluation mode, from `networks.NAME.weights`."""
+    fixed_delta: float | None = None
+    """A threshold to switch on in place of the paper's adaptive one."""
     held_out: int = 0
     """Training images that nobody trains on, for `observe`; 0 for none."""
 
     def switch(self, d: Distances, delta: float) -> Mode:
-        """Mode of a pair with these distances. delta: the paper's threshold for it.
+        """Mode of a pair with these distances. delta: its threshold.
 
         A pure function of its arguments, and monotonous in each: ranks decide by it beforehand.
         """

@@ -34,8 +34,4 @@ class Threshold(SwitOKD):
     def __init__(self, delta: float) -> None:
         if not 0 <= delta <= 2:
             raise ValueError(f"delta is an L1 distance, from 0 to 2, got {delta}")
-        self.delta = float(delta)
-
-    def switch(self, d: Distances, delta: float) -> Mode:
-        """Expert mode if G is above the fixed threshold and the teacher is the better one."""
-        return super().switch(d, self.delta)
+        self.fixed_delta = float(delta)
