@@ -22,10 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from switokd import objects
 from switokd.errors import UsageError, nearest
 from switokd.imports import import_callable
 from switokd.models.mobilenet import MobileNet
 from switokd.models.wide_resnet import WideResNet
+from switokd.objects import is_object
 
 
 def build(
@@ -125,6 +127,8 @@ def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         return WideResNet, {"depth": int(match[1]), "width": int(match[2])}
     if match := re.fullmatch(r"mobilenet(?:-(\d+(?:\.\d+)?))?", name):
         return MobileNet, {"width": float(match[1] or 1)}
+    if is_object(name):
+        return objects.factory(name), {}
     if ":" in name:
         return import_callable(name, "model"), {}
     if name in _torchvision_names():
