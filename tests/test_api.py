@@ -298,7 +298,7 @@ def test_names_and_tensors_go_as_objects(tmp_path: Path) -> None:
         ),
         (lambda: distil(Path("out"), train=[]), "without samples"),
         (lambda: distil(Path("out"), train=iter([])), "with a length and items"),
-        (lambda: distil(Path("out"), classes=2), "label 2 is outside the 2 classes"),
+        (lambda: distil(Path("out"), classes=2), r"logits of shape \(2, 2\), got \(2, 3\)"),
         (
             lambda: distil(Path("out"), settings={"networks.small.optimizer": {"lr": 1e9}}),
             "not finite|NaN|infinite",
