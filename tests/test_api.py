@@ -18,6 +18,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -28,7 +29,7 @@ import switokd
 from switokd.errors import NonFiniteError, SwitokdError, UsageError
 from switokd.results import Run
 from switokd.runfile import load
-from tests.support import REPOSITORY, run
+from tests.support import REPOSITORY, process, run, wait_until
 
 FEW = {"schedule.max_steps": 3}
 OFF = ["placement=replicated", "coordinator=off"]
@@ -101,7 +102,7 @@ def around() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": torch.get_float32_matmul_precision(),
         "torch's generator": torch.random.get_rng_state().tolist(),
-        "numpy's generator": np.random.get_state()[1].tolist(),  # type: ignore[index, union-attr]
+        "numpy's generator": np.random.get_state()[1].tolist(),  # type: ignore[index]
         "python's generator": random.getstate(),
         "logging": (logging.root.level, logging.root.manager.disable, list(logging.root.handlers)),
         "pictures": matplotlib.get_backend(auto_select=False),
@@ -222,6 +223,23 @@ def test_processes_are_started_as_the_command_line_does(
     assert "2 processes on cpu" in capsys.readouterr().out
     assert made.network("student")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert "nets" not in "".join(sys.path)
+
+
+def test_an_interrupt_of_this_process_alone_ends_those_that_it_started(tmp_path: Path) -> None:
+    """What a notebook's stop button does."""
+    program = "import switokd; switokd.train('digits-1t1s', {'run_dir': 'out', "
+    program += "'schedule.epochs': 500}, processes='auto')"
+    log = tmp_path / "log"
+    with process([sys.executable, "-c", program], tmp_path, log) as child:
+        record = tmp_path / "out" / "decisions.jsonl"
+        wait_until(lambda: record.exists() and record.stat().st_size > 999, 80, "some steps")
+        family = psutil.Process(child.pid).children(recursive=True)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) != 0
+        gone, alive = psutil.wait_procs(family, timeout=10)
+        assert len(gone) >= 3  # the launcher and two ranks
+        assert not alive
+    assert "KeyboardInterrupt" in log.read_text()
 
 
 def test_objects_are_trained_and_stay_as_they_were(tmp_path: Path) -> None:

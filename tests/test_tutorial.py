@@ -47,12 +47,12 @@ def session(document: str, folder: Path) -> str:
     (folder / "blocks.json").write_text(json.dumps(list(blocks(path))))
     (folder / "session.py").write_text(SESSION)
     command = [sys.executable, str(folder / "session.py"), str(folder / "blocks.json"), str(path)]
-    code, out, err = run(command, here, seconds=170)
+    code, out, err = run(command, here, seconds=240)
     assert code == 0, f"{out}\n{err}"
     return out
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(250)
 def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     assert [language for language, _, _ in blocks(REPOSITORY / "docs" / "tutorial.md")] == [
         *("python", "python", "yaml", "sh"),
@@ -69,7 +69,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     assert min(top1.values()) > 50, top1  # of ten classes: it has learned
     assert "2 processes on cpu" in out  # by the command line
     assert "1 process on cpu, no coordinator" in out
-    assert f"small: {top1['mine-002']:.1f} % of the test images, paused in 0 of " in out
+    assert f"small: {top1['mine-002']:.1f} % of the test images, paused in 0 of 176" in out
     assert re.search(r"^the teacher was paused at [1-9]\d* steps", out, re.MULTILINE)
     assert f"vanilla: student {top1['mine-003']:.1f} %" in out
     assert re.search(r"digit-6/\d+\.png is taken for digit-\d$", out, re.MULTILINE)
