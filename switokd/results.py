@@ -74,11 +74,16 @@ class Run:
         return read_lines(self.path / "decisions.jsonl")
 
     def curves(self) -> Path:
-        """The picture of gap, threshold and accuracy; drawn if it is not there yet."""
+        """The picture of gap, threshold and accuracy; drawn now unless the run's end drew it.
+
+        UsageError if there is nothing to draw.
+        """
         path = self.path / "curves.png"
-        if not path.exists() and not self.decisions:
+        if path.exists() and (self.path / "summary.json").exists():
+            return path
+        if not self.decisions:
             raise UsageError(f"{self.path}: the run has no decisions yet, so there is no picture")
-        return path if path.exists() else draw_curves(self.path)
+        return draw_curves(self.path)
 
     def network(self, name: str, weights: str = "last") -> nn.Module:
         """A network with its weights after the last step, on the CPU, in evaluation mode.

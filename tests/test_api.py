@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
+from torchvision.datasets import FakeData
 
 import switokd
 from switokd.errors import NonFiniteError, SwitokdError, UsageError
@@ -71,6 +72,10 @@ def large() -> nn.Module:
 
 def wrong() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(99, 3))
+
+
+def flat(in_channels: int, num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(36 * in_channels, num_classes))
 
 
 def small(num_classes: int) -> nn.Module:
@@ -272,6 +277,28 @@ def test_float_images_of_an_own_data_set_cannot_be_prepared_by_guess(tmp_path: P
     made = distil(tmp_path, settings=FEW)
     with pytest.raises(UsageError, match=r"torch\.uint8, .* images of torch\.float32"):
         made.prepare(Image.new("L", (6, 6)))
+
+
+def test_torchvisions_data_sets_go_as_objects(tmp_path: Path) -> None:
+    data = FakeData(size=24, image_size=(3, 6, 6), num_classes=3)  # gives PIL images
+    made = distil(
+        tmp_path,
+        teachers={"large": flat},
+        students={"small": flat},
+        train=data,
+        test=data,
+        classes=3,
+        settings={**FEW, "data.batch_size": 8},
+    )
+    assert made.classes == ["0", "1", "2"]
+    x, _ = next(iter(made.images.test(batch_size=4)))
+    assert torch.equal(made.prepare(data[3][0]), x[3:])
+    assert -1 <= x.min() < -0.5
+    assert 0.5 < x.max() <= 1
+    assert equal(
+        made.network("small").state_dict(),
+        torch.load(tmp_path / "weights" / "small.pt", weights_only=True),
+    )
 
 
 def test_names_and_tensors_go_as_objects(tmp_path: Path) -> None:
