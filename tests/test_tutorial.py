@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import REPOSITORY, run
+from tests.support import REPOSITORY, lines, run
 
 CODE = {"python", "sh", "yaml"}
 
@@ -67,6 +67,9 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
         top1[name] = summary["networks"]["small"]["top1_last"]
         assert summary["strategy"] == ("vanilla" if name == "mine-003" else "switokd")
     assert min(top1.values()) > 50, top1  # of ten classes: it has learned
+    here, there = (lines(work / "runs" / f"mine-00{n}" / "decisions.jsonl") for n in (1, 2))
+    assert [d["mode"] for d in here] == [d["mode"] for d in there]  # wherever the networks are
+    assert [d["gap"] for d in here] == pytest.approx([d["gap"] for d in there], abs=0.02)
     assert "2 processes on cpu" in out  # by the command line
     assert "1 process on cpu, no coordinator" in out
     assert f"small: {top1['mine-002']:.1f} % of the test images, paused in 0 of 176" in out
