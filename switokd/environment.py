@@ -22,6 +22,8 @@ class Environment:
     local_world_size: int = 1
     master_addr: str = "127.0.0.1"
     under_torchrun: bool = False
+    embedded: bool = False
+    """Whether this is a program of the user's, whose signals and memory are its own (`api.py`)."""
 
     @property
     def one_host(self) -> bool:

@@ -67,19 +67,16 @@ def _in_words(summary: dict[str, Any]) -> Iterator[str]:
 
 def draw_curves(folder: Path) -> Path:
     """Draw gap against threshold with the expert mode shaded, and accuracy; return the file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    # Not pyplot, whose backend belongs to the program (or notebook) around us.
+    from matplotlib.figure import Figure
 
     decisions = read_lines(folder / "decisions.jsonl")
     metrics = read_lines(folder / "metrics.jsonl")
     decisions.sort(key=lambda d: (d["teacher"], d["student"], d["step"]))
     pairs = [(k, list(g)) for k, g in groupby(decisions, lambda d: (d["teacher"], d["student"]))]
     rows = len(pairs) + 1
-    figure, axes = plt.subplots(
-        rows, 1, figsize=(11, 2.4 * rows), sharex=True, layout="constrained"
-    )
+    figure = Figure(figsize=(11, 2.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=True)
     for axis, ((teacher, student), lines) in zip(axes[:-1], pairs, strict=True):
         _draw_pair(axis, lines)
         paused = sum(d["mode"] == "expert" for d in lines) / len(lines)
@@ -90,7 +87,6 @@ def draw_curves(folder: Path) -> Path:
     axes[-1].set_xlabel("step")
     path = folder / "curves.png"
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 

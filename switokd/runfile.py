@@ -90,18 +90,26 @@ def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
         raise UsageError(
             f"{recipe_or_file}: a run file holds keys and values, see 'switokd recipes'"
         )
+    return checked(raw, recipe_or_file, overrides)
+
+
+def checked(raw: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
+    """Apply settings to a run file's content (changing it), check it.
+
+    UsageError, of one line that begins with `source`, for anything wrong in either.
+    """
     for override in overrides:
         _apply(override, raw)
     try:
         raw = spell_out(raw)
     except ValueError as error:
-        raise UsageError(f"{recipe_or_file}: {error}") from None
+        raise UsageError(f"{source}: {error}") from None
     try:
         return Config.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         key, sentence = _explain(error, raw)
     settings = [o for o in overrides if _concerns(o.partition("=")[0], key)]
-    where = f"{recipe_or_file} with {settings[-1]}" if settings else recipe_or_file
+    where = f"{source} with {settings[-1]}" if settings else source
     raise UsageError(" ".join(f"{where}: {sentence}".split()))
 
 

@@ -1,6 +1,7 @@
 """What torchrun starts, once per network: `torchrun ... -m switokd.train RECIPE`.
 
-The loop is in `trainer.py`, the step in `step.py`.
+The loop is in `trainer.py`, the step in `step.py`. Nobody imports this module: as a name in the
+package, `switokd.train` is the function in `api.py`.
 """
 
 from switokd.environment import environment

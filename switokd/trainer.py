@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -166,9 +167,10 @@ def _plain_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
 
 
-def train(config: Config, env: Environment) -> None:
+def train(config: Config, env: Environment) -> Path | None:
     """Train this rank's networks among the others, from nothing to a finished run folder.
 
+    Rank 0 gives the folder back.
     UsageError, NonFiniteError, PeerError as in `errors.py`.
     """
     if env.rank == 0:
@@ -176,7 +178,7 @@ def train(config: Config, env: Environment) -> None:
     images = open_images(config.data, config.seed, config.method.strategy.held_out)
     steps = total_steps(config, images)
     device = choose_device(config.device, env)
-    if config.compute.keep_memory and device.type == "cpu":
+    if config.compute.keep_memory and device.type == "cpu" and not env.embedded:
         keep_freed_memory()
     placement = None if config.placement == "auto" else config.placement_on(env.world_size)
     # Before the ranks meet, so that a mistake in a model is not also a lost peer elsewhere.
@@ -219,6 +221,7 @@ def train(config: Config, env: Environment) -> None:
             trainer.run()
         if desk:
             desk.finish()
+        return desk.folder.path if desk else None
 
 
 def measured_placement(config: Config, world: World, images: Images) -> Placement:
@@ -272,7 +275,8 @@ def decided_by(
     """Who decides, and where that is in words."""
     if config.coordinator.address == "off":
         assert desk is not None, "one process, which is rank 0"
-        unwind_on_sigterm()
+        if not world.env.embedded:
+            unwind_on_sigterm()
         yield Alone(config, desk.on_decision), "no coordinator"
         return
     with meeting_point(config, world) as (endpoint, run_id):

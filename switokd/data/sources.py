@@ -26,10 +26,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from switokd import objects
 from switokd.data import tiny_imagenet
 from switokd.data.augment import Keys, seeding
 from switokd.errors import UsageError, nearest
 from switokd.imports import import_callable
+from switokd.objects import is_object
 from switokd.sections import Data
 
 
@@ -112,6 +114,9 @@ class Sources:
 
 def load(data: Data) -> Sources:
     """Open the data set; UsageError if it is unknown or missing, saying where it is to be put."""
+    if is_object(data.dataset):
+        given = objects.datasets(data.dataset)
+        return _of_items([given.train, given.test], data.dataset, given.classes)
     if ":" in data.dataset:
         return _custom(data)
     if data.dataset not in BY_NAME:
@@ -245,21 +250,26 @@ def _custom(data: Data) -> Sources:
             f"data.dataset {data.dataset} is called with train=True or False and data.kwargs "
             f"{data.kwargs}: {error}"
         ) from error
+    return _of_items(parts, data.dataset)
+
+
+def _of_items(parts: Sequence[Any], where: str, classes: int | None = None) -> Sources:
+    """A user's training and test set; `where` names them. Classes are found out if not given."""
     for part in parts:
         if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
             raise UsageError(
-                f"data.dataset {data.dataset} must return a data set with a length and items, got "
+                f"data.dataset {where} must return a data set with a length and items, got "
                 f"{type(part).__name__}"
             )
         if not len(part):
-            raise UsageError(f"data.dataset {data.dataset} returned a data set without samples")
-    named = getattr(parts[0], "classes", None)
+            raise UsageError(f"data.dataset {where} returned a data set without samples")
+    named = getattr(parts[0], "classes", None) if classes is None else classes
     if named is None:  # then every label has to be looked at
-        labels = (label_of(parts[0], i, data.dataset) for i in range(len(parts[0])))
+        labels = (label_of(parts[0], i, where) for i in range(len(parts[0])))
         classes = 1 + max(labels)
     else:
         classes = named if isinstance(named, int) else len(named)
-    sources = [ItemSource(part, classes, data.dataset) for part in parts]
+    sources = [ItemSource(part, classes, where) for part in parts]
     # uint8 images are scaled to [-1, 1]; float images are used as they come.
     return Sources(sources[0], sources[1], classes, mean=(0.5,), std=(0.5,))
 

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from switokd import objects
 from switokd.errors import UsageError, nearest
 from switokd.imports import import_callable
 from switokd.models.from_timm import PREFIX, timm_builder
@@ -35,6 +36,7 @@ from switokd.models.mobilenet import MobileNet
 from switokd.models.mobilenet_v2 import mobilenet_v2
 from switokd.models.resnet import resnet
 from switokd.models.wide_resnet import WideResNet
+from switokd.objects import is_object
 
 FAMILIES = (
     "wrn-DEPTH-WIDTH",
@@ -157,6 +159,8 @@ def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         return mobilenet_v2, {"width": float(match[1] or 1)}
     if name.startswith(PREFIX):
         return timm_builder(name), {}
+    if is_object(name):
+        return objects.factory(name), {}
     if ":" in name:
         return import_callable(name, "model"), {}
     if name in _torchvision_names():

@@ -1,0 +1,201 @@
+"""Training from Python: `switokd.train` and `switokd.distil`, in a script, notebook or debugger.
+
+In this process unless processes are asked for: placement replicated, coordinator off, which gives
+the same training. Signal handlers, random numbers, sys.path and the like are the caller's, and are
+afterwards as they were. Errors are raised (`errors.py`).
+
+Not covered: several machines; a coordinator's live metrics for a run in this process.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from switokd import objects, trainer
+from switokd.config import Config
+from switokd.environment import Environment, environment
+from switokd.errors import NonFiniteError, PeerError, SwitokdError, UsageError
+from switokd.results import NOTHING, Run, importing_from
+from switokd.runfile import checked, load
+
+Source = str | Path | Mapping[str, Any] | Config
+"""A recipe's name, a run file's path, a run file's content, or a configuration."""
+
+Settings = Mapping[str, Any]
+"""By dotted key, as on the command line: {"schedule.epochs": 5}."""
+
+
+def train(
+    source: Source,
+    settings: Settings = NOTHING,
+    *,
+    processes: int | Literal["auto"] | None = None,
+) -> Run:
+    """Train a recipe, run file, its content as a dict, or a Config, with settings on top.
+
+    processes: None trains in this process; "auto" starts as many as `switokd train` would, a number
+    starts that many. UsageError, NonFiniteError and PeerError as in `errors.py`.
+    """
+    overrides = [_setting(key, value) for key, value in settings.items()]
+    config = _config(source, overrides)
+    _refuse_torchrun()
+    file = Path(source) if isinstance(source, str | Path) else None
+    folders = [file.resolve().parent] if file else []
+    if processes is None:
+        return _train_here(config, folders)
+    if file:
+        return Run(_train_in_processes([str(file), *overrides], processes), folders)
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "config.yaml"
+        written.write_text(config.dump(), encoding="utf-8")
+        return Run(_train_in_processes([str(written)], processes))
+
+
+def distil(
+    *,
+    teachers: Mapping[str, Any],
+    students: Mapping[str, Any],
+    train: Any,
+    test: Any,
+    classes: int | None = None,
+    epochs: int = 10,
+    settings: Settings = NOTHING,
+) -> Run:
+    """Train networks that are objects of this program, on data sets that are, in this process.
+
+    teachers, students: by name a torch.nn.Module, whose weights it starts from and which stays as
+    it is; a callable that makes one; or the name of a model. train, test: map-style data sets of
+    (image, label), as for `data.dataset` of a run file. classes: how many, None to find out.
+    UsageError and NonFiniteError as in `errors.py`.
+    """
+    data = objects.name_of("data", train)
+    lent: dict[str, Any] = {data: objects.Datasets(train, test, classes)}
+    networks: dict[str, dict[str, Any]] = {}
+    for role, given in (("teacher", teachers), ("student", students)):
+        for name, thing in given.items():
+            if name in networks:
+                raise UsageError(f"distil: {name!r} is a teacher and a student; name them apart")
+            if not isinstance(thing, str) and not callable(thing):
+                raise UsageError(
+                    f"distil: {role} {name!r} is a {type(thing).__name__}; allowed: a "
+                    "torch.nn.Module, a callable that makes one, or the name of a model"
+                )
+            model = thing if isinstance(thing, str) else objects.name_of(name, thing)
+            networks[name] = {"role": role, "model": model}
+            lent[model] = thing
+    raw = {
+        "name": "distil",
+        "data": {"dataset": data},
+        "networks": networks,
+        "schedule": {"epochs": epochs},
+    }
+    config = checked(raw, "distil", [_setting(key, value) for key, value in settings.items()])
+    _refuse_torchrun()
+    return _train_here(config, [], lent)
+
+
+def _config(source: Source, overrides: Sequence[str]) -> Config:
+    if isinstance(source, str | Path):
+        return load(str(source), overrides)
+    if isinstance(source, Config):
+        return checked(source.model_dump(mode="json"), "the configuration", overrides)
+    return checked(copy.deepcopy(dict(source)), "the configuration", overrides)
+
+
+def _setting(key: str, value: Any) -> str:
+    """One setting as the command line has it; JSON is YAML."""
+
+    def plain(other: Any) -> Any:  # numbers of numpy and torch; paths
+        return other.item() if hasattr(other, "item") else str(other)
+
+    return f"{key}={json.dumps(value, default=plain, ensure_ascii=False)}"
+
+
+def _refuse_torchrun() -> None:
+    if environment().world_size > 1:
+        raise UsageError(
+            "switokd.train and switokd.distil train in one process or start several, and this is "
+            "one of torchrun's; to train with torchrun, start -m switokd.train RECIPE_OR_FILE"
+        )
+
+
+def _train_here(config: Config, folders: Sequence[Path], lent: Mapping[str, Any] = NOTHING) -> Run:
+    """Train in this process."""
+    if config.coordinator.address not in ("auto", "off"):
+        raise UsageError(
+            f"coordinator.address: {config.coordinator.address}, but a run in this process decides "
+            "by itself; give processes=1 or more"
+        )
+    # A network's ranks are for placement: dedicated.
+    alone = ["placement=replicated", "coordinator.address=off"]
+    alone += [f"networks.{name}.ranks=1" for name in config.networks]
+    config = checked(config.model_dump(mode="json"), config.name, alone)
+    with _as_it_was(), objects.lent(lent), importing_from([*folders, Path.cwd()]):
+        path = trainer.train(config, Environment(embedded=True))
+    assert path is not None, "one process, which is rank 0"
+    return Run(path, folders, lent)
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Put torch's generators and precision back after the body."""
+    precision = torch.get_float32_matmul_precision()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    try:
+        with torch.random.fork_rng(devices=list(gpus)):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _train_in_processes(arguments: Sequence[str], processes: int | Literal["auto"]) -> Path:
+    """Run `switokd train`, showing what it prints; the run folder, or its complaint as an error.
+
+    A process of its own, because starting ranks changes signal handlers, logging and environment.
+    """
+    command = [sys.executable, "-u", "-m", "switokd", "train", *arguments]
+    command += [] if processes == "auto" else [f"--processes={processes}"]
+    path = ""
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as complaints,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=complaints, text=True, errors="replace"
+        ) as child,
+    ):
+        try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                print(line, end="")
+                if line.startswith("run folder"):
+                    path = line.removeprefix("run folder").strip()
+            code = child.wait()
+        except BaseException:  # Ctrl-C, or a notebook's interrupt, which only reaches us
+            child.terminate()
+            child.wait()
+            raise
+        complaints.seek(0)
+        said = complaints.read()
+    if code:
+        raise _error(code, said)
+    sys.stderr.write(said)
+    return Path(path)
+
+
+def _error(code: int, said: str) -> SwitokdError:
+    """What `switokd train` has complained of, by its exit code (`errors.py`)."""
+    kinds: dict[int, type[SwitokdError]] = {2: UsageError, 3: NonFiniteError, 4: PeerError}
+    ours = [line for line in said.splitlines() if line.startswith("switokd: ")]
+    if code in kinds and ours:
+        return kinds[code](ours[-1].removeprefix("switokd: "))
+    sys.stderr.write(said)  # a traceback of the user's module, or of ours
+    return SwitokdError(f"switokd train ended with exit code {code}; standard error says why")

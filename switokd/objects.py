@@ -1,0 +1,81 @@
+"""Networks and data sets given as objects of the program, not by name (`switokd.distil`).
+
+A configuration is text, so it holds a name for each, such as "<object large: ResNet>". While
+something has to be made of them, `lent` lends the objects under these names to `models` and `data`.
+
+Not covered: other processes, which have no way to them; there the run file names what to import.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from switokd.errors import UsageError
+
+# A variable of the context, so that runs in two threads do not find each other's.
+_lent: ContextVar[Mapping[str, Any]] = ContextVar("_lent", default=MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Training and test set: map-style, of (image, label)."""
+
+    train: Any
+    test: Any
+    classes: int | None = None
+    """How many; None: what the training set says, or its largest label."""
+
+
+def name_of(role: str, thing: Any) -> str:
+    """The text that stands for an object in a configuration. `role` makes it unique in a run."""
+    return f"<object {role}: {getattr(thing, '__name__', type(thing).__name__)}>"
+
+
+def is_object(name: str) -> bool:
+    """Whether a name in a configuration stands for an object."""
+    return name.startswith("<object ")
+
+
+@contextmanager
+def lent(things: Mapping[str, Any]) -> Iterator[None]:
+    """Within the body these objects are found under their names."""
+    token = _lent.set(things)
+    try:
+        yield
+    finally:
+        _lent.reset(token)
+
+
+def factory(name: str) -> Callable[..., nn.Module]:
+    """What makes the network of this name: the factory given, or a copy of the module given.
+
+    A copy, so that training leaves the caller's module as it is. UsageError if it was not given.
+    """
+    thing = _find(name, "model")
+    return (lambda: copy.deepcopy(thing)) if isinstance(thing, nn.Module) else thing
+
+
+def datasets(name: str) -> Datasets:
+    """The data sets of this name; UsageError if they were not given."""
+    found = _find(name, "data.dataset")
+    assert isinstance(found, Datasets)
+    return found
+
+
+def _find(name: str, what: str) -> Any:
+    things = _lent.get()
+    if name not in things:
+        raise UsageError(
+            f"{what} {name} is an object of the program that trained, which no file holds: give "
+            "it again to switokd.load_run (networks=..., train=..., test=...); a run file would "
+            "name it as package.module:callable"
+        )
+    return things[name]

@@ -1,0 +1,206 @@
+"""A run that is there, as Python sees it: its record, its networks, its data.
+
+Not covered: training (`api.py`); networks in forms for other programs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from switokd import models, objects
+from switokd.config import Config
+from switokd.data import Images, View, open_images
+from switokd.data.sources import ArraySource, ItemSource
+from switokd.errors import UsageError, nearest
+from switokd.report import draw_curves
+from switokd.run_folder import read_lines
+from switokd.runfile import load
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Run:
+    """One run, read from its folder when it is asked for.
+
+    folders: where its own modules are imported from. lent: its objects, see `objects.py`.
+    """
+
+    def __init__(
+        self, path: Path, folders: Sequence[Path] = (), lent: Mapping[str, Any] = NOTHING
+    ) -> None:
+        self.path = path
+        self._folders, self._lent = [*folders, Path.cwd()], lent
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @cached_property
+    def config(self) -> Config:
+        """The effective configuration. UsageError if it cannot be read."""
+        return load(str(self.path / "config.yaml"))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds. UsageError if the run has not ended well."""
+        path = self.path / "summary.json"
+        if not path.exists():
+            raise UsageError(
+                f"{self.path}: there is no summary.json, which is written last: the run goes on, "
+                "or has failed; its metrics and decisions so far are there"
+            )
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return summary
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """A dict per epoch and network: the lines of metrics.jsonl, top-1 in percent."""
+        return read_lines(self.path / "metrics.jsonl")
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """A dict per step and pair: the lines of decisions.jsonl."""
+        return read_lines(self.path / "decisions.jsonl")
+
+    def curves(self) -> Path:
+        """The picture of gap, threshold and accuracy; drawn now unless the run's end drew it.
+
+        UsageError if there is nothing to draw.
+        """
+        path = self.path / "curves.png"
+        if path.exists() and (self.path / "summary.json").exists():
+            return path
+        if not self.decisions:
+            raise UsageError(f"{self.path}: the run has no decisions yet, so there is no picture")
+        return draw_curves(self.path)
+
+    def network(self, name: str, weights: str = "last") -> nn.Module:
+        """A network with its weights after the last step, on the CPU, in evaluation mode.
+
+        weights: last, or a folder of that name in weights/, such as initial. UsageError if there
+        is no such network or no such weights, or if it has to be given again.
+        """
+        config = self.config
+        if name not in config.networks:
+            raise UsageError(
+                f"{self.path}: no network {name!r}{nearest(name, config.networks)} (there are "
+                f"{', '.join(config.networks)})"
+            )
+        path = self.path / "weights" / ("" if weights == "last" else weights) / f"{name}.pt"
+        if not path.exists():
+            raise UsageError(
+                f"{path} is not there: weights are saved at a run's end, the initial ones with "
+                "save_initial_weights=true"
+            )
+        network, (channels, _, _) = config.networks[name], self.images.shape
+        with self._at_hand(), torch.random.fork_rng(devices=[]):
+            model = models.build(network.model, channels, self.images.classes, network.model_kwargs)
+        models.load_weights(model, path, f"{self.path}, network {name}")
+        return model.eval()
+
+    @cached_property
+    def images(self) -> Images:
+        """The run's data: `images.test()` gives batches as the networks are evaluated on.
+
+        UsageError if the data set is no longer where it was, or has to be given again.
+        """
+        with self._at_hand():
+            return open_images(self.config.data, self.config.seed)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of a network's logits; numbers where it has none."""
+        test = self.images.sources.test
+        names = getattr(test.items, "classes", None) if isinstance(test, ItemSource) else None
+        if not isinstance(names, list | tuple):
+            names = range(self.images.classes)
+        return [str(name) for name in names]
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """An image as the networks are evaluated on: `[1, C, H, W]`, float32, normalised.
+
+        It goes through the transform of the test set, where that has one. UsageError if it does
+        not come out in the shape and type of the run's images.
+        """
+        sources, shape = self.images.sources, self.images.shape
+        image = image.convert("L" if shape[0] == 1 else "RGB")
+        items = sources.test.items if isinstance(sources.test, ItemSource) else None
+        transform = getattr(items, "transform", None)
+        x = transform(image) if transform is not None else _bytes(image)
+        if not isinstance(x, Tensor):
+            x = _bytes(x)
+        theirs = sources.test.fetch([0], np.zeros(1, np.uint64))[0]
+        if x.shape != theirs.shape[1:]:
+            raise UsageError(
+                f"the image is {list(x.shape)} (channels, height, width), the run's images are "
+                f"{list(shape)}; resize it first"
+            )
+        if x.dtype.is_floating_point != theirs.dtype.is_floating_point:
+            raise UsageError(
+                f"the image is {x.dtype}, the run's data set makes images of {theirs.dtype} in a "
+                "way of its own; have it make this one, too"
+            )
+        one = ArraySource(x[None], torch.zeros(1, dtype=torch.long))
+        return View(one, sources, self.config.seed).batch([(0, 0)])[0]
+
+    @contextmanager
+    def _at_hand(self) -> Iterator[None]:
+        with objects.lent(self._lent), importing_from(self._folders):
+            yield
+
+
+def load_run(
+    path: str | Path,
+    *,
+    networks: Mapping[str, Any] = NOTHING,
+    train: Any = None,
+    test: Any = None,
+    classes: int | None = None,
+) -> Run:
+    """A run that is there, by its folder. UsageError if that is none.
+
+    networks, train, test, classes: the objects given to `switokd.distil`, if it was made by that
+    and one of its networks is wanted. Modules of a run's own are imported from the current folder.
+    """
+    run = Run(Path(path))
+    if not (run.path / "config.yaml").is_file():
+        raise UsageError(f"{path} is no run folder: there is no config.yaml in it")
+    lent: dict[str, Any] = {}
+    for name, thing in networks.items():
+        if name not in run.config.networks:
+            there = ", ".join(run.config.networks)
+            raise UsageError(f"networks: {path} has no network {name!r} (there are {there})")
+        lent[run.config.networks[name].model] = thing
+    if train is not None and test is not None:
+        lent[run.config.data.dataset] = objects.Datasets(train, test, classes)
+    return Run(run.path, lent=lent)
+
+
+@contextmanager
+def importing_from(folders: Sequence[Path]) -> Iterator[None]:
+    """Within the body modules are found in these folders too, behind all others."""
+    added = [f for f in dict.fromkeys(map(str, folders)) if f not in sys.path]
+    sys.path += added
+    try:
+        yield
+    finally:
+        for folder in added:
+            with suppress(ValueError):
+                sys.path.remove(folder)
+
+
+def _bytes(image: Any) -> Tensor:
+    """`[C, H, W]` of a PIL image or an array `[H, W(, C)]`."""
+    array = np.array(image)
+    return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1)
