@@ -103,9 +103,11 @@ class Run:
                 f"{path} is not there: weights are saved at a run's end, the initial ones with "
                 "save_initial_weights=true"
             )
-        network, (channels, _, _) = config.networks[name], self.images.shape
+        network, (channels, *sides) = config.networks[name], self.images.shape
         with self._at_hand(), torch.random.fork_rng(devices=[]):
-            model = models.build(network.model, channels, self.images.classes, network.model_kwargs)
+            model = models.build(
+                network.model, channels, self.images.classes, network.model_kwargs, min(sides)
+            )
         models.load_weights(model, path, f"{self.path}, network {name}")
         return model.eval()
 
