@@ -19,6 +19,7 @@ import typer
 from switokd import __version__
 from switokd.config import known_settings
 from switokd.errors import SwitokdError
+from switokd.export_command import export, predict
 from switokd.imports import import_callable
 from switokd.plan_command import plan
 from switokd.runfile import load, load_importable, recipe_text, recipes
@@ -97,6 +98,8 @@ def train(
 
 
 app.command(epilog=EPILOG)(plan)
+app.command(epilog=EPILOG)(export)
+app.command(epilog=EPILOG)(predict)
 
 
 @app.command()

@@ -25,6 +25,7 @@ from switokd.environment import Environment
 from switokd.errors import CollectiveError, NonFiniteError, PeerError, SwitokdError
 from switokd.evaluate import top1
 from switokd.exchange import Exchange
+from switokd.interface import Interface
 from switokd.learner import Learner, average_statistics
 from switokd.lifecycle import Terminated, end_if_stuck, unwind_on_sigterm
 from switokd.links import measure_links
@@ -182,6 +183,7 @@ def train(config: Config, env: Environment) -> None:
         gathered = world.gather(counts)
         if desk:
             desk.parameters = {name: n for rank in gathered for name, n in rank.items()}
+            desk.folder.save_interface(Interface.of(images))
         if config.save_initial_weights:
             trainer.save_weights("weights/initial")
         with desk.bar if desk else nullcontext():
