@@ -84,7 +84,12 @@ def _write_onnx(path: Path, program: torch.export.ExportedProgram) -> None:
     import torch
 
     written = torch.onnx.export(
-        program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
+        program,
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: "batch"},),  # of a traced program, the axis's name alone
+        verbose=False,
     )
     assert written is not None, "dynamo=True gives a program"
     written.save(str(path))  # one file, unless it is beyond the 2 GB of an ONNX file
