@@ -23,19 +23,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from switokd import pictures
 from switokd.errors import UsageError, nearest
 from switokd.interface import COLOURS, Interface
 from switokd.pictures import Floats
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Format = Literal["onnx", "torch-export", "state-dict"]
 FILES: Mapping[Format, str] = {
@@ -48,8 +46,8 @@ FILES: Mapping[Format, str] = {
 Run = Callable[[Floats], Floats]
 """Images `[B, C, H, W]` in float32, values as `Interface.takes` says, to logits `[B, classes]`."""
 
-Picture = Union[str, Path, "Image", NDArray[Any]]
-"""A file, a Pillow image, or an array `[C, H, W]` of floats as `Interface.takes` says."""
+Picture = Union[str, Path, Image, NDArray[Any]]
+"""A file, a Pillow image, or an array (a tensor, too) `[C, H, W]` as `Interface.takes` says."""
 
 BATCH = 64
 MANIFEST = "artefact.json"
@@ -169,7 +167,7 @@ class Artefact:
         if isinstance(image, str | Path):
             self.check_takes_pictures()
             return pictures.read(Path(image), self.manifest.interface)
-        if hasattr(image, "convert"):
+        if isinstance(image, Image):
             self.check_takes_pictures()
             return pictures.prepare(image, self.manifest.interface)
         array = np.asarray(image)
@@ -211,23 +209,22 @@ def load_artefact(folder: str | Path, format: Format | None = None) -> Artefact:
 
     folder = Path(folder)
     manifest = Manifest.load(folder)
-    if format is None:
-        can = [f for f in FILES if f in manifest.files and not formats.missing(f)]
-        format = can[0] if can else next(iter(manifest.files))
-    if format not in manifest.files:
+    if format is not None and format not in manifest.files:
         raise UsageError(
-            f"{folder} has no {format}{nearest(format, manifest.files)}; it has "
+            f"{folder} has no {format}{nearest(str(format), manifest.files)}; it has "
             f"{', '.join(manifest.files)}"
         )
-    path = folder / manifest.files[format].file
+    can = [f for f in FILES if f in manifest.files and not formats.missing(f)]
+    chosen = format or (can or list(manifest.files))[0]
+    path = folder / manifest.files[chosen].file
     if not path.is_file():
         raise UsageError(f"{path} is missing; copy the whole folder, or export again")
-    if sha256(path) != manifest.files[format].sha256:
+    if sha256(path) != manifest.files[chosen].sha256:
         raise UsageError(
             f"{path} is not the file that was checked: its SHA-256 differs from {MANIFEST}; "
             "export again"
         )
-    return Artefact(folder, manifest, format, formats.open_program(format, path, manifest))
+    return Artefact(folder, manifest, chosen, formats.open_program(chosen, path, manifest))
 
 
 def sha256(path: Path) -> str:

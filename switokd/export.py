@@ -169,7 +169,7 @@ def _made_up(interface: Interface) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _logits(network: torch.nn.Module, ready: Tensor) -> Floats:
-    logits: Floats = torch.cat([network(x) for x in ready.split(32)]).numpy()
+    logits: Floats = torch.cat([network(x) for x in torch.split(ready, 32)]).numpy()
     return logits
 
 

@@ -101,6 +101,9 @@ def normalised(network: torch.nn.Module, interface: Interface) -> torch.nn.Modul
     import torch
 
     class Normalised(torch.nn.Module):
+        mean: torch.Tensor
+        std: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.network = network

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from switokd.errors import UsageError
 from switokd.interface import Interface
@@ -46,7 +46,7 @@ def read(path: Path, interface: Interface) -> Floats:
             return prepare(image, interface)
     except Exception as error:  # decoders fail in many ways
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["broken"])[0]
-        if isinstance(error, Image.UnidentifiedImageError):
+        if isinstance(error, UnidentifiedImageError):
             reason = "it is in no format that Pillow knows"
         raise UsageError(f"{path}: cannot be read as a picture: {reason}") from None
 

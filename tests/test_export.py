@@ -290,7 +290,7 @@ def test_own_network_and_data_from_outside(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(elsewhere)
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert "outside_nets" not in sys.modules
-    command, wanted = ["export", tmp_path / "out"], "--formats=state-dict,torch-export"
+    command, wanted = ("export", tmp_path / "out"), "--formats=state-dict,torch-export"
     code, out, err = invoke(*command, "--mean=0.25", "--std=0.5", wanted)
     monkeypatch.delitem(sys.modules, "outside_nets")
     assert (code, err) == (0, "")

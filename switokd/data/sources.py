@@ -219,7 +219,9 @@ def _image_folder(data: Data) -> Sources:
     names = tuple(parts[0].classes)
     sources = [ItemSource(part, len(names), str(root)) for part in parts]
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
-    return Sources(*sources, len(names), mean, std, flip=True, names=names, resize=resize)
+    return Sources(
+        *(sources[0], sources[1], len(names), mean, std), flip=True, names=names, resize=resize
+    )
 
 
 def _custom(data: Data) -> Sources:
