@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,7 @@ FILES: Mapping[Format, str] = {
 Run = Callable[[Floats], Floats]
 """Images `[B, C, H, W]` in float32, values as `Interface.takes` says, to logits `[B, classes]`."""
 
-Picture = Union[str, Path, Image, NDArray[Any]]
+Picture = str | Path | Image | NDArray[Any]
 """A file, a Pillow image, or an array (a tensor, too) `[C, H, W]` as `Interface.takes` says."""
 
 BATCH = 64

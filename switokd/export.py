@@ -201,14 +201,14 @@ def write_checked(
             with formats.quietly():
                 if program is None and name != "state-dict":
                     program = formats.trace(trained.network, trained.interface)
-                formats.write(name, path, trained.network, program)
+                formats.write(name, path, trained.network, program, trained.interface)
         except OSError:
             raise
         except Exception as error:  # a tracer fails in as many ways as there are networks
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UsageError(
-                f"network {trained.name} ({model.model}) cannot be written as {name}: {reason}; "
-                "leave that out with --formats (state-dict always works)"
+                f"network {trained.name} ({model.model}) cannot be written as {name}: "
+                f"{formats.reason_of(error)}; leave that out with "
+                "--formats (state-dict always works)"
             ) from error
         files[name] = check(path, name, manifest, samples)
     manifest.model_copy(update={"files": files}).save(folder)

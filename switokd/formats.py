@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 NEEDS: dict[Format, tuple[str, ...]] = {"onnx": ("onnxruntime",)}
+FIRST_WITH_ONNX_FROM_TRACE = "2.9"
+"""Of PyTorch: where its newer exporter became the default. 2.6's fails with today's onnxscript."""
 NEEDS_TO_WRITE: dict[Format, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
@@ -67,7 +69,9 @@ def trace(network: torch.nn.Module, interface: Interface) -> torch.export.Export
     return torch.export.export(whole, (example,), dynamic_shapes=({0: batch},), strict=False)
 
 
-def write(format: Format, path: Path, network: torch.nn.Module, program: Any) -> None:
+def write(
+    format: Format, path: Path, network: torch.nn.Module, program: Any, interface: Interface
+) -> None:
     """Write a network in one format. program: of `trace`; not used by state-dict."""
     import torch
 
@@ -75,8 +79,10 @@ def write(format: Format, path: Path, network: torch.nn.Module, program: Any) ->
         torch.save({k: v.contiguous() for k, v in network.state_dict().items()}, path)
     elif format == "torch-export":
         torch.export.save(program, path)
-    else:
+    elif torch.__version__ >= FIRST_WITH_ONNX_FROM_TRACE:
         _write_onnx(path, program)
+    else:
+        _write_onnx_by_torchscript(path, normalised(network, interface).eval(), interface)
 
 
 def _write_onnx(path: Path, program: torch.export.ExportedProgram) -> None:
@@ -93,6 +99,23 @@ def _write_onnx(path: Path, program: torch.export.ExportedProgram) -> None:
     )
     assert written is not None, "dynamo=True gives a program"
     written.save(str(path))  # one file, unless it is beyond the 2 GB of an ONNX file
+    onnx.checker.check_model(str(path))
+
+
+def _write_onnx_by_torchscript(path: Path, whole: torch.nn.Module, interface: Interface) -> None:
+    """For older PyTorch. That the network can be traced at all, `trace` has shown before."""
+    import onnx
+    import torch
+
+    torch.onnx.export(
+        whole,
+        (torch.zeros(2, *interface.shape),),
+        str(path),
+        dynamo=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+    )
     onnx.checker.check_model(str(path))
 
 
@@ -184,8 +207,14 @@ def _runner(module: torch.nn.Module) -> Run:
 
 
 def _unusable(path: Path, error: Exception, package: str, version: str) -> UsageError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UsageError(
-        f"{path} cannot be opened with {package} {version}: {reason}; artefact.json says which "
-        "version wrote it"
+        f"{path} cannot be opened with {package} {version}: {reason_of(error)}; artefact.json "
+        "says which version wrote it"
     )
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an exporter says, of the error that was the first one."""
+    while error.__cause__:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -92,6 +92,18 @@ def test_state_dict_is_the_bare_networks(artefact: Path, finished: Path) -> None
     assert all(torch.equal(exported[key], trained[key]) for key in trained)
 
 
+def test_onnx_of_older_pytorch_is_the_same_program(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "FIRST_WITH_ONNX_FROM_TRACE", "99")
+    folder = export(finished, wanted=["onnx"], out=tmp_path / "older")
+    assert Manifest.load(folder).checked_on == "180 of the test set's 360 images"
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    (images,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert (images.name, images.shape) == ("images", ["batch", 1, 8, 8])
+    assert (logits.name, logits.shape) == ("logits", ["batch", 10])
+
+
 def test_manifest_says_what_a_user_needs(artefact: Path, finished: Path) -> None:
     raw = json.loads((artefact / "artefact.json").read_text())
     manifest = Manifest.load(artefact)
