@@ -87,7 +87,7 @@ class Manifest(_Part):
     parameters: int
     run: str
     strategy: str
-    weights: Literal["last", "best"]
+    weights: Literal["last", "best", "ema"]
     top1: float | None
     """On the run's test set, in percent."""
     interface: Interface

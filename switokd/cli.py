@@ -21,6 +21,7 @@ from switokd.config import known_settings
 from switokd.errors import SwitokdError
 from switokd.export_command import export, predict
 from switokd.imports import import_callable
+from switokd.networks_command import networks
 from switokd.plan_command import plan
 from switokd.runfile import load, load_importable, recipe_text, recipes
 from switokd.sections import Section
@@ -100,6 +101,7 @@ def train(
 app.command(epilog=EPILOG)(plan)
 app.command(epilog=EPILOG)(export)
 app.command(epilog=EPILOG)(predict)
+app.command()(networks)
 
 
 @app.command()

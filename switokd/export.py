@@ -54,7 +54,7 @@ def export(
 
     network: its name; by default the run's only student.
     wanted: formats, of onnx, torch-export, state-dict.
-    weights: last or best; the last where the run kept no best ones (the manifest says which).
+    weights: last, best or ema; the last where the run kept no best ones (see the manifest).
     out: a folder that is new or empty; by default RUN/export/NETWORK.
     settings: key.key=value on top of the run's, such as data.root, for data that has moved.
     scaling: how a data set of floats normalises values in [0, 1]; unknown to us.
@@ -125,11 +125,11 @@ def draw_samples(trained: Trained) -> Samples:
         given, ready = _made_up(interface)
         words = f"{len(given)} made-up images, as the data set could not be opened ({error})"
         return Samples(given.numpy(), _logits(trained.network, ready), words)
-    if images.shape != interface.shape or images.classes != len(interface.labels):
+    if images.shape != interface.shape or images.classes != interface.classes:
         raise UsageError(
             f"data.dataset {trained.config.data.dataset} has changed since the run: images of "
             f"{images.shape} in {images.classes} classes, and the run had {interface.shape} in "
-            f"{len(interface.labels)}"
+            f"{interface.classes}"
         )
     n = len(images.sources.test)
     every = -(-n // SAMPLES)

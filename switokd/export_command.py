@@ -30,7 +30,7 @@ SETTINGS_HELP = (
 )
 NETWORK_HELP = "Which network. Default: the run's only student."
 FORMATS_HELP = "Of state-dict, onnx and torch-export, with commas between. Default: all three."
-WEIGHTS_HELP = "last, or best: of the epoch with the best top-1, if the run kept those."
+WEIGHTS_HELP = "last, best (of the epoch with the best top-1), or ema, if the run kept those."
 OUT_HELP = "Folder to make. Default: RUN_FOLDER/export/NETWORK."
 MEAN_HELP = (
     "For a data set of your own that returns floats: the mean it takes from values in [0, 1], one "
@@ -55,7 +55,7 @@ def export(
     formats: Annotated[str, typer.Option(metavar="LIST", help=FORMATS_HELP)] = (
         "state-dict,onnx,torch-export"
     ),
-    weights: Annotated[str, typer.Option(metavar="last|best", help=WEIGHTS_HELP)] = "last",
+    weights: Annotated[str, typer.Option(metavar="last|best|ema", help=WEIGHTS_HELP)] = "last",
     out: Annotated[Optional[Path], typer.Option(metavar="FOLDER", help=OUT_HELP)] = None,  # noqa: UP045
     mean: Annotated[Optional[str], typer.Option(metavar="NUMBERS", help=MEAN_HELP)] = None,  # noqa: UP045
     std: Annotated[Optional[str], typer.Option(metavar="NUMBERS", help=STD_HELP)] = None,  # noqa: UP045
@@ -72,8 +72,8 @@ def export(
     switokd predict runs/digits-2t1s-001/export/student picture.png
     """
     try:
-        if weights not in ("last", "best"):
-            raise UsageError(f"--weights: found {weights}; allowed: last, best")
+        if weights not in ("last", "best", "ema"):
+            raise UsageError(f"--weights: found {weights}; allowed: last, best, ema")
         if (mean is None) != (std is None):
             raise UsageError("--mean and --std belong together; give both")
         scaling = None if mean is None or std is None else (_numbers(mean), _numbers(std))

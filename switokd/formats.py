@@ -181,16 +181,12 @@ def _open_torch_export(path: Path) -> Run:
 
 
 def _open_state_dict(path: Path, manifest: Manifest) -> Run:
-    import torch
-
     from switokd import models
+    from switokd.trained import build
 
     look_in([*manifest.import_from, os.getcwd()])
     interface = manifest.interface
-    with torch.random.fork_rng(devices=[]):  # its first weights are not used
-        network = models.build(
-            manifest.model, interface.channels, len(interface.labels), manifest.model_kwargs
-        )
+    network = build(manifest.model, manifest.model_kwargs, interface)
     models.load_weights(network, path, f"the artefact's {manifest.network}")
     return _runner(normalised(network, interface).eval())
 

@@ -57,6 +57,11 @@ class Interface(BaseModel):
         return self.channels, self.height, self.width
 
     @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.labels)
+
+    @property
     def takes(self) -> str:
         """In words, what an exported program takes."""
         shape = f"float32 images [batch, {self.channels}, {self.height}, {self.width}]"

@@ -228,7 +228,8 @@ def _bench(
     classes: int,
     device: torch.device,
 ) -> Bench:
-    model = models.build(network.model, image[0], classes, network.model_kwargs)
+    channels, *sides = image
+    model = models.build(network.model, channels, classes, network.model_kwargs, min(sides))
     models.check_output(model, network.model, image, classes)
     if not any(p.requires_grad for p in model.parameters()):
         raise UsageError(f"model {network.model} has no parameter to train")

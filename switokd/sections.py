@@ -154,7 +154,7 @@ class Network(Section):
     role: Literal["teacher", "student"]
     """teacher or student; a run needs one of each at least."""
     model: KeyText
-    """wrn-DEPTH-WIDTH, mobilenet-WIDTH, a torchvision name, or package.module:callable."""
+    """A network's name (see 'switokd networks'), or package.module:callable."""
     model_kwargs: dict[str, Any] = {}
     """Keyword arguments for the model's callable."""
     ranks: Annotated[int, Field(ge=1)] = 1

@@ -39,7 +39,10 @@ def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
     network = config.networks[name]
     torch.manual_seed(int(mix(config.seed, crc32(name.encode()))) % 2**63)
     try:
-        model = models.build(network.model, images.shape[0], images.classes, network.model_kwargs)
+        channels, *sides = images.shape
+        model = models.build(
+            network.model, channels, images.classes, network.model_kwargs, min(sides)
+        )
         models.check_output(model, network.model, images.shape, images.classes)
         if not any(p.requires_grad for p in model.parameters()):
             raise UsageError(f"model {network.model} has no parameter to train")

@@ -6,10 +6,10 @@ Not covered: exporting it (`export.py`); training on from its weights (`networks
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,7 +20,8 @@ from switokd.errors import UsageError, nearest
 from switokd.interface import Interface
 from switokd.runfile import load_importable
 
-Weights = Literal["last", "best"]
+Weights = Literal["last", "best", "ema"]
+"""At the run's end; at the epoch with the best top-1; the moving average, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -51,24 +52,21 @@ def load_trained(
         raise UsageError(f"{run} is no run folder: there is no config.yaml in it")
     config = load_importable(str(path), settings)
     name = _network(config, run, name)
-    file = run / "weights" / f"{name}.pt"
-    best = run / "weights" / "best" / f"{name}.pt"
-    if weights == "best" and best.is_file():
-        file = best
-    else:
-        weights = "last"
-    if not file.is_file():
-        raise UsageError(f"{run} has no weights/{name}.pt: the run has not ended, or failed")
+    file, weights = _file(run, name, weights)
     interface = _interface(run, config)
     model = config.networks[name]
-    with torch.random.fork_rng(devices=[]):  # its first weights are not used
-        network = models.build(
-            model.model, interface.channels, len(interface.labels), model.model_kwargs
-        )
+    network = build(model.model, model.model_kwargs, interface)
     models.load_weights(network, file, f"{run.name}, network {name}")
     network.eval()
     top1 = _top1(run, name, weights)
     return Trained(run, config, name, network, interface, weights, top1)
+
+
+def build(name: str, kwargs: Mapping[str, Any], interface: Interface) -> torch.nn.Module:
+    """Make the network as training did; its first weights are nobody's, and cost no randomness."""
+    sides = interface.height, interface.width
+    with torch.random.fork_rng(devices=[]):
+        return models.build(name, interface.channels, interface.classes, kwargs, min(sides))
 
 
 def _network(config: Config, run: Path, name: str | None) -> str:
@@ -89,6 +87,23 @@ def _network(config: Config, run: Path, name: str | None) -> str:
     return name
 
 
+def _file(run: Path, name: str, weights: Weights) -> tuple[Path, Weights]:
+    """The state dict that is meant, and which one that is."""
+    folder = run / "weights"
+    last, best, ema = (
+        folder / f"{name}.pt",
+        folder / "best" / f"{name}.pt",
+        folder / f"{name}.ema.pt",
+    )
+    if not last.is_file():
+        raise UsageError(f"{run} has no weights/{name}.pt: the run has not ended, or failed")
+    if weights == "ema" and not ema.is_file():
+        raise UsageError(f"{run} has no weights/{name}.ema.pt: it kept no moving average")
+    if weights == "ema":
+        return ema, "ema"
+    return (best, "best") if weights == "best" and best.is_file() else (last, "last")
+
+
 def _interface(run: Path, config: Config) -> Interface:
     """What the run wrote down; for a run of version 0.1.0, what its data set says."""
     path = run / "interface.json"
@@ -99,6 +114,7 @@ def _top1(run: Path, name: str, weights: Weights) -> float | None:
     """From the run's summary, if it has one."""
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        return float(summary["networks"][name][f"top1_{weights}"])
+        key = "top1_ema_last" if weights == "ema" else f"top1_{weights}"
+        return float(summary["networks"][name][key])
     except (OSError, ValueError, KeyError, TypeError):
         return None

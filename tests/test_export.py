@@ -214,7 +214,8 @@ def change_height(run: Path) -> None:
     [
         (None, ["--formats=onx"], "--formats: found 'onx'; did you mean 'onnx'?; allowed: onnx, "),
         (None, ["--network=studnt"], "has no network 'studnt'; did you mean 'student'? (networks:"),
-        (None, ["--weights=first"], "--weights: found first; allowed: last, best"),
+        (None, ["--weights=first"], "--weights: found first; allowed: last, best, ema"),
+        (None, ["--weights=ema"], "has no weights/student.ema.pt: it kept no moving average"),
         (None, ["--mean=0.5"], "--mean and --std belong together"),
         (None, ["--mean=0", "--std=1"], "this run's normalisation is known (mean [0.306]"),
         (None, ["--mean=a", "--std=1"], "found 'a'; allowed: a number, or one per channel"),

@@ -1,12 +1,18 @@
 """Networks by name.
 
     wrn-DEPTH-WIDTH      WideResNet for small images, such as wrn-16-2
+    resnet-DEPTH         ResNet for small images: resnet-18, -34; CIFAR's resnet-20, -32, ...
     mobilenet[-WIDTH]    MobileNet for small images, such as mobilenet-0.5
-    package.module:callable    any other; called with the run file's model_kwargs
+    mobilenetv2[-WIDTH]  MobileNetV2 with strides by the images' size, such as mobilenetv2-1.4
     resnet18, ...        torchvision's, by its name
+    timm:NAME            timm's, where it is installed
+    package.module:callable    any other; called with the run file's model_kwargs
 
-Input channels and classes come from the data: they are passed as `in_channels` and
-`num_classes` to every callable that takes arguments of these names.
+Input channels, classes and the shorter side of the images come from the data: they are passed as
+`in_channels`, `num_classes` and `image_size` to every callable that takes arguments of these names.
+
+    arithmetic.py    parameters and multiply-adds
+    paper.py         which network is in which table of the paper
 
 Not covered: downloading pretrained weights, inputs that are not images.
 """
@@ -24,15 +30,34 @@ from torch import nn
 
 from switokd.errors import UsageError, nearest
 from switokd.imports import import_callable
+from switokd.models.from_timm import PREFIX, timm_builder
 from switokd.models.mobilenet import MobileNet
+from switokd.models.mobilenet_v2 import mobilenet_v2
+from switokd.models.resnet import resnet
 from switokd.models.wide_resnet import WideResNet
+
+FAMILIES = (
+    "wrn-DEPTH-WIDTH",
+    "resnet-DEPTH",
+    "mobilenet-WIDTH",
+    "mobilenetv2-WIDTH",
+    "a classification model of torchvision",
+    "timm:NAME",
+    "package.module:callable",
+)
+"""Names that `build` takes, in words."""
 
 
 def build(
-    name: str, in_channels: int, num_classes: int, kwargs: Mapping[str, Any] | None = None
+    name: str,
+    in_channels: int,
+    num_classes: int,
+    kwargs: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
 ) -> nn.Module:
     """Make the network `name` for images of `in_channels` and `num_classes` classes.
 
+    image_size: shorter side of the images in pixels; None leaves it to the network's own default.
     UsageError if there is none of that name or it cannot be made with these arguments.
     """
     factory, own = _factory(name)
@@ -41,8 +66,9 @@ def build(
         accepted = set(inspect.signature(factory).parameters)
     except ValueError:  # builtins without a signature
         accepted = set()
-    for key, value in (("in_channels", in_channels), ("num_classes", num_classes)):
-        if key in accepted:
+    of_data = {"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size}
+    for key, value in of_data.items():
+        if key in accepted and value is not None:
             arguments.setdefault(key, value)
     if name in _torchvision_names():  # takes num_classes through **kwargs
         arguments.setdefault("num_classes", num_classes)
@@ -125,6 +151,12 @@ def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         return WideResNet, {"depth": int(match[1]), "width": int(match[2])}
     if match := re.fullmatch(r"mobilenet(?:-(\d+(?:\.\d+)?))?", name):
         return MobileNet, {"width": float(match[1] or 1)}
+    if match := re.fullmatch(r"resnet-(\d+)", name):
+        return resnet, {"depth": int(match[1])}
+    if match := re.fullmatch(r"mobilenetv2(?:-(\d+(?:\.\d+)?))?", name):
+        return mobilenet_v2, {"width": float(match[1] or 1)}
+    if name.startswith(PREFIX):
+        return timm_builder(name), {}
     if ":" in name:
         return import_callable(name, "model"), {}
     if name in _torchvision_names():
@@ -132,10 +164,10 @@ def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
 
         builder: Callable[..., Any] = get_model_builder(name)
         return builder, {"weights": None}
-    known = ["wrn-16-2", "mobilenet", *_torchvision_names()]
+    known = ["wrn-16-2", "resnet-20", "mobilenet", "mobilenetv2", *_torchvision_names()]
     raise UsageError(
-        f"no model {name!r}{nearest(name, known)} (allowed: wrn-DEPTH-WIDTH, mobilenet-WIDTH, "
-        "a classification model of torchvision, or package.module:callable)"
+        f"no model {name!r}{nearest(name, known)} (allowed: {', '.join(FAMILIES)}; "
+        "see 'switokd networks')"
     )
 
 
