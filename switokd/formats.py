@@ -156,8 +156,10 @@ def quietly() -> Iterator[None]:
 def _open_onnx(path: Path) -> Run:
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: its warnings are about processors, not the network
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # its own exceptions share no base
         raise _unusable(path, error, "onnxruntime", onnxruntime.__version__) from None
     (name,) = (each.name for each in session.get_inputs())
