@@ -1,9 +1,9 @@
 """The run folder: what a run leaves behind. Rank 0 alone writes it.
 
     config.yaml            the effective configuration
+    interface.json         what the networks take and tell apart (`interface.py`)
     decisions.jsonl        a line per step and pair
     metrics.jsonl          a line per epoch and network
-    interface.json         what the networks take and tell apart (`interface.py`)
     weights/NAME.pt        each network's state dict; weights/initial/NAME.pt when asked for
     summary.json           written last
     curves.png             gap against threshold, accuracy (`report.py`)
