@@ -141,7 +141,8 @@ def _print_export(folder: Path, manifest: Manifest, wanted: str) -> None:
     if manifest.weights != wanted:
         console.print("note  the run kept no best weights; these are the last ones")
     top1 = "" if manifest.top1 is None else f", top-1 {manifest.top1:.2f} %"
-    table = Table(title=escape(f"{manifest.network} of {manifest.run}, {manifest.model}{top1}"))
+    which = f"{manifest.network} of {manifest.run} ({manifest.model}, {manifest.weights} weights)"
+    table = Table(title=escape(which + top1))
     table.add_column("format", no_wrap=True)
     table.add_column("file", no_wrap=True)
     for heading in ("size", "difference", "allowed", "same class"):

@@ -131,7 +131,11 @@ def test_manifest_says_what_a_user_needs(artefact: Path, finished: Path) -> None
 def test_command_prints_what_was_checked(mine: Path) -> None:
     code, out, err = invoke("export", mine, "--network", "teacher", "--formats", "state-dict")
     assert (code, err) == (0, "")
-    for words in ("teacher of digits-1t1s, wrn-16-2", "100.0%", "180 of the test set's 360 images"):
+    for words in (
+        "teacher of digits-1t1s (wrn-16-2, last weights)",
+        "100.0%",
+        "180 of the test set's 360 images",
+    ):
         assert words in out
     folder = mine / "export" / "teacher"
     assert str(folder) in out
