@@ -21,6 +21,7 @@ from switokd.check_command import check
 from switokd.compare_command import compare
 from switokd.config import known_settings
 from switokd.errors import SwitokdError
+from switokd.export_command import export, predict
 from switokd.imports import import_callable
 from switokd.networks_command import networks
 from switokd.plan_command import plan
@@ -101,6 +102,8 @@ def train(
 
 app.command(epilog=EPILOG)(plan)
 app.command(epilog=EPILOG)(check)
+app.command(epilog=EPILOG)(export)
+app.command(epilog=EPILOG)(predict)
 app.command()(networks)
 app.command(epilog=EPILOG)(compare)
 

@@ -55,6 +55,8 @@ class Config(Section):
     """Decides first weights, order and augmentation."""
     run_dir: KeyText | None = None
     """Folder of the run's results; null makes a new one under runs/."""
+    import_from: tuple[str, ...] = ()
+    """More folders with modules of your own, from the run file's folder; a run adds that one."""
     save_initial_weights: bool = False
     """Keep the weights before the first step as well, in weights/initial/."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -191,7 +193,7 @@ class Config(Section):
 
     def must_agree(self) -> dict[str, Any]:
         """All that must be equal on every rank: not where a machine has its data."""
-        agreed = self.model_dump(mode="json", exclude={"run_dir", "description"})
+        agreed = self.model_dump(mode="json", exclude={"run_dir", "description", "import_from"})
         for own in ("root", "workers", "download"):
             del agreed["data"][own]
         return agreed
@@ -204,6 +206,12 @@ class Config(Section):
             for key, value in agreed.items()
             if key not in ("coordinator", "save_initial_weights", "device")
         }
+
+    @property
+    def has_own_modules(self) -> bool:
+        """Whether anything is named as package.module:callable."""
+        models = (network.model for network in self.networks.values())
+        return any(":" in name for name in (self.data.dataset, self.distillation.strategy, *models))
 
     @cached_property
     def digest(self) -> str:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from switokd.errors import UsageError
+
+
+def look_in(folders: Iterable[str]) -> None:
+    """Let modules be imported from these folders as well."""
+    for folder in folders:
+        if folder not in sys.path:
+            sys.path.append(folder)  # behind all others: a yaml.py there must not hide yaml
 
 
 def import_callable(text: str, what: str) -> Callable[..., Any]:

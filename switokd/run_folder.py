@@ -1,6 +1,7 @@
 """The run folder: what a run leaves behind. Rank 0 alone writes it.
 
     config.yaml            the effective configuration
+    interface.json         what the networks take and tell apart (`interface.py`)
     decisions.jsonl        a line per step and pair
     metrics.jsonl          a line per epoch and network
     weights/NAME.pt        each network's last state dict; weights/NAME.ema.pt its moving average
@@ -28,6 +29,7 @@ from torch import Tensor
 from switokd.config import Config
 from switokd.decision import Decision, PairDecision
 from switokd.errors import UsageError
+from switokd.interface import Interface
 
 
 class RunFolder:
@@ -44,6 +46,11 @@ class RunFolder:
             except FileExistsError:
                 raise _taken(self.path) from None
             self._decisions = (self.path / "decisions.jsonl").open("a", encoding="utf-8")
+
+    def save_interface(self, interface: Interface) -> None:
+        """Write interface.json, so that a network can be used where its data set is not."""
+        with _writing(self.path):
+            interface.save(self.path / "interface.json")
 
     def add_decision(self, decision: Decision) -> None:
         """Append one step's decision, a line per pair."""

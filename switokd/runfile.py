@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from switokd.config import Config, known_settings
 from switokd.errors import UsageError, nearest
+from switokd.imports import look_in
 from switokd.sections import SGD, Adam, AdamW
 from switokd.templates import spell_out
 
@@ -114,13 +115,19 @@ def checked(raw: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> 
 
 
 def load_importable(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
-    """`load`; from then on the file's folder can be imported from, like the current one."""
+    """`load`; from then on the file's folder can be imported from, like the current one.
+
+    Where the run has modules of the user's, import_from says so from then on, so that they are
+    found again when the run folder's config.yaml is read elsewhere.
+    """
     config = load(recipe_or_file, overrides)
-    for folder in (str(Path(recipe_or_file).resolve().parent), str(Path.cwd())):
-        if folder not in sys.path:
-            sys.path.append(folder)  # behind all others: a yaml.py there must not hide yaml
+    beside = Path(recipe_or_file).resolve().parent
+    folders = [*(str(beside / folder) for folder in config.import_from), str(beside), os.getcwd()]
+    look_in(folders)
     _ = config.method  # a strategy of the user's own can be imported now: its mistakes show here
-    return config
+    if not config.has_own_modules:
+        return config
+    return config.model_copy(update={"import_from": tuple(dict.fromkeys(folders))})
 
 
 def _concerns(setting: str, key: str) -> bool:

@@ -27,6 +27,7 @@ from switokd.errors import CollectiveError, NonFiniteError, PeerError, SwitokdEr
 from switokd.evaluate import top1
 from switokd.exchange import Exchange
 from switokd.held_out import HeldOut
+from switokd.interface import Interface
 from switokd.learner import Learner, average_statistics
 from switokd.lifecycle import Terminated, end_if_stuck, unwind_on_sigterm
 from switokd.links import measure_links
@@ -213,6 +214,7 @@ def train(config: Config, env: Environment) -> Path | None:
         gathered = world.gather(counts)
         if desk:
             desk.parameters = {name: n for rank in gathered for name, n in rank.items()}
+            desk.folder.save_interface(Interface.of(images))
         if config.save_initial_weights:
             trainer.save_weights("weights/initial")
         with desk.bar if desk else nullcontext():

@@ -5,6 +5,7 @@ Not covered: whether data, networks and processes fit together (`test_data`, `te
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import yaml
 
 from switokd.config import Config
 from switokd.errors import CoordinatorError, NonFiniteError, PeerError, SwitokdError, UsageError
-from switokd.runfile import load, recipes
+from switokd.runfile import load, load_importable, recipes
 from switokd.sections import SGD, Adam
 
 MINIMAL = """\
@@ -245,3 +246,28 @@ def test_off_is_a_word_here_although_yaml_takes_it_for_no(setting: str, tmp_path
     path = tmp_path / "run.yaml"
     path.write_text(MINIMAL)
     assert load(str(path), [setting]).coordinator.address == "off"
+
+
+def test_folders_of_own_modules_are_kept_for_who_reads_the_effective_run_file_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    project, cwd, elsewhere = (tmp_path / name for name in ("project", "cwd", "elsewhere"))
+    for folder in (project, cwd, elsewhere):
+        folder.mkdir()
+    (project / "run.yaml").write_text(MINIMAL)
+    own = ["networks.big.model=nets:build", "import_from=[lib]"]
+    monkeypatch.chdir(cwd)
+    config = load_importable(str(project / "run.yaml"), own)
+    folders = [str(project / "lib"), str(project), str(cwd)]
+    assert list(config.import_from) == folders
+    assert sys.path[-3:] == folders
+    plain = load(str(project / "run.yaml"), own)
+    assert config.digest == plain.digest
+    assert config.must_agree() == plain.must_agree()  # machines may have them elsewhere
+
+    (elsewhere / "config.yaml").write_text(config.dump())
+    monkeypatch.chdir(elsewhere)
+    again = load_importable(str(elsewhere / "config.yaml"))
+    assert list(again.import_from) == [*folders, str(elsewhere)]
+    assert load_importable(str(project / "run.yaml")).import_from == ()

@@ -19,7 +19,10 @@ from switokd import models
 from switokd.runfile import load, recipes
 from tests.support import REPOSITORY, lines, process, run, torchrun, train, wait_until
 
-RUN_FOLDER = {"config.yaml", "decisions.jsonl", "metrics.jsonl", "summary.json", "curves.png"}
+RUN_FOLDER = {
+    *("config.yaml", "interface.json", "decisions.jsonl", "metrics.jsonl", "summary.json"),
+    "curves.png",
+}
 
 
 def complaints(text: str) -> list[str]:

@@ -110,6 +110,10 @@ class Sources:
     std: tuple[float, ...]
     crop_padding: int = 0
     flip: bool = False
+    names: tuple[str, ...] = ()
+    """The classes' names, in the labels' order; empty where the data set has none."""
+    resize: int | None = None
+    """Shorter side that test pictures are resized to before their middle is cut out."""
 
 
 def load(data: Data) -> Sources:
@@ -142,6 +146,7 @@ def _digits(data: Data) -> Sources:
         mean=(0.306,),
         std=(0.377,),
         crop_padding=1,
+        names=tuple("0123456789"),
     )
 
 
@@ -155,6 +160,7 @@ def _fashion_mnist(data: Data) -> Sources:
         std=(0.353,),
         crop_padding=2,
         flip=True,
+        names=tuple(train.classes),
     )
 
 
@@ -170,7 +176,8 @@ def _cifar(
             )
             for part in parts
         ]
-        return Sources(arrays[0], arrays[1], classes, tuple(mean), tuple(std), 4, flip=True)
+        names = tuple(parts[0].classes)
+        return Sources(arrays[0], arrays[1], classes, tuple(mean), tuple(std), 4, True, names)
 
     return open_cifar
 
@@ -203,9 +210,8 @@ def _image_folder(data: Data) -> Sources:
     crop = data.image_size
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.uint8)]
     train = v2.Compose([v2.RandomResizedCrop(crop, antialias=True), *to_tensor])
-    whole = v2.Compose(
-        [v2.Resize(round(crop * 8 / 7), antialias=True), v2.CenterCrop(crop), *to_tensor]
-    )
+    resize = round(crop * 8 / 7)
+    whole = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop), *to_tensor])
     root = Path(data.root)
     test_folder = next((root / n for n in ("val", "test") if (root / n).is_dir()), root / "val")
     try:
@@ -218,10 +224,12 @@ def _image_folder(data: Data) -> Sources:
     if parts[0].classes != parts[1].classes:
         odd = sorted(set(parts[0].classes) ^ set(parts[1].classes))
         raise UsageError(f"{root.resolve()}: train and {test_folder.name} differ in classes: {odd}")
-    classes = len(parts[0].classes)
-    sources = [ItemSource(part, classes, str(root)) for part in parts]
+    names = tuple(parts[0].classes)
+    sources = [ItemSource(part, len(names), str(root)) for part in parts]
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
-    return Sources(sources[0], sources[1], classes, mean, std, flip=True)
+    return Sources(
+        *(sources[0], sources[1], len(names), mean, std), flip=True, names=names, resize=resize
+    )
 
 
 def _imagenet(data: Data) -> Sources:
@@ -238,7 +246,9 @@ def _tiny_imagenet(data: Data) -> Sources:
     train, val, names = tiny_imagenet.open_tiny_imagenet(data.root)
     parts = [ItemSource(part, len(names), str(part.root)) for part in (train, val)]
     mean, std = tiny_imagenet.MEAN, tiny_imagenet.STD
-    return Sources(parts[0], parts[1], len(names), mean, std, crop_padding=4, flip=True)
+    return Sources(
+        *(parts[0], parts[1], len(names), mean, std), crop_padding=4, flip=True, names=tuple(names)
+    )
 
 
 def _custom(data: Data) -> Sources:
@@ -269,9 +279,10 @@ def _of_items(parts: Sequence[Any], where: str, classes: int | None = None) -> S
         classes = 1 + max(labels)
     else:
         classes = named if isinstance(named, int) else len(named)
+    names = () if named is None or isinstance(named, int) else tuple(str(name) for name in named)
     sources = [ItemSource(part, classes, where) for part in parts]
     # uint8 images are scaled to [-1, 1]; float images are used as they come.
-    return Sources(sources[0], sources[1], classes, mean=(0.5,), std=(0.5,))
+    return Sources(sources[0], sources[1], classes, mean=(0.5,), std=(0.5,), names=names)
 
 
 BY_NAME: dict[str, Callable[[Data], Sources]] = {
