@@ -24,9 +24,11 @@ from switokd.config import Config
 from switokd.data import Images, View, open_images
 from switokd.data.sources import ArraySource, ItemSource
 from switokd.errors import UsageError, nearest
+from switokd.interface import Interface
 from switokd.report import draw_curves
 from switokd.run_folder import read_lines
 from switokd.runfile import load
+from switokd.trained import build
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -88,7 +90,7 @@ class Run:
     def network(self, name: str, weights: str = "last") -> nn.Module:
         """A network with its weights after the last step, on the CPU, in evaluation mode.
 
-        weights: last, or a folder of that name in weights/, such as initial. UsageError if there
+        weights: last, best, or initial (a folder of that name in weights/). UsageError if there
         is no such network or no such weights, or if it has to be given again.
         """
         config = self.config
@@ -103,13 +105,17 @@ class Run:
                 f"{path} is not there: weights are saved at a run's end, the initial ones with "
                 "save_initial_weights=true"
             )
-        network, (channels, *sides) = config.networks[name], self.images.shape
-        with self._at_hand(), torch.random.fork_rng(devices=[]):
-            model = models.build(
-                network.model, channels, self.images.classes, network.model_kwargs, min(sides)
-            )
+        network = config.networks[name]
+        with self._at_hand():
+            model = build(network.model, network.model_kwargs, self.interface)
         models.load_weights(model, path, f"{self.path}, network {name}")
         return model.eval()
+
+    @cached_property
+    def interface(self) -> Interface:
+        """What its networks take, and the classes' names; from the data where nothing was kept."""
+        path = self.path / "interface.json"
+        return Interface.load(path) if path.exists() else Interface.of(self.images)
 
     @cached_property
     def images(self) -> Images:
@@ -123,11 +129,7 @@ class Run:
     @property
     def classes(self) -> list[str]:
         """Names of the classes, in the order of a network's logits; numbers where it has none."""
-        test = self.images.sources.test
-        names = getattr(test.items, "classes", None) if isinstance(test, ItemSource) else None
-        if not isinstance(names, list | tuple):
-            names = range(self.images.classes)
-        return [str(name) for name in names]
+        return list(self.interface.labels)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """An image as the networks are evaluated on: `[1, C, H, W]`, float32, normalised.
