@@ -16,7 +16,7 @@ then learns from (`strategies/`, `objective.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import product
 
@@ -40,12 +40,14 @@ class Rule:
     """All that turns distances into a decision.
 
     `epsilon_from` names, by pair, another pair whose distances make its epsilon
-    (`semantics.py`). `fixed_delta` is a threshold in place of the adaptive one.
+    (`semantics.py`). `fixed_delta` is a threshold in place of the adaptive one. Without `pauses` a
+    teacher goes on in expert mode too.
     """
 
     switch: Switch
     epsilon_from: Mapping[Pair, Pair] = field(default_factory=dict)
     fixed_delta: float | None = None
+    pauses: bool = True
 
     def delta(self, d: Distances, eps: float) -> float:
         """Threshold of a pair with these distances and this epsilon."""
@@ -65,7 +67,9 @@ class PairDecision:
 
 @dataclass(frozen=True)
 class Decision:
-    """One step's decision. `paused` names the teachers all of whose pairs are in expert mode."""
+    """One step's decision. `paused` names the teachers that skip its backward pass and update:
+    those all of whose pairs are in expert mode.
+    """
 
     step: int
     pairs: tuple[PairDecision, ...]
@@ -74,6 +78,10 @@ class Decision:
     def mode(self, pair: Pair) -> Mode:
         """Mode of `pair`; KeyError if the run has no such pair."""
         return {p.pair: p.mode for p in self.pairs}[pair]
+
+    def is_expert(self, teacher: str) -> bool:
+        """Whether all of a teacher's pairs are in expert mode."""
+        return all(p.mode is Mode.EXPERT for p in self.pairs if p.pair.teacher == teacher)
 
 
 def decide(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> Decision:
@@ -85,11 +93,9 @@ def decide(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> Decisi
         _decide(pair, d, epsilon(distances[rule.epsilon_from.get(pair, pair)]), rule)
         for pair, d in distances.items()
     )
-    teachers = dict.fromkeys(p.pair.teacher for p in pairs)
-    paused = tuple(
-        t for t in teachers if all(p.mode is Mode.EXPERT for p in pairs if p.pair.teacher == t)
-    )
-    return Decision(step, pairs, paused)
+    decision = Decision(step, pairs, ())
+    teachers = dict.fromkeys(p.pair.teacher for p in pairs) if rule.pauses else ()
+    return replace(decision, paused=tuple(t for t in teachers if decision.is_expert(t)))
 
 
 def _decide(pair: Pair, d: Distances, eps: float, rule: Rule) -> PairDecision:

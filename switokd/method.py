@@ -12,7 +12,7 @@ from functools import cached_property
 
 from switokd.couplings import Couplings, Term
 from switokd.decision import Decision, Rule
-from switokd.semantics import epsilon_from, pauses_by_zero
+from switokd.semantics import pauses_by_zero, rule_of
 from switokd.strategies import Strategy
 from switokd.topology import Pair, Topology
 
@@ -33,17 +33,19 @@ class Method:
     @cached_property
     def rule(self) -> Rule:
         """How a step is decided."""
-        strategy, epsilons = self.strategy, epsilon_from(self.semantics, self.topology)
-        return Rule(strategy.switch, epsilons, strategy.fixed_delta)
+        return rule_of(self.strategy, self.semantics, self.topology)
 
     @cached_property
     def taus(self) -> Mapping[Pair, float]:
         """Temperature of each pair's distances."""
         return {pair: self.couplings.tau(pair) for pair in self.topology.pairs}
 
+    def silences(self, teacher: str, decision: Decision) -> bool:
+        """Whether a teacher goes through backward and update with a loss of 0."""
+        return self._pauses_by_zero and decision.is_expert(teacher)
+
     @cached_property
-    def pauses_by_zero(self) -> bool:
-        """Whether a paused teacher goes through backward and update with a loss of 0."""
+    def _pauses_by_zero(self) -> bool:
         return pauses_by_zero(self.semantics, self.topology)
 
     def terms(self, network: str, decision: Decision | None) -> Sequence[Term]:

@@ -72,7 +72,7 @@ class Pauses:
         """Before anything is known: nobody where the strategy pauses nobody, all frozen ones, else
         `USUAL_SHARE` for each teacher.
         """
-        if not method.strategy.pauses:
+        if not (method.strategy.pauses and method.rule.pauses):
             return cls.none()
         share = 1.0 if method.strategy.frozen_teachers else USUAL_SHARE
         return cls.independent(dict.fromkeys(method.topology.teachers, share))

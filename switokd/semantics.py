@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from switokd.decision import Rule
+from switokd.strategies import Strategy
 from switokd.topology import Pair, Topology
 
 SEMANTICS = ("paper", "published")
@@ -36,6 +38,13 @@ def problem(semantics: str, topology: Topology) -> str:
     return ""
 
 
+def rule_of(strategy: Strategy, semantics: str, topology: Topology) -> Rule:
+    """How a run's steps are decided, by its workers and its coordinator alike."""
+    epsilons = epsilon_from(semantics, topology)
+    pauses = not pauses_by_zero(semantics, topology)
+    return Rule(strategy.switch, epsilons, strategy.fixed_delta, pauses)
+
+
 def epsilon_from(semantics: str, topology: Topology) -> Mapping[Pair, Pair]:
     """By pair, the other pair whose distances make its epsilon; a pair not named uses its own."""
     if semantics == "paper" or topology.name == "1T1S":
@@ -45,5 +54,5 @@ def epsilon_from(semantics: str, topology: Topology) -> Mapping[Pair, Pair]:
 
 
 def pauses_by_zero(semantics: str, topology: Topology) -> bool:
-    """Whether a paused teacher's loss is multiplied by 0 instead of left out."""
+    """Whether a teacher in expert mode goes on with a loss multiplied by 0 instead of pausing."""
     return semantics == "published" and topology.name == "1T2S"

@@ -95,8 +95,7 @@ def train_step(
     learning = []
     for learner in sorted(learners, key=lambda learner: learner.is_teacher):
         decision = (foreseen or decider.decision(step)) if learner.is_teacher else None
-        paused = decision is not None and learner.name in decision.paused
-        if paused and not method.pauses_by_zero:
+        if decision is not None and learner.name in decision.paused:
             continue  # weights, momentum, weight decay: all untouched; no gradients travel
         learning.append(learner)
         loss = None
@@ -107,7 +106,8 @@ def train_step(
             loss = objective(z[learner.name], everyone.y[shard], logits, terms)
             loss = loss * ((shard.stop - shard.start) / n)  # its share of the batch's mean
             losses[learner.name] = loss.detach()
-            loss = loss * 0 if paused else loss
+            if decision is not None and method.silences(learner.name, decision):
+                loss = loss * 0  # as published for 1T2S: momentum and weight decay go on
         learner.backward(loss, step)
 
     if any(learner.is_teacher for learner in learning):

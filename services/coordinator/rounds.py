@@ -21,8 +21,8 @@ from typing import NamedTuple
 from switokd.decision import Decision, Rule, decide
 from switokd.errors import UsageError
 from switokd.gap import PairSums
-from switokd.semantics import epsilon_from
 from switokd.semantics import problem as problem_of_semantics
+from switokd.semantics import rule_of
 from switokd.strategies import make_strategy
 from switokd.topology import Pair, Topology
 
@@ -127,8 +127,7 @@ class Plan:
                     f"it with --strategy {self.strategy}"
                 )
             raise Refusal(Refusal.Kind.INVALID_ARGUMENT, sentence) from None
-        epsilons = epsilon_from(self.semantics, self.topology)
-        return Rule(strategy.switch, epsilons, strategy.fixed_delta)
+        return rule_of(strategy, self.semantics, self.topology)
 
 
 class State(Enum):
