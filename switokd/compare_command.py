@@ -102,7 +102,8 @@ def compare(
                 console.print(note, markup=False)
             with stoppable():
                 failed = train_all(trials, jobs, out, console)
-        notes.append(f"Made by `{command_for(recipe, settings, wanted, numbers)}`.")
+        options = ["--out", str(out), *(["--jobs", str(jobs)] if jobs > 1 else [])]
+        notes.append(f"Made by `{command_for(recipe, settings, wanted, numbers, options)}`.")
         report(config.name, trials, failed, out, notes, console)
     except SwitokdError as error:
         complain(str(error))
@@ -116,12 +117,16 @@ def compare(
 
 
 def command_for(
-    recipe: str, settings: Sequence[str], variants: Sequence[Variant], seeds: Sequence[int]
+    recipe: str,
+    settings: Sequence[str],
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    more: Sequence[str] = (),
 ) -> str:
     """The command that makes this comparison."""
     labels = ",".join(variant.label for variant in variants)
     numbers = ",".join(map(str, seeds)) + "," * (len(seeds) == 1)
-    options = ["--strategies", labels, "--seeds", numbers]
+    options = ["--strategies", labels, "--seeds", numbers, *more]
     return shlex.join(["switokd", "compare", recipe, *settings, *options])
 
 

@@ -11,7 +11,7 @@ Not covered: sharded weights or optimizer state; compressing gradients.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -33,13 +33,24 @@ class Bucket:
     work: dist.Work | None = None
 
     def pack(self) -> Tensor:
-        """All gradients in one tensor; zeros for a parameter that the loss does not reach."""
+        """All gradients in one tensor, zeros for a parameter that this rank's loss did not reach;
+        behind them a 1 for each parameter that it did, else a 0.
+        """
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        return torch.cat([g.reshape(-1) for g in grads])
+        has = [p.grad is not None for p in self.parameters]
+        marks = grads[0].new_ones(len(has)) if all(has) else grads[0].new_tensor(has)
+        return torch.cat([*(g.reshape(-1) for g in grads), marks])
 
-    def unpack(self, flat: Tensor, reached: Collection[nn.Parameter]) -> None:
-        """Give each parameter its part of the sum; one that no loss reaches keeps none."""
-        parts = torch.split(flat, [p.numel() for p in self.parameters])
+    def unpack(self, flat: Tensor, reached: set[nn.Parameter]) -> None:
+        """Give each parameter its part of the sum; one that no rank's loss reaches keeps none.
+
+        reached: those that are known to be; is added to, and the marks are read only for others.
+        """
+        sizes = [p.numel() for p in self.parameters]
+        *parts, marks = torch.split(flat, [*sizes, len(sizes)])
+        if not reached.issuperset(self.parameters):
+            counts = zip(self.parameters, marks.tolist(), strict=True)
+            reached.update(p for p, count in counts if count)
         for parameter, part in zip(self.parameters, parts, strict=True):
             if parameter not in reached:
                 continue
@@ -62,7 +73,7 @@ class Gradients:
     _buckets: list[Bucket] = field(default_factory=list)
     _next: int = 0
     _reached: set[nn.Parameter] = field(default_factory=set)
-    """Parameters that a loss has reached; the same on every rank, since the network is."""
+    """Parameters that a loss has reached, on any rank: where this one's shard was empty as well."""
 
     def __post_init__(self) -> None:
         if self.group is None:
@@ -104,7 +115,6 @@ class Gradients:
     def _hook(self, bucket: Bucket):  # type: ignore[no-untyped-def]
         def ready(parameter: Tensor) -> None:
             assert isinstance(parameter, nn.Parameter)
-            self._reached.add(parameter)
             if not self.holds:
                 bucket.ready += 1
                 self._launch()

@@ -106,7 +106,7 @@ def average_statistics(
     kinds = (torch.nn.modules.batchnorm._BatchNorm,)
     norms = [module for module in model.modules() if isinstance(module, kinds)]
     found = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
-    if group is None or not found:
+    if group is None or not found or learner.frozen:
         return
     flat = share * torch.cat([b.reshape(-1) for b in found])
     flat = flat if transport is None else flat.to(transport)

@@ -110,7 +110,7 @@ def train_step(
                 loss = loss * 0  # as published for 1T2S: momentum and weight decay go on
         learner.backward(loss, step)
 
-    if any(learner.is_teacher for learner in learning):
+    if any(learner.is_teacher and learner.updates.are_due(step) for learner in learners):
         decider.decision(step)  # nothing is applied that the authority has not decided
     for learner in learners:
         learner.update(step)  # by what it has learned, in this step or in several

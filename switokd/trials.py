@@ -126,7 +126,7 @@ class Trial:
             )
 
     def _comparable(self, config: Config) -> dict[str, Any]:
-        found = dict(_flat(config.model_dump(mode="json", exclude={"run_dir"})))
+        found = dict(_flat(config.must_agree()))  # not where folders, data and modules lie
         if self.teachers_from is not None:  # the whole comparison may have been moved
             for key, value in found.items():
                 if re.fullmatch(r"networks\.[^.]+\.weights", key) and value is not None:

@@ -191,12 +191,19 @@ def test_unfinished_folder_is_removed_and_no_other(tmp_path: Path) -> None:
 def test_folder_of_another_configuration_is_refused(finished: bool, tmp_path: Path) -> None:
     (trial,) = trials(tmp_path, "dml")
     other = load("digits-1t1s", [*SETTINGS, "schedule.epochs=3"]).schedule
-    leave(trial, finished, schedule=other, description="another")
+    leave(trial, finished, schedule=other, seed=7)
     with pytest.raises(
-        UsageError, match=r"dml-0 holds a run with description .* \(and 1 more\); choose another"
+        UsageError, match=r"dml-0 holds a run with seed 7, .* 0 \(and 1 more\); choose another"
     ):
         clear_unfinished([trial])
     assert (trial.folder / "config.yaml").exists()
+
+
+def test_where_modules_and_data_lie_makes_no_other_run(tmp_path: Path) -> None:
+    (trial,) = trials(tmp_path, "dml")
+    data = trial.config.data.model_copy(update={"root": "elsewhere", "workers": 2})
+    leave(trial, True, import_from=("/where/nets/lie",), description="another", data=data)
+    assert trial.state() is State.FINISHED
 
 
 def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
