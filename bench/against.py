@@ -5,6 +5,9 @@ the fastest of them also compiled; the best is then measured in turn with the pl
 a process of its own and all cores as well (`plain.py`). Rounding makes decisions differ in time,
 hence the paused shares beside each figure, and a figure with `dml`, where nobody pauses.
 
+With two students the plain side follows the published code, whose teacher never pauses: it computes
+on with a loss of 0; ours pauses.
+
 For `plain_*` each network sees whole batches, as in the plain loop; for `unequal_fp32` it may be
 sharded, with BatchNorm's statistics by shard.
 

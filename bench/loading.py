@@ -24,6 +24,7 @@ from switokd.data.feed import feed
 from switokd.data.sources import ArraySource, Sources
 from switokd.environment import Environment
 from switokd.exchange import Exchange
+from switokd.memory import keep_freed_memory
 from switokd.placement import Place
 from switokd.setup import make_learners, make_models
 from switokd.step import train_step
@@ -35,6 +36,7 @@ SMALLEST = {"t": ("teacher", "wrn-10-1"), "s": ("student", "wrn-10-1")}
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give input_over_training."""
     say("input against training")
+    keep_freed_memory()  # as in training, by default
     steps, rounds = (20, 3) if quick else (60, 5)
     config = Config.model_validate(
         run_file(SMALLEST, steps, placement="replicated", coordinator={"address": "off"})

@@ -24,6 +24,7 @@ from switokd.decision import Mode, Rule, decide
 from switokd.distances import Parts, means
 from switokd.environment import Environment
 from switokd.exchange import Exchange
+from switokd.memory import keep_freed_memory
 from switokd.placement import Place
 from switokd.setup import make_learners, make_models
 from switokd.step import train_step
@@ -42,6 +43,7 @@ class Forced(Alone):
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give paused_over_learning, for fp32 and bf16."""
+    keep_freed_memory()  # as in training, by default
     for name, precision in (
         ("paused_over_learning", "fp32"),
         ("paused_over_learning_bf16", "bf16"),

@@ -9,7 +9,8 @@ placed by its planner, then run, with nobody pausing.
 Where there are more ranks than cores, simulated time is slowed down by ranks / cores, as is usual
 for simulated networks: what a rank does beside its compute (input, loss, exchange, sums) takes that
 much longer than on a core of its own, so its compute has to as well. Predictions are slowed down
-alike, and an efficiency is the same in slowed time and in real time.
+alike. Costs that no core bears (waking up, a network's latency) are flattered by it, and gradients
+here are next to nothing: adding up a real network's over a slow link is in no figure.
 
 Not covered: real devices (all of this is a simulation); pauses; large gradients.
 """

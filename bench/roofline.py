@@ -1,9 +1,9 @@
 """What bounds fp32 on a CPU: a plain step of WRN-16-2 over its convolutions alone.
 
 The convolutions are run by themselves, forward and both halves of backward, in NHWC order, as ours
-runs them, with everything between them left out. Nothing that calls the same kernels can be faster
-against the plain loop than this, and how close the kernels come to a large matrix product says
-whether better ones are to be expected.
+runs them, with everything between them left out. Nothing that calls the same kernels and never
+pauses can be faster against the plain loop than this, and how close the kernels come to a large
+matrix product says whether better ones are to be expected.
 
 Not covered: algorithms with fewer multiplications (Winograd), which oneDNN has not for training.
 """
@@ -37,7 +37,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     yield Figure.of_pairs(
         "plain_over_convolutions",
         pairs,
-        what="a plain fp32 step over its convolutions alone, NHWC: no speedup can be above it",
+        what="a plain fp32 step over its convolutions alone, NHWC: what these kernels allow",
         details={
             "network": NETWORK,
             "batch_size": BATCH,

@@ -30,3 +30,9 @@ def keep_freed_memory() -> bool:
             (M_TOP_PAD, GROW_BY),
         )
     )
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what is free now, once: what was used before training is another."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

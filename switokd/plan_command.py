@@ -47,7 +47,7 @@ PROFILE_HELP = "Use the measurements of this file instead of measuring."
 SAVE_HELP = "Keep the measurements in this file."
 PAUSED_HELP = (
     "Share of its steps that a teacher is paused, 0 to 1: 0.5 for all, or teacher1=0.5; may be "
-    "given several times. Default: 0.3, or 0 where the strategy pauses nobody."
+    "given several times. Default: 0.3; 0 where the strategy pauses nobody, 1 for frozen teachers."
 )
 RUN_HELP = "Take pauses from this earlier run's folder: which teachers were paused together."
 JSON_HELP = "Print JSON: all placements, times in seconds, sizes in bytes."
@@ -125,6 +125,8 @@ def _row(row: tuple[tuple[int, float], ...]) -> str:
 def _pauses(config: Config, paused: list[str], run: Path | None) -> Pauses:
     if paused and run:
         raise UsageError("--paused and --run both say how often teachers pause; give one")
+    if not config.method.rule.pauses:  # whatever the modes, its teachers compute on
+        return Pauses.none()
     if run:
         return Pauses.of_run(run, config.topology)
     if paused:
@@ -141,6 +143,10 @@ def _profile(config: Config, given: Path | None, devices: int) -> Profile:
         return found
     shape, classes = _images(config)
     device = _device(config, devices)
+    if config.compute.keep_memory and device.type == "cpu":  # as in training
+        from switokd.memory import keep_freed_memory
+
+        keep_freed_memory()
     from switokd.profile_networks import profile
 
     sizes = shard_sizes(config.data.batch_size, devices)

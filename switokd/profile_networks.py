@@ -147,8 +147,12 @@ class Bench:
         for turn in range(MOST if turns else 0):
             if turn >= FEWEST and time.perf_counter() > end:
                 break
-            for n in turns:
-                runs[n].append(self._step(n))
+            for n in list(turns):
+                try:
+                    runs[n].append(self._step(n))
+                except torch.cuda.OutOfMemoryError:  # noqa: PERF203, a neighbour there has grown
+                    turns.remove(n)
+                    del firsts[n]
         times = {}
         for n, (_, kept) in firsts.items():
             forward, backward, update = (median(column) for column in zip(*runs[n], strict=True))

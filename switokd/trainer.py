@@ -31,7 +31,7 @@ from switokd.interface import Interface
 from switokd.learner import Learner, average_statistics
 from switokd.lifecycle import Terminated, end_if_stuck, unwind_on_sigterm
 from switokd.links import measure_links
-from switokd.memory import keep_freed_memory
+from switokd.memory import give_back_freed_memory, keep_freed_memory
 from switokd.pauses import Pauses
 from switokd.placement import Place, Placement
 from switokd.plan import choose, shard_sizes
@@ -41,7 +41,13 @@ from switokd.setup import check_shards, make_learners, make_models, set_learning
 from switokd.step import train_step
 from switokd.telemetry import EpochLog, Waiting
 from switokd.timings import ASSUMED_DECISION_SECONDS, Profile
-from switokd.world import World, check_same_configuration, choose_device, join_world
+from switokd.world import (
+    World,
+    check_same_configuration,
+    choose_device,
+    join_world,
+    ranks_per_gpu,
+)
 
 
 @dataclass(frozen=True)
@@ -236,7 +242,11 @@ def measured_placement(config: Config, world: World, images: Images) -> Placemen
 
     def measure() -> Profile:
         sizes = shard_sizes(size, ranks)
-        return profile(config, images.shape, images.classes, world.device, sizes, links=links)
+        found = profile(config, images.shape, images.classes, world.device, sizes, links=links)
+        if found.device_memory_bytes is None:
+            return found
+        own = found.device_memory_bytes // ranks_per_gpu(world.env)
+        return found.model_copy(update={"device_memory_bytes": own})
 
     def pick() -> Placement:
         usual = Pauses.usual(config.method)
@@ -247,6 +257,8 @@ def measured_placement(config: Config, world: World, images: Images) -> Placemen
             measure()
     placement = world.broadcast(world.on_rank_0(pick))
     assert isinstance(placement, Placement)
+    if world.device.type == "cpu":
+        give_back_freed_memory()  # of networks and batches that this rank may never see again
     return placement
 
 

@@ -32,6 +32,11 @@ def gpu_count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def ranks_per_gpu(env: Environment) -> int:
+    """How many of this machine's ranks share a GPU, at the most."""
+    return -(-env.local_world_size // max(gpu_count(), 1))
+
+
 def choose_device(wanted: str, env: Environment) -> torch.device:
     """The rank's device: its own GPU, one shared with other ranks if there are fewer, or the CPU.
 
