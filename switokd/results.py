@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from switokd.errors import UsageError, nearest
 from switokd.interface import Interface
 from switokd.report import draw_curves
 from switokd.run_folder import read_lines
-from switokd.runfile import load
+from switokd.runfile import import_folders, load
 from switokd.trained import build
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -36,14 +36,11 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 class Run:
     """One run, read from its folder when it is asked for.
 
-    folders: where its own modules are imported from. lent: its objects, see `objects.py`.
+    lent: its objects, see `objects.py`.
     """
 
-    def __init__(
-        self, path: Path, folders: Sequence[Path] = (), lent: Mapping[str, Any] = NOTHING
-    ) -> None:
-        self.path = path
-        self._folders, self._lent = [*folders, Path.cwd()], lent
+    def __init__(self, path: Path, lent: Mapping[str, Any] = NOTHING) -> None:
+        self.path, self._lent = path, lent
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -160,7 +157,8 @@ class Run:
 
     @contextmanager
     def _at_hand(self) -> Iterator[None]:
-        with objects.lent(self._lent), importing_from(self._folders):
+        folders = import_folders(self.config, self.path.resolve())
+        with objects.lent(self._lent), importing_from(folders):
             yield
 
 
@@ -175,7 +173,8 @@ def load_run(
     """A run that is there, by its folder. UsageError if that is none.
 
     networks, train, test, classes: the objects given to `switokd.distil`, if it was made by that
-    and one of its networks is wanted. Modules of a run's own are imported from the current folder.
+    and one of its networks is wanted. Modules of a run's own are imported from the folders
+    that its configuration names, and the current one.
     """
     run = Run(Path(path))
     if not (run.path / "config.yaml").is_file():
@@ -188,13 +187,13 @@ def load_run(
         lent[run.config.networks[name].model] = thing
     if train is not None and test is not None:
         lent[run.config.data.dataset] = objects.Datasets(train, test, classes)
-    return Run(run.path, lent=lent)
+    return Run(run.path, lent)
 
 
 @contextmanager
-def importing_from(folders: Sequence[Path]) -> Iterator[None]:
+def importing_from(folders: Iterable[str]) -> Iterator[None]:
     """Within the body modules are found in these folders too, behind all others."""
-    added = [f for f in dict.fromkeys(map(str, folders)) if f not in sys.path]
+    added = [f for f in folders if f not in sys.path]
     sys.path += added
     try:
         yield

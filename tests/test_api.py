@@ -153,7 +153,7 @@ def test_a_network_comes_with_its_weights_and_scores_what_the_summary_says(train
             samples += len(y)
     found = 100 * correct / samples
     assert found == pytest.approx(trained.summary["networks"]["student"]["top1_last"], abs=0.5)
-    first = trained.network("student", "finest")
+    first = trained.network("student", "initial")
     assert not equal(first.state_dict(), student.state_dict())
 
 
