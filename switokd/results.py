@@ -1,34 +1,38 @@
 """A run that is there, as Python sees it: its record, its networks, its data.
 
-Not covered: training (`api.py`); networks in forms for other programs.
+Not covered: training (`api.py`); the forms of exported networks (`export.py`).
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from switokd import models, objects
+from switokd import objects, pictures
+from switokd.artefact import FILES, Format, Weights
 from switokd.config import Config
 from switokd.data import Images, View, open_images
 from switokd.data.sources import ArraySource, ItemSource
-from switokd.errors import UsageError, nearest
-from switokd.interface import Interface
+from switokd.errors import UsageError
+from switokd.interface import COLOURS, Interface
 from switokd.report import draw_curves
 from switokd.run_folder import read_lines
 from switokd.runfile import import_folders, load
-from switokd.trained import build
+from switokd.trained import interface_of, take
+
+if TYPE_CHECKING:
+    from switokd.export import Scaling
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -84,35 +88,40 @@ class Run:
             raise UsageError(f"{self.path}: the run has no decisions yet, so there is no picture")
         return draw_curves(self.path)
 
-    def network(self, name: str, weights: str = "last") -> nn.Module:
+    def network(self, name: str, weights: Weights = "last") -> nn.Module:
         """A network with its weights after the last step, on the CPU, in evaluation mode.
 
-        weights: last, best, or initial (a folder of that name in weights/). UsageError if there
-        is no such network or no such weights, or if it has to be given again.
+        weights: last, best, ema or initial, if the run kept those. UsageError if there is no such
+        network or no such weights, or if it has to be given again.
         """
-        config = self.config
-        if name not in config.networks:
-            raise UsageError(
-                f"{self.path}: no network {name!r}{nearest(name, config.networks)} (there are "
-                f"{', '.join(config.networks)})"
-            )
-        path = self.path / "weights" / ("" if weights == "last" else weights) / f"{name}.pt"
-        if not path.exists():
-            raise UsageError(
-                f"{path} is not there: weights are saved at a run's end, the initial ones with "
-                "save_initial_weights=true"
-            )
-        network = config.networks[name]
         with self._at_hand():
-            model = build(network.model, network.model_kwargs, self.interface)
-        models.load_weights(model, path, f"{self.path}, network {name}")
-        return model.eval()
+            return take(self.path, self.config, name, weights).network
+
+    def export(
+        self,
+        network: str | None = None,
+        *,
+        formats: Sequence[Format] = tuple(FILES),
+        weights: Weights = "last",
+        out: str | Path | None = None,
+        scaling: Scaling | None = None,
+    ) -> Path:
+        """Export a network as `switokd export` does; the artefact's folder, for `load_artefact`.
+
+        network: its name, by default the run's only student. out: by default RUN/export/NETWORK.
+        scaling: mean and standard deviation by which a data set of floats normalises values in
+        [0, 1]. UsageError for a mistake, SwitokdError if a file differs from the network.
+        """
+        from switokd.export import export  # here, because importing the exporters takes a while
+
+        with self._at_hand():
+            return export(self.path, network, formats, weights, out, scaling=scaling)
 
     @cached_property
     def interface(self) -> Interface:
         """What its networks take, and the classes' names; from the data where nothing was kept."""
-        path = self.path / "interface.json"
-        return Interface.load(path) if path.exists() else Interface.of(self.images)
+        with self._at_hand():
+            return interface_of(self.path, self.config)
 
     @cached_property
     def images(self) -> Images:
@@ -131,9 +140,15 @@ class Run:
     def prepare(self, image: Image.Image) -> Tensor:
         """An image as the networks are evaluated on: `[1, C, H, W]`, float32, normalised.
 
-        It goes through the transform of the test set, where that has one. UsageError if it does
-        not come out in the shape and type of the run's images.
+        Scaled and cropped as `switokd predict` does it (`pictures.py`). Where the data set makes
+        floats by itself, the image goes through the test set's transform: then the data is needed,
+        and UsageError if it does not come out in the shape and type of the run's images.
         """
+        known = self.interface
+        if known.mean and known.channels in COLOURS:
+            pixels = torch.from_numpy(pictures.prepare(image, known))
+            mean, std = (torch.tensor(v)[:, None, None] for v in (known.mean, known.std))
+            return ((pixels - mean) / std)[None]
         sources, shape = self.images.sources, self.images.shape
         image = image.convert("L" if shape[0] == 1 else "RGB")
         items = sources.test.items if isinstance(sources.test, ItemSource) else None
