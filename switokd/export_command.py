@@ -56,7 +56,9 @@ def export(
     formats: Annotated[str, typer.Option(metavar="LIST", help=FORMATS_HELP)] = (
         "state-dict,onnx,torch-export"
     ),
-    weights: Annotated[str, typer.Option(metavar="WHICH", help=WEIGHTS_HELP)] = "last",
+    weights: Annotated[
+        str, typer.Option(metavar="last|best|ema|initial", help=WEIGHTS_HELP)
+    ] = "last",
     out: Annotated[Optional[Path], typer.Option(metavar="FOLDER", help=OUT_HELP)] = None,  # noqa: UP045
     mean: Annotated[Optional[str], typer.Option(metavar="NUMBERS", help=MEAN_HELP)] = None,  # noqa: UP045
     std: Annotated[Optional[str], typer.Option(metavar="NUMBERS", help=STD_HELP)] = None,  # noqa: UP045
