@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from switokd import objects, trainer
 from switokd.config import Config
 from switokd.environment import Environment, environment
 from switokd.errors import NonFiniteError, PeerError, SwitokdError, UsageError
 from switokd.results import NOTHING, Run, importing_from
-from switokd.runfile import checked, load
+from switokd.runfile import checked, import_folders, load, with_folders
 
 Source = str | Path | Mapping[str, Any] | Config
 """A recipe's name, a run file's path, a run file's content, or a configuration."""
@@ -44,17 +45,18 @@ def train(
     """Train a recipe, run file, its content as a dict, or a Config, with settings on top.
 
     processes: None trains in this process; "auto" starts as many as `switokd train` would, a number
-    starts that many. UsageError, NonFiniteError and PeerError as in `errors.py`.
+    starts that many. import_from counts from the run file's folder, without one from the current
+    folder. UsageError, NonFiniteError and PeerError as in `errors.py`.
     """
     overrides = [_setting(key, value) for key, value in settings.items()]
-    config = _config(source, overrides)
-    _refuse_torchrun()
     file = Path(source) if isinstance(source, str | Path) else None
-    folders = [file.resolve().parent] if file else []
+    beside = file.resolve().parent if file else Path.cwd()
+    config = with_folders(_config(source, overrides), beside)
+    _refuse_torchrun()
     if processes is None:
-        return _train_here(config, folders)
+        return _train_here(config)
     if file:
-        return Run(_train_in_processes([str(file), *overrides], processes), folders)
+        return Run(_train_in_processes([str(file), *overrides], processes))
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "config.yaml"
         written.write_text(config.dump(), encoding="utf-8")
@@ -101,7 +103,7 @@ def distil(
     }
     config = checked(raw, "distil", [_setting(key, value) for key, value in settings.items()])
     _refuse_torchrun()
-    return _train_here(config, [], lent)
+    return _train_here(with_folders(config, Path.cwd()), lent)
 
 
 def _config(source: Source, overrides: Sequence[str]) -> Config:
@@ -129,7 +131,21 @@ def _refuse_torchrun() -> None:
         )
 
 
-def _train_here(config: Config, folders: Sequence[Path], lent: Mapping[str, Any] = NOTHING) -> Run:
+def _refuse_untrained(config: Config, lent: Mapping[str, Any]) -> None:
+    """UsageError if a strategy leaves teachers as they come, and one comes from a callable."""
+    if not config.method.strategy.frozen_teachers:
+        return
+    for name in config.topology.teachers:
+        network = config.networks[name]
+        thing = lent.get(network.model)
+        if thing is not None and network.weights is None and not isinstance(thing, nn.Module):
+            raise UsageError(
+                f"distil: strategy {config.distillation.strategy} leaves its teachers as they "
+                f"come, and {name!r} is a callable; give a torch.nn.Module that is trained"
+            )
+
+
+def _train_here(config: Config, lent: Mapping[str, Any] = NOTHING) -> Run:
     """Train in this process."""
     if config.coordinator.address not in ("auto", "off"):
         raise UsageError(
@@ -140,10 +156,12 @@ def _train_here(config: Config, folders: Sequence[Path], lent: Mapping[str, Any]
     alone = ["placement=replicated", "coordinator.address=off"]
     alone += [f"networks.{name}.ranks=1" for name in config.networks]
     config = checked(config.model_dump(mode="json"), config.name, alone)
-    with _as_it_was(), objects.lent(lent), importing_from([*folders, Path.cwd()]):
+    folders = import_folders(config, Path.cwd())
+    with _as_it_was(), objects.lent(lent), importing_from(folders):
+        _refuse_untrained(config, lent)
         path = trainer.train(config, Environment(embedded=True))
     assert path is not None, "one process, which is rank 0"
-    return Run(path, folders, lent)
+    return Run(path, lent)
 
 
 @contextmanager

@@ -49,6 +49,9 @@ Run = Callable[[Floats], Floats]
 Picture = str | Path | Image | NDArray[Any]
 """A file, a Pillow image, or an array (a tensor, too) `[C, H, W]` as `Interface.takes` says."""
 
+Weights = Literal["last", "best", "ema", "initial"]
+"""At the run's end; at the epoch with the best top-1; the moving average; before the first step."""
+
 BATCH = 64
 MANIFEST = "artefact.json"
 T = TypeVar("T")
@@ -87,7 +90,7 @@ class Manifest(_Part):
     parameters: int
     run: str
     strategy: str
-    weights: Literal["last", "best", "ema"]
+    weights: Weights
     top1: float | None
     """On the run's test set, in percent."""
     interface: Interface

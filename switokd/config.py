@@ -17,8 +17,9 @@ from pydantic import Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from switokd.couplings import Coupling, Couplings
-from switokd.errors import nearest
+from switokd.errors import UsageError, nearest
 from switokd.method import Method
+from switokd.objects import is_object
 from switokd.placement import Placement, dedicated, replicated
 from switokd.sections import (
     SGD,
@@ -37,7 +38,7 @@ from switokd.sections import (
     ranks_of_row,
 )
 from switokd.semantics import problem as problem_of_semantics
-from switokd.strategies import make_strategy
+from switokd.strategies import STRATEGIES, make_strategy
 from switokd.topology import Pair, Role, Topology
 
 NetworkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -107,13 +108,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _frozen_teachers_come_trained(self) -> Config:
-        if self.distillation.strategy == "kd":
-            for name in self.topology.teachers:
-                if self.networks[name].weights is None:
-                    raise ValueError(
-                        f"networks.{name}.weights: strategy kd leaves its teachers as they come; "
-                        "name the weights of a trained one (weights/NAME.pt of a run)"
-                    )
+        """For the strategies of ours; one of the user's is made later, see `method`."""
+        ours = STRATEGIES.get(self.distillation.strategy)
+        if getattr(ours, "frozen_teachers", False) and (problem := self._untrained_teacher()):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -126,6 +124,21 @@ class Config(Section):
                     f"with (networks.{name}.optimizer.lr: {network.optimizer.lr:g})"
                 )
         return self
+
+    def _untrained_teacher(self) -> str | None:
+        """In words, a teacher without weights, which must not be left as it comes.
+
+        An object of the program (`switokd.distil`) may come trained.
+        """
+        for name in self.topology.teachers:
+            network = self.networks[name]
+            if network.weights is None and not is_object(network.model):
+                return (
+                    f"networks.{name}.weights: strategy {self.distillation.strategy} leaves its "
+                    "teachers as they come; name the weights of a trained one (weights/NAME.pt of "
+                    "a run)"
+                )
+        return None
 
     def placement_on(self, world_size: int) -> Placement:
         """Where the networks go; `world_size` matters to replicated only. Not for auto."""
@@ -186,9 +199,14 @@ class Config(Section):
 
     @cached_property
     def method(self) -> Method:
-        """Who teaches whom and when. UsageError if a strategy of the user's cannot be made."""
+        """Who teaches whom and when. UsageError if a strategy of the user's cannot be made.
+
+        Also if that leaves teachers as they come, and one comes without weights.
+        """
         d = self.distillation
         strategy = make_strategy(d.strategy, d.strategy_kwargs)
+        if strategy.frozen_teachers and (problem := self._untrained_teacher()):
+            raise UsageError(problem)
         return Method(self.couplings, strategy, d.semantics)
 
     def must_agree(self) -> dict[str, Any]:
@@ -211,7 +229,8 @@ class Config(Section):
     def has_own_modules(self) -> bool:
         """Whether anything is named as package.module:callable."""
         models = (network.model for network in self.networks.values())
-        return any(":" in name for name in (self.data.dataset, self.distillation.strategy, *models))
+        names = (self.data.dataset, self.distillation.strategy, *models)
+        return any(":" in name and not is_object(name) for name in names)
 
     @cached_property
     def digest(self) -> str:

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from switokd import formats, models
-from switokd.artefact import FILES, CheckedFile, Format, Manifest, Run, sha256
+from switokd.artefact import FILES, CheckedFile, Format, Manifest, Run, Weights, sha256
 from switokd.data import open_images
 from switokd.errors import SwitokdError, UsageError, nearest
 from switokd.interface import Interface
 from switokd.pictures import Floats
-from switokd.trained import Trained, Weights, load_trained
+from switokd.trained import Trained, load_trained
 
 TOLERANCE = 1e-4
 """Of the largest logit, or of 1 where that is smaller: some roundings of float32."""
@@ -54,7 +54,7 @@ def export(
 
     network: its name; by default the run's only student.
     wanted: formats, of onnx, torch-export, state-dict.
-    weights: last, best or ema; the last where the run kept no best ones (see the manifest).
+    weights: last, best, ema or initial, if the run kept those.
     out: a folder that is new or empty; by default RUN/export/NETWORK.
     settings: key.key=value on top of the run's, such as data.root, for data that has moved.
     scaling: how a data set of floats normalises values in [0, 1]; unknown to us.

@@ -21,8 +21,7 @@ from rich.table import Table
 from switokd.errors import SwitokdError, UsageError
 
 if TYPE_CHECKING:
-    from switokd.artefact import Format, Guess, Manifest
-    from switokd.trained import Weights
+    from switokd.artefact import Format, Guess, Manifest, Weights
 
 RUN_HELP = "A finished run's folder."
 SETTINGS_HELP = (
@@ -30,7 +29,9 @@ SETTINGS_HELP = (
 )
 NETWORK_HELP = "Which network. Default: the run's only student."
 FORMATS_HELP = "Of state-dict, onnx and torch-export, with commas between. Default: all three."
-WEIGHTS_HELP = "last, best (of the epoch with the best top-1), or ema, if the run kept those."
+WEIGHTS_HELP = (
+    "last, best (of the epoch with the best top-1), ema or initial, if the run kept those."
+)
 OUT_HELP = "Folder to make. Default: RUN_FOLDER/export/NETWORK."
 MEAN_HELP = (
     "For a data set of your own that returns floats: the mean it takes from values in [0, 1], one "
@@ -55,7 +56,9 @@ def export(
     formats: Annotated[str, typer.Option(metavar="LIST", help=FORMATS_HELP)] = (
         "state-dict,onnx,torch-export"
     ),
-    weights: Annotated[str, typer.Option(metavar="last|best|ema", help=WEIGHTS_HELP)] = "last",
+    weights: Annotated[
+        str, typer.Option(metavar="last|best|ema|initial", help=WEIGHTS_HELP)
+    ] = "last",
     out: Annotated[Optional[Path], typer.Option(metavar="FOLDER", help=OUT_HELP)] = None,  # noqa: UP045
     mean: Annotated[Optional[str], typer.Option(metavar="NUMBERS", help=MEAN_HELP)] = None,  # noqa: UP045
     std: Annotated[Optional[str], typer.Option(metavar="NUMBERS", help=STD_HELP)] = None,  # noqa: UP045
@@ -72,8 +75,6 @@ def export(
     switokd predict runs/digits-2t1s-001/export/student picture.png
     """
     try:
-        if weights not in ("last", "best", "ema"):
-            raise UsageError(f"--weights: found {weights}; allowed: last, best, ema")
         if (mean is None) != (std is None):
             raise UsageError("--mean and --std belong together; give both")
         scaling = None if mean is None or std is None else (_numbers(mean), _numbers(std))
@@ -86,7 +87,7 @@ def export(
         manifest = Manifest.load(folder)
     except SwitokdError as error:
         _fail(error)
-    _print_export(folder, manifest, weights)
+    _print_export(folder, manifest)
 
 
 def predict(
@@ -136,10 +137,8 @@ def _numbers(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def _print_export(folder: Path, manifest: Manifest, wanted: str) -> None:
+def _print_export(folder: Path, manifest: Manifest) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    if manifest.weights != wanted:
-        console.print("note  the run kept no best weights; these are the last ones")
     top1 = "" if manifest.top1 is None else f", top-1 {manifest.top1:.2f} %"
     which = f"{manifest.network} of {manifest.run} ({manifest.model}, {manifest.weights} weights)"
     table = Table(title=escape(which + top1))

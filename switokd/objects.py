@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from switokd.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # A variable of the context, so that runs in two threads do not find each other's.
 _lent: ContextVar[Mapping[str, Any]] = ContextVar("_lent", default=MappingProxyType({}))
@@ -59,6 +60,8 @@ def factory(name: str) -> Callable[..., nn.Module]:
 
     A copy, so that training leaves the caller's module as it is. UsageError if it was not given.
     """
+    from torch import nn  # here, because a configuration is read without torch as well
+
     thing = _find(name, "model")
     return (lambda: copy.deepcopy(thing)) if isinstance(thing, nn.Module) else thing
 

@@ -1,34 +1,38 @@
 """A run that is there, as Python sees it: its record, its networks, its data.
 
-Not covered: training (`api.py`); networks in forms for other programs.
+Not covered: training (`api.py`); the forms of exported networks (`export.py`).
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from switokd import models, objects
+from switokd import objects, pictures
+from switokd.artefact import FILES, Format, Weights
 from switokd.config import Config
 from switokd.data import Images, View, open_images
 from switokd.data.sources import ArraySource, ItemSource
-from switokd.errors import UsageError, nearest
-from switokd.interface import Interface
+from switokd.errors import UsageError
+from switokd.interface import COLOURS, Interface
 from switokd.report import draw_curves
 from switokd.run_folder import read_lines
-from switokd.runfile import load
-from switokd.trained import build
+from switokd.runfile import import_folders, load
+from switokd.trained import interface_of, take
+
+if TYPE_CHECKING:
+    from switokd.export import Scaling
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -36,14 +40,11 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 class Run:
     """One run, read from its folder when it is asked for.
 
-    folders: where its own modules are imported from. lent: its objects, see `objects.py`.
+    lent: its objects, see `objects.py`.
     """
 
-    def __init__(
-        self, path: Path, folders: Sequence[Path] = (), lent: Mapping[str, Any] = NOTHING
-    ) -> None:
-        self.path = path
-        self._folders, self._lent = [*folders, Path.cwd()], lent
+    def __init__(self, path: Path, lent: Mapping[str, Any] = NOTHING) -> None:
+        self.path, self._lent = path, lent
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -87,35 +88,40 @@ class Run:
             raise UsageError(f"{self.path}: the run has no decisions yet, so there is no picture")
         return draw_curves(self.path)
 
-    def network(self, name: str, weights: str = "last") -> nn.Module:
+    def network(self, name: str, weights: Weights = "last") -> nn.Module:
         """A network with its weights after the last step, on the CPU, in evaluation mode.
 
-        weights: last, best, or initial (a folder of that name in weights/). UsageError if there
-        is no such network or no such weights, or if it has to be given again.
+        weights: last, best, ema or initial, if the run kept those. UsageError if there is no such
+        network or no such weights, or if it has to be given again.
         """
-        config = self.config
-        if name not in config.networks:
-            raise UsageError(
-                f"{self.path}: no network {name!r}{nearest(name, config.networks)} (there are "
-                f"{', '.join(config.networks)})"
-            )
-        path = self.path / "weights" / ("" if weights == "last" else weights) / f"{name}.pt"
-        if not path.exists():
-            raise UsageError(
-                f"{path} is not there: weights are saved at a run's end, the initial ones with "
-                "save_initial_weights=true"
-            )
-        network = config.networks[name]
         with self._at_hand():
-            model = build(network.model, network.model_kwargs, self.interface)
-        models.load_weights(model, path, f"{self.path}, network {name}")
-        return model.eval()
+            return take(self.path, self.config, name, weights).network
+
+    def export(
+        self,
+        network: str | None = None,
+        *,
+        formats: Sequence[Format] = tuple(FILES),
+        weights: Weights = "last",
+        out: str | Path | None = None,
+        scaling: Scaling | None = None,
+    ) -> Path:
+        """Export a network as `switokd export` does; the artefact's folder, for `load_artefact`.
+
+        network: its name, by default the run's only student. out: by default RUN/export/NETWORK.
+        scaling: mean and standard deviation by which a data set of floats normalises values in
+        [0, 1]. UsageError for a mistake, SwitokdError if a file differs from the network.
+        """
+        from switokd.export import export  # here, because importing the exporters takes a while
+
+        with self._at_hand():
+            return export(self.path, network, formats, weights, out, scaling=scaling)
 
     @cached_property
     def interface(self) -> Interface:
         """What its networks take, and the classes' names; from the data where nothing was kept."""
-        path = self.path / "interface.json"
-        return Interface.load(path) if path.exists() else Interface.of(self.images)
+        with self._at_hand():
+            return interface_of(self.path, self.config)
 
     @cached_property
     def images(self) -> Images:
@@ -134,9 +140,15 @@ class Run:
     def prepare(self, image: Image.Image) -> Tensor:
         """An image as the networks are evaluated on: `[1, C, H, W]`, float32, normalised.
 
-        It goes through the transform of the test set, where that has one. UsageError if it does
-        not come out in the shape and type of the run's images.
+        Scaled and cropped as `switokd predict` does it (`pictures.py`). Where the data set makes
+        floats by itself, the image goes through the test set's transform: then the data is needed,
+        and UsageError if it does not come out in the shape and type of the run's images.
         """
+        known = self.interface
+        if known.mean and known.channels in COLOURS:
+            pixels = torch.from_numpy(pictures.prepare(image, known))
+            mean, std = (torch.tensor(v)[:, None, None] for v in (known.mean, known.std))
+            return ((pixels - mean) / std)[None]
         sources, shape = self.images.sources, self.images.shape
         image = image.convert("L" if shape[0] == 1 else "RGB")
         items = sources.test.items if isinstance(sources.test, ItemSource) else None
@@ -160,7 +172,8 @@ class Run:
 
     @contextmanager
     def _at_hand(self) -> Iterator[None]:
-        with objects.lent(self._lent), importing_from(self._folders):
+        folders = import_folders(self.config, self.path.resolve())
+        with objects.lent(self._lent), importing_from(folders):
             yield
 
 
@@ -175,7 +188,8 @@ def load_run(
     """A run that is there, by its folder. UsageError if that is none.
 
     networks, train, test, classes: the objects given to `switokd.distil`, if it was made by that
-    and one of its networks is wanted. Modules of a run's own are imported from the current folder.
+    and one of its networks is wanted. Modules of a run's own are imported from the folders
+    that its configuration names, and the current one.
     """
     run = Run(Path(path))
     if not (run.path / "config.yaml").is_file():
@@ -188,13 +202,13 @@ def load_run(
         lent[run.config.networks[name].model] = thing
     if train is not None and test is not None:
         lent[run.config.data.dataset] = objects.Datasets(train, test, classes)
-    return Run(run.path, lent=lent)
+    return Run(run.path, lent)
 
 
 @contextmanager
-def importing_from(folders: Sequence[Path]) -> Iterator[None]:
+def importing_from(folders: Iterable[str]) -> Iterator[None]:
     """Within the body modules are found in these folders too, behind all others."""
-    added = [f for f in dict.fromkeys(map(str, folders)) if f not in sys.path]
+    added = [f for f in folders if f not in sys.path]
     sys.path += added
     try:
         yield

@@ -122,12 +122,25 @@ def load_importable(recipe_or_file: str, overrides: Sequence[str] = ()) -> Confi
     """
     config = load(recipe_or_file, overrides)
     beside = Path(recipe_or_file).resolve().parent
-    folders = [*(str(beside / folder) for folder in config.import_from), str(beside), os.getcwd()]
-    look_in(folders)
+    look_in(import_folders(config, beside))
     _ = config.method  # a strategy of the user's own can be imported now: its mistakes show here
+    return with_folders(config, beside)
+
+
+def import_folders(config: Config, beside: Path) -> list[str]:
+    """Where a run's own modules are looked for: import_from, `beside`, and the current folder.
+
+    beside: the run file's folder, from which the relative ones of import_from count.
+    """
+    own = [str(beside / folder) for folder in config.import_from]
+    return list(dict.fromkeys([*own, str(beside), os.getcwd()]))
+
+
+def with_folders(config: Config, beside: Path) -> Config:
+    """The same with its `import_folders` as import_from, if it has modules of the user's."""
     if not config.has_own_modules:
         return config
-    return config.model_copy(update={"import_from": tuple(dict.fromkeys(folders))})
+    return config.model_copy(update={"import_from": tuple(import_folders(config, beside))})
 
 
 def _concerns(setting: str, key: str) -> bool:

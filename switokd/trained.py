@@ -9,24 +9,38 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from switokd import models
+from switokd.artefact import Weights
 from switokd.config import Config
 from switokd.data import open_images
 from switokd.errors import UsageError, nearest
 from switokd.interface import Interface
 from switokd.runfile import load_importable
 
-Weights = Literal["last", "best", "ema"]
-"""At the run's end; at the epoch with the best top-1; the moving average, if there is one."""
+PLACES: Mapping[Weights, str] = {
+    "last": "weights/{}.pt",
+    "best": "weights/best/{}.pt",
+    "ema": "weights/{}.ema.pt",
+    "initial": "weights/initial/{}.pt",
+}
+"""Where a network's weights lie in the run folder (`run_folder.py`)."""
+
+MISSING: Mapping[Weights, str] = {
+    "last": "the run has not ended, or failed",
+    "best": "no epoch is tested yet, or version 0.1.0 made it, which kept the last ones",
+    "ema": "it kept no moving average (schedule.ema_decay)",
+    "initial": "it was not asked to keep them (save_initial_weights)",
+}
+"""Why they may not be there."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One network of a finished run, on the CPU, in evaluation mode."""
+    """One network of a run, on the CPU, in evaluation mode."""
 
     run: Path
     config: Config
@@ -34,7 +48,7 @@ class Trained:
     network: torch.nn.Module
     interface: Interface
     weights: Weights
-    """Which it has: the last, where the run kept no best ones."""
+    """Which it has."""
     top1: float | None
     """On the run's test set, in percent, with these weights."""
 
@@ -45,21 +59,24 @@ def load_trained(
     """Load a network of the run in folder `run`; by default its only student.
 
     settings: key.key=value on top of the run's own, such as data.root, for data that has moved.
-    UsageError if the folder holds no finished run, or no such network.
+    UsageError if the folder holds no run, no such network or no such weights.
     """
     path = run / "config.yaml"
     if not path.is_file():
         raise UsageError(f"{run} is no run folder: there is no config.yaml in it")
-    config = load_importable(str(path), settings)
+    return take(run, load_importable(str(path), settings), name, weights)
+
+
+def take(run: Path, config: Config, name: str | None, weights: str) -> Trained:
+    """`load_trained`, by a configuration that is read already; its modules can be imported."""
     name = _network(config, run, name)
-    file, weights = _file(run, name, weights)
-    interface = _interface(run, config)
+    file, kind = _file(run, name, weights)
+    interface = interface_of(run, config)
     model = config.networks[name]
     network = build(model.model, model.model_kwargs, interface)
     models.load_weights(network, file, f"{run.name}, network {name}")
     network.eval()
-    top1 = _top1(run, name, weights)
-    return Trained(run, config, name, network, interface, weights, top1)
+    return Trained(run, config, name, network, interface, kind, _top1(run, name, kind))
 
 
 def build(name: str, kwargs: Mapping[str, Any], interface: Interface) -> torch.nn.Module:
@@ -74,8 +91,8 @@ def _network(config: Config, run: Path, name: str | None) -> str:
     students = config.topology.students
     if name is None and len(students) > 1:
         raise UsageError(
-            f"{run} has {len(students)} students; choose a network with --network "
-            f"({', '.join(config.networks)})"
+            f"{run} has {len(students)} students; choose a network with --network, in "
+            f"Python with network= ({', '.join(config.networks)})"
         )
     if name is None:
         return students[0]
@@ -87,24 +104,18 @@ def _network(config: Config, run: Path, name: str | None) -> str:
     return name
 
 
-def _file(run: Path, name: str, weights: Weights) -> tuple[Path, Weights]:
+def _file(run: Path, name: str, weights: str) -> tuple[Path, Weights]:
     """The state dict that is meant, and which one that is."""
-    folder = run / "weights"
-    last, best, ema = (
-        folder / f"{name}.pt",
-        folder / "best" / f"{name}.pt",
-        folder / f"{name}.ema.pt",
-    )
-    if not last.is_file():
-        raise UsageError(f"{run} has no weights/{name}.pt: the run has not ended, or failed")
-    if weights == "ema" and not ema.is_file():
-        raise UsageError(f"{run} has no weights/{name}.ema.pt: it kept no moving average")
-    if weights == "ema":
-        return ema, "ema"
-    return (best, "best") if weights == "best" and best.is_file() else (last, "last")
+    kind: Weights | None = next((known for known in PLACES if known == weights), None)
+    if kind is None:
+        raise UsageError(f"weights: found {weights!r}; allowed: {', '.join(PLACES)}")
+    file = PLACES[kind].format(name)
+    if not (run / file).is_file():
+        raise UsageError(f"{run} has no {file}: {MISSING[kind]}")
+    return run / file, kind
 
 
-def _interface(run: Path, config: Config) -> Interface:
+def interface_of(run: Path, config: Config) -> Interface:
     """What the run wrote down; for a run of version 0.1.0, what its data set says."""
     path = run / "interface.json"
     return Interface.load(path) if path.is_file() else Interface.of(open_images(config.data, 0))

@@ -173,14 +173,13 @@ def test_network_that_cannot_be_traced_is_named(finished: Path, tmp_path: Path) 
 
 
 def test_best_weights_where_the_run_kept_them(mine: Path) -> None:
-    code, out, _ = invoke(
-        "export", mine, "--weights=best", "--formats=state-dict", "--out", mine / "a"
-    )
-    assert code == 0
-    assert "the run kept no best weights; these are the last ones" in out
-    assert Manifest.load(mine / "a").weights == "last"
+    kept = mine / "weights" / "best"
+    shutil.rmtree(kept)
+    code, _, err = invoke("export", mine, "--weights=best", "--formats=state-dict")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "has no weights/best/student.pt: no epoch is tested yet" in err
 
-    (mine / "weights" / "best").mkdir()
+    kept.mkdir()
     network = models.build("wrn-10-1", in_channels=1, num_classes=10)
     torch.save(network.state_dict(), mine / "weights" / "best" / "student.pt")
     summary = json.loads((mine / "summary.json").read_text())
@@ -218,7 +217,7 @@ def change_height(run: Path) -> None:
     [
         (None, ["--formats=onx"], "--formats: found 'onx'; did you mean 'onnx'?; allowed: onnx, "),
         (None, ["--network=studnt"], "has no network 'studnt'; did you mean 'student'? (networks:"),
-        (None, ["--weights=first"], "--weights: found first; allowed: last, best, ema"),
+        (None, ["--weights=first"], "weights: found 'first'; allowed: last, best, ema, initial"),
         (None, ["--weights=ema"], "has no weights/student.ema.pt: it kept no moving average"),
         (None, ["--mean=0.5"], "--mean and --std belong together"),
         (None, ["--mean=0", "--std=1"], "this run's normalisation is known (mean [0.306]"),
