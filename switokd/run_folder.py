@@ -19,6 +19,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,9 @@ class RunFolder:
             for name, state in states.items():
                 path = self.path / folder / f"{name}.pt"
                 partial = path.with_suffix(".partial")
-                with partial.open("wb") as file:
-                    torch.save(dict(state), file)
+                whole = BytesIO()  # torch.save hides a full disk behind an error of its own
+                torch.save(dict(state), whole)
+                partial.write_bytes(whole.getbuffer())
                 partial.replace(path)
 
     def finish(self, summary: dict[str, Any]) -> None:
@@ -102,9 +104,8 @@ def _writing(path: Path) -> Iterator[None]:
     """Turn a full disk and the like into one line."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save raises either
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UsageError(f"run_dir: {path} cannot be written: {reason}") from error
+    except OSError as error:
+        raise UsageError(f"run_dir: {path} cannot be written: {error.strerror}") from error
 
 
 def _decision_line(step: int, p: PairDecision) -> dict[str, Any]:
