@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from switokd.couplings import Coupling, Couplings
-from switokd.errors import nearest
+from switokd.errors import UsageError, nearest
 from switokd.method import Method
 from switokd.placement import Placement, dedicated, replicated
 from switokd.sections import (
@@ -37,6 +37,7 @@ from switokd.sections import (
     ranks_of_row,
 )
 from switokd.semantics import problem as problem_of_semantics
+from switokd.semantics import problem_of_strategy
 from switokd.strategies import make_strategy
 from switokd.topology import Pair, Role, Topology
 
@@ -100,7 +101,10 @@ class Config(Section):
             for student in students:
                 _check_pair(self.networks, teacher, student)
         problem = self.topology.problem()
-        problem = problem or problem_of_semantics(self.distillation.semantics, self.topology)
+        d = self.distillation
+        problem = problem or problem_of_semantics(d.semantics, self.topology)
+        if not problem and ":" not in d.strategy:
+            problem = problem_of_strategy(d.semantics, d.make_strategy())
         if problem:
             raise ValueError(problem)
         return self
@@ -186,9 +190,11 @@ class Config(Section):
 
     @cached_property
     def method(self) -> Method:
-        """Who teaches whom and when. UsageError if a strategy of the user's cannot be made."""
+        """Who teaches whom and when. UsageError if a strategy of the user's does not fit."""
         d = self.distillation
         strategy = make_strategy(d.strategy, d.strategy_kwargs)
+        if problem := problem_of_strategy(d.semantics, strategy):
+            raise UsageError(f"distillation.semantics: {problem}")
         return Method(self.couplings, strategy, d.semantics)
 
     def must_agree(self) -> dict[str, Any]:

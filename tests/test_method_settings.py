@@ -186,6 +186,10 @@ REFUSED = {
         "networks.teacher2.weights: strategy kd leaves its teachers as they come; name the weights",
     ),
     "semantics": (["topology=1T1S", "distillation.semantics=papers"], "one of paper, published"),
+    "semantics of dml": (
+        ["topology=2T1S", "distillation={strategy: dml, semantics: published}"],
+        "semantics published is there for the strategies switokd and threshold alone",
+    ),
 }
 
 
