@@ -110,6 +110,33 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _pairs_have_an_effect(self) -> Config:
+        if self.pairs and self.distillation.strategy.startswith("kdcl-"):
+            raise ValueError(
+                f"pairs: strategy {self.distillation.strategy} combines the logits of all networks "
+                "into one teacher, so that settings of single pairs have no effect; leave pairs out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_process_decides_by_itself(self) -> Config:
+        ranks = self.world_size
+        if self.coordinator.address == "off" and ranks not in (None, 1):
+            raise ValueError(
+                f"coordinator: off is for a run of one process, and placement {self.placement} "
+                f"needs {ranks}; leave it on auto, or set placement=replicated"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_can_be_shared(self) -> Config:
+        if self.compute.batch_norm == "sync" and self.device == "cpu":
+            raise ValueError(
+                "compute.batch_norm: sync is for GPUs, and device is cpu; use batch_norm=rank"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _frozen_teachers_come_trained(self) -> Config:
         if self.distillation.strategy == "kd":
             for name in self.topology.teachers:
