@@ -120,6 +120,10 @@ def test_digest_follows_what_the_training_depends_on(setting: str, matters: bool
             "=rmsprop: networks.big.optimizer.name: found rmsprop; allowed: 'sgd', 'adam', 'adamw'",
         ),
         (
+            "networks.big.optimizer=adam",
+            '=adam: networks.big.optimizer: found "adam"; allowed: keys and values, like {name:',
+        ),
+        (
             "networks.big.optimizer={name: adam, momentum: 1}",
             "momentum is no setting of adam; to change",
         ),
