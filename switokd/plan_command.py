@@ -138,7 +138,7 @@ def _profile(config: Config, given: Path | None, devices: int) -> Profile:
         found = Profile.load(given)
         found.check((name, n.role, n.model) for name, n in config.networks.items())
         found.check_conditions(*_images(config), config.compute.precision)
-        return found
+        return found.model_copy(update={"soft_targets": config.data.has_soft_targets})
     shape, classes = _images(config)
     device = _device(config, devices)
     from switokd.profile_networks import profile
