@@ -29,7 +29,7 @@ from switokd.runfile import load, load_importable, recipe_text, recipes
 from switokd.sections import Section
 
 EPILOG = (
-    "Exit codes: 0 done, 2 a mistake in run file or arguments, 3 a network diverged, "
+    "Exit codes: 0 done, 2 a mistake in run file, arguments or data, 3 a network diverged, "
     "4 a process of the run was lost."
 )
 

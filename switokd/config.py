@@ -38,6 +38,7 @@ from switokd.sections import (
     ranks_of_row,
 )
 from switokd.semantics import problem as problem_of_semantics
+from switokd.semantics import problem_of_strategy
 from switokd.strategies import STRATEGIES, make_strategy
 from switokd.topology import Pair, Role, Topology
 
@@ -101,9 +102,39 @@ class Config(Section):
             for student in students:
                 _check_pair(self.networks, teacher, student)
         problem = self.topology.problem()
-        problem = problem or problem_of_semantics(self.distillation.semantics, self.topology)
+        d = self.distillation
+        problem = problem or problem_of_semantics(d.semantics, self.topology)
+        if not problem and ":" not in d.strategy:
+            problem = problem_of_strategy(d.semantics, d.make_strategy())
         if problem:
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_have_an_effect(self) -> Config:
+        if self.pairs and self.distillation.strategy.startswith("kdcl-"):
+            raise ValueError(
+                f"pairs: strategy {self.distillation.strategy} combines the logits of all networks "
+                "into one teacher, so that settings of single pairs have no effect; leave pairs out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_process_decides_by_itself(self) -> Config:
+        ranks = self.world_size
+        if self.coordinator.address == "off" and ranks not in (None, 1):
+            raise ValueError(
+                f"coordinator: off is for a run of one process, and placement {self.placement} "
+                f"needs {ranks}; leave it on auto, or set placement=replicated"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_can_be_shared(self) -> Config:
+        if self.compute.batch_norm == "sync" and self.device == "cpu":
+            raise ValueError(
+                "compute.batch_norm: sync is for GPUs, and device is cpu; use batch_norm=rank"
+            )
         return self
 
     @model_validator(mode="after")
@@ -199,14 +230,15 @@ class Config(Section):
 
     @cached_property
     def method(self) -> Method:
-        """Who teaches whom and when. UsageError if a strategy of the user's cannot be made.
-
-        Also if that leaves teachers as they come, and one comes without weights.
+        """Who teaches whom and when. UsageError if a strategy of the user's cannot be made or does
+        not fit, also if it leaves teachers as they come and one comes without weights.
         """
         d = self.distillation
         strategy = make_strategy(d.strategy, d.strategy_kwargs)
         if strategy.frozen_teachers and (problem := self._untrained_teacher()):
             raise UsageError(problem)
+        if problem := problem_of_strategy(d.semantics, strategy):
+            raise UsageError(f"distillation.semantics: {problem}")
         return Method(self.couplings, strategy, d.semantics)
 
     def must_agree(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from switokd.data import Images, open_images
 from switokd.data.augment import Keys
 from switokd.data.feed import feed
 from switokd.data.sources import Sources
+from switokd.data.subset import with_fewer
 from switokd.decision import Decision
 from switokd.environment import Environment
 from switokd.errors import SwitokdError, UsageError
@@ -152,12 +153,14 @@ def dry_run(config: Config, batch: int = 4) -> DryRun:
 
 def images_for(config: Config) -> Images:
     """The run's images, noise where they are known by name; UsageError if they cannot be opened."""
-    found = known(config.data)
+    found, held_out = known(config.data), config.method.strategy.held_out
     if found is None:
-        return open_images(config.data, config.seed, config.method.strategy.held_out)
+        return open_images(config.data, config.seed, held_out)
     noise, channels = Noise(found), found.image[0]
     half = (0.5,) * channels
-    return Images(Sources(noise, noise, found.classes, half, half), config.data, config.seed)
+    sources = Sources(noise, noise, found.classes, half, half)
+    sources = with_fewer(sources, config.data.train_samples)
+    return Images(sources, config.data, config.seed, held_out)
 
 
 def _build(config: Config, name: str, images: Images, problems: list[str]) -> nn.Module:

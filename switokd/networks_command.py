@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Optional
 
 import typer
-import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from switokd.errors import SwitokdError, UsageError
+from switokd.runfile import parse_value
 
 DEFAULT_CLASSES = 100
 DEFAULT_SIZE = 32
@@ -94,8 +94,8 @@ def _kwargs(text: str | None, names: Sequence[str]) -> dict[str, Any]:
     if not names:
         raise UsageError("--model-kwargs is for the networks that are named; name one")
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
+        found = parse_value(text, "--model-kwargs")  # 1e-1 is a number, as in a run file
+    except UsageError:
         found = None
     if not isinstance(found, dict):
         raise UsageError(

@@ -61,8 +61,8 @@ NOISE = 0.02
 """Predictions closer than this share are not told apart: measurements are no better."""
 
 BYTES_PER_VALUE = 4
-VALUES_BESIDE_LOGITS = 2
-"""Per sample, in the exchange: its label, an int64."""
+VALUES_OF_LABEL = 2
+"""Per sample, in the exchange: an int64."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,8 @@ class _Step:
         names = [name for name, _ in placement.table]
         self.world_size = placement.world_size
         self.communication = profile.communication
-        self.values_per_sample = profile.classes + VALUES_BESIDE_LOGITS
+        target = profile.classes if profile.soft_targets else VALUES_OF_LABEL
+        self.values_per_sample = profile.classes + target
         self.times = {name: profile.network(name) for name in names}
         self.samples = {
             name: {r: s.stop - s.start for r, s in placement.shards(name, batch_size).items()}

@@ -96,6 +96,7 @@ def profile(
         image=images_shape,
         classes=classes,
         precision=config.compute.precision,
+        soft_targets=config.data.has_soft_targets,
         networks=networks,
         communication=_communication(config, on_gpu, links),
     )

@@ -196,8 +196,10 @@ def _explain(error: ValidationError, raw: Mapping[str, Any]) -> tuple[str, str]:
     # A misspelt key is missing as well; the misspelling is the better news.
     problem, *others = sorted(problems, key=lambda p: p["type"] != "extra_forbidden")
     more = f" (and {len(others)} more)" if others else ""
-    key = ".".join(_keys(problem["loc"], raw))
     kind, loc = problem["type"], problem["loc"]
+    if kind == "model_type" and loc[-2:-1] == ("optimizer",):  # the last names a kind of them
+        loc = loc[:-1]
+    key = ".".join(_keys(loc, raw))
     allowed = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if not loc:  # two sections that do not go together: the sentence names them
         return "", allowed + more
@@ -207,6 +209,9 @@ def _explain(error: ValidationError, raw: Mapping[str, Any]) -> tuple[str, str]:
             f"{key} is no setting of {loc[-2]}; to change the optimizer set all of it, like "
             f"{section}={{name: adam, lr: 1e-3}}"
         )
+    elif kind == "model_type" and loc[-1] == "optimizer":
+        found = _short(problem["input"])
+        sentence = f"{key}: found {found}; allowed: keys and values, like {{name: adam, lr: 1e-3}}"
     elif kind == "extra_forbidden":
         sentence = f"unknown key {key}{_nearest_key(key)}"
     elif kind == "missing":

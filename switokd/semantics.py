@@ -8,7 +8,9 @@ difference from the printed tables can be traced:
 * 1T2S: a teacher in expert mode with both students is not paused. Its loss is multiplied by 0 and
   goes through backward and update, so that momentum and weight decay go on moving it.
 
-1T1S is the same in both. Torch-free; the coordinator uses it.
+1T1S is the same in both. Strategies that do not switch have no published semantics.
+
+Torch-free; the coordinator uses it.
 
 Not covered: temperatures, which are all 1 in the scripts; their learning rates (in the recipes).
 """
@@ -19,6 +21,7 @@ from collections.abc import Mapping
 
 from switokd.decision import Rule
 from switokd.strategies import Strategy
+from switokd.strategies.switching import SwitOKD
 from switokd.topology import Pair, Topology
 
 SEMANTICS = ("paper", "published")
@@ -34,6 +37,16 @@ def problem(semantics: str, topology: Topology) -> str:
         return (
             f"semantics published is there for {', '.join(PUBLISHED_FOR)} with all pairs on, as "
             f"the released code is; this run is {topology.name}"
+        )
+    return ""
+
+
+def problem_of_strategy(semantics: str, strategy: Strategy) -> str:
+    """Why a run with this strategy cannot follow these semantics; empty if it can."""
+    if semantics == "published" and not isinstance(strategy, SwitOKD):
+        return (
+            "semantics published is there for the strategies switokd and threshold alone, for "
+            "only switching differs in the released code; use distillation.semantics=paper"
         )
     return ""
 

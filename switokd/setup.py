@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 from switokd import models
 from switokd.config import Config
 from switokd.data import Images
-from switokd.data.augment import mix
+from switokd.data.augment import mix, seeding
 from switokd.errors import UsageError
 from switokd.gradients import Gradients
 from switokd.learner import Learner
@@ -37,15 +37,21 @@ def make_models(config: Config, names: Iterable[str], images: Images) -> Models:
 
 
 def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
-    """Build one network; its first weights depend on (seed, name) alone, or are given."""
+    """Build one network; its first weights depend on (seed, name) alone, or are given.
+
+    Whatever its builder draws from, torch, numpy or random: each rank comes to the same.
+    """
     network = config.networks[name]
-    torch.manual_seed(int(mix(config.seed, crc32(name.encode()))) % 2**63)
+    key = int(mix(config.seed, crc32(name.encode())))
+    torch.manual_seed(key % 2**63)
     try:
         channels, *sides = images.shape
-        model = models.build(
-            network.model, channels, images.classes, network.model_kwargs, min(sides)
-        )
-        models.check_output(model, network.model, images.shape, images.classes)
+        with seeding() as seed:
+            seed(key)
+            model = models.build(
+                network.model, channels, images.classes, network.model_kwargs, min(sides)
+            )
+            models.check_output(model, network.model, images.shape, images.classes)
         if not any(p.requires_grad for p in model.parameters()):
             raise UsageError(f"model {network.model} has no parameter to train")
         if network.weights is not None:

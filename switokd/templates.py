@@ -31,6 +31,11 @@ def spell_out(raw: Any) -> Any:
             "and student are the templates of its networks"
         )
     named = rest.get("networks") or {}
+    if not isinstance(named, dict):
+        raise ValueError(
+            "networks: by name what differs from the templates, such as {teacher: {model: "
+            f"wrn-16-2}}}}, found {named!r}"
+        )
     made: dict[str, Any] = {}
     for role, count in (("teacher", int(match[1])), ("student", int(match[2]))):
         template = raw.get(role) or {}

@@ -126,6 +126,8 @@ class Profile(Section):
     classes: Annotated[int, Field(ge=1)]
     precision: str = "fp32"
     """compute.precision."""
+    soft_targets: bool = False
+    """Whether the exchange carries a distribution over the classes for each sample, not a label."""
     networks: Annotated[dict[str, NetworkTimes], Field(min_length=1)]
     """In the topology's order."""
     communication: Communication

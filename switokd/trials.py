@@ -20,6 +20,7 @@ from switokd.compare import read_summary
 from switokd.config import Config
 from switokd.errors import UsageError
 from switokd.runfile import load, load_importable, parse_value
+from switokd.semantics import problem_of_strategy
 from switokd.strategies import STRATEGIES, make_strategy
 
 OWN_SETTINGS = {
@@ -61,6 +62,7 @@ class Variant:
 
 
 VANILLA = Variant("vanilla", {})
+SWITOKD = Variant("switokd", {})
 
 
 class State(Enum):
@@ -201,7 +203,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def base_config(recipe: str, settings: Sequence[str]) -> Config:
-    """The recipe with the settings but without a strategy of its own.
+    """The recipe with the settings, and with switokd in place of a strategy of its own.
 
     UsageError if a setting is one that a comparison makes itself, or the run file is wrong.
     """
@@ -210,7 +212,7 @@ def base_config(recipe: str, settings: Sequence[str]) -> Config:
         for own, option in OWN_SETTINGS.items():
             if key == own or key.startswith(f"{own}."):
                 raise UsageError(f"{setting}: a comparison sets {own} itself; use {option}")
-    return load_importable(recipe, [*settings, *VANILLA.settings])
+    return load_importable(recipe, [*settings, *SWITOKD.settings])
 
 
 def make_trials(
@@ -223,13 +225,13 @@ def make_trials(
     """Every strategy with every seed, seed by seed; vanilla as well where another needs it.
 
     A strategy with frozen teachers (kd) takes those that the run file names no weights for from
-    the same seed's vanilla run. UsageError if a strategy or a setting is wrong.
+    the same seed's vanilla run. Strategies that do not switch go without published semantics.
+    UsageError if a strategy or a setting is wrong.
     """
     base = base_config(recipe, settings)
     untrained = [name for name in base.topology.teachers if base.networks[name].weights is None]
-    frozen = [
-        v.label for v in variants if make_strategy(v.name, v.kwargs).frozen_teachers and untrained
-    ]
+    made = {v.label: make_strategy(v.name, v.kwargs) for v in [VANILLA, *variants]}
+    frozen = [v.label for v in variants if made[v.label].frozen_teachers and untrained]
     if frozen and VANILLA not in variants:
         variants = [VANILLA, *variants]
     trials = []
@@ -238,6 +240,8 @@ def make_trials(
         for variant in variants:
             own = [*variant.settings, f"seed={seed}"]
             own.append(f"run_dir={json.dumps(str(variant.folder(out, seed)))}")
+            if problem_of_strategy(base.distillation.semantics, made[variant.label]):
+                own.append("distillation.semantics=paper")
             needs = source if variant.label in frozen else None
             if needs is not None:
                 for name in untrained:

@@ -214,6 +214,11 @@ MISTAKES = {
         "data.batch_size: 4 images leave a rank of teacher (ranks 0-2) fewer than 2",
     ),
     "batch": (["data.batch_size=5000"], "data.batch_size: 5000 is more than the 1437 training"),
+    "fewer": (["data.train_samples=1438"], "data.train_samples: 1438 is more than the 1437 train"),
+    "held out": (
+        ["distillation={strategy: kdcl-general, strategy_kwargs: {held_out: 1436}}"],
+        "distillation.strategy: it holds out 1436 images, which must leave 2 or more of the 1437",
+    ),
     "setting": (["schedule.epochs=0"], "schedule.epochs: found 0"),
     "weights": (["networks.teacher.weights=no.pt"], "networks.teacher.weights: no.pt cannot be re"),
     "no data": (["data.dataset=image-folder"], "must hold train/CLASS/... and val/CLASS/..."),
@@ -229,6 +234,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(case: str, own: Path) -> None:
     assert line.startswith("switokd: digits-1t1s")
     assert words in line
     assert "Traceback" not in out
+
+
+def test_steps_are_those_of_the_images_trained_on(own: Path) -> None:
+    fewer = ["data.train_samples=1000", "schedule.epochs=3"]
+    held_out = "distillation={strategy: kdcl-general, strategy_kwargs: {held_out: 200}}"
+    epochs = 3
+    for settings, steps in ((fewer, 45), ([*fewer, held_out], 36)):
+        code, out, complaints = invoke("digits-1t1s", *settings)
+        assert (code, complaints) == (0, [])
+        assert f"steps     {steps}: {epochs} epochs of {steps // epochs}" in out
+        config = load("digits-1t1s", settings)
+        real = open_images(config.data, config.seed, config.method.strategy.held_out)
+        assert real.steps_per_epoch * epochs == steps
 
 
 def test_each_bad_network_has_a_line(own: Path) -> None:

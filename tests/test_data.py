@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from switokd.data import Batch, Images, View, open_images
@@ -73,6 +72,8 @@ class Wrong(Noise):
                 image = image[0]
             if self.what == "floats":
                 image = image.numpy()
+            if self.what == "file":
+                open("nowhere.npy")
         return image, label
 
 
@@ -304,34 +305,9 @@ def test_sample_that_does_not_fit(own_data: Open, what: str, sentence: str, work
     assert "\n" not in str(caught.value)
 
 
-def write_pictures(root: Path, parts: dict[str, list[str]], per_class: int = 4) -> Data:
-    generator = np.random.default_rng(0)
-    for part, classes in parts.items():
-        for name in classes:
-            (root / part / name).mkdir(parents=True)
-            for i in range(per_class):
-                pixels = generator.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
-    return Data(dataset="image-folder", root=str(root), image_size=16, batch_size=4)
-
-
-@pytest.mark.parametrize("test_folder", ["val", "test"])
-def test_image_folder(tmp_path: Path, test_folder: str) -> None:
-    data = write_pictures(tmp_path, {"train": ["ant", "bee"], test_folder: ["ant", "bee"]})
-    images = open_images(data, seed=0)
-    assert (images.shape, images.classes, images.samples) == ((3, 16, 16), 2, 8)
-    (x, y), *rest = images.test()
-    assert not rest
-    assert y.tolist() == [0] * 4 + [1] * 4
-    assert -2.2 < x.min() < x.max() < 2.7  # bytes, normalised with ImageNet's figures
-    assert not equal(list(images.stream(2)), list(images.stream(4))[2:])
-    assert equal(images.stream(4), open_images(data, seed=0).stream(4))
-
-
-def test_image_folder_whose_parts_differ(tmp_path: Path) -> None:
-    data = write_pictures(tmp_path, {"train": ["ant", "bee"], "val": ["ant", "cow"]})
-    with pytest.raises(UsageError, match=r"train and val differ in classes: \['bee', 'cow'\]"):
-        open_images(data, seed=0)
+def test_own_data_whose_file_is_gone(own_data: Open) -> None:
+    with pytest.raises(UsageError, match=r"^own_data:Wrong, sample 3 cannot be read: \[Errno 2\]"):
+        list(own_data("Wrong", {"what": "file"}).stream(3))
 
 
 @pytest.mark.parametrize(
@@ -387,15 +363,3 @@ def test_fashion_mnist_from_debians_package(tmp_path: Path) -> None:
     assert labels.bincount().tolist() == [6_000] * 10
     x, _ = next(images.stream(1))
     assert abs(x.mean().item()) < 0.3
-
-
-def test_imagenet_is_an_image_folder_with_its_1000_classes(tmp_path: Path) -> None:
-    names = [f"n{i:04}" for i in range(1000)]
-    data = write_pictures(tmp_path, {"train": names[:999], "val": names[:999]}, per_class=1)
-    imagenet = data.model_copy(update={"dataset": "imagenet"})
-    with pytest.raises(UsageError, match="has 999 classes, and imagenet 1000"):
-        open_images(imagenet, seed=0)
-    write_pictures(tmp_path, {"train": names[999:], "val": names[999:]}, per_class=1)
-    images = open_images(imagenet, seed=0)
-    assert (images.shape, images.classes, images.samples) == ((3, 16, 16), 1000, 1000)
-    assert images.sources.flip

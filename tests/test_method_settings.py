@@ -186,6 +186,46 @@ REFUSED = {
         "networks.teacher2.weights: strategy kd leaves its teachers as they come; name the weights",
     ),
     "semantics": (["topology=1T1S", "distillation.semantics=papers"], "one of paper, published"),
+    "pairs of kdcl": (
+        ["topology=2T1S", "distillation.strategy=kdcl-naive", "pairs.teacher1.student.alpha=2.0"],
+        "pairs: strategy kdcl-naive combines the logits of all networks into one teacher, so that",
+    ),
+    "images held out": (
+        [
+            "topology=1T1S",
+            "distillation={strategy: kdcl-general, strategy_kwargs: {held_out: 9.5}}",
+        ],
+        "held_out must be a whole number, 2 or more images, got 9.5",
+    ),
+    "images held out without end": (
+        [
+            "topology=1T1S",
+            "distillation.strategy=kdcl-general",
+            "distillation.strategy_kwargs={held_out: .inf}",
+        ],
+        "held_out must be a whole number, 2 or more images, got inf",
+    ),
+    "networks in a list": (
+        ["topology=1T1S", "networks=[1]"],
+        "networks: by name what differs from the templates, such as {teacher: {model: wrn-16-2}}",
+    ),
+    "networks as text": (["topology=1T1S", "networks=wrn"], "found 'wrn'"),
+    "off in several processes": (
+        ["topology=2T1S", "coordinator=off"],
+        "coordinator: off is for a run of one process, and placement dedicated needs 3; leave it",
+    ),
+    "off in a table": (
+        ["topology=1T1S", "coordinator=off", "placement={teacher: [0], student: [1]}"],
+        "needs 2; leave it on auto, or set placement=replicated",
+    ),
+    "statistics on CPUs": (
+        ["topology=1T1S", "device=cpu", "compute.batch_norm=sync"],
+        "compute.batch_norm: sync is for GPUs, and device is cpu; use batch_norm=rank",
+    ),
+    "semantics of dml": (
+        ["topology=2T1S", "distillation={strategy: dml, semantics: published}"],
+        "semantics published is there for the strategies switokd and threshold alone",
+    ),
 }
 
 
@@ -222,6 +262,23 @@ def test_weights_of_another_network_are_one_line_before_the_first_step(
     assert f"networks.teacher.weights: {wrong} is of another network: " in line
     assert "entries differ)" in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "setting", ["placement=replicated", "placement=auto", "placement={teacher: [0], student: [0]}"]
+)
+def test_one_process_needs_no_coordinator(setting: str, run_file: str) -> None:
+    config = load(run_file, ["topology=1T1S", "coordinator=off", setting])
+    assert config.coordinator.address == "off"
+
+
+def test_weights_that_hold_something_else_under_a_networks_key(tmp_path: Path) -> None:
+    network, path = models.build("wrn-10-1", 1, 10), tmp_path / "t.pt"
+    key = next(iter(network.state_dict()))
+    torch.save({**network.state_dict(), key: [1.0]}, path)
+    with pytest.raises(UsageError) as caught:
+        load_weights(network, path, "networks.s.weights")
+    assert f"is of another network: {key} is a list in the file and (" in str(caught.value)
 
 
 def test_weights_that_fit_are_loaded(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import random
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -21,10 +25,19 @@ from switokd.runfile import load
 from switokd.setup import make_model
 
 MODULE = """\
+import random
+import numpy as np
 import torch
 from torch import nn
 
 value = 3
+
+def drawn(num_classes):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+    with torch.no_grad():
+        network[1].weight[0] = float(np.random.rand())
+        network[1].weight[1] = random.random()
+    return network
 
 def both(in_channels, num_classes):
     return nn.Sequential(nn.Conv2d(in_channels, 4, 1), nn.Flatten(), nn.LazyLinear(num_classes))
@@ -185,8 +198,26 @@ def test_image_size_comes_from_the_data(own_models: str) -> None:
         build(f"{own_models}:sized", 1, 3)
 
 
+def test_first_weights_are_the_same_whatever_they_are_drawn_from(own_models: str) -> None:
+    config = load("digits-1t1s", [f"networks.student.model={own_models}:drawn"])
+    images = open_images(config.data, config.seed)
+    found = []
+    for state in (1, 2):  # two ranks, whose generators need not agree
+        random.seed(state)
+        np.random.seed(state)
+        found.append(make_model(config, "student", images).state_dict()["1.weight"])
+        expected = random.Random(state).random(), np.random.RandomState(state).rand()
+        assert (random.random(), np.random.rand()) == expected  # as they were
+    assert torch.equal(*found)
+    other = load("digits-1t1s", ["seed=1", f"networks.student.model={own_models}:drawn"])
+    weights = make_model(other, "student", images).state_dict()["1.weight"]
+    assert not (weights[:2] == found[0][:2]).any()
+
+
 def test_timms_network_by_name() -> None:
-    pytest.importorskip("timm", reason="timm is not installed (pip install timm)")
+    if importlib.util.find_spec("timm") is None:
+        missing = "timm is not installed (pip install timm)"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
     network = build("timm:resnet18", 1, 7)
     check_output(network, "timm:resnet18", (1, 32, 32), 7)
     assert parameter_count(network) == 11_180_103 - 2 * 64 * 7 * 7  # one channel, not three

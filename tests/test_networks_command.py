@@ -20,10 +20,9 @@ from switokd.models.paper import PAPER_NETWORKS
 MODULE = """\
 from torch import nn
 
-def mine(num_classes, image_size, hidden=2):
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(3 * image_size**2, hidden), nn.Linear(hidden, num_classes)
-    )
+def mine(num_classes, image_size, hidden=2, rate=0.5):
+    layers = nn.Linear(3 * image_size**2, hidden), nn.Linear(hidden, num_classes)
+    return nn.Sequential(nn.Flatten(), nn.Dropout(rate), *layers)
 """
 
 
@@ -120,6 +119,13 @@ def test_named_networks_also_ones_own() -> None:
 def test_arguments_of_named_networks() -> None:
     (found,) = rows("mynets:mine", "--size", "4", "--classes", "5", "--model-kwargs", "{hidden: 7}")
     assert found["multiply_adds"] == 48 * 7 + 7 * 5
+
+
+def test_arguments_are_read_as_in_a_run_file() -> None:
+    (found,) = rows(
+        "mynets:mine", "--size", "4", "--classes", "5", "--model-kwargs", "{rate: 1e-1}"
+    )
+    assert found["classes"] == 5  # torch refuses a rate that is text
 
 
 def test_table_of_networks_that_are_not_the_papers() -> None:

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from switokd.cli import app
 from switokd.placement import Placement, dedicated, replicated
-from switokd.plan_command import in_words, setting
+from switokd.plan import Pauses, predict
+from switokd.plan_command import _profile, in_words, setting
 from switokd.runfile import load
 from switokd.timings import Communication, NetworkTimes, Profile
 from tests.support import BIN, run
@@ -114,6 +115,19 @@ def test_json_is_for_programs(tmp_path: Path) -> None:
     assert found["placements"][found["chosen"]]["step_seconds"] == pytest.approx(0.04, rel=0.05)
     assert found["pauses"] == [{"paused": [], "share": 1.0}]
     assert found["profile"]["device"] == "a device"
+
+
+@pytest.mark.parametrize("setting", ["data.mixup=0.2", "data.label_smoothing=0.1"])
+def test_soft_targets_travel_as_distributions(setting: str, tmp_path: Path) -> None:
+    path, seconds = tmp_path / saved_profile(tmp_path), []
+    one_each = dedicated(CONFIG.topology, dict.fromkeys(CONFIG.topology, 1))
+    for config in (CONFIG, load("digits-2t1s", [setting])):
+        found = _profile(config, path, 3)
+        slow = found.communication.model_copy(update={"bandwidth_bytes_per_second": 1000.0})
+        found = found.model_copy(update={"communication": slow})
+        seconds.append(predict(found, one_each, 64, Pauses.none()).step_seconds - 0.1)
+    hard, soft = seconds
+    assert soft == pytest.approx(hard * (10 + 10) / (10 + 2))  # 10 logits, and 10 or a label
 
 
 def test_pauses_come_from_an_earlier_run(tmp_path: Path) -> None:

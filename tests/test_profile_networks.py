@@ -89,6 +89,11 @@ def test_says_what_was_measured_on_and_what_is_assumed() -> None:
     )
 
 
+def test_says_what_the_exchange_carries() -> None:
+    assert not measured(load("digits-1t1s"), (2,)).soft_targets
+    assert measured(load("digits-1t1s", ["data.cutmix=1.0"]), (2,)).soft_targets
+
+
 def test_progress_is_told_size_by_size() -> None:
     told: list[tuple[str, int, int]] = []
     measured(load("digits-2t1s", SLEEPERS), progress=lambda *at: told.append(at))

@@ -192,6 +192,7 @@ def test_refuses_the_same_step_twice() -> None:
         ({"strategy_kwargs": "{"}, "Expecting"),
         ({"strategy_kwargs": '{"delta": 1}'}, "cannot be made with strategy_kwargs"),
         ({"semantics": "rumoured"}, "one of paper, published"),
+        ({"semantics": "published", "strategy": "kd"}, "strategies switokd and threshold alone"),
         ({"round_timeout": 0.0}, "above 0"),
         ({"round_timeout": float("nan")}, "above 0"),
     ],

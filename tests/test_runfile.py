@@ -120,6 +120,10 @@ def test_digest_follows_what_the_training_depends_on(setting: str, matters: bool
             "=rmsprop: networks.big.optimizer.name: found rmsprop; allowed: 'sgd', 'adam', 'adamw'",
         ),
         (
+            "networks.big.optimizer=adam",
+            '=adam: networks.big.optimizer: found "adam"; allowed: keys and values, like {name:',
+        ),
+        (
             "networks.big.optimizer={name: adam, momentum: 1}",
             "momentum is no setting of adam; to change",
         ),
@@ -245,7 +249,8 @@ def test_a_networks_ranks_and_another_placement_do_not_go_together(tmp_path: Pat
 def test_off_is_a_word_here_although_yaml_takes_it_for_no(setting: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(MINIMAL)
-    assert load(str(path), [setting]).coordinator.address == "off"
+    config = load(str(path), [setting, "placement=replicated"])
+    assert config.coordinator.address == "off"
 
 
 def test_folders_of_own_modules_are_kept_for_who_reads_the_effective_run_file_elsewhere(

@@ -163,3 +163,32 @@ def test_published_topologies_are_allowed_and_others_semantics_are_not(tmp_path:
         assert config.method.semantics == "published"
     with pytest.raises(UsageError, match="semantics: one of paper, published"):
         many(tmp_path, "topology=1T1S", "distillation.semantics=rumoured")
+
+
+@pytest.mark.parametrize("strategy", ["vanilla", "dml", "kd", "kdcl-naive", "kdcl-general"])
+def test_published_is_for_strategies_that_switch(strategy: str, tmp_path: Path) -> None:
+    settings = ["topology=1T2S", "teacher.weights=t.pt", f"distillation.strategy={strategy}"]
+    many(tmp_path, *settings)
+    with pytest.raises(UsageError, match="for the strategies switokd and threshold alone") as found:
+        many(tmp_path, *settings, "distillation.semantics=published")
+    assert "\n" not in str(found.value)
+    delta = "distillation={strategy: threshold, strategy_kwargs: {delta: 1}, semantics: published}"
+    assert many(tmp_path, "topology=1T2S", delta).method.semantics == "published"
+
+
+def test_published_is_for_an_own_strategy_only_if_it_is_switokds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_semantics.py").write_text(
+        "from switokd.strategies import Strategy\n"
+        "from switokd.strategies.switching import SwitOKD\n"
+        "class Other(Strategy): pass\n"
+        "class Alike(SwitOKD): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ["topology=1T2S", "distillation.semantics=published"]
+    alike = many(tmp_path, *settings, "distillation.strategy=own_semantics:Alike")
+    assert alike.method.semantics == "published"
+    other = many(tmp_path, *settings, "distillation.strategy=own_semantics:Other")
+    with pytest.raises(UsageError, match=r"^distillation\.semantics: semantics published is there"):
+        _ = other.method

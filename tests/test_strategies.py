@@ -281,7 +281,11 @@ def test_kd_students_learn_from_teachers_alone_and_teachers_stay() -> None:
         ("threshold", {"delta": 3}, "delta is an L1 distance, from 0 to 2, got 3"),
         ("threshold", {"delta": math.nan}, "delta is an L1 distance, from 0 to 2, got nan"),
         ("switokd", {"delta": 0.5}, "cannot be made with strategy_kwargs {'delta': 0.5}"),
-        ("kdcl-general", {"held_out": 1}, "held_out must be 2 images or more, got 1"),
+        (
+            "kdcl-general",
+            {"held_out": 1},
+            "held_out must be a whole number, 2 or more images, got 1",
+        ),
         ("collections:Counter", {}, "must be a switokd.strategies.Strategy, got Counter"),
         ("no_such_module:Strategy", {}, "there is no module 'no_such_module'"),
     ],

@@ -66,6 +66,16 @@ def test_label_is_what_parses_to_the_same_strategy() -> None:
     assert Variant("a.b:C", {"rate": 2}).folder(Path("out"), 3) == Path("out/a.b-C-rate=2-3")
 
 
+def test_only_strategies_that_switch_follow_published_semantics(tmp_path: Path) -> None:
+    settings = [*SETTINGS, "distillation.semantics=published"]
+    wanted = parse_strategies("kd,dml,threshold:delta=0.5,switokd")
+    found = make_trials("digits-1t2s", settings, wanted, [0], tmp_path)
+    assert [(t.variant.name, t.config.distillation.semantics) for t in found] == [
+        *((name, "paper") for name in ("vanilla", "kd", "dml")),
+        *((name, "published") for name in ("threshold", "switokd")),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -22,7 +22,7 @@ from switokd.decision import Decision, Rule, decide
 from switokd.errors import UsageError
 from switokd.gap import PairSums
 from switokd.semantics import problem as problem_of_semantics
-from switokd.semantics import rule_of
+from switokd.semantics import problem_of_strategy, rule_of
 from switokd.strategies import make_strategy
 from switokd.topology import Pair, Topology
 
@@ -127,6 +127,8 @@ class Plan:
                     f"it with --strategy {self.strategy}"
                 )
             raise Refusal(Refusal.Kind.INVALID_ARGUMENT, sentence) from None
+        if problem := problem_of_strategy(self.semantics, strategy):
+            raise Refusal(Refusal.Kind.INVALID_ARGUMENT, f"the run's plan is wrong: {problem}")
         return rule_of(strategy, self.semantics, self.topology)
 
 

@@ -213,10 +213,10 @@ def _image_folder(data: Data) -> Sources:
     resize = round(crop * 8 / 7)
     whole = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop), *to_tensor])
     root = Path(data.root)
-    test_folder = next((root / n for n in ("val", "test") if (root / n).is_dir()), root / "val")
     try:
+        test_folder = next((root / n for n in ("val", "test") if (root / n).is_dir()), root / "val")
         parts = [ImageFolder(root / "train", train), ImageFolder(test_folder, whole)]
-    except FileNotFoundError as error:
+    except OSError as error:
         raise UsageError(
             f"data.root: {root.resolve()} must hold train/CLASS/... and val/CLASS/... with at "
             f"least one image file in each class folder ({error})"
@@ -243,7 +243,10 @@ def _imagenet(data: Data) -> Sources:
 
 
 def _tiny_imagenet(data: Data) -> Sources:
-    train, val, names = tiny_imagenet.open_tiny_imagenet(data.root)
+    try:
+        train, val, names = tiny_imagenet.open_tiny_imagenet(data.root)
+    except OSError as error:  # what is there, but not for us to read
+        raise UsageError(f"data.root: {data.root} cannot be read: {error}") from None
     parts = [ItemSource(part, len(names), str(part.root)) for part in (train, val)]
     mean, std = tiny_imagenet.MEAN, tiny_imagenet.STD
     return Sources(
@@ -297,8 +300,12 @@ BY_NAME: dict[str, Callable[[Data], Sources]] = {
 
 
 def _pair(items: Any, index: int, where: str) -> tuple[Any, int]:
-    """One (image, label); UsageError if the item is none."""
-    item = items[index]
+    """One (image, label); UsageError if the item is none, or its file cannot be read."""
+    try:
+        item = items[index]
+    except (OSError, SyntaxError) as error:  # what Pillow says of files that are no whole pictures
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{_file_of(items, index, where)} cannot be read: {reason}") from error
     try:
         image, label = item
         return image, operator.index(label.item() if hasattr(label, "item") else label)
@@ -307,6 +314,14 @@ def _pair(items: Any, index: int, where: str) -> tuple[Any, int]:
             f"{where}, sample {index}: an item must be (image, label), the label a whole "
             f"number, got {str(item)[:60]!r}"
         ) from None
+
+
+def _file_of(items: Any, index: int, where: str) -> str:
+    """Where an item comes from: its file, where the data set knows that, as ImageFolder does."""
+    try:
+        return str(items.samples[index][0])
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return f"{where}, sample {index}"
 
 
 def label_of(items: Any, index: int, where: str) -> int:

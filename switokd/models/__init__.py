@@ -126,17 +126,22 @@ def load_weights(network: nn.Module, path: Path, what: str) -> None:
     if not isinstance(state, dict):
         raise UsageError(f"{what}: {path} holds no state dict, but a {type(state).__name__}")
     odd = [key for key in [*own, *state] if (key in own) != (key in state)]
-    odd += [key for key in own if key in state and own[key].shape != state[key].shape]
+    odd += [key for key in own if key in state and _form(own[key]) != _form(state[key])]
     if odd:
         key = odd[0]
-        there, here = (
-            tuple(side[key].shape) if key in side else "not there" for side in (state, own)
-        )
+        there, here = (_form(side[key]) if key in side else "not there" for side in (state, own))
         raise UsageError(
             f"{what}: {path} is of another network: {key} is {there} in the file and {here} in the "
             f"network ({len(odd)} of {len(own)} entries differ)"
         )
     network.load_state_dict(state)
+
+
+def _form(value: Any) -> tuple[int, ...] | str:
+    """A tensor's shape; of anything else, what it is."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape)
+    return f"a {type(value).__name__}"
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -125,8 +125,8 @@ class General(KDCL):
     """
 
     def __init__(self, held_out: int = 512) -> None:
-        if held_out < 2:
-            raise ValueError(f"held_out must be 2 images or more, got {held_out}")
+        if type(held_out) is not int or held_out < 2:
+            raise ValueError(f"held_out must be a whole number, 2 or more images, got {held_out}")
         self.held_out = held_out
         self.weights: Tensor | None = None
 
