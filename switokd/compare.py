@@ -24,6 +24,8 @@ from switokd.errors import UsageError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+WIDTH_OF_NETWORKS, WIDTH_OF_STRATEGY = 42, 15
+"""Characters of a terminal that the table's first columns take, and each strategy's."""
 COLUMNS = (
     "strategy",
     "seed",
@@ -254,8 +256,10 @@ def failures(found: Comparison) -> list[str]:
     return [f"failed: {r.strategy}, seed {r.seed}: {r.failure}" for r in found.runs if r.failure]
 
 
-def rich_table(found: Comparison) -> Table:
-    """The table for a terminal."""
+def rich_table(found: Comparison, width: int = 1000) -> Table:
+    """The table for a terminal of `width` characters; strategies are rows where they are many."""
+    if WIDTH_OF_NETWORKS + WIDTH_OF_STRATEGY * len(found.strategies) > width:
+        return _strategies_as_rows(found)
     table = Table(title=f"{found.name}: top-1 in percent")
     for i, heading in enumerate(headings(found)):
         is_text, is_strategy = i < 2, i > 2
@@ -270,6 +274,21 @@ def rich_table(found: Comparison) -> Table:
             styles = ("bold" if i in row.bold else "" for i in range(len(row.cells)))
             table.add_row(*map(Text, row.cells, styles))
         table.add_section()
+    return table
+
+
+def _strategies_as_rows(found: Comparison) -> Table:
+    networks, costs = rows(found)
+    table = Table(title=f"{found.name}: top-1 in percent")
+    table.add_column("strategy")
+    for row in networks:
+        name, role, parameters = row.cells[:3]
+        table.add_column(Text(f"{name}\n{role}\n{parameters}"), justify="right", no_wrap=True)
+    for row in costs:
+        table.add_column(row.cells[0], justify="right")
+    for i, strategy in enumerate(found.strategies, 3):
+        cells = (Text(row.cells[i], "bold" if i in row.bold else "") for row in [*networks, *costs])
+        table.add_row(Text(strategy), *cells)
     return table
 
 

@@ -191,7 +191,7 @@ def report(
             complain(line)
         return
     found = Comparison(name, tuple(runs))
-    console.print(outcome.rich_table(found), soft_wrap=False)
+    console.print(outcome.rich_table(found, console.width), soft_wrap=False)
     for line in [outcome.caption(found), *outcome.failures(found)]:
         console.print(line, markup=False)
     for what, path in zip(

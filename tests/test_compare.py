@@ -123,7 +123,7 @@ def test_markdown_marks_the_best_and_lists_failures_and_notes() -> None:
 
 def test_terminal_shows_the_same_table_with_the_best_in_bold() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=150, color_system="standard")
-    console.print(rich_table(Comparison("made-up", (*RUNS, Run("mine:Own[x]", 0, None)))))
+    console.print(rich_table(Comparison("made-up", (*RUNS, Run("mine:Own[x]", 0, None))), 200))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b[1m93.50 ± 0.71\x1b[0m" in shown
     assert "\x1b[1m96.25" not in shown
@@ -182,3 +182,13 @@ def test_nothing_finished_is_nothing_to_compare() -> None:
 )
 def test_duration(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_a_narrow_terminal_has_the_strategies_as_rows() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system="standard")
+    console.print(rich_table(MADE_UP, 80))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    line = next(line for line in shown.splitlines() if " switokd " in line)
+    assert line.index("96.25") < line.index("\x1b[1m93.50 ± 0.71\x1b[0m")
+    assert "77,562" in shown
+    assert "teachers paused" in " ".join(shown.split())

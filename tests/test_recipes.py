@@ -10,7 +10,7 @@ import pytest
 from switokd.known_data import known
 from switokd.models.paper import PAPER_NETWORKS
 from switokd.runfile import load, recipes
-from switokd.sections import Adam
+from switokd.sections import SGD, Adam
 
 # Batch, epochs, epochs at whose beginning the rate falls (counted from 1; ImageNet's from 0),
 # learning rates in the run file's order, weight decay.
@@ -48,6 +48,7 @@ def test_hyperparameters_are_the_published_ones(recipe: str) -> None:
         if isinstance(optimizer, Adam):
             assert optimizer.weight_decay == 1e-4
         else:
+            assert isinstance(optimizer, SGD)
             assert (optimizer.momentum, optimizer.nesterov) == (0.9, False)
             assert optimizer.weight_decay == weight_decay
     distillation = config.distillation
