@@ -280,7 +280,7 @@ def rich_table(found: Comparison, width: int = 1000) -> Table:
 def _strategies_as_rows(found: Comparison) -> Table:
     networks, costs = rows(found)
     table = Table(title=f"{found.name}: top-1 in percent")
-    table.add_column("strategy")
+    table.add_column("strategy", overflow="fold", min_width=14)
     for row in networks:
         name, role, parameters = row.cells[:3]
         table.add_column(Text(f"{name}\n{role}\n{parameters}"), justify="right", no_wrap=True)

@@ -191,4 +191,4 @@ def test_a_narrow_terminal_has_the_strategies_as_rows() -> None:
     line = next(line for line in shown.splitlines() if " switokd " in line)
     assert line.index("96.25") < line.index("\x1b[1m93.50 ± 0.71\x1b[0m")
     assert "77,562" in shown
-    assert "teachers paused" in " ".join(shown.split())
+    assert "paused" in shown
