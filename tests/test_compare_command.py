@@ -69,7 +69,7 @@ def test_small_comparison_from_nothing_resumed_and_reported(tmp_path: Path) -> N
         assert picture.width > 500
     table = (folder / "table.md").read_text()
     assert "| network | role | parameters | vanilla | switokd | kd |" in table
-    assert "--strategies switokd,kd --seeds 0,`" in table
+    assert "--strategies switokd,kd --seeds 0, --out out`" in table
 
     # The same again: only what is unfinished is run, and the csv comes out as before.
     before, saved = changed(folder), (folder / "compare.csv").read_text()
