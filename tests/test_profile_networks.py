@@ -132,7 +132,9 @@ def test_slow_steps_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_decisions_cost_nothing_where_nobody_is_asked() -> None:
-    found = measured(load("digits-2t1s", [*SLEEPERS, "coordinator.address=off"]), (2,))
+    found = measured(
+        load("digits-2t1s", [*SLEEPERS, "placement=replicated", "coordinator=off"]), (2,)
+    )
     assert found.communication.decision_seconds == 0
 
 
