@@ -7,6 +7,8 @@ The model. In a step each rank, in this order,
 3. runs backward of its students, then of its teachers that are not paused, in the topology's
    order. The gradients of a network on several ranks are added up from when its last rank has
    finished its backward; a rank takes part in one such sum at a time, and computes meanwhile;
+   Where `schedule.accumulate` makes k steps share an update, sums and updates (4.) are in every
+   k-th step only; a step is then the mean of the k;
 4. updates the same networks in the same order, each once its gradients are added up; where a
    teacher is among them, the first once the decision is here;
 5. goes on to the next step's forward. Nothing waits for all ranks here.
@@ -132,7 +134,7 @@ def rank_placements(
 def predict(profile: Profile, placement: Placement, batch_size: int, pauses: Pauses) -> Prediction:
     """Predict one placement, any. UsageError if a network of its was not profiled."""
     step = _Step(profile, placement, batch_size)
-    seconds = step.exchange() + sum(p * step.compute(paused) for paused, p in pauses.patterns)
+    seconds = step.exchange() + sum(p * step.expected(paused) for paused, p in pauses.patterns)
     work = _work(profile, step.times, batch_size, pauses)
     memory = [0] * placement.world_size
     for name, shards in step.samples.items():
@@ -172,11 +174,12 @@ def _complexity(prediction: Prediction) -> tuple[int, int, int]:
 
 def _work(profile: Profile, names: Iterable[str], batch_size: int, pauses: Pauses) -> Work:
     """By network: seconds of a step with the whole batch on one device, expected over pauses."""
-    return {name: _whole(profile.network(name), batch_size, pauses.share(name)) for name in names}
+    k = profile.accumulate
+    return {n: _whole(profile.network(n), batch_size, pauses.share(n), k) for n in names}
 
 
-def _whole(times: NetworkTimes, batch_size: int, paused: float) -> float:
-    learning = times.backward(batch_size) + times.update_seconds
+def _whole(times: NetworkTimes, batch_size: int, paused: float, accumulate: int) -> float:
+    learning = times.backward(batch_size) + times.update_seconds / accumulate
     return times.forward(batch_size) + (1 - paused) * learning
 
 
@@ -187,6 +190,7 @@ class _Step:
         names = [name for name, _ in placement.table]
         self.world_size = placement.world_size
         self.communication = profile.communication
+        self.accumulate = profile.accumulate
         target = profile.classes if profile.soft_targets else VALUES_OF_LABEL
         self.values_per_sample = profile.classes + target
         self.times = {name: profile.network(name) for name in names}
@@ -206,8 +210,17 @@ class _Step:
         size = max(mine) * self.values_per_sample * BYTES_PER_VALUE
         return self.communication.all_gather(self.world_size, size)
 
-    def compute(self, paused: frozenset[str]) -> float:
-        """Seconds from one exchange to where the last rank is ready for the next."""
+    def expected(self, paused: frozenset[str]) -> float:
+        """Mean seconds of `compute` over the steps that share an update."""
+        k = self.accumulate
+        others = self.compute(paused, updates=False) if k > 1 else 0.0
+        return (self.compute(paused) + (k - 1) * others) / k
+
+    def compute(self, paused: frozenset[str], updates: bool = True) -> float:
+        """Seconds from one exchange to where the last rank is ready for the next.
+
+        updates: whether gradients are added up and applied in this step.
+        """
         at = [0.0] * self.world_size  # each rank's clock
         sums_end = [0.0] * self.world_size
         learning = [name for name in self.order if name not in paused]
@@ -216,17 +229,18 @@ class _Step:
             shards, times = self.samples[name], self.times[name]
             for rank, n in shards.items():
                 at[rank] += times.backward(n)
-            if len(shards) > 1:
+            if len(shards) > 1 and updates:
                 starts = max(max(at[rank], sums_end[rank]) for rank in shards)
                 takes = self.communication.all_reduce(len(shards), times.gradient_bytes)
                 summed[name] = starts + takes
                 for rank in shards:
                     sums_end[rank] = summed[name]
+        updated = learning if updates else []
         for rank in {
-            rank for name in learning if name in self.teachers for rank in self.samples[name]
+            rank for name in updated if name in self.teachers for rank in self.samples[name]
         }:
             at[rank] = max(at[rank], self.communication.decision_seconds)
-        for name in learning:
+        for name in updated:
             for rank in self.samples[name]:
                 at[rank] = max(at[rank], summed.get(name, 0.0)) + self.times[name].update_seconds
         for name, shards in self.samples.items():

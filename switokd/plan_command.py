@@ -140,7 +140,8 @@ def _profile(config: Config, given: Path | None, devices: int) -> Profile:
         found = Profile.load(given)
         found.check((name, n.role, n.model) for name, n in config.networks.items())
         found.check_conditions(*_images(config), config.compute.precision)
-        return found.model_copy(update={"soft_targets": config.data.has_soft_targets})
+        soft, steps = config.data.has_soft_targets, config.schedule.accumulate
+        return found.model_copy(update={"soft_targets": soft, "accumulate": steps})
     shape, classes = _images(config)
     device = _device(config, devices)
     if config.compute.keep_memory and device.type == "cpu":  # as in training

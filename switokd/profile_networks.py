@@ -97,6 +97,7 @@ def profile(
         classes=classes,
         precision=config.compute.precision,
         soft_targets=config.data.has_soft_targets,
+        accumulate=config.schedule.accumulate,
         networks=networks,
         communication=_communication(config, on_gpu, links),
     )

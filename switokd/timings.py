@@ -128,6 +128,8 @@ class Profile(Section):
     """compute.precision."""
     soft_targets: bool = False
     """Whether the exchange carries a distribution over the classes for each sample, not a label."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """schedule.accumulate: steps that share an update."""
     networks: Annotated[dict[str, NetworkTimes], Field(min_length=1)]
     """In the topology's order."""
     communication: Communication

@@ -120,6 +120,21 @@ def test_every_rank_updates_the_whole_network() -> None:
     assert step(profile, replicated(topology_of(profile), 3)) == pytest.approx(4 + 3 * 0.5)
 
 
+def test_steps_that_share_an_update_share_its_cost() -> None:
+    slow = Communication(
+        description="slow",
+        latency_seconds=0.3,
+        bandwidth_bytes_per_second=1e30,
+        decision_seconds=0,
+    )
+    profile = ten_one_one(slow, update=0.5)
+    table = replicated(topology_of(profile), 3)
+    free = ten_one_one()  # what remains where nothing is added up or applied
+    exchange = 0.3
+    every, fourth = step(profile, table), step(profile.model_copy(update={"accumulate": 4}), table)
+    assert fourth - exchange == pytest.approx(step(free, table) + (every - exchange - 4) / 4)
+
+
 def test_paused_teachers_cost_their_forward_alone() -> None:
     profile = ten_one_one()
     table = Placement.of({"large": [0], "small": [1], "student": [1]})
