@@ -280,12 +280,12 @@ def rich_table(found: Comparison, width: int = 1000) -> Table:
 def _strategies_as_rows(found: Comparison) -> Table:
     networks, costs = rows(found)
     table = Table(title=f"{found.name}: top-1 in percent")
-    table.add_column("strategy", overflow="fold", min_width=14)
+    table.add_column("strategy", overflow="fold")
     for row in networks:
         name, role, parameters = row.cells[:3]
         table.add_column(Text(f"{name}\n{role}\n{parameters}"), justify="right", no_wrap=True)
     for row in costs:
-        table.add_column(row.cells[0], justify="right")
+        table.add_column(row.cells[0].split()[-1], justify="right")  # paused, time, saved, runs
     for i, strategy in enumerate(found.strategies, 3):
         cells = (Text(row.cells[i], "bold" if i in row.bold else "") for row in [*networks, *costs])
         table.add_row(Text(strategy), *cells)
