@@ -39,7 +39,7 @@ from switokd.sections import (
 )
 from switokd.semantics import problem as problem_of_semantics
 from switokd.semantics import problem_of_strategy
-from switokd.strategies import STRATEGIES, make_strategy
+from switokd.strategies import Strategy, make_strategy
 from switokd.topology import Pair, Role, Topology
 
 NetworkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -101,13 +101,14 @@ class Config(Section):
         for teacher, students in self.pairs.items():
             for student in students:
                 _check_pair(self.networks, teacher, student)
-        problem = self.topology.problem()
         d = self.distillation
-        problem = problem or problem_of_semantics(d.semantics, self.topology)
-        if not problem and ":" not in d.strategy:
-            problem = problem_of_strategy(d.semantics, d.make_strategy())
-        if problem:
+        if problem := self.topology.problem() or problem_of_semantics(d.semantics, self.topology):
             raise ValueError(problem)
+        if ":" not in d.strategy:  # a user's own is imported later, see `method`
+            try:
+                self._check(d.make_strategy())
+            except UsageError as error:
+                raise ValueError(str(error)) from None
         return self
 
     @model_validator(mode="after")
@@ -138,14 +139,6 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _frozen_teachers_come_trained(self) -> Config:
-        """For the strategies of ours; one of the user's is made later, see `method`."""
-        ours = STRATEGIES.get(self.distillation.strategy)
-        if getattr(ours, "frozen_teachers", False) and (problem := self._untrained_teacher()):
-            raise ValueError(problem)
-        return self
-
-    @model_validator(mode="after")
     def _rates_fall_to_the_least(self) -> Config:
         least = self.schedule.min_lr
         for name, network in self.networks.items():
@@ -156,8 +149,15 @@ class Config(Section):
                 )
         return self
 
-    def _untrained_teacher(self) -> str | None:
-        """In words, a teacher without weights, which must not be left as it comes.
+    def _check(self, strategy: Strategy) -> None:
+        """UsageError if a strategy does not fit the semantics or the teachers."""
+        if problem := problem_of_strategy(self.distillation.semantics, strategy):
+            raise UsageError(f"distillation.semantics: {problem}")
+        if strategy.frozen_teachers and (problem := self._untrained_teacher()):
+            raise UsageError(problem)
+
+    def _untrained_teacher(self) -> str:
+        """A teacher without weights, in words: it must not be left as it comes. Empty if none is.
 
         An object of the program (`switokd.distil`) may come trained.
         """
@@ -169,7 +169,7 @@ class Config(Section):
                     "teachers as they come; name the weights of a trained one (weights/NAME.pt of "
                     "a run)"
                 )
-        return None
+        return ""
 
     def placement_on(self, world_size: int) -> Placement:
         """Where the networks go; `world_size` matters to replicated only. Not for auto."""
@@ -235,10 +235,7 @@ class Config(Section):
         """
         d = self.distillation
         strategy = make_strategy(d.strategy, d.strategy_kwargs)
-        if strategy.frozen_teachers and (problem := self._untrained_teacher()):
-            raise UsageError(problem)
-        if problem := problem_of_strategy(d.semantics, strategy):
-            raise UsageError(f"distillation.semantics: {problem}")
+        self._check(strategy)
         return Method(self.couplings, strategy, d.semantics)
 
     def must_agree(self) -> dict[str, Any]:

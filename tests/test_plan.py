@@ -5,10 +5,7 @@ Not covered: measuring (`test_profile_networks.py`), the command (`test_plan_com
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -385,35 +382,3 @@ def test_no_rank_is_given_less_than_two_samples() -> None:
         assert all(s.stop - s.start >= 2 for each in shards for s in each)
     with pytest.raises(UsageError, match=r"2 images .* cannot be shared by 4 devices"):
         choose(profile, topology, 2, 4, Pauses.none())
-
-
-def test_errors_are_one_line(tmp_path: Path) -> None:
-    profile = ten_one_one()
-    (tmp_path / "text.json").write_text("no JSON")
-    (tmp_path / "other.json").write_text('{"device": "cpu"}')
-    torn = json.loads(profile.model_dump_json())
-    torn["networks"]["large"]["forward_seconds"] = [1.0]
-    (tmp_path / "torn.json").write_text(json.dumps(torn))
-    cases: dict[str, Callable[[], object]] = {
-        "the profile has no network huge": lambda: predict(
-            profile, Placement.of({"huge": [0]}), BATCH, Pauses.none()
-        ),
-        "profile's large is a teacher, any; the run file's a student, any": lambda: profile.check(
-            [("large", "student", "any")]
-        ),
-        "No such file": lambda: Profile.load(tmp_path / "none.json"),
-        "text.json: not a profile": lambda: Profile.load(tmp_path / "text.json"),
-        "device_memory_bytes|threads": lambda: Profile.load(tmp_path / "other.json"),
-        "must be equally long": lambda: Profile.load(tmp_path / "torn.json"),
-        "cannot be written": lambda: profile.save(tmp_path / "no" / "such.json"),
-    }
-    for words, call in cases.items():
-        with pytest.raises(UsageError, match=words) as caught:
-            call()
-        assert "\n" not in str(caught.value)
-
-
-def test_profile_survives_its_file(tmp_path: Path) -> None:
-    profile = some_profile(7)
-    profile.save(tmp_path / "p.json")
-    assert Profile.load(tmp_path / "p.json") == profile

@@ -99,16 +99,15 @@ class Plan:
     def check(self) -> None:
         """Refuse a plan that no run can follow."""
         listed = set().union(*self.ranks)
-        if problem := self.topology.problem():
-            pass
+        problem = self.topology.problem() or problem_of_semantics(self.semantics, self.topology)
+        if problem:
+            pass  # the topology's comes first: what follows is of its ranks
         elif not all(self.ranks):
             problem = "a network has no rank"
         elif any(sorted(set(ranks)) != list(ranks) for ranks in self.ranks):
             problem = f"a network's ranks must ascend, each once; got {list(self.ranks)}"
         elif listed != set(range(len(listed))):
             problem = f"ranks must be 0 to world size - 1, none left out; got {sorted(listed)}"
-        elif problem := problem_of_semantics(self.semantics, self.topology):
-            pass
         elif not 0 < self.round_timeout < math.inf:
             problem = f"round timeout must be above 0 seconds, got {self.round_timeout}"
         if problem:

@@ -9,6 +9,7 @@ Not covered: the paper's different augmentation for each network; here all see t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 COMBINED = "(combined)"
 
 
-class KDCL(Strategy):
+class KDCL(Strategy, ABC):
     """Base of the four: `teacher` makes the combined logits."""
 
     def terms(self, network: str, couplings: Couplings, decision: Decision | None) -> list[Term]:
@@ -35,9 +36,9 @@ class KDCL(Strategy):
 
         return {COMBINED: self.teacher(torch.stack(list(logits.values())), y)}
 
+    @abstractmethod
     def teacher(self, z: Tensor, y: Tensor) -> Tensor:
         """Combined logits `[B, C]` of all networks' z `[M, B, C]` for labels or targets y."""
-        raise NotImplementedError
 
 
 class Naive(KDCL):

@@ -1,0 +1,51 @@
+"""Profiles in files, and the mistakes in them and in what is asked of them.
+
+Not covered: what is predicted from them (`test_plan.py`), measuring them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from switokd.errors import UsageError
+from switokd.pauses import Pauses
+from switokd.placement import Placement
+from switokd.plan import predict
+from switokd.timings import Profile
+from tests.test_plan import BATCH, some_profile, ten_one_one
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    profile = ten_one_one()
+    (tmp_path / "text.json").write_text("no JSON")
+    (tmp_path / "other.json").write_text('{"device": "cpu"}')
+    torn = json.loads(profile.model_dump_json())
+    torn["networks"]["large"]["forward_seconds"] = [1.0]
+    (tmp_path / "torn.json").write_text(json.dumps(torn))
+    cases: dict[str, Callable[[], object]] = {
+        "the profile has no network huge": lambda: predict(
+            profile, Placement.of({"huge": [0]}), BATCH, Pauses.none()
+        ),
+        "profile's large is a teacher, any; the run file's a student, any": lambda: profile.check(
+            [("large", "student", "any")]
+        ),
+        "No such file": lambda: Profile.load(tmp_path / "none.json"),
+        "text.json: not a profile": lambda: Profile.load(tmp_path / "text.json"),
+        "device_memory_bytes|threads": lambda: Profile.load(tmp_path / "other.json"),
+        "must be equally long": lambda: Profile.load(tmp_path / "torn.json"),
+        "cannot be written": lambda: profile.save(tmp_path / "no" / "such.json"),
+    }
+    for words, call in cases.items():
+        with pytest.raises(UsageError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_profile_survives_its_file(tmp_path: Path) -> None:
+    profile = some_profile(7)
+    profile.save(tmp_path / "p.json")
+    assert Profile.load(tmp_path / "p.json") == profile
