@@ -1,20 +1,25 @@
-"""The C library's allocator, told to keep what a step frees for the next step.
+"""The C library's allocator, told to keep what a step frees for the next step, in huge pages.
 
 By default glibc takes each large tensor from the system and gives it back when it is freed, so
 that every step faults in tens of thousands of pages anew. PyTorch has a cache of its own on GPUs
 and none on CPUs.
 
-Not covered: other C libraries and allocators (jemalloc, tcmalloc), which decide by themselves.
+Not covered: other C libraries and allocators (jemalloc, tcmalloc), which decide by themselves;
+memory of other threads than the main one, where no step's tensors are made.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 import platform
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
-NEVER = 2**31 - 1
+NEVER = -1  # as a size_t: the largest
 GROW_BY = 64 * 2**20
+NEVER_OVERCOMMIT = "2"  # proc(5): the system counts what is only reserved
 
 
 def keep_freed_memory() -> bool:
@@ -22,7 +27,7 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(
+    keeps = all(
         mallopt(parameter, value) == 1
         for parameter, value in (
             (M_MMAP_MAX, 0),
@@ -30,9 +35,35 @@ def keep_freed_memory() -> bool:
             (M_TOP_PAD, GROW_BY),
         )
     )
+    if keeps:
+        _ask_for_huge_pages()
+    return keeps
 
 
 def give_back_freed_memory() -> None:
     """Return to the system what is free now, once: what was used before training is another."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+        _ask_for_huge_pages()  # the end of the heap went, and its advice with it
+
+
+def _ask_for_huge_pages() -> None:
+    """Let the heap grow into huge pages, which are read faster, where the system has them on offer.
+
+    glibc asks for them only if GLIBC_TUNABLES says so before the process starts. So the heap is
+    made as large as most of the machine's memory, advised, and freed: that reserves addresses, no
+    memory.
+    """
+    overcommit = Path("/proc/sys/vm/overcommit_memory")
+    if not hasattr(mmap, "MADV_HUGEPAGE") or overcommit.read_text().strip() == NEVER_OVERCOMMIT:
+        return
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    size = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE // 4 * 3  # all of it would be refused
+    start = libc.malloc(ctypes.c_size_t(size))
+    if start is None:
+        return
+    first, end = (-(-address // mmap.PAGESIZE) * mmap.PAGESIZE for address in (start, start + size))
+    length = end - mmap.PAGESIZE - first
+    libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
+    libc.free(ctypes.c_void_p(start))

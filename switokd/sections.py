@@ -310,7 +310,7 @@ class Compute(Section):
     fused_optimizer: bool = True
     """Update all of a network's weights by one fused kernel."""
     keep_memory: bool = True
-    """On CPUs: keep freed memory for the next step, instead of returning it to the system."""
+    """On CPUs: keep freed memory for the next step, and in huge pages where the system has them."""
     data_on_device: bool | None = None
     """Hold all images on the GPU and augment them there; null: where they fit."""
     batch_norm: Literal["rank", "sync"] = "rank"
