@@ -139,7 +139,7 @@ def _profile(config: Config, given: Path | None, devices: int) -> Profile:
     if given:
         found = Profile.load(given)
         found.check((name, n.role, n.model) for name, n in config.networks.items())
-        found.check_conditions(*_images(config), config.compute.precision)
+        found.check_conditions(*_images(config), config.compute)
         soft, steps = config.data.has_soft_targets, config.schedule.accumulate
         return found.model_copy(update={"soft_targets": soft, "accumulate": steps})
     shape, classes = _images(config)

@@ -1,12 +1,13 @@
 """Measures each network on the device at hand: forward, backward and update by samples.
 
-A network is built as for training and fed with noise, in a fork of the random numbers, so that a
-training afterwards draws what it would have drawn. Learning rates are 0 here: noise does not
-spoil what is measured. Times are on the clock on the wall, from an idle device to an idle device,
-which is also how a step meets its exchange.
+A network is made ready as for training, with all that its updates do, and fed with noise, in a
+fork of the random numbers, so that a training afterwards draws what it would have drawn. Learning
+rates are 0 here: noise does not spoil what is measured. Times are on the clock on the wall, from an
+idle device to an idle device, which is also how a step meets its exchange.
 
-Not covered: torch.compile (measured without); the costs of communication, which are measured
-between ranks that are there (`links.py`), else assumed (`timings.py`), and can be set in the file.
+Not covered: the costs of communication, which are measured between ranks that are there
+(`links.py`), else assumed (`timings.py`), and can be set in the file; of compiled networks all
+sizes but the smallest and the largest; seconds that compiling takes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
@@ -25,13 +26,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from switokd import models
 from switokd.config import Config
 from switokd.couplings import Term
+from switokd.environment import Environment
 from switokd.errors import UsageError
-from switokd.learner import autocast
+from switokd.learner import Learner
 from switokd.objective import objective
-from switokd.sections import Network
-from switokd.setup import make_optimizer, prepare
+from switokd.schedules import Windows
+from switokd.sections import Compute, Network
+from switokd.setup import compile_ahead, make_learner
 from switokd.timings import GLOO_LOOPBACK, NCCL_NVLINK, Communication, NetworkTimes, Profile
-from switokd.updates import AUTOCAST
+from switokd.world import World
 
 FEWEST, MOST = 3, 30
 """Repetitions per size, after a first step that does not count."""
@@ -64,6 +67,8 @@ def profile(
     network cannot be built or none of its sizes fits.
     """
     sizes = sorted(set(sizes))
+    if config.compute.compile:  # which takes a while for each
+        sizes = sorted({sizes[0], sizes[-1]})
     stages = len(sizes) + 1
     networks = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _tf32(config):
@@ -73,7 +78,7 @@ def profile(
                 if progress:
                     progress(name, before + stage, len(config.networks) * stages)
 
-            bench = _bench(config, network, images_shape, classes, device)
+            bench = _bench(config, name, images_shape, classes, device)
             times = bench.measure(sizes, tell)
             if not times:
                 raise UsageError(
@@ -96,6 +101,8 @@ def profile(
         image=images_shape,
         classes=classes,
         precision=config.compute.precision,
+        channels_last=config.compute.channels_last,
+        compile=config.compute.compile,
         soft_targets=config.data.has_soft_targets,
         accumulate=config.schedule.accumulate,
         networks=networks,
@@ -123,16 +130,18 @@ class Times:
 
 @dataclass(frozen=True)
 class Bench:
-    """One network, ready to be measured."""
+    """One network as it trains, ready to be measured."""
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
+    learner: Learner
     image: tuple[int, int, int]
     classes: int
     peers: int
-    device: torch.device
-    low: torch.dtype | None
-    channels_last: bool
+    compute: Compute
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.learner.model.parameters()).device
 
     def measure(self, sizes: Sequence[int], tell: Callable[[int], None]) -> dict[int, Times]:
         """Times by samples, of the sizes (ascending) that fit into memory and into `TOO_LONG`.
@@ -172,7 +181,9 @@ class Bench:
                 tell(stage)
                 if found and sum(found[max(found)][0]) * n / max(found) > TOO_LONG:
                     break
-                with kept_by_forward(self.model) as kept:
+                if self.compute.compile:
+                    compile_ahead(self.learner, n, self.image, self.compute.channels_last)
+                with kept_by_forward(self.learner.model) as kept:
                     split = self._step(n)
                 found[n] = split, sum(kept.values())
         return found
@@ -180,22 +191,21 @@ class Bench:
     def _step(self, n: int) -> Split:
         """Seconds of forward, backward with loss, and update, with `n` samples."""
         x = torch.randn(n, *self.image, device=self.device)
-        if self.channels_last:
+        if self.compute.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         y = torch.randint(self.classes, (n,), device=self.device)
         peers = {
             str(i): torch.randn(n, self.classes, device=self.device) for i in range(self.peers)
         }
-        self.optimizer.zero_grad()
         marks = [self._now()]
-        with autocast(self.device, self.low):
-            z = self.model(x)
+        z = self.learner.forward(x)
         marks.append(self._now())
-        z = z.float()
-        loss = objective(z, y, peers, [Term(peer, 1.0, 1.0) for peer in peers])
-        loss.backward()  # type: ignore[no-untyped-call]
+        if not self.learner.frozen:
+            loss = objective(z, y, peers, [Term(peer, 1.0, 1.0) for peer in peers])
+            self.learner.backward(loss, 1)
         marks.append(self._now())
-        self.optimizer.step()
+        if not self.learner.frozen:
+            self.learner.update(1)
         marks.append(self._now())
         forward, backward, update = (b - a for a, b in pairwise(marks))
         return forward, backward, update
@@ -208,8 +218,10 @@ class Bench:
     def summary(self, network: Network, times: Mapping[int, Times]) -> NetworkTimes:
         """Give all that was measured, as the profile keeps it."""
         least, most = min(times), max(times)
-        weights = [*self.model.parameters(), *self.model.buffers()]
-        state = [v for s in self.optimizer.state.values() for v in s.values()]
+        kept_models = [m for m in (self.learner.model, self.learner.averaged) if m is not None]
+        weights = [w for m in kept_models for w in (*m.parameters(), *m.buffers())]
+        gradients = [p.grad for p in self.learner.model.parameters() if p.grad is not None]
+        state = [v for s in self.learner.optimizer.state.values() for v in s.values()]
         kept = times[most].kept
         per_sample = kept / most
         if least < most:
@@ -222,7 +234,7 @@ class Bench:
             backward_seconds=tuple(t.backward for t in times.values()),
             update_seconds=median(t.update for t in times.values()),
             parameter_bytes=sum(w.nbytes for w in weights),
-            gradient_bytes=sum(p.nbytes for p in self.model.parameters() if p.requires_grad),
+            gradient_bytes=sum(g.nbytes for g in gradients),
             optimizer_bytes=sum(v.nbytes for v in state if isinstance(v, Tensor)),
             activation_bytes_per_sample=per_sample,
             activation_bytes_fixed=max(round(kept - per_sample * most), 0),
@@ -231,30 +243,24 @@ class Bench:
 
 def _bench(
     config: Config,
-    network: Network,
+    name: str,
     image: tuple[int, int, int],
     classes: int,
     device: torch.device,
 ) -> Bench:
-    channels, *sides = image
+    network, (channels, *sides) = config.networks[name], image
     model = models.build(network.model, channels, classes, network.model_kwargs, min(sides))
     models.check_output(model, network.model, image, classes)
     if not any(p.requires_grad for p in model.parameters()):
         raise UsageError(f"model {network.model} has no parameter to train")
-    model = prepare(model, config.compute, device)
-    optimizer = make_optimizer(network, model, config.compute.fused_optimizer)
-    for group in optimizer.param_groups:
+    # On its own and with an update in every step, whatever the run file says: the planner adds
+    # what other ranks cost, and shares an update's costs among its steps.
+    learner = make_learner(config, name, model, World(Environment(), device), None, Windows())
+    for group in learner.optimizer.param_groups:
         group["lr"] = 0.0
-    return Bench(
-        model=model,
-        optimizer=optimizer,
-        image=image,
-        classes=classes,
-        peers=len(config.networks) - 1,
-        device=device,
-        low=AUTOCAST.get(config.compute.precision),
-        channels_last=config.compute.channels_last,
-    )
+    if config.compute.compile:  # anew for each size: a shard's size is fixed in training
+        learner = replace(learner, network=torch.compile(learner.model, dynamic=False))
+    return Bench(learner, image, classes, len(config.networks) - 1, config.compute)
 
 
 @contextmanager

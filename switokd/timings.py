@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from switokd.errors import UsageError
-from switokd.sections import NonNegative, Positive, Section
+from switokd.sections import Compute, NonNegative, Positive, Section
 
 Bytes = Annotated[int, Field(ge=0)]
 Seconds = tuple[NonNegative, ...]
@@ -75,9 +75,9 @@ class NetworkTimes(Section):
     backward_seconds: Seconds
     """Loss and gradients, without adding them up over ranks."""
     update_seconds: NonNegative
-    """The optimizer's; the same for any shard."""
+    """Of all that is done with the gradients; the same for any shard."""
     parameter_bytes: Bytes
-    """Weights and buffers."""
+    """Weights and buffers, and their moving average if it is kept."""
     gradient_bytes: Bytes
     optimizer_bytes: Bytes
     """The optimizer's state."""
@@ -125,7 +125,9 @@ class Profile(Section):
     """Channels, height, width."""
     classes: Annotated[int, Field(ge=1)]
     precision: str = "fp32"
-    """compute.precision."""
+    channels_last: bool = True
+    compile: bool = False
+    """These three as in the run file's compute."""
     soft_targets: bool = False
     """Whether the exchange carries a distribution over the classes for each sample, not a label."""
     accumulate: Annotated[int, Field(ge=1)] = 1
@@ -156,12 +158,14 @@ class Profile(Section):
                     f"{role}, {model}; profile again"
                 )
 
-    def check_conditions(self, image: tuple[int, int, int], classes: int, precision: str) -> None:
-        """UsageError unless it was measured on such images and in this precision."""
+    def check_conditions(self, image: tuple[int, int, int], classes: int, compute: Compute) -> None:
+        """UsageError unless it was measured on such images, and computing like this."""
         for what, here, there in (
             ("images", self.image, image),
             ("classes", self.classes, classes),
-            ("compute.precision", self.precision, precision),
+            ("compute.precision", self.precision, compute.precision),
+            ("compute.channels_last", self.channels_last, compute.channels_last),
+            ("compute.compile", self.compile, compute.compile),
         ):
             if here != there:
                 raise UsageError(

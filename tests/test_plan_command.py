@@ -157,6 +157,7 @@ def test_pauses_come_from_an_earlier_run(tmp_path: Path) -> None:
         (["--profile=none.json"], "none.json: cannot be read as a profile"),
         (["--profile=p.json", "--save-profile=q.json"], "--profile measures nothing"),
         (["--profile=p.json", "networks.student.model=wrn-10-3"], "student is a student, wrn-10-1"),
+        (["--profile=p.json", "compute.compile=true"], "compute.compile False, the run file has"),
         (["device=cuda"], "there is no GPU to measure on"),
         (["no.such.key=1"], "no.such.key"),
     ],

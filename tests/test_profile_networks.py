@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from switokd.config import Config
 from switokd.errors import UsageError
+from switokd.learner import Learner
 from switokd.models import build
 from switokd.profile_networks import profile
 from switokd.runfile import load
+from switokd.setup import compile_ahead
 from switokd.timings import Profile
 
 CPU = torch.device("cpu")
@@ -113,6 +116,55 @@ def test_honours_the_run_files_compute() -> None:
     assert tf32.activation_bytes_per_sample == as_it_is.activation_bytes_per_sample
     assert bf16.activation_bytes_per_sample < 0.8 * as_it_is.activation_bytes_per_sample
     assert bf16.activation_bytes_fixed > as_it_is.activation_bytes_fixed  # weights in bfloat16
+
+
+def test_measures_all_that_an_update_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def note(owner: Any, name: str) -> None:
+        call = getattr(owner, name)
+
+        def noted(*given: Any) -> Any:
+            done.append(name)
+            return call(*given)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(torch.nn.utils, "clip_grad_norm_")
+    note(AveragedModel, "update_parameters")
+    plain, averaged = (
+        measured(load("digits-1t1s", more), (2,)).networks["student"]
+        for more in ([], ["schedule.ema_decay=0.9", "networks.student.clip_norm=1.0"])
+    )
+    assert averaged.parameter_bytes == 2 * plain.parameter_bytes
+    assert averaged.gradient_bytes == plain.gradient_bytes
+    assert set(done) == {"clip_grad_norm_", "update_parameters"}
+
+
+def test_frozen_teachers_only_answer() -> None:
+    weights = [f"networks.{name}.weights=trained.pt" for name in ("teacher1", "teacher2")]
+    found = measured(load("digits-2t1s", [*SLEEPERS, "distillation.strategy=kd", *weights]))
+    teacher, student = found.networks["teacher1"], found.networks["student"]
+    assert min(teacher.forward_seconds) >= 2 * 0.002
+    assert max(teacher.backward_seconds) < 2 * 0.004  # what the shortest would sleep
+    assert teacher.gradient_bytes == teacher.optimizer_bytes == 0
+    assert teacher.activation_bytes_per_sample == teacher.activation_bytes_fixed == 0
+    assert student.gradient_bytes > 0
+
+
+def test_measures_compiled_networks_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+
+    def counted(learner: Learner, samples: int, *more: Any) -> None:
+        compiled.append(samples)
+        compile_ahead(learner, samples, *more)
+
+    monkeypatch.setattr("switokd.profile_networks.compile_ahead", counted)
+    found = measured(load("digits-1t1s", ["compute.compile=true"]), (4, 8, 16))
+    assert found.sizes == (4, 16)
+    assert compiled == [4, 16] * 2
+    assert found.compile
+    assert found.networks["student"].activation_bytes_per_sample > 0
 
 
 def test_sizes_that_would_take_too_long_are_left_to_extrapolation(
