@@ -18,9 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from switokd.timings import BUCKET_BYTES
 from switokd.world import naming
-
-BUCKET_BYTES = 8 * 2**20
 
 
 @dataclass

@@ -5,8 +5,8 @@ The model. In a step each rank, in this order,
 1. forwards its shards of all networks that it holds;
 2. takes part in the exchange of logits, which all ranks wait for: the step's only barrier;
 3. runs backward of its students, then of its teachers that are not paused, in the topology's
-   order. The gradients of a network on several ranks are added up from when its last rank has
-   finished its backward; a rank takes part in one such sum at a time, and computes meanwhile;
+   order. The gradients of a network on several ranks leave in b buckets, evenly over its backward,
+   each once the last rank has it; a rank takes part in one sum at a time, and computes meanwhile;
    Where `schedule.accumulate` makes k steps share an update, sums and updates (4.) are in every
    k-th step only; a step is then the mean of the k;
 4. updates the same networks in the same order, each once its gradients are added up; where a
@@ -18,7 +18,7 @@ So a step takes
     E over pauses [ max over ranks ( backwards, sums and updates, forwards ) ] + exchange
 
 with times for a shard taken from a profile (`timings.py`): linear between the measured sizes. A
-sum over k ranks costs latency + 2 (k-1)/k bytes / bandwidth, the exchange latency + received
+sum over r ranks costs b latencies + 2 (r-1)/r bytes / bandwidth, the exchange latency + received
 bytes / bandwidth.
 
     efficiency = (seconds of all networks' whole batches on one device, expected over pauses)
@@ -26,7 +26,7 @@ bytes / bandwidth.
 
 Torch-free, and no clock is read.
 
-Not covered: loading and moving batches; sums that begin while backward still runs; memory that
+Not covered: loading and moving batches; what sums take from the compute beside them; memory that
 an allocator holds without use; links of unequal speed; ranks that share a core or a GPU; numbers
 of ranks below what there are devices; what small shards do to accuracy (BatchNorm's statistics).
 """
@@ -40,7 +40,7 @@ from switokd.candidates import Work, candidates
 from switokd.errors import UsageError
 from switokd.pauses import Pauses
 from switokd.placement import Placement
-from switokd.timings import Communication, NetworkTimes, Profile
+from switokd.timings import BUCKET_BYTES, Communication, NetworkTimes, Profile
 from switokd.topology import Topology
 
 __all__ = [
@@ -227,12 +227,17 @@ class _Step:
         summed: dict[str, float] = {}
         for name in learning:
             shards, times = self.samples[name], self.times[name]
+            buckets = -(-times.gradient_bytes // BUCKET_BYTES) or 1
+            starts = 0.0
             for rank, n in shards.items():
+                first = at[rank] + times.backward(n) / buckets
+                starts = max(starts, first, sums_end[rank])
                 at[rank] += times.backward(n)
             if len(shards) > 1 and updates:
-                starts = max(max(at[rank], sums_end[rank]) for rank in shards)
-                takes = self.communication.all_reduce(len(shards), times.gradient_bytes)
-                summed[name] = starts + takes
+                size = times.gradient_bytes / buckets
+                one = self.communication.all_reduce(len(shards), size)
+                last = max(at[rank] for rank in shards)
+                summed[name] = max(starts + buckets * one, last + one)
                 for rank in shards:
                     sums_end[rank] = summed[name]
         updated = learning if updates else []

@@ -19,6 +19,9 @@ from pydantic import Field, ValidationError, model_validator
 from switokd.errors import UsageError
 from switokd.sections import Compute, NonNegative, Positive, Section
 
+BUCKET_BYTES = 8 * 2**20
+"""Of the gradients that travel together, about (`gradients.py`)."""
+
 Bytes = Annotated[int, Field(ge=0)]
 Seconds = tuple[NonNegative, ...]
 
@@ -35,7 +38,7 @@ class Communication(Section):
     decision_seconds: NonNegative
     """From the exchange of logits until the decision is here; teachers' updates wait for it."""
 
-    def all_reduce(self, ranks: int, size: int) -> float:
+    def all_reduce(self, ranks: int, size: float) -> float:
         """Seconds in which `ranks` ranks add up `size` bytes each, by a ring."""
         if ranks == 1:
             return 0.0

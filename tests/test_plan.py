@@ -27,6 +27,7 @@ from switokd.plan import (
     simplest_of_the_best,
 )
 from switokd.strategies import make_strategy
+from switokd.timings import BUCKET_BYTES
 from switokd.topology import Role, Topology
 
 BATCH = 60
@@ -165,6 +166,29 @@ def test_sums_of_gradients_wait_for_the_slowest_rank_and_travel_beside_the_next_
     # teacher's backward ends at 4, its sum can leave at 7, until 12; two forwards of 1.
     both = replicated(topology_of(profile), 2)
     assert step(profile, both) == pytest.approx((1 + 60 * 12 / 10) + 12 + 2)
+
+
+def test_large_gradients_leave_while_backward_runs() -> None:
+    size = 4 * BUCKET_BYTES
+    slow, fast = (
+        Communication(
+            description="",
+            latency_seconds=0.1,
+            bandwidth_bytes_per_second=BUCKET_BYTES / seconds,
+            decision_seconds=0,
+        )
+        for seconds in (1.0, 0.2)
+    )
+    for link, end in (
+        # Backward of 30 samples: 4. From the first bucket on at 1: 4 (0.1 + 2 (1/2) 1).
+        (slow, 1 + 4 * 1.1),
+        # What travels faster than it is computed: the last bucket alone is left over.
+        (fast, 4 + 0.1 + 0.2),
+    ):
+        profile = a_profile(link, t=times(Role.TEACHER, 12, size=size), s=times(Role.STUDENT, 0))
+        both = Placement.of({"t": [0, 1], "s": [0]})
+        exchange = predict(profile, both, BATCH, Pauses.independent({"t": 1.0})).step_seconds - 2
+        assert step(profile, both) - exchange == pytest.approx(end + 2)
 
 
 def test_uneven_shards_wait_for_each_other() -> None:
