@@ -3,8 +3,7 @@
 Everything around it is real: processes, collectives, the coordinator, the optimizer of a few
 weights. As a run file's model: `bench.simulated:Waiting`.
 
-Not covered: gradients of a real network's size, so adding them up costs next to nothing; compute
-that is not proportional to the samples.
+Not covered: compute that is not proportional to the samples.
 """
 
 from __future__ import annotations
@@ -15,9 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+LAYERS = 16
+"""Parts of a network with weights of its own."""
+
 
 class Waiting(nn.Module):
-    """A linear layer on the means of the channels, that takes as long as it is told."""
+    """A linear layer on the means of the channels, that takes as long as it is told.
+
+    parameters: how many weights it has besides. They do nothing, but their gradients (zeros) arrive
+    over the time of backward, in `LAYERS` parts, and have to be added up like a real network's.
+    """
 
     def __init__(
         self,
@@ -25,14 +31,19 @@ class Waiting(nn.Module):
         seconds_per_sample_backward: float,
         in_channels: int = 3,
         num_classes: int = 10,
+        parameters: int = 0,
     ) -> None:
         super().__init__()
-        self.seconds = seconds_per_sample_forward, seconds_per_sample_backward
+        layers = LAYERS if parameters else 1
+        self.seconds = seconds_per_sample_forward / layers, seconds_per_sample_backward / layers
         self.head = nn.Linear(in_channels, num_classes)
+        self.layers = nn.ParameterList(torch.zeros(parameters // layers) for _ in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `[B, in_channels, H, W]` to logits `[B, num_classes]`."""
-        z: Tensor = _Wait.apply(self.head(x.mean(dim=(2, 3))), *self.seconds)
+        z: Tensor = self.head(x.mean(dim=(2, 3)))
+        for weights in self.layers:
+            z = _Wait.apply(z, weights, *self.seconds)
         return z
 
 
@@ -40,12 +51,14 @@ class _Wait(torch.autograd.Function):
     """The identity, after a while, in both directions."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, forward: float, backward: float) -> Tensor:
+    def forward(ctx: Any, z: Tensor, weights: Tensor, forward: float, backward: float) -> Tensor:
         ctx.seconds = len(z) * backward
+        ctx.save_for_backward(weights)
         time.sleep(len(z) * forward)
         return z.view_as(z)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         time.sleep(ctx.seconds)
-        return gradients[0], None, None
+        (weights,) = ctx.saved_tensors
+        return gradients[0], torch.zeros_like(weights), None, None

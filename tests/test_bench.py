@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import placements, plain, roofline
+from bench import devices, plain, roofline, simulated
 from bench.__main__ import chosen
 from bench.figures import Figure
 from bench.runs import BATCH
@@ -92,8 +93,23 @@ def test_parts_are_chosen_by_their_names_or_their_figures() -> None:
         chosen("nothing")
 
 
+def network_times(role: Any, model: str) -> NetworkTimes:
+    return NetworkTimes(
+        role=role,
+        model=model,
+        samples=(8, 64),
+        forward_seconds=(0.01, 0.07),
+        backward_seconds=(0.03, 0.2),
+        update_seconds=0.002,
+        parameter_bytes=4000,
+        gradient_bytes=4000,
+        optimizer_bytes=0,
+        activation_bytes_per_sample=0,
+    )
+
+
 def test_slowed_time_slows_all_of_a_prediction() -> None:
-    config = Config.model_validate(placements.run_file(64))
+    config = Config.model_validate(devices.Devices().run_file(64))
     profiled = Profile(
         device="cpu",
         threads=1,
@@ -101,18 +117,7 @@ def test_slowed_time_slows_all_of_a_prediction() -> None:
         image=(1, 8, 8),
         classes=10,
         networks={
-            name: NetworkTimes(
-                role=network.role,
-                model=network.model,
-                samples=(8, 64),
-                forward_seconds=(0.01, 0.07),
-                backward_seconds=(0.03, 0.2),
-                update_seconds=0.002,
-                parameter_bytes=4000,
-                gradient_bytes=4000,
-                optimizer_bytes=0,
-                activation_bytes_per_sample=0,
-            )
+            name: network_times(network.role, network.model)
             for name, network in config.networks.items()
         },
         communication=GLOO_LOOPBACK,
@@ -120,9 +125,41 @@ def test_slowed_time_slows_all_of_a_prediction() -> None:
     placement = replicated(config.topology, 4)
     once, thrice = (
         predict(each, placement, 64, Pauses.none()).step_seconds
-        for each in (profiled, placements.slowed(profiled, 3))
+        for each in (profiled, devices.slowed(profiled, 3))
     )
     assert thrice == pytest.approx(3 * once)
+
+
+def test_links_that_were_measured_in_slowed_time_are_not_slowed_again() -> None:
+    measured = GLOO_LOOPBACK.model_copy(update={"latency_seconds": 7.0})
+    profiled = Profile(
+        device="cpu",
+        threads=1,
+        torch="any",
+        image=(1, 8, 8),
+        classes=10,
+        networks={"s": network_times("student", "any")},
+        communication=GLOO_LOOPBACK,
+    )
+    links = devices.slowed(profiled, 3, measured).communication
+    assert links.latency_seconds == 7.0
+    assert links.bandwidth_bytes_per_second == GLOO_LOOPBACK.bandwidth_bytes_per_second
+    assert links.decision_seconds == 3 * GLOO_LOOPBACK.decision_seconds
+
+
+def test_links_are_measured_between_ranks() -> None:
+    found = devices.links_between(2)
+    assert "2 ranks, measured" in found.description
+    assert found.latency_seconds > 0
+
+
+def test_simulated_networks_have_gradients_as_large_as_real_ones() -> None:
+    made = simulated.Waiting(0.0, 0.0, parameters=1000)
+    made(torch.zeros(2, 3, 4, 4)).sum().backward()
+    sizes = [p.grad.numel() for p in made.layers if p.grad is not None]
+    assert len(sizes) == simulated.LAYERS
+    assert sum(sizes) == pytest.approx(1000, abs=simulated.LAYERS)
+    assert devices.parameters()["wrn-16-10"] == pytest.approx(17.1e6, rel=0.01)
 
 
 def test_convolutions_alone_count_their_operations() -> None:

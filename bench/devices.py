@@ -1,0 +1,236 @@
+"""Simulated devices: as many as there are processes, which compute as fast as they are told.
+
+WRN-16-10 and WRN-16-2 teach a MobileNet, as in the paper's table 7; their compute is a wait, in
+proportion to samples and to the network's operations. Everything else is real: processes,
+collectives, the coordinator. Profiled by `switokd plan`'s own profiler, placed by its planner, then
+run, with nobody pausing.
+
+Where there are more ranks than cores, simulated time is slowed down by ranks / cores, as is usual
+for simulated networks: what a rank does beside its compute (input, loss, exchange, sums) takes that
+much longer than on a core of its own, so its compute has to as well. Predictions are slowed down
+alike. Costs that no core bears (waking up, a network's latency) are flattered by it.
+
+Not covered: pauses; links other than this machine's loopback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import ranks
+from bench.machine import cores
+from switokd import models
+from switokd.config import Config
+from switokd.environment import environment
+from switokd.links import measure_links
+from switokd.pauses import Pauses
+from switokd.placement import Placement
+from switokd.plan import choose, predict
+from switokd.profile_networks import profile
+from switokd.timings import Communication, Profile
+from switokd.world import join_world
+
+NETWORKS = {"wrn-16-10": "teacher", "wrn-16-2": "teacher", "mobilenet": "student"}
+BATCH, PER_DEVICE = 256, 32
+SECONDS_PER_SAMPLE = 0.1 / PER_DEVICE
+"""Of all networks together, before it is slowed down: 0.1 s a step of 32 samples per device, as on
+one that computes 5 TFLOP/s."""
+DIGITS = 1437
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What the simulated devices are like."""
+
+    seconds_per_sample: float = SECONDS_PER_SAMPLE
+    """Of all networks together, forward and backward."""
+    is_slowed: bool = True
+    """Whether simulated time goes slower than the clock where ranks share cores."""
+    gradients: bool = False
+    """Whether gradients are as large as those of the networks that are simulated."""
+
+    def slowdown(self, devices: int) -> float:
+        """How many times longer than simulated time real time is with so many ranks."""
+        return max(devices / cores(), 1.0) if self.is_slowed else 1.0
+
+    def run_file(
+        self, batch: int, placement: Placement | None = None, steps: int = 8
+    ) -> dict[str, Any]:
+        """Give the run file: an epoch of digits to warm up, then `steps` steps."""
+        table = {name: dict(row) for name, row in placement.table} if placement else "dedicated"
+        times = self.slowdown(placement.world_size) if placement else 1.0
+        return {
+            "name": "bench",
+            "device": "cpu",
+            "placement": table,
+            "data": {"dataset": "digits", "batch_size": batch},
+            "networks": {
+                name: {
+                    "role": role,
+                    "model": "bench.simulated:Waiting",
+                    "model_kwargs": self._model_kwargs(name, times * self.seconds_per_sample),
+                }
+                for name, role in NETWORKS.items()
+            },
+            "distillation": {"strategy": "dml"},
+            "schedule": {
+                "epochs": 1 + -(-steps // (DIGITS // batch)),
+                "max_steps": DIGITS // batch + steps,
+            },
+        }
+
+    def _model_kwargs(self, name: str, seconds_per_sample: float) -> dict[str, Any]:
+        forward, backward = operations()[name]
+        return {
+            "seconds_per_sample_forward": seconds_per_sample * forward,
+            "seconds_per_sample_backward": seconds_per_sample * backward,
+            "parameters": parameters()[name] if self.gradients else 0,
+        }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run on simulated devices."""
+
+    devices: int
+    batch: int
+    slowed: float
+    """How many times simulated time was slowed down."""
+    placement: str
+    table: Mapping[str, Mapping[int, float]]
+    ideal_seconds: float
+    """All networks' work on one device, by the number of devices."""
+    step_seconds: float
+    predicted_seconds: float
+
+    @property
+    def efficiency(self) -> float:
+        """Ideal step over the measured one."""
+        return self.ideal_seconds / self.step_seconds
+
+    @property
+    def plan_error(self) -> float:
+        """How far the prediction was off, as a share of what was measured."""
+        return abs(self.predicted_seconds - self.step_seconds) / self.step_seconds
+
+    def record(self) -> dict[str, Any]:
+        """For results.json."""
+        return {**vars(self), "efficiency": self.efficiency, "plan_error": self.plan_error}
+
+
+class Simulation:
+    """Runs on devices of one kind, with the profile that their planner goes by."""
+
+    def __init__(self, devices: Devices, steps: int) -> None:
+        self.devices = devices
+        self.steps = steps
+        self.config = Config.model_validate(devices.run_file(BATCH))
+        self._profile = _profile(self.config)
+        self._links = cache(links_between)
+
+    def planned(self, devices: int, batch: int = BATCH) -> Placement:
+        """Give the planner's choice for so many devices."""
+        profiled, topology = self.profile_of(devices), self.config.topology
+        return choose(profiled, topology, batch, devices, Pauses.none()).placement
+
+    def run(self, placement: Placement, batch: int = BATCH) -> Measured:
+        """Train on simulated devices, as many as the placement has ranks."""
+        count = placement.world_size
+        times = self.devices.slowdown(count)
+        record = ranks.train(self.devices.run_file(batch, placement, self.steps), count)
+        predicted = predict(self.profile_of(count), placement, batch, Pauses.none())
+        return Measured(
+            devices=count,
+            batch=batch,
+            slowed=times,
+            placement=str(placement),
+            table={name: dict(row) for name, row in placement.table},
+            ideal_seconds=times * batch * self.devices.seconds_per_sample / count,
+            step_seconds=record.step_seconds,
+            predicted_seconds=predicted.step_seconds,
+        )
+
+    def profile_of(self, devices: int) -> Profile:
+        """Give the profile for so many devices: in slowed time, and with links that matter."""
+        has_links = self.devices.gradients and devices > 1
+        links = self._links(devices) if has_links else None
+        return slowed(self._profile, self.devices.slowdown(devices), links)
+
+
+@cache
+def operations() -> dict[str, tuple[float, float]]:
+    """Each network's share of all operations: of forward, of backward. Images of 32 x 32.
+
+    Backward counts twice as much as forward: torch's counter takes MobileNet's grouped
+    convolutions for whole ones there.
+    """
+    counts = {}
+    for name in NETWORKS:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            models.build(name, 3, 100)(torch.zeros(2, 3, 32, 32))
+        counts[name] = counter.get_total_flops()
+    total = 3 * sum(counts.values())
+    return {name: (count / total, 2 * count / total) for name, count in counts.items()}
+
+
+@cache
+def parameters() -> dict[str, int]:
+    """Each network's number of weights."""
+    return {name: models.parameter_count(models.build(name, 3, 100)) for name in NETWORKS}
+
+
+def slowed(profiled: Profile, times: float, links: Communication | None = None) -> Profile:
+    """Give the same profile in slowed time. links: measured in it; None: assumed."""
+    networks = {
+        name: network.model_copy(
+            update={
+                "forward_seconds": tuple(times * s for s in network.forward_seconds),
+                "backward_seconds": tuple(times * s for s in network.backward_seconds),
+                "update_seconds": times * network.update_seconds,
+            }
+        )
+        for name, network in profiled.networks.items()
+    }
+    assumed = profiled.communication
+    links = links or assumed.model_copy(
+        update={
+            "latency_seconds": times * assumed.latency_seconds,
+            "bandwidth_bytes_per_second": assumed.bandwidth_bytes_per_second / times,
+        }
+    )
+    links = links.model_copy(update={"decision_seconds": times * assumed.decision_seconds})
+    return profiled.model_copy(update={"networks": networks, "communication": links})
+
+
+def links_between(devices: int) -> Communication:
+    """Measure what a sum of gradients costs between so many ranks of this machine, all at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        ranks.run(_links, devices, {}, Path(folder))
+        return Communication.model_validate_json((Path(folder) / "links.json").read_text())
+
+
+def _links(folder: Path, arguments: Mapping[str, Any]) -> None:
+    with join_world(environment(os.environ), torch.device("cpu"), 60) as world:
+        found = measure_links(world, decision_seconds=0.0)
+        if found and world.rank == 0:
+            (folder / "links.json").write_text(json.dumps(found.model_dump()))
+
+
+def _profile(config: Config) -> Profile:
+    """With as many threads as a rank has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return profile(config, (1, 8, 8), 10, torch.device("cpu"), (BATCH // 16, BATCH))
+    finally:
+        torch.set_num_threads(threads)
