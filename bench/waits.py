@@ -9,16 +9,11 @@ Not covered: several machines; networks that compute on the coordinator's core.
 
 from __future__ import annotations
 
-import json
-import tempfile
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-from bench import ranks
+from bench import collectives, ranks
 from bench.echo import round_trip
 from bench.figures import Figure, Say
 
@@ -113,54 +108,10 @@ def run_file(epochs: int, distillation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _exchange(quick: bool, say: Say) -> Figure:
     say("the exchange against a bare all_gather")
-    with tempfile.TemporaryDirectory() as folder:
-        rounds = {"rounds": 3 if quick else 7}
-        ranks.run(exchange_ranks, len(NETWORKS), rounds, Path(folder))
-        pairs = json.loads((Path(folder) / "pairs.json").read_text())
+    pairs, links = collectives.exchange(len(NETWORKS), "cpu", 3 if quick else 7)
     return Figure.of_pairs(
         "exchange_over_all_gather",
-        [(ours, bare) for ours, bare in pairs],
+        pairs,
         what="logits and labels of 64 samples, 100 classes, 3 ranks, checked and on the host",
+        details={"links": links},
     )
-
-
-def exchange_ranks(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """One of three ranks, which exchange in turn through ours and through a bare all_gather."""
-    import torch
-    import torch.distributed as dist
-
-    from switokd.environment import environment
-    from switokd.exchange import Exchange, all_gather
-    from switokd.placement import Place, Placement
-    from switokd.world import join_world
-
-    env, classes = environment(), 100
-    with join_world(env, torch.device("cpu"), 60) as world:
-        place = Place(Placement.of({name: [i] for i, name in enumerate(NETWORKS)}), env.rank)
-        exchange = Exchange(place, "0" * 12, classes, world.steps)
-        z, y = torch.randn(BATCH, classes), torch.randint(classes, (BATCH,))
-        dist.broadcast(y, 0)
-        mine = torch.cat([z.flatten(), torch.zeros(2 * BATCH + 4)])
-        everyone = mine.new_empty(env.world_size * len(mine))
-        (name,) = place.networks
-
-        def ours(step: int) -> None:
-            gathered = exchange(step, {name: z}, {name: y}, BATCH)
-            exchange.check(gathered.vitals.tolist())
-
-        def bare(step: int) -> None:
-            all_gather(everyone, mine, group=world.steps)
-
-        pairs = []
-        for _ in range(arguments["rounds"] + 1):
-            seconds = []
-            for side in (ours, bare):
-                times = []
-                for step in range(100):
-                    started = time.perf_counter()
-                    side(step)
-                    times.append(time.perf_counter() - started)
-                seconds.append(median(times))
-            pairs.append(seconds)
-        if env.rank == 0:
-            (folder / "pairs.json").write_text(json.dumps(pairs[1:]))

@@ -1,0 +1,50 @@
+"""Several GPUs: the exchange over NCCL, what sums cost there, and how well more GPUs are used.
+
+NCCL takes one rank per GPU, so this needs two GPUs or more, and takes all there are.
+
+Not covered: GPUs of several machines. It has never run where it was written, without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from bench import collectives, runs
+from bench.against import EQUAL
+from bench.figures import Figure, Say, alternate
+from bench.runs import BATCH, CLASSES
+
+
+def measure(quick: bool, say: Say) -> Iterable[Figure]:
+    """Give nccl_exchange_over_all_gather and nccl_scaling; nothing with fewer than two GPUs."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus < 2:
+        say(f"{gpus} GPUs: NCCL has nothing to do")
+        return
+    say(f"the exchange over NCCL between {gpus} GPUs")
+    pairs, links = collectives.exchange(gpus, "cuda", 3 if quick else 7)
+    yield Figure.of_pairs(
+        "nccl_exchange_over_all_gather",
+        pairs,
+        what=f"logits and labels of {BATCH} samples, {CLASSES} classes, {gpus} GPUs, on the host",
+        details={"ranks": gpus, "links": links},
+    )
+    say(f"2T1S replicated on {gpus} GPUs against one")
+    steps, rounds = (20, 1) if quick else (100, 3)
+    config = {
+        **runs.run_file(EQUAL["2T1S"], steps, batch=BATCH * gpus, placement="replicated"),
+        "device": "cuda",
+    }
+    pairs = alternate(
+        rounds,
+        lambda: runs.train(config, 1).step_seconds,
+        lambda: gpus * runs.train(config, gpus).step_seconds,
+    )
+    yield Figure.of_pairs(
+        "nccl_scaling",
+        pairs,
+        what=f"efficiency of {gpus} GPUs against one, {BATCH * gpus} images, strong scaling",
+        details={"gpus": gpus},
+    )
