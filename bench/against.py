@@ -29,6 +29,7 @@ import torch
 
 from bench import runs
 from bench.figures import Figure, Say
+from bench.in_process import ONE_PROCESS, configured
 from bench.machine import cores
 
 LARGE = "wrn-16-2"
@@ -42,7 +43,6 @@ UNEQUAL = {
     "t2": ("teacher", "wrn-16-1"),
     "s": ("student", "mobilenet-0.5"),
 }
-ONE_PROCESS = {"placement": "replicated", "coordinator": "off"}
 
 Networks = Mapping[str, tuple[str, str]]
 
@@ -176,11 +176,10 @@ def compare(
 
 def plain_inputs(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the plain loop needs to train as ours does: first weights, batches, roles."""
-    from switokd.config import Config
     from switokd.data import open_images
     from switokd.setup import make_model
 
-    made = Config.model_validate_json(json.dumps(config))
+    made = configured(config)
     images = open_images(made.data, made.seed)
     stream = images.stream(made.schedule.epochs * images.steps_per_epoch)
     return {
