@@ -29,6 +29,8 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], bool, float | None]] = {
 }
 """Ours, whether the plain side is in bf16 as well (else in fp32), and the ratio to reach."""
 
+FIGURES = tuple(CONFIGURATIONS)
+
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give plain over ours in each configuration; nothing without a GPU."""

@@ -21,6 +21,7 @@ from switokd.data import Images
 from switokd.data.sources import ArraySource, Sources
 from switokd.memory import keep_freed_memory
 
+FIGURES = ("input_over_training",)
 SMALLEST = {"t": ("teacher", "wrn-10-1"), "s": ("student", "wrn-10-1")}
 
 

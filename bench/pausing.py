@@ -22,6 +22,8 @@ from switokd.decision import Mode, Rule, decide
 from switokd.distances import Parts, means
 from switokd.memory import keep_freed_memory
 
+FIGURES = ("paused_over_learning", "paused_over_learning_bf16")
+
 
 class Forced(Alone):
     """Decides as it is told."""
@@ -36,10 +38,7 @@ class Forced(Alone):
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give paused_over_learning, for fp32 and bf16."""
     keep_freed_memory()  # as in training, by default
-    for name, precision in (
-        ("paused_over_learning", "fp32"),
-        ("paused_over_learning_bf16", "bf16"),
-    ):
+    for name, precision in zip(FIGURES, ("fp32", "bf16"), strict=True):
         say(f"paused against learning, {precision}")
         yield _measure(name, precision, 3 if quick else 7)
 

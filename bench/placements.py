@@ -35,6 +35,12 @@ from switokd.placement import Placement, dedicated, replicated
 from switokd.plan import Pauses, Profile, choose, predict
 from switokd.profile_networks import profile
 
+FIGURES = (
+    "simulated_efficiency",
+    "plan_error",
+    "simulated_strong_scaling",
+    "simulated_weak_scaling",
+)
 NETWORKS = {"wrn-16-10": "teacher", "wrn-16-2": "teacher", "mobilenet": "student"}
 BATCH, PER_DEVICE = 256, 32
 SECONDS_PER_SAMPLE = 0.1 / PER_DEVICE
