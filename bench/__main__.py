@@ -6,125 +6,103 @@ Not covered: a machine that others use meanwhile; its load is in the results, an
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import machine
-from bench.figures import Figure, Say
+from bench import (
+    against,
+    capacity,
+    gpu,
+    loading,
+    machine,
+    pausing,
+    placements,
+    planning,
+    profiling,
+    roofline,
+    waits,
+)
+from bench.figures import Figure
+from bench.results import Results
+from switokd.errors import nearest
 
-PARTS = {
-    "plain": "against",
-    "roofline": "roofline",
-    "waits": "waits",
-    "paused": "pausing",
-    "input": "loading",
-    "simulated": "placements",
-    "coordinator": "",
-    "gpu": "gpu",
+PARTS: Mapping[str, ModuleType] = {
+    "plain": against,
+    "roofline": roofline,
+    "profile": profiling,
+    "waits": waits,
+    "paused": pausing,
+    "input": loading,
+    "simulated": placements,
+    "planning": planning,
+    "coordinator": capacity,
+    "gpu": gpu,
 }
-"""Each part's module, which has `measure(quick, say)`; the coordinator's is of its own kind."""
-FIGURES = {
-    "plain": ("plain_fp32", "plain_bf16", "unequal_fp32"),
-    "waits": ("decision_wait_share", "decision_wait_over_round_trip"),
-    "paused": ("paused_over_learning",),
-    "input": ("input_over_training",),
-    "simulated": ("simulated_efficiency", "plan_error"),
-    "coordinator": ("coordinator_reports_per_second", "coordinator_p99_ms"),
-}
-"""By which a part can be asked for as well."""
+"""Each has `measure(quick, say)` and names its `FIGURES`, by which it can be asked for as well."""
 
 
 def main() -> int:
-    """Measure what is asked for; 1 if a part failed."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few steps and rounds: does it run?")
-    parser.add_argument("--only", metavar="NAME[,NAME]", default="", help=", ".join(PARTS))
-    parser.add_argument("--out", type=Path, default=machine.REPOSITORY / "bench" / "results.json")
-    options = parser.parse_args()
+    """Measure what is asked for; 1 if a part failed, 2 if nothing can be."""
+    options, parser = _options()
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160
     try:
         parts = chosen(options.only)
+        results = Results(options.out, options.quick, options.merge)
     except ValueError as error:
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog}: {error}\n")
     torch.set_num_threads(machine.cores())  # whatever OMP_NUM_THREADS says to others
-    results: dict[str, Any] = {**machine.describe(), "quick": options.quick}
-    load = results["hardware"]["load_1_minute"]
-    if load > 0.5:
-        console.print(f"[yellow]others use this machine (load {load:.1f}): figures will be off")
+    if results.load_before > 0.5:
+        load = f"{results.load_before:.1f}"
+        console.print(f"[yellow]others use this machine (load {load}): figures will be off")
     figures: list[Figure] = []
-    failed: dict[str, str] = {}
     for part in parts:
         started = time.monotonic()
+        found = PARTS[part].measure(options.quick, lambda text: console.print(f"  {text}"))
         try:
-            for figure in measure(part, options.quick, lambda text: console.print(f"  {text}")):
+            for figure in results.add(part, found):
                 figures.append(figure)
                 console.print(f"{figure.name} {figure.value:.3g}")
         except Exception as error:  # one part's fault is not the others'
-            failed[part] = str(error) or type(error).__name__
+            results.fail(part, str(error) or type(error).__name__)
             console.print(traceback.format_exc(), markup=False)
         console.print(f"[bold]{part}[/] took {time.monotonic() - started:.0f} s")
-        results |= {"figures": {f.name: f.record() for f in figures}, "failed": failed}
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
     console.print(table(figures))
-    for rows in (f for f in figures if "rows" in f.details):
-        console.print(scaling(rows))
+    for figure in (f for f in figures if "rows" in f.details):
+        console.print(rows(figure))
     console.print(f"written to {options.out}", markup=False)
-    return bool(failed)
+    return bool(results.failed)
+
+
+def _options() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few steps and rounds: does it run?")
+    parser.add_argument("--only", metavar="NAME[,NAME]", default="", help=", ".join(PARTS))
+    parser.add_argument("--out", type=Path, default=machine.REPOSITORY / "bench" / "results.json")
+    parser.add_argument(
+        "--merge", action="store_true", help="keep the figures of other parts that --out holds"
+    )
+    return parser.parse_args(), parser
 
 
 def chosen(only: str) -> list[str]:
     """Give the parts to measure; ValueError for a name that is neither part nor figure."""
-    owners = {name: part for part, names in FIGURES.items() for name in names}
+    owners = {name: part for part, module in PARTS.items() for name in module.FIGURES}
     wanted = [owners.get(name, name) for name in only.split(",") if name]
     for name in wanted:
         if name not in PARTS:
-            raise ValueError(f"--only {name}: one of {', '.join([*PARTS, *owners])}")
+            hint = nearest(name, [*PARTS, *owners])
+            raise ValueError(f"--only {name}: one of {', '.join(PARTS)}, or a figure{hint}")
     return [part for part in PARTS if part in wanted or not wanted]
-
-
-def measure(part: str, quick: bool, say: Say) -> Iterable[Figure]:
-    """Give one part's figures, each as soon as it is there."""
-    if part != "coordinator":
-        found: Iterable[Figure] = importlib.import_module(f"bench.{PARTS[part]}").measure(
-            quick, say
-        )
-        return found
-    say("the coordinator under load")
-    return _coordinator(quick)
-
-
-def _coordinator(quick: bool) -> list[Figure]:
-    from bench import coordinator
-
-    found = [coordinator.measure(quick)] + [coordinator.measure_main(quick) for _ in range(2)]
-    per_second, p99 = "coordinator_reports_per_second", "coordinator_p99_ms"
-    return [
-        Figure(
-            per_second,
-            tuple(each[per_second] for each in found),
-            target=float(coordinator.TARGET_PER_SECOND),
-            what="reports that one coordinator on one core takes, 64 ranks",
-            details=found[0],
-        ),
-        Figure(
-            p99,
-            tuple(each[p99] for each in found),
-            target=10.0,
-            at_least=False,
-            what="milliseconds from a report to its decision, 99th percentile, meanwhile",
-        ),
-    ]
 
 
 def table(figures: Iterable[Figure]) -> Table:
@@ -146,14 +124,14 @@ def table(figures: Iterable[Figure]) -> Table:
     return made
 
 
-def scaling(figure: Figure) -> Table:
-    """Steps by number of devices."""
-    made = Table(title=f"{figure.name} (simulation)")
-    rows = figure.details["rows"]
-    for heading in rows[0]:
+def rows(figure: Figure) -> Table:
+    """A figure's details that are a table: steps by number of devices, for one."""
+    made = Table(title=figure.name + (" (simulation)" if figure.simulation else ""))
+    lines = figure.details["rows"]
+    for heading in lines[0]:
         made.add_column(heading.replace("_", " "))
-    for row in rows:
-        made.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
+    for line in lines:
+        made.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in line.values()))
     return made
 
 

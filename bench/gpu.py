@@ -5,8 +5,8 @@ Not covered, and never run where it was written, without a GPU: several of them,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from bench import plain, runs
-from bench.against import EQUAL, ONE_PROCESS, plain_inputs
+from bench.against import EQUAL, plain_inputs
 from bench.figures import Figure, Say, alternate
+from bench.in_process import ONE_PROCESS, InProcess, configured
 
 TRACE = Path(__file__).parent / "gpu-trace.txt"
 BF16_COMPILED = {"precision": "bf16", "compile": True}
@@ -28,6 +29,8 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], bool, float | None]] = {
 }
 """Ours, whether the plain side is in bf16 as well (else in fp32), and the ratio to reach."""
 
+FIGURES = tuple(CONFIGURATIONS)
+
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give plain over ours in each configuration; nothing without a GPU."""
@@ -35,7 +38,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
         say("no GPU: nothing to measure")
         return
     steps, rounds = (20, 2) if quick else (100, 3)
-    base = runs.run_file(EQUAL["2T1S"], steps) | ONE_PROCESS | {"device": "cuda"}
+    base = runs.run_file(EQUAL["2T1S"], steps, **{**ONE_PROCESS, "device": "cuda"})
     inputs = plain_inputs(base)
     for name, (compute, bf16, target) in CONFIGURATIONS.items():
         say(f"GPU: {name}")
@@ -55,39 +58,17 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
 
 def trace(config: dict[str, Any]) -> str:
     """torch.profiler's table of ten steps of ours."""
-    from switokd.alone import Alone
-    from switokd.config import Config
-    from switokd.data import open_images
-    from switokd.data.feed import feed
-    from switokd.environment import Environment
-    from switokd.exchange import Exchange
-    from switokd.placement import Place
-    from switokd.setup import make_learners, make_models
-    from switokd.step import train_step
-    from switokd.world import World
+    ours = InProcess(configured(config), torch.device("cuda"))
+    batches = ours.batches(20)
 
-    made, device = Config.model_validate_json(json.dumps(config)), torch.device("cuda")
-    images, place = open_images(made.data, made.seed), Place(made.placement_on(1), 0)
-    learners = make_learners(
-        made,
-        place,
-        make_models(made, place.networks, images),
-        World(Environment(), device),
-        images.shape,
-    )
-    exchange = Exchange(place, made.digest, images.classes)
-    decider = Alone(made, lambda decision: None)
-    batches = feed(images.stream(20), device, made.compute.channels_last)
+    def ten_steps() -> None:
+        for x, y in islice(batches, 10):
+            ours.step(x, y)
 
-    def steps(first: int) -> None:
-        for step in range(first, first + 10):
-            x, y = next(batches)
-            train_step(learners, step, x, y, len(y), made.method, exchange, decider)
-
-    steps(1)
+    ten_steps()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
-        steps(11)
+        ten_steps()
         torch.cuda.synchronize()
     table: str = profiler.key_averages().table(sort_by="device_time_total", row_limit=30)
     return table

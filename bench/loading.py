@@ -10,26 +10,18 @@ Not covered: image files; loader processes (`data.workers`).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-
-import torch
+from collections.abc import Iterable
 
 from bench.figures import Figure, Say, alternate
 from bench.images import Noise
+from bench.in_process import ONE_PROCESS, InProcess, configured
 from bench.runs import BATCH, CLASSES, run_file
-from switokd.alone import Alone
 from switokd.config import Config
-from switokd.data import Batch, Images
-from switokd.data.feed import feed
+from switokd.data import Images
 from switokd.data.sources import ArraySource, Sources
-from switokd.environment import Environment
-from switokd.exchange import Exchange
 from switokd.memory import keep_freed_memory
-from switokd.placement import Place
-from switokd.setup import make_learners, make_models
-from switokd.step import train_step
-from switokd.world import World
 
+FIGURES = ("input_over_training",)
 SMALLEST = {"t": ("teacher", "wrn-10-1"), "s": ("student", "wrn-10-1")}
 
 
@@ -38,31 +30,19 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     say("input against training")
     keep_freed_memory()  # as in training, by default
     steps, rounds = (20, 3) if quick else (60, 5)
-    config = Config.model_validate(
-        run_file(SMALLEST, steps, placement="replicated", coordinator={"address": "off"})
-    )
-    images = _images(config, steps)
-    place = Place(config.placement_on(1), 0)
-    learners = make_learners(
-        config,
-        place,
-        make_models(config, place.networks, images),
-        World(Environment(), torch.device("cpu")),
-        images.shape,
-    )
-    exchange = Exchange(place, config.digest, CLASSES)
-    decider = Alone(config, lambda decision: None)
+    config = configured(run_file(SMALLEST, steps, **ONE_PROCESS))
+    ours = InProcess(config, images=_images(config, steps))
 
     def train() -> float:
-        batches = list(_stream(config, images, steps // 5))
+        batches = list(ours.batches(steps // 5))
         started = time.perf_counter()
-        for step, (x, y) in enumerate(batches, 1):
-            train_step(learners, step, x, y, BATCH, config.method, exchange, decider)
+        for x, y in batches:
+            ours.step(x, y)
         return len(batches) * BATCH / (time.perf_counter() - started)
 
     def load() -> float:
         started = time.perf_counter()
-        count = sum(len(y) for _, y in _stream(config, images, steps))
+        count = sum(len(y) for _, y in ours.batches(steps))
         return count / (time.perf_counter() - started)
 
     train()
@@ -80,7 +60,3 @@ def _images(config: Config, steps: int) -> Images:
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     sources = Sources(parts[0], parts[1], CLASSES, mean, std, crop_padding=4, flip=True)
     return Images(sources, config.data, config.seed)
-
-
-def _stream(config: Config, images: Images, steps: int) -> Iterator[Batch]:
-    return feed(images.stream(steps), torch.device("cpu"), config.compute.channels_last)

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def describe() -> dict[str, Any]:
-    """Hardware, versions, commit, date."""
+    """Hardware and versions."""
     model, flags = _cpu()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
@@ -29,17 +29,27 @@ def describe() -> dict[str, Any]:
             "avx512_bf16": "avx512_bf16" in flags,
             "amx_bf16": "amx_bf16" in flags,
             "gpus": [torch.cuda.get_device_name(i) for i in range(gpus)],
-            "load_1_minute": os.getloadavg()[0],
         },
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             "grpcio": grpc.__version__,
         },
+    }
+
+
+def source() -> dict[str, Any]:
+    """What runs now: commit, whether files differ from it, date."""
+    return {
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain")),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def load() -> float:
+    """Mean number of processes that were running or ready to, over the last minute."""
+    return os.getloadavg()[0]
 
 
 def cores() -> int:

@@ -10,25 +10,19 @@ Not covered: the pause's effect on other ranks, which wait less (`summary.json` 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
 
-import torch
-
 from bench.figures import Figure, Say
-from bench.runs import BATCH, CLASSES, run_file
+from bench.in_process import ONE_PROCESS, InProcess, configured
+from bench.runs import run_file
 from switokd.alone import Alone
-from switokd.config import Config
 from switokd.decision import Mode, Rule, decide
 from switokd.distances import Parts, means
-from switokd.environment import Environment
-from switokd.exchange import Exchange
 from switokd.memory import keep_freed_memory
-from switokd.placement import Place
-from switokd.setup import make_learners, make_models
-from switokd.step import train_step
-from switokd.world import World
+
+FIGURES = ("paused_over_learning", "paused_over_learning_bf16")
 
 
 class Forced(Alone):
@@ -44,10 +38,7 @@ class Forced(Alone):
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give paused_over_learning, for fp32 and bf16."""
     keep_freed_memory()  # as in training, by default
-    for name, precision in (
-        ("paused_over_learning", "fp32"),
-        ("paused_over_learning_bf16", "bf16"),
-    ):
+    for name, precision in zip(FIGURES, ("fp32", "bf16"), strict=True):
         say(f"paused against learning, {precision}")
         yield _measure(name, precision, 3 if quick else 7)
 
@@ -56,14 +47,12 @@ def _measure(name: str, precision: str, rounds: int) -> Figure:
     raw: dict[str, Any] = run_file(
         {"t": ("teacher", "wrn-16-2"), "s": ("student", "bench.simulated:Waiting")},
         steps=1,
-        placement="replicated",
-        coordinator={"address": "off"},
         compute={"precision": precision},
+        **ONE_PROCESS,
     )
     no_time = {"seconds_per_sample_forward": 0.0, "seconds_per_sample_backward": 0.0}
     raw["networks"]["s"]["model_kwargs"] = no_time
-    config = Config.model_validate(raw)
-    step = _step(config)
+    step = _step(raw)
     for mode in Mode:
         step(mode)
     pairs = [
@@ -79,26 +68,17 @@ def _measure(name: str, precision: str, rounds: int) -> Figure:
     )
 
 
-def _step(config: Config):  # type: ignore[no-untyped-def]
+def _step(raw: dict[str, Any]) -> Callable[[Mode], float]:
     """Seconds of one step, as a function of what is decided in it."""
-    from switokd.data import open_images
-
-    images, world = open_images(config.data, config.seed), World(Environment(), torch.device("cpu"))
-    place = Place(config.placement_on(1), 0)
-    learners = make_learners(
-        config, place, make_models(config, place.networks, images), world, images.shape
-    )
-    exchange, decider = (
-        Exchange(place, config.digest, CLASSES),
-        Forced(config, lambda decision: None),
-    )
-    x, y = next(images.stream(1))
-    x = x.contiguous(memory_format=torch.channels_last)
+    config = configured(raw)
+    decider = Forced(config, lambda decision: None)
+    ours = InProcess(config, decider=decider)
+    ((x, y),) = ours.batches(1)
 
     def step(mode: Mode) -> float:
         decider.mode = mode
         started = time.perf_counter()
-        train_step(learners, 1, x, y, BATCH, config.method, exchange, decider)
+        ours.step(x, y)
         return time.perf_counter() - started
 
     return step

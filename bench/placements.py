@@ -30,6 +30,12 @@ from bench.devices import (
 from bench.figures import Figure, Say
 from switokd.placement import Placement, dedicated, replicated
 
+FIGURES = (
+    *(f"simulated_efficiency{s}" for s in ("", "_replicated", "_unslowed", "_with_gradients")),
+    *(f"plan_error{s}" for s in ("", "_unslowed", "_with_gradients")),
+    "simulated_strong_scaling",
+    "simulated_weak_scaling",
+)
 FAST = Devices()
 UNSLOWED = Devices(2 * SECONDS_PER_SAMPLE, is_slowed=False)
 WITH_GRADIENTS = Devices(5 * SECONDS_PER_SAMPLE, gradients=True)

@@ -3,8 +3,10 @@
     python -m bench.plain INPUTS.pt
 
 Decisions are made in the process, between forward and backward. A paused teacher skips its
-backward pass and its update; only with several students it does as the published code: its loss
-is multiplied by 0 and goes through both. The optimizers are torch's as they come. Batches lie
+backward pass and its update. With two students (1T2S) it is as in the published code, where that
+differs from the paper: the first student's epsilon is made of the second's distances, and a
+teacher in expert mode with both does not pause, but its loss is multiplied by 0 and goes through
+backward and update. The optimizers are torch's as they come. Batches lie
 ready in memory: loading costs this side nothing.
 
 Networks are made by switokd's builders, which is all that the two sides share.
@@ -18,7 +20,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,24 +29,39 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+Batches = Iterable[tuple[Tensor, Tensor]]
+
 
 @dataclass
 class Trace:
-    """What a run leaves: the seconds of each step, and its paused teachers."""
+    """What a run leaves: the seconds of each step, and its teachers in expert mode with all."""
 
     seconds: list[float] = field(default_factory=list)
-    paused: list[list[str]] = field(default_factory=list)
+    experts: list[list[str]] = field(default_factory=list)
 
 
-def is_expert(z_t: Tensor, z_s: Tensor, y: Tensor) -> bool:
-    """Whether the teacher is too far ahead of this student: gap > delta, and it is the better."""
+Distances = tuple[float, float, float]
+"""Gap, e_s, e_t."""
+
+
+def distances(z_t: Tensor, z_s: Tensor, y: Tensor) -> Distances:
+    """Of a teacher and a student, from each other and from the labels."""
     p_t, p_s = z_t.detach().softmax(dim=1), z_s.detach().softmax(dim=1)
     target = F.one_hot(y, p_t.shape[1]).float()
     gap = (p_s - p_t).abs().sum(dim=1).mean().item()
     e_s = (p_s - target).abs().sum(dim=1).mean().item()
     e_t = (p_t - target).abs().sum(dim=1).mean().item()
-    delta = e_s - math.exp(-e_t / (e_s + e_t)) * e_t
-    return gap > delta and e_t < e_s
+    return gap, e_s, e_t
+
+
+def is_expert(mine: Distances, lender: Distances) -> bool:
+    """Whether the teacher is too far ahead of this student: gap > delta, and it is the better.
+
+    lender: whose distances epsilon is made of.
+    """
+    gap, e_s, e_t = mine
+    epsilon = math.exp(-lender[2] / (lender[1] + lender[2]))
+    return gap > e_s - epsilon * e_t and e_t < e_s
 
 
 def kl(z_peer: Tensor, z_self: Tensor) -> Tensor:
@@ -57,7 +74,7 @@ def train(
     roles: Mapping[str, str],
     networks: Mapping[str, nn.Module],
     optimizers: Mapping[str, Optimizer],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Batches,
     dml: bool = False,
     bf16: bool = False,
 ) -> Trace:
@@ -67,6 +84,7 @@ def train(
     """
     teachers = [name for name in roles if roles[name] == "teacher"]
     students = [name for name in roles if roles[name] == "student"]
+    lenders = dict(zip(students, students[1:] + students[-1:], strict=True))  # as published
     trace, device = Trace(), next(networks[teachers[0]].parameters()).device
     for x, y in batches:
         started = time.perf_counter()
@@ -74,19 +92,18 @@ def train(
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = {name: networks[name](x) for name in roles}
         logits = {name: z.float() for name, z in logits.items()}
-        experts = {
-            (t, s) for t in teachers for s in students
-            if not dml and is_expert(logits[t], logits[s], y)
-        }  # fmt: skip
-        paused = [t for t in teachers if all((t, s) in experts for s in students)]
+        pairs = [] if dml else [(t, s) for t in teachers for s in students]
+        measured = {(t, s): distances(logits[t], logits[s], y) for t, s in pairs}
+        experts = {(t, s) for t, s in pairs if is_expert(measured[t, s], measured[t, lenders[s]])}
+        silent = [t for t in teachers if all((t, s) in experts for s in students)]
         for name in roles:
-            if name in paused and len(students) == 1:
+            if name in silent and len(students) == 1:
                 continue
             peers = [p for p in roles if p != name and (name, p) not in experts]
             loss = F.cross_entropy(logits[name], y)
             for peer in peers:
                 loss = loss + kl(logits[peer], logits[name]) / (len(peers) if dml else 1)
-            if name in paused:
+            if name in silent:
                 loss = loss * 0
             optimizers[name].zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -94,7 +111,7 @@ def train(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         trace.seconds.append(time.perf_counter() - started)
-        trace.paused.append(paused)
+        trace.experts.append(silent)
     return trace
 
 
@@ -103,8 +120,10 @@ def sgd(network: nn.Module, lr: float) -> Optimizer:
     return torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=5e-4)
 
 
-def run(inputs: Mapping[str, Any], device: torch.device, bf16: bool = False) -> Trace:
-    """Train from the first weights and on the batches of `inputs`, which `against.py` writes."""
+def loop(
+    inputs: Mapping[str, Any], device: torch.device, bf16: bool = False
+) -> Callable[[Batches], Trace]:
+    """What trains on batches, from the first weights of `inputs`, which `against.py` writes."""
     from switokd.models import build
 
     networks: dict[str, nn.Module] = {}
@@ -114,7 +133,12 @@ def run(inputs: Mapping[str, Any], device: torch.device, bf16: bool = False) -> 
         networks[name] = network.to(device).train()
     optimizers = {name: sgd(network, inputs["lr"][name]) for name, network in networks.items()}
     dml = inputs["strategy"] == "dml"
-    return train(inputs["roles"], networks, optimizers, inputs["batches"], dml, bf16)
+    return lambda batches: train(inputs["roles"], networks, optimizers, batches, dml, bf16)
+
+
+def run(inputs: Mapping[str, Any], device: torch.device, bf16: bool = False) -> Trace:
+    """Train on the batches of `inputs`."""
+    return loop(inputs, device, bf16)(inputs["batches"])
 
 
 if __name__ == "__main__":

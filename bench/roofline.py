@@ -22,6 +22,7 @@ from bench.figures import Figure, Say, alternate
 from bench.runs import BATCH, CLASSES
 from switokd.models import build
 
+FIGURES = ("plain_over_convolutions",)
 NETWORK, SIDE = "wrn-16-2", 32
 convolution_backward = torch.ops.aten.convolution_backward
 

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,10 @@ class Record:
     """Of a step, over all epochs but the first, by the slowest rank's clock."""
     paused: float
     """Share of the teachers' steps."""
-    modes: tuple[str, ...]
-    """Every decision, by step and pair."""
+    warm_up: int
+    """Steps of the first epoch."""
+    experts: tuple[frozenset[str], ...]
+    """By step: the teachers in expert mode with all their students; paused, but as published."""
     summary: Mapping[str, Any]
 
 
@@ -65,7 +68,6 @@ def read(folder: Path) -> Record:
     """Read a finished run's record."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text())
-    decisions = (folder / "decisions.jsonl").read_text().splitlines()
     networks = summary["networks"].values()
     first = lines[0]["network"]
     epochs = [line for line in lines if line["network"] == first]
@@ -76,8 +78,20 @@ def read(folder: Path) -> Record:
     return Record(
         step_seconds=batch * sum(1 / rate for rate in counted) / len(counted),
         paused=sum(t["steps_paused"] for t in teachers) / sum(t["steps"] for t in teachers),
-        modes=tuple(json.loads(line)["mode"] for line in decisions),
+        warm_up=epochs[0]["step"],
+        experts=_experts(folder),
         summary=summary,
+    )
+
+
+def _experts(folder: Path) -> tuple[frozenset[str], ...]:
+    modes: dict[int, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for line in (folder / "decisions.jsonl").read_text().splitlines():
+        pair = json.loads(line)
+        modes[pair["step"]][pair["teacher"]].add(pair["mode"])
+    return tuple(
+        frozenset(teacher for teacher, found in modes[step].items() if found == {"expert"})
+        for step in sorted(modes)
     )
 
 

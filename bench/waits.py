@@ -35,6 +35,15 @@ PAUSING = Case("_while_pausing", {"strategy": "threshold", "strategy_kwargs": {"
 """Networks that only wait learn nothing, so that under switokd nobody gets ahead; with a threshold
 of 0 a teacher pauses whenever it is the better one, which is about every second step."""
 
+FIGURES = (
+    *(
+        f"{name}{case.suffix}"
+        for case in (LEARNING, PAUSING)
+        for name in ("decision_wait_share", "decision_wait_over_round_trip", "step_over_compute")
+    ),
+    "exchange_over_all_gather",
+)
+
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give the figures of waiting."""

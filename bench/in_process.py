@@ -1,0 +1,67 @@
+"""Ours in this process: the networks, exchange and decisions of `switokd train`, step by step.
+
+For figures of a step alone, which no run's start, record or evaluation shall be part of. All
+networks are in the one process.
+
+Not covered: several ranks (`ranks.py`); learning rate schedules, which so few steps do not reach.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from switokd.alone import Alone
+from switokd.config import Config
+from switokd.data import Batch, Images, open_images
+from switokd.data.feed import feed
+from switokd.environment import Environment
+from switokd.exchange import Exchange
+from switokd.placement import Place
+from switokd.setup import make_learners, make_models
+from switokd.step import train_step
+from switokd.world import World
+
+ONE_PROCESS: Mapping[str, Any] = {"placement": "replicated", "coordinator": "off"}
+"""A run file's settings for it."""
+
+
+def configured(raw: Mapping[str, Any]) -> Config:
+    """Give a run file, as `runs.py` makes them, as it is configured."""
+    return Config.model_validate_json(json.dumps(raw))
+
+
+class InProcess:
+    """A run of one process, set up. `decider`: instead of the method's own; `images` likewise."""
+
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device | None = None,
+        images: Images | None = None,
+        decider: Alone | None = None,
+    ) -> None:
+        self.config = config
+        self.device = device or torch.device("cpu")
+        self.images = images or open_images(config.data, config.seed)
+        place = Place(config.placement_on(1), 0)
+        models = make_models(config, place.networks, self.images)
+        world = World(Environment(), self.device)
+        self._learners = make_learners(config, place, models, world, self.images.shape)
+        self._exchange = Exchange(place, config.digest, self.images.classes)
+        self._decider = decider or Alone(config, lambda decision: None)
+        self._done = 0
+
+    def batches(self, steps: int) -> Iterator[Batch]:
+        """The first batches of a training, as its steps take them."""
+        return feed(self.images.stream(steps), self.device, self.config.compute.channels_last)
+
+    def step(self, x: Tensor, y: Tensor) -> None:
+        """Train on one more batch."""
+        self._done += 1
+        method = self.config.method
+        train_step(self._learners, self._done, x, y, len(y), method, self._exchange, self._decider)
