@@ -22,6 +22,7 @@ from bench import (
     gpu,
     loading,
     machine,
+    nccl,
     pausing,
     placements,
     planning,
@@ -44,6 +45,7 @@ PARTS: Mapping[str, ModuleType] = {
     "planning": planning,
     "coordinator": capacity,
     "gpu": gpu,
+    "nccl": nccl,
 }
 """Each has `measure(quick, say)` and names its `FIGURES`, by which it can be asked for as well."""
 

@@ -16,6 +16,8 @@ from bench.against import EQUAL
 from bench.figures import Figure, Say, alternate
 from bench.runs import BATCH, CLASSES
 
+FIGURES = ("nccl_exchange_over_all_gather", "nccl_scaling")
+
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give nccl_exchange_over_all_gather and nccl_scaling; nothing with fewer than two GPUs."""

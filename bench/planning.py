@@ -6,7 +6,7 @@ with its part of the threads, its links measured and its memory kept; the profil
 Pauses are those of the steps that were measured.
 
 Not covered: more ranks than cores, which the planner does not cover; they are in the details, not
-in the figure. Compiled networks, which are not profiled.
+in the figure; compiled networks.
 """
 
 from __future__ import annotations
