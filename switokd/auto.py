@@ -7,7 +7,7 @@ share memory, or a GPU), while the others stand still. What is chosen needs no n
 that are not needed end, the others go on with the threads that each then has.
 
 Not covered: other numbers of processes than the launcher offers (`launch.py`); machines of unequal
-speed: only what rank 0 measures counts.
+speed (only what rank 0 measures counts); load that comes or goes later.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ def measured_profiles(
 
 
 def _measured(config: Config, world: World, images: Images, crew: Crew) -> Profile | None:
-    if world.env.crews:
-        torch.set_num_threads(crew.threads)
     its_world, is_in = world.first(crew.processes), world.rank < crew.processes
+    if is_in and world.env.crews:
+        torch.set_num_threads(crew.threads)
     links = measure_links(its_world, ASSUMED_DECISION_SECONDS) if is_in else None
 
     def measure() -> Profile:
