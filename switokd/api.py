@@ -152,8 +152,8 @@ def _train_here(config: Config, lent: Mapping[str, Any] = NOTHING) -> Run:
             f"coordinator.address: {config.coordinator.address}, but a run in this process decides "
             "by itself; give processes=1 or more"
         )
-    # A network's ranks are for placement: dedicated.
-    alone = ["placement=replicated", "coordinator.address=off"]
+    # A network's ranks are for placement: dedicated, and auto's settings for auto.
+    alone = ["placement=replicated", "auto={}", "coordinator.address=off"]
     alone += [f"networks.{name}.ranks=1" for name in config.networks]
     config = checked(config.model_dump(mode="json"), config.name, alone)
     folders = import_folders(config, Path.cwd())

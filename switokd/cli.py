@@ -11,6 +11,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, NoReturn, Optional
 
@@ -20,6 +21,7 @@ from switokd import __version__
 from switokd.check_command import check
 from switokd.compare_command import compare
 from switokd.config import known_settings
+from switokd.environment import Crew
 from switokd.errors import SwitokdError
 from switokd.export_command import export, predict
 from switokd.imports import import_callable
@@ -71,8 +73,8 @@ def train(
     """Train a recipe or run file: starts the processes that it needs on this machine.
 
     That is one per network, unless placement or networks.NAME.ranks say otherwise; for
-    placement=replicated one per GPU, or a single one. On several machines, or to choose the
-    processes yourself, use torchrun:
+    placement=replicated or auto one per GPU, without GPUs a single one (replicated) or as many as
+    are fastest (auto). On several machines, or to choose the processes yourself, use torchrun:
     torchrun --nproc-per-node=N -m switokd.train RECIPE_OR_FILE [KEY.KEY=VALUE]...
     """
     from switokd.environment import check_world_size, environment
@@ -88,16 +90,17 @@ def train(
     except SwitokdError as error:
         _fail(error)
     count = needed or processes
+    crews: Sequence[Crew] = ()
     if count is None:
-        from switokd.launch import processes_for
+        from switokd.launch import crews_for, processes_for
 
-        count = processes_for(config)
+        count, crews = processes_for(config), crews_for(config)
     if env.under_torchrun or count == 1:
         _work(recipe, settings or [])
         return
     from switokd.launch import launch
 
-    raise typer.Exit(launch(config, count, [recipe, *(settings or [])]))
+    raise typer.Exit(launch(config, count, [recipe, *(settings or [])], crews))
 
 
 app.command(epilog=EPILOG)(plan)
@@ -198,7 +201,11 @@ def worker_main() -> None:
     worker = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
     @worker.command(epilog=EPILOG)
-    def rank(recipe: RunFile, settings: Settings = None) -> None:
+    def rank(
+        recipe: RunFile,
+        settings: Settings = None,
+        crews: Annotated[str, typer.Option(hidden=True)] = "",  # by `switokd train`
+    ) -> None:
         """Train one rank's networks; started once per rank by torchrun.
 
         torchrun --standalone --nproc-per-node=3 -m switokd.train digits-2t1s [KEY.KEY=VALUE]...
@@ -206,17 +213,17 @@ def worker_main() -> None:
         A run of one process needs no torchrun:
         python -m switokd.train digits-2t1s placement=replicated coordinator=off
         """
-        _work(recipe, settings or [])
+        _work(recipe, settings or [], [Crew.of(code) for code in crews.split(",") if code])
 
     worker(prog_name="torchrun ... -m switokd.train")
 
 
-def _work(recipe: str, settings: list[str]) -> None:
+def _work(recipe: str, settings: list[str], crews: Sequence[Crew] = ()) -> None:
     """One rank, from arguments to exit code."""
     from switokd.environment import check_alone, check_world_size, environment
     from switokd.lifecycle import one_line_errors
 
-    env = environment()
+    env = replace(environment(), crews=tuple(crews))
     with one_line_errors(env):
         config = load_importable(recipe, settings)
         needed = config.world_size or env.world_size

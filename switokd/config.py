@@ -25,6 +25,7 @@ from switokd.sections import (
     SGD,
     Adam,
     AdamW,
+    Auto,
     Compute,
     Coordinator,
     Data,
@@ -65,6 +66,7 @@ class Config(Section):
     """auto: the GPUs where there are any, else the CPU."""
     placement: PlacementSetting = "dedicated"
     """dedicated, replicated (all on every rank), auto (measured), or {NETWORK: [RANK, ...]}."""
+    auto: Auto = Auto()
     data: Data = Data()
     networks: dict[NetworkName, Network]
     pairs: dict[NetworkName, dict[NetworkName, PairSettings]] = Field(default={})
@@ -109,6 +111,25 @@ class Config(Section):
                 self._check(d.make_strategy())
             except UsageError as error:
                 raise ValueError(str(error)) from None
+        return self
+
+    @model_validator(mode="after")
+    def _auto_fits(self) -> Config:
+        given = [key for key, value in self.auto if value != getattr(Auto(), key)]
+        if given and self.placement != "auto":
+            raise ValueError(
+                f"auto.{given[0]} is for placement: auto; set placement=auto, or leave it out with "
+                "auto={}"
+            )
+        if self.auto.run is not None and self.auto.paused is not None:
+            raise ValueError("auto.run and auto.paused both say how often teachers pause; give one")
+        teachers = self.topology.teachers
+        for name in self.auto.paused if isinstance(self.auto.paused, dict) else ():
+            if name not in teachers:
+                raise ValueError(
+                    f"auto.paused: no teacher {name!r}{nearest(name, teachers)} (teachers: "
+                    f"{', '.join(teachers)})"
+                )
         return self
 
     @model_validator(mode="after")
@@ -251,7 +272,7 @@ class Config(Section):
         return {
             key: value
             for key, value in agreed.items()
-            if key not in ("coordinator", "save_initial_weights", "device")
+            if key not in ("auto", "coordinator", "save_initial_weights", "device")
         }
 
     @property
@@ -276,6 +297,7 @@ def known_settings(
 ) -> Iterator[tuple[str, FieldInfo]]:
     """Every dotted key of the run file, with NAME for a network's, and what is known of it."""
     inner: dict[str, tuple[tuple[type[Section], str], ...]] = {
+        "auto": ((Auto, ""),),
         "data": ((Data, ""),),
         "networks": ((Network, "NAME."),),
         "pairs": ((PairSettings, "TEACHER.STUDENT."),),

@@ -7,9 +7,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from switokd.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Crew:
+    """So many processes on this machine, each with so many CPU threads."""
+
+    processes: int
+    threads: int
+
+    @property
+    def code(self) -> str:
+        """As one argument of a command: "2x1"."""
+        return f"{self.processes}x{self.threads}"
+
+    @classmethod
+    def of(cls, code: str) -> Crew:
+        """Read `code`."""
+        processes, threads = code.split("x")
+        return cls(int(processes), int(threads))
+
+    def __str__(self) -> str:
+        """Such as "2 processes with 1 thread each"."""
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        if self.processes == 1:
+            return f"1 process with {threads}"
+        return f"{self.processes} processes with {threads} each"
 
 
 @dataclass(frozen=True)
@@ -24,6 +50,12 @@ class Environment:
     under_torchrun: bool = False
     embedded: bool = False
     """Whether this is a program of the user's, whose signals and memory are its own (`api.py`)."""
+    crews: tuple[Crew, ...] = ()
+    """What `placement: auto` may choose from, largest first; empty: as many as there are."""
+
+    def first(self, processes: int) -> Environment:
+        """As it is where only the first so many processes go on; they are on one machine."""
+        return replace(self, world_size=processes, local_world_size=processes, crews=())
 
     @property
     def one_host(self) -> bool:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Sequence
 
 from switokd.config import Config
+from switokd.environment import Crew
 from switokd.errors import EXIT_INTERRUPTED, PeerError
 from switokd.lifecycle import complain
 
@@ -20,19 +21,48 @@ from switokd.lifecycle import complain
 def processes_for(config: Config) -> int:
     """How many processes suit this machine where the placement fits any number.
 
-    One per GPU. Without one, replicated takes a single process with all cores, and auto one per
-    core.
+    One per GPU. Without one, replicated takes a single process with all cores, and auto as many
+    as the largest of `crews_for`.
     """
+    crews = crews_for(config)
+    return crews[0].processes if crews else _gpus(config) or 1
+
+
+def crews_for(config: Config) -> list[Crew]:
+    """What `placement: auto` may choose from on this machine, largest first; nothing on GPUs.
+
+    A process per core, if a batch has enough for all networks on all of them; then half as many
+    and so on, down to one with all cores. Threads are what `launch` and PyTorch give to so many.
+    """
+    if config.placement != "auto" or _gpus(config):
+        return []
+    import torch
+
+    cores, all_threads = os.cpu_count() or 1, torch.get_num_threads()
+    is_alone = config.coordinator.address == "off"
+    processes = 1 if is_alone else min(cores, config.data.batch_size // 2)
+    are_given = "OMP_NUM_THREADS" in os.environ
+    crews = []
+    while processes:
+        is_free = processes > 1 and not are_given
+        crews.append(Crew(processes, cores // processes if is_free else all_threads))
+        processes //= 2
+    return crews
+
+
+def _gpus(config: Config) -> int:
     from switokd.world import gpu_count
 
-    gpus = 0 if config.device == "cpu" else gpu_count()
-    return gpus or (1 if config.placement == "replicated" else os.cpu_count() or 1)
+    return 0 if config.device == "cpu" else gpu_count()
 
 
-def launch(config: Config, world_size: int, arguments: Sequence[str]) -> int:
+def launch(
+    config: Config, world_size: int, arguments: Sequence[str], crews: Sequence[Crew] = ()
+) -> int:
     """Run `python -m switokd.train ARGUMENTS` once per rank; return the exit code.
 
-    That is 0, or the code of the rank that failed first.
+    That is 0, or the code of the rank that failed first. crews: what the ranks may choose from
+    instead, if they need not all go on.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -41,6 +71,7 @@ def launch(config: Config, world_size: int, arguments: Sequence[str]) -> int:
     # Each rank has said in a line why it ended; torchrun's account would bury it.
     logging.disable(logging.ERROR)
     threads = max((os.cpu_count() or 1) // world_size, 1)
+    options = [f"--crews={','.join(each.code for each in crews)}"] if crews else []
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     launcher = LaunchConfig(
         min_nodes=1,
@@ -53,7 +84,7 @@ def launch(config: Config, world_size: int, arguments: Sequence[str]) -> int:
         monitor_interval=0.1,
     )
     try:
-        elastic_launch(launcher, sys.executable)("-u", "-m", "switokd.train", *arguments)
+        elastic_launch(launcher, sys.executable)("-u", "-m", "switokd.train", *options, *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:

@@ -28,7 +28,8 @@ Torch-free, and no clock is read.
 
 Not covered: loading and moving batches; what sums take from the compute beside them; memory that
 an allocator holds without use; links of unequal speed; ranks that share a core or a GPU; numbers
-of ranks below what there are devices; what small shards do to accuracy (BatchNorm's statistics).
+of ranks below what there are devices (on CPUs `auto.py` compares some, by a profile for each);
+what small shards do to accuracy (BatchNorm's statistics).
 """
 
 from __future__ import annotations

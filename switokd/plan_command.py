@@ -21,6 +21,7 @@ from rich.table import Table
 
 from switokd.config import Config
 from switokd.errors import SwitokdError, UsageError
+from switokd.given import expected_pauses, saved_profile
 from switokd.known_data import known
 from switokd.pauses import Pauses, parse_shares
 from switokd.placement import Placement
@@ -32,6 +33,7 @@ from switokd.plan import (
     simplest_of_the_best,
 )
 from switokd.runfile import load_importable
+from switokd.sections import Auto
 from switokd.timings import Profile
 
 if TYPE_CHECKING:
@@ -112,6 +114,8 @@ def setting(placement: Placement, config: Config) -> list[str]:
         table = (f"{name}: {_row(row)}" for name, row in placement.table)
         wanted = f"{{{', '.join(table)}}}"
     changed = [f"networks.{n}.ranks={k}" for n, k in ranks.items() if config.networks[n].ranks != k]
+    if config.auto != Auto():  # is for placement: auto
+        changed.append("auto={}")
     is_default = config.placement == wanted == "dedicated"
     return changed if changed and is_default else [f"placement={wanted}", *changed]
 
@@ -125,23 +129,18 @@ def _row(row: tuple[tuple[int, float], ...]) -> str:
 def _pauses(config: Config, paused: list[str], run: Path | None) -> Pauses:
     if paused and run:
         raise UsageError("--paused and --run both say how often teachers pause; give one")
-    if not config.method.rule.pauses:  # whatever the modes, its teachers compute on
-        return Pauses.none()
-    if run:
-        return Pauses.of_run(run, config.topology)
-    if paused:
-        return Pauses.independent(parse_shares(paused, config.topology))
-    return Pauses.usual(config.method)
+    if config.method.rule.pauses:  # else its teachers compute on, whatever the modes
+        if run:
+            return Pauses.of_run(run, config.topology)
+        if paused:
+            return Pauses.independent(parse_shares(paused, config.topology))
+    return expected_pauses(config)
 
 
 def _profile(config: Config, given: Path | None, devices: int) -> Profile:
     """Read the profile, or measure one."""
     if given:
-        found = Profile.load(given)
-        found.check((name, n.role, n.model) for name, n in config.networks.items())
-        found.check_conditions(*_images(config), config.compute)
-        soft, steps = config.data.has_soft_targets, config.schedule.accumulate
-        return found.model_copy(update={"soft_targets": soft, "accumulate": steps})
+        return saved_profile(config, given, *_images(config))
     shape, classes = _images(config)
     device = _device(config, devices)
     if config.compute.keep_memory and device.type == "cpu":  # as in training

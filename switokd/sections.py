@@ -173,6 +173,29 @@ PlacementSetting = Annotated[
 ]
 
 
+def _check_shares(value: Any) -> Any:
+    """Refuse what is no share of steps with one sentence, likewise."""
+    for share in value.values() if isinstance(value, dict) else [value]:
+        is_number = isinstance(share, int | float) and not isinstance(share, bool)
+        if value is not None and not (is_number and 0 <= share <= 1):
+            raise ValueError("a share from 0 to 1 for every teacher, or {TEACHER: SHARE, ...}")
+    return value
+
+
+class Auto(Section):
+    """What placement: auto is told, where it would measure or assume otherwise."""
+
+    profiles: tuple[KeyText, ...] = ()
+    """Files of 'switokd plan --save-profile', instead of measuring: one per number of threads."""
+    run: KeyText | None = None
+    """Folder of an earlier run: teachers pause as often, and together with whom, as they did."""
+    paused: Annotated[
+        Union[float, dict[str, float], None],  # noqa: UP007
+        BeforeValidator(_check_shares),
+    ] = None
+    """Share of its steps that a teacher is paused: 0.5 for all, or {TEACHER: 0.5}; null: 0.3."""
+
+
 def _optimizer_name(optimizer: Any) -> str:
     """Which optimizer a section describes: SGD unless it says otherwise."""
     if isinstance(optimizer, dict):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from switokd import models, run_folder
 from switokd.alone import Alone
+from switokd.auto import choose_placement
 from switokd.client import Client, Endpoint, Seat
 from switokd.config import Config
 from switokd.coordinator_process import coordinator_process
@@ -23,30 +24,24 @@ from switokd.data import Batch, Batches, Images, open_images
 from switokd.data.feed import feed
 from switokd.desk import Desk
 from switokd.environment import Environment
-from switokd.errors import CollectiveError, NonFiniteError, PeerError, SwitokdError
+from switokd.errors import CollectiveError, NonFiniteError, PeerError
 from switokd.evaluate import top1
 from switokd.exchange import Exchange
 from switokd.held_out import HeldOut
 from switokd.interface import Interface
 from switokd.learner import Learner, average_statistics
 from switokd.lifecycle import Terminated, end_if_stuck, unwind_on_sigterm
-from switokd.links import measure_links
-from switokd.memory import give_back_freed_memory, keep_freed_memory
-from switokd.pauses import Pauses
+from switokd.memory import keep_freed_memory
 from switokd.placement import Place, Placement
-from switokd.plan import choose, shard_sizes
-from switokd.profile_networks import profile
 from switokd.schedules import Windows
-from switokd.setup import check_shards, make_learners, make_models, set_learning_rate
+from switokd.setup import Models, check_shards, make_learners, make_models, set_learning_rate
 from switokd.step import train_step
 from switokd.telemetry import EpochLog, Waiting
-from switokd.timings import ASSUMED_DECISION_SECONDS, Profile
 from switokd.world import (
     World,
     check_same_configuration,
     choose_device,
     join_world,
-    ranks_per_gpu,
 )
 
 
@@ -177,7 +172,7 @@ def _plain_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def train(config: Config, env: Environment) -> Path | None:
     """Train this rank's networks among the others, from nothing to a finished run folder.
 
-    Rank 0 gives the folder back.
+    Rank 0 gives the folder back; a rank that placement: auto does not need does nothing.
     UsageError, NonFiniteError, PeerError as in `errors.py`.
     """
     if env.rank == 0:
@@ -187,21 +182,16 @@ def train(config: Config, env: Environment) -> Path | None:
     device = choose_device(config.device, env)
     if config.compute.keep_memory and device.type == "cpu" and not env.embedded:
         keep_freed_memory()
-    placement = None if config.placement == "auto" else config.placement_on(env.world_size)
-    # Before the ranks meet, so that a mistake in a model is not also a lost peer elsewhere.
-    names = placement.networks_of(env.rank) if placement else ()
-    built = make_models(config, names, images)
+    built: Models = {}
+    if config.placement != "auto":
+        # Before the ranks meet, so that a mistake in a model is not also a lost peer elsewhere.
+        names = config.placement_on(env.world_size).networks_of(env.rank)
+        built = make_models(config, names, images)
     with ExitStack() as stack:
-        world = stack.enter_context(join_world(env, device, config.coordinator.timeout))
-        found = {
-            "training images": images.samples,
-            "classes": images.classes,
-            "kind of device": device.type,
-        }
-        check_same_configuration(world, {**config.must_agree(), **found})
-        if placement is None:
-            placement = measured_placement(config, world, images)
-            built = make_models(config, placement.networks_of(env.rank), images)
+        world, placement = meet(stack, config, env, device, images)
+        if env.rank >= placement.world_size:
+            return None
+        built = built or make_models(config, placement.networks_of(env.rank), images)
         check_shards(config, placement, images)
         place = Place(placement, env.rank)
         windows = Windows(config.schedule.accumulate, images.steps_per_epoch, steps)
@@ -232,34 +222,30 @@ def train(config: Config, env: Environment) -> Path | None:
         return desk.folder.path if desk else None
 
 
-def measured_placement(config: Config, world: World, images: Images) -> Placement:
-    """For `placement: auto`: the fastest for as many ranks as there are, chosen by rank 0.
+def meet(
+    stack: ExitStack, config: Config, env: Environment, device: torch.device, images: Images
+) -> tuple[World, Placement]:
+    """Join the other ranks, and come to know which networks are whose.
 
-    All ranks measure at the same time, as they will compute: some share cores, or a GPU.
+    A placement may need only the first ranks; the others' world is left then. `stack`, which has
+    to be empty, leaves the world at its end.
     """
-    ranks, size = world.env.world_size, config.data.batch_size
-    links = measure_links(world, ASSUMED_DECISION_SECONDS)
-
-    def measure() -> Profile:
-        sizes = shard_sizes(size, ranks)
-        found = profile(config, images.shape, images.classes, world.device, sizes, links=links)
-        if found.device_memory_bytes is None:
-            return found
-        own = found.device_memory_bytes // ranks_per_gpu(world.env)
-        return found.model_copy(update={"device_memory_bytes": own})
-
-    def pick() -> Placement:
-        usual = Pauses.usual(config.method)
-        return choose(measure(), config.topology, size, ranks, usual).placement
-
-    if world.rank > 0:
-        with suppress(SwitokdError):  # rank 0 finds the same, and says so
-            measure()
-    placement = world.broadcast(world.on_rank_0(pick))
-    assert isinstance(placement, Placement)
-    if world.device.type == "cpu":
-        give_back_freed_memory()  # of networks and batches that this rank may never see again
-    return placement
+    world = stack.enter_context(join_world(env, device, config.coordinator.timeout))
+    found = {
+        "training images": images.samples,
+        "classes": images.classes,
+        "kind of device": device.type,
+    }
+    check_same_configuration(world, {**config.must_agree(), **found})
+    if config.placement != "auto":
+        return world, config.placement_on(env.world_size)
+    placement = choose_placement(config, world, images)
+    few = env.first(placement.world_size)
+    if few.world_size < env.world_size:
+        stack.close()  # all leave together
+        if env.rank < few.world_size:
+            world = stack.enter_context(join_world(few, device, config.coordinator.timeout))
+    return world, placement
 
 
 def describe(config: Config, world: World, placement: Placement, where: str) -> str:

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from switokd.environment import Environment
 from switokd.errors import CollectiveError, SwitokdError, UsageError
@@ -77,6 +79,15 @@ class World:
         timeout = 2 * self.timeout if self.backend == "nccl" else self.timeout
         group = dist.new_group(list(ranks), timeout=timeout, backend=self.backend)
         return group if isinstance(group, dist.ProcessGroup) else None
+
+    def first(self, ranks: int) -> World:
+        """The first so many ranks within this world, for the steps' collectives.
+
+        Every rank must call it; what others than those get is of no use.
+        """
+        if ranks == self.env.world_size:
+            return self
+        return replace(self, env=self.env.first(ranks), steps=self.group(range(ranks)))
 
     @property
     def rank(self) -> int:
@@ -151,12 +162,18 @@ def join_world(env: Environment, device: torch.device, timeout: float) -> Iterat
     with naming("joining the process group"):
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", None, PATIENCE, env.world_size, env.rank, store=_store(env))
         world = World(env, device, timedelta(seconds=timeout))
         world = replace(world, backend=_backend(world.all_gather(_identity(device))))
         world = replace(world, steps=world.group(range(env.world_size)))
     yield world
     dist.destroy_process_group()
+
+
+def _store(env: Environment) -> Store:
+    """Where ranks find each other: apart from the world that the first of them may have left."""
+    store, _, _ = next(rendezvous("env://", env.rank, env.world_size, timeout=PATIENCE))
+    return PrefixStore(f"of {env.world_size}", store)
 
 
 def _identity(device: torch.device) -> str:

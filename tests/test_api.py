@@ -187,9 +187,11 @@ def test_training_here_is_the_command_lines_and_leaves_the_program_as_it_was(
         assert equal(theirs.network(name).state_dict(), mine.network(name).state_dict())
 
 
-def test_any_placement_trains_in_one_process(tmp_path: Path) -> None:
-    settings = {**FEW, "run_dir": tmp_path, "networks.teacher1.ranks": 2}
-    made = switokd.train(load("digits-2t1s"), settings)
+@pytest.mark.parametrize(
+    "placed", [{"networks.teacher1.ranks": 2}, {"placement": "auto", "auto.paused": 0.5}]
+)
+def test_any_placement_trains_in_one_process(placed: dict[str, Any], tmp_path: Path) -> None:
+    made = switokd.train(load("digits-2t1s"), {**FEW, "run_dir": tmp_path, **placed})
     assert made.summary["world_size"] == 1
     assert len(made.decisions) == 6
 

@@ -9,8 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from switokd.environment import Crew
+from switokd.launch import crews_for, processes_for
+from switokd.runfile import load
 from tests.support import process, run, wait_until
 
+AUTO = ["placement=auto", "device=cpu"]
 TRAIN = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "run_dir=out"]
 
 
@@ -45,3 +49,47 @@ def test_signals(number: signal.Signals, code: int, tmp_path: Path) -> None:
     assert "Traceback" not in text
     if number == signal.SIGKILL:
         assert f"rank 1 (student), process {victim.pid}, was killed by SIGKILL" in text
+
+
+@pytest.fixture
+def twelve_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which PyTorch would use six: two of them are one of the processor's."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "crews"),
+    [
+        ([], ["12x1", "6x2", "3x4", "1x6"]),
+        (["data.batch_size=8"], ["4x3", "2x6", "1x6"]),  # two images for each at least
+        (["data.batch_size=2"], ["1x6"]),
+        (["coordinator=off"], ["1x6"]),
+        (["placement=replicated"], []),
+    ],
+)
+@pytest.mark.usefixtures("twelve_cores")
+def test_auto_may_choose_half_as_many_processes_and_so_on(
+    settings: list[str], crews: list[str]
+) -> None:
+    config = load("digits-1t1s", [*AUTO, *settings])
+    found = crews_for(config)
+    assert [crew.code for crew in found] == crews
+    assert [Crew.of(crew.code) for crew in found] == found
+    assert processes_for(config) == (found[0].processes if found else 1)
+
+
+@pytest.mark.usefixtures("twelve_cores")
+def test_threads_that_the_user_has_set_are_every_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    found = crews_for(load("digits-1t1s", AUTO))
+    assert [crew.code for crew in found] == ["12x6", "6x6", "3x6", "1x6"]
+
+
+@pytest.mark.usefixtures("twelve_cores")
+def test_on_gpus_there_is_a_process_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("switokd.world.gpu_count", lambda: 3)
+    config = load("digits-1t1s", ["placement=auto"])
+    assert (crews_for(config), processes_for(config)) == ([], 3)
+    assert crews_for(load("digits-1t1s", AUTO))

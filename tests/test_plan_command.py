@@ -148,6 +148,13 @@ def test_pauses_come_from_an_earlier_run(tmp_path: Path) -> None:
     assert only["efficiency"] == pytest.approx(1)
 
 
+def test_pauses_are_the_run_files_if_no_option_says_otherwise(tmp_path: Path) -> None:
+    told = ["--profile", saved_profile(tmp_path), "--devices=1", "placement=auto"]
+    told.append("auto.paused={teacher1: 1}")
+    assert planned(tmp_path, *told)["pauses"] == [{"paused": ["teacher1"], "share": 1.0}]
+    assert planned(tmp_path, *told, "--paused=0")["pauses"] == [{"paused": [], "share": 1.0}]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -184,6 +191,10 @@ def test_settings_say_the_placement() -> None:
         dedicated(topology, {**one_each, "teacher1": 6}): ["networks.teacher1.ranks=6"],
     }.items():
         assert setting(placement, CONFIG) == expected
+    told = ["placement=auto", "auto.paused=0.5"]  # of no use to another placement
+    wanted = setting(replicated(topology, 4), load("digits-2t1s", told))
+    assert wanted == ["placement=replicated", "auto={}"]
+    assert load("digits-2t1s", [*told, *wanted]) == load("digits-2t1s", wanted[:1])
     table: dict[str, list[int] | dict[int, float]] = {
         "teacher1": {0: 40.0, 1: 24.0},
         "teacher2": [1],

@@ -1,0 +1,40 @@
+"""What a plan takes as given, not measured: how often teachers pause, profiles from files.
+
+Torch-free.
+
+Not covered: measuring (`profile_networks.py`, `links.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from switokd.config import Config
+from switokd.pauses import Pauses
+from switokd.timings import Profile
+
+
+def expected_pauses(config: Config) -> Pauses:
+    """As `auto.run` or `auto.paused` say, else the usual; UsageError if that run is no such run.
+
+    What they say is of teachers that learn and pause by turns: where the strategy pauses nobody,
+    or leaves its teachers as they come, it is certain already.
+    """
+    strategy, given = config.method.strategy, config.auto
+    if strategy.pauses and config.method.rule.pauses and not strategy.frozen_teachers:
+        if given.run is not None:
+            return Pauses.of_run(Path(given.run), config.topology)
+        if given.paused is not None:
+            own = given.paused if isinstance(given.paused, dict) else {}
+            everyone = given.paused if isinstance(given.paused, int | float) else 0.0
+            return Pauses.independent({t: own.get(t, everyone) for t in config.topology.teachers})
+    return Pauses.usual(config.method)
+
+
+def saved_profile(config: Config, path: Path, image: tuple[int, int, int], classes: int) -> Profile:
+    """Read a profile for `config` and its images; UsageError if it is of something else."""
+    found = Profile.load(path)
+    found.check((name, n.role, n.model) for name, n in config.networks.items())
+    found.check_conditions(image, classes, config.compute)
+    soft, steps = config.data.has_soft_targets, config.schedule.accumulate
+    return found.model_copy(update={"soft_targets": soft, "accumulate": steps})

@@ -1,0 +1,322 @@
+"""`placement: auto`: what is chosen, on how many processes, and from what; with real processes.
+
+Not covered: that the choice is the fastest on real hardware; GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from switokd import auto
+from switokd.auto import Offer, choose_placement, fewest_of_the_best, in_words
+from switokd.data import open_images
+from switokd.environment import Crew, Environment
+from switokd.errors import UsageError
+from switokd.given import expected_pauses
+from switokd.placement import Placement, replicated
+from switokd.plan import Prediction
+from switokd.runfile import load
+from switokd.timings import Communication, NetworkTimes, Profile
+from switokd.world import World
+from tests.support import REPOSITORY, lines, process, run, torchrun, wait_until
+
+TRAIN = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "placement=auto"]
+CONFIG = load("digits-1t1s")
+FEW = ["schedule.max_steps=8", "schedule.evaluate_every=20"]
+ONE, TWO = Crew(1, 2), Crew(2, 1)
+SLEEPERS = [
+    *(f"networks.{name}.model=tests.sleepers:Sleeper" for name in CONFIG.topology),
+    *(
+        f"networks.{name}.model_kwargs={{forward: 0.002, backward: 0.028}}"
+        for name in CONFIG.topology
+    ),
+    "data.batch_size=4",  # enough for two processes, however many cores there are
+]
+SLOW = """
+import pathlib, time, torch
+
+class Net(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(64, 10)
+
+    def forward(self, x):
+        if self.training:
+            pathlib.Path("started").touch()
+            time.sleep(1)
+        return super().forward(x.flatten(1))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """A choice sets this process's threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def saved(
+    folder: Path, threads: int, seconds: float, latency: float = 0.0, device: str = "cpu"
+) -> str:
+    """A profile of digits-1t1s: each network takes `seconds` for a batch of 64."""
+
+    def network(name: str) -> NetworkTimes:
+        return NetworkTimes(
+            role=CONFIG.networks[name].role,
+            model=CONFIG.networks[name].model,
+            samples=(64,),
+            forward_seconds=(seconds / 3,),
+            backward_seconds=(seconds * 2 / 3,),
+            update_seconds=0,
+            parameter_bytes=1000,
+            gradient_bytes=1000,
+            optimizer_bytes=1000,
+            activation_bytes_per_sample=1,
+        )
+
+    path = folder / f"{threads}-threads-{seconds}.json"
+    link = Communication(
+        description="a link",
+        latency_seconds=latency,
+        bandwidth_bytes_per_second=1e15,
+        decision_seconds=0,
+    )
+    Profile(
+        device=device,
+        threads=threads,
+        torch="2",
+        image=(1, 8, 8),
+        classes=10,
+        networks={name: network(name) for name in CONFIG.topology},
+        communication=link,
+    ).save(path)
+    return str(path)
+
+
+def chosen(crews: Sequence[Crew], profiles: Sequence[str], *settings: str) -> Placement:
+    """What rank 0 chooses from profiles, the other ranks left out."""
+    config = load("digits-1t1s", ["placement=auto", f"auto.profiles={list(profiles)}", *settings])
+    world = World(Environment(crews=tuple(crews)), torch.device("cpu"))
+    return choose_placement(config, world, open_images(config.data, config.seed))
+
+
+def offer(crew: Crew, seconds: float, fits: bool = True) -> Offer:
+    placement = replicated(CONFIG.topology, crew.processes)
+    return Offer(crew, Prediction(placement, seconds, 64 / seconds, 1.0, (), fits))
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What a run's summary says that takes no time."""
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    keys = ("world_size", "placement", "networks", "strategy", "seed")
+    return {key: found[key] for key in keys}
+
+
+def same_record(one: Path, other: Path) -> None:
+    """Whether two runs decided the same, and say the same of it."""
+    assert len(lines(one / "decisions.jsonl")) == 8
+    assert (one / "decisions.jsonl").read_bytes() == (other / "decisions.jsonl").read_bytes()
+    assert summary(one) == summary(other)
+
+
+# What is chosen
+
+
+def test_the_fewest_processes_of_those_that_are_not_told_apart() -> None:
+    four = Crew(4, 1)
+    assert fewest_of_the_best([offer(four, 1.0), offer(TWO, 2.0), offer(ONE, 1.5)]).crew == four
+    assert fewest_of_the_best([offer(four, 1.0), offer(TWO, 1.019), offer(ONE, 1.03)]).crew == TWO
+    assert fewest_of_the_best([offer(TWO, 3.0), offer(ONE, 1.0, fits=False)]).crew == TWO
+
+
+def test_the_line_says_what_was_chosen_and_from_what(capsys: pytest.CaptureFixture[str]) -> None:
+    pauses = expected_pauses(load("digits-1t1s"))
+    one, two = offer(ONE, 0.4123), offer(TWO, 0.45)
+    assert in_words(one, [two, one], pauses, None) == (
+        "auto: 1 process with 2 threads, 0.412 s a step; 2 processes with 1 thread each 0.45 s; "
+        "pauses: assumed, each by itself: teacher 30%"
+    )
+    alone = "; a single process with as many threads 0.412 s; "
+    assert alone in in_words(two, [two], pauses, one.best)
+    assert "single" not in in_words(one, [one], pauses, two.best)
+    assert capsys.readouterr().out == ""
+
+
+def test_profiles_decide_how_many_processes(tmp_path: Path) -> None:
+    crews = (TWO, ONE)
+    few_threads, many_threads = saved(tmp_path, 1, 0.1), saved(tmp_path, 2, 0.06)
+    assert chosen(crews, [few_threads, many_threads]).world_size == 2
+    assert torch.get_num_threads() == 1
+    assert chosen(crews, [few_threads, saved(tmp_path, 2, 0.04)]).world_size == 1
+    assert torch.get_num_threads() == 2
+    assert chosen(crews, [many_threads]).world_size == 1  # nothing is known of the other
+
+
+def test_with_profiles_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "profile", None)
+    monkeypatch.setattr(auto, "measure_links", None)
+    assert chosen((TWO, ONE), [saved(tmp_path, 1, 0.1)]).world_size == 2
+
+
+@pytest.mark.parametrize(
+    ("profiles", "words"),
+    [
+        ([(4, 0.1)], "measured with 4 CPU threads, and here it would be 2 processes with 1 thread"),
+        ([(1, 0.1), (1, 0.2)], "is the second with 1 CPU thread; name one for each number"),
+        ([(1, 0.1, 0.0, "H100")], "was measured on H100, and this run computes on cpu"),
+    ],
+)
+def test_profiles_that_cannot_be_used(
+    profiles: list[tuple[Any, ...]], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        chosen((TWO, ONE), [saved(tmp_path, *each) for each in profiles])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# How often teachers pause
+
+
+def test_pauses_are_what_the_run_file_says(tmp_path: Path) -> None:
+    def share(*settings: str, recipe: str = "digits-2t1s") -> list[float]:
+        config = load(recipe, ["placement=auto", *settings])
+        pauses = expected_pauses(config)
+        return [pauses.share(teacher) for teacher in config.topology.teachers]
+
+    assert share() == pytest.approx([0.3, 0.3])
+    assert share("auto.paused=0.5") == pytest.approx([0.5, 0.5])
+    assert share("auto.paused={teacher2: 1}") == pytest.approx([0, 1])
+    assert share("auto.paused=0") == [0, 0]
+    rows = [("teacher1", "expert"), ("teacher2", "learning")]
+    (tmp_path / "decisions.jsonl").write_text(
+        "".join(
+            json.dumps({"step": 1, "teacher": t, "student": "student", "mode": mode}) + "\n"
+            for t, mode in rows
+        )
+    )
+    assert share(f"auto.run={tmp_path}") == [1, 0]
+    # What is certain needs no telling.
+    assert share("auto.paused=0.5", "distillation.strategy=dml") == [0, 0]
+    by_zero = ["auto.paused=0.5", "distillation.semantics=published"]
+    assert share(*by_zero, recipe="digits-1t2s") == [0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["auto.paused=0.5"], "auto.paused is for placement: auto; set placement=auto, or leave"),
+        (["placement=replicated", "auto.run=x"], "auto.run is for placement: auto"),
+        (["placement=auto", "auto.paused=2"], "auto.paused: found 2; allowed: a share from 0 to 1"),
+        (["placement=auto", "auto.paused={teacher: true}"], "a share from 0 to 1"),
+        (["placement=auto", "auto.paused={techer: 0.5}"], "no teacher 'techer'; did you mean"),
+        (["placement=auto", "auto.run=x", "auto.paused=0"], "auto.run and auto.paused both say"),
+        (["placement=auto", "auto.profiles=x"], 'auto.profiles: found "x"; allowed: a list'),
+    ],
+)
+def test_mistakes_in_the_run_file(settings: list[str], words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load("digits-1t1s", settings)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# Real processes
+
+
+def test_one_process_goes_on_and_keeps_the_record_of_one(tmp_path: Path) -> None:
+    slow_link = saved(tmp_path, threads=1, seconds=0.01, latency=1.0)
+    command = [*TRAIN, *FEW, "run_dir=out", f"auto.profiles=[{slow_link}]"]
+    code, out, err = run(command, tmp_path)
+    assert (code, err) == (0, "")
+    assert out.startswith("auto: 1 process with 1 thread, 0.0")
+    assert "1 process on cpu, live metrics" in out
+    alone = [*TRAIN, *FEW, "placement=replicated", "run_dir=alone"]
+    code, out, err = run(alone, tmp_path)
+    assert (code, err) == (0, "")
+    same_record(tmp_path / "out", tmp_path / "alone")
+
+
+def test_the_first_processes_go_on_and_keep_the_record_of_so_many(tmp_path: Path) -> None:
+    profiles = [saved(tmp_path, threads, s) for threads, s in ((1, 0.4), (2, 0.1), (4, 0.4))]
+    settings = [*FEW, "placement=auto", f"auto.profiles={profiles}", "auto.paused=0"]
+    command = torchrun(4, "--crews=4x1,2x2,1x4", "digits-1t1s", *settings, "run_dir=out")
+    code, out, err = run(command, tmp_path)
+    assert code == 0, err
+    assert out.startswith("auto: 2 processes with 2 threads each, 0.1 s a step; 4 processes with")
+    assert "2 processes on cpu" in out
+    explicit = [*TRAIN, *FEW, "placement=dedicated", "run_dir=explicit"]
+    code, out, err = run(explicit, tmp_path, OMP_NUM_THREADS="2")
+    assert (code, err) == (0, "")
+    same_record(tmp_path / "out", tmp_path / "explicit")
+
+
+@pytest.mark.skipif(psutil.cpu_count() == 1, reason="needs two cores: one is one process's")
+def test_more_processes_where_they_are_measured_to_be_faster(tmp_path: Path) -> None:
+    """Threads make no sleep shorter, processes do: 240 ms of a step in one, 120 in each of two."""
+    settings = [*SLEEPERS, "schedule.max_steps=3", "run_dir=out"]
+    code, out, err = run([*TRAIN, *settings], tmp_path, PYTHONPATH=str(REPOSITORY))
+    assert (code, err) == (0, "")
+    assert out.startswith("auto: 2 processes with 1 thread each, 0.")
+    assert "; 1 process with 1 thread 0." in out
+    assert "2 processes on cpu" in out
+    assert len(lines(tmp_path / "out" / "decisions.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["auto.run=nowhere"], "nowhere/decisions.jsonl cannot be read: No such file"),
+        (["auto.profiles=[none.json]"], "none.json: cannot be read as a profile: No such file"),
+        (["networks.student.model=wrn-9-1"], "model wrn-9-1 cannot be made"),
+        (["data.dataset=cifar10"], "data.root: CIFAR10 is not in"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    settings: list[str], words: str, tmp_path: Path
+) -> None:
+    code, out, err = run([*TRAIN, *settings, "run_dir=out"], tmp_path)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("switokd: ")
+    assert words in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_torchrun_takes_pauses_and_profile_from_the_run_file(tmp_path: Path) -> None:
+    before = [{"step": 1, "teacher": "teacher", "student": "student", "mode": "expert"}]
+    (tmp_path / "decisions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in before))
+    given = [f"auto.profiles=[{saved(tmp_path, 8, 0.1)}]", "auto.run=.", "placement=auto"]
+    code, out, err = run(torchrun(2, "digits-1t1s", *given, *FEW, "run_dir=out"), tmp_path)
+    assert code == 0, err
+    assert re.match(
+        r"auto: 2 processes with 1 thread each, 0\.\d+ s a step; pauses: of the 1 steps of \.: "
+        r"teacher 100%\n2 processes on cpu",
+        out,
+    )
+
+
+def test_ctrl_c_while_measuring(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    log, started = tmp_path / "log", tmp_path / "started"
+    command = [*TRAIN, "networks.student.model=slow:Net", "run_dir=out"]
+    with process(command, tmp_path, log) as child:
+        wait_until(started.exists, 60, "a network is measured")
+        family = psutil.Process(child.pid).children(recursive=True)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 130, log.read_text()
+        gone, alive = psutil.wait_procs(family, timeout=10)
+        assert gone
+        assert not alive
+    assert "Traceback" not in log.read_text()
+    assert not (tmp_path / "out").exists()
