@@ -69,7 +69,7 @@ class Measured:
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give the shares of a step, and memory kept over memory given back."""
-    rounds, steps = (1, 3) if quick else (2, 5)
+    rounds, steps = (1, 2) if quick else (2, 5)
     sides = SIDES[1:] if quick else SIDES  # compiling takes a minute the first time
     found: dict[str, list[Measured]] = {side: [] for side in sides}
     for i in range(rounds):

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import devices, plain, roofline, simulated
-from bench.__main__ import chosen
+from bench import (
+    against,
+    devices,
+    in_process,
+    machine,
+    plain,
+    planning,
+    profiling,
+    roofline,
+    runs,
+    simulated,
+)
+from bench.__main__ import PARTS, chosen
 from bench.figures import Figure
 from bench.runs import BATCH
 from switokd.config import Config
@@ -28,6 +41,9 @@ TOPOLOGIES = {
     "2T1S": {"t1": "teacher", "t2": "teacher", "s": "student"},
     "1T2S": {"t": "teacher", "s1": "student", "s2": "student"},
 }
+
+PASSIVE = "passive"
+"""How threads wait for each other: else they are ten times as slow beside what others compute."""
 
 
 def network(name: str, classes: int = 4) -> nn.Module:
@@ -90,9 +106,13 @@ def test_a_figure_is_the_median_of_its_rounds() -> None:
 
 def test_parts_are_chosen_by_their_names_or_their_figures() -> None:
     assert chosen("plan_error,paused") == ["paused", "simulated"]
-    assert len(chosen("")) > 5
-    with pytest.raises(ValueError, match=r"--only nothing: one of plain, "):
-        chosen("nothing")
+    for part, module in PARTS.items():
+        assert chosen(part) == [part]
+        assert all(chosen(name) == [part] for name in module.FIGURES)
+    assert chosen("") == list(PARTS)
+    words = r"--only plain_fp33: one of plain, .*, nccl, or a figure; did you mean 'plain_fp32'\?"
+    with pytest.raises(ValueError, match=words):
+        chosen("plain_fp33")
 
 
 def network_times(role: Any, model: str) -> NetworkTimes:
@@ -171,17 +191,135 @@ def test_convolutions_alone_count_their_operations() -> None:
     assert operations / (3 * 2 * BATCH) == pytest.approx(0.1e9, rel=0.05)
 
 
+def test_the_matrix_of_comparisons_is_complete() -> None:
+    cases = {case.figure: case for case in against.cases()}
+    for kind in ("plain", "unequal"):
+        for precision in ("fp32", "bf16"):
+            for topology in ("1T1S", "2T1S", "1T2S"):
+                suffix = "" if topology == "2T1S" else f"_{topology.lower()}"
+                case = cases[f"{kind}_{precision}{suffix}"]
+                config = in_process.configured(case.run_file(3))
+                assert config.topology.name == topology
+                assert case.precision == precision
+                assert case.searched == (topology == "2T1S")
+                models = {model for _, model in case.networks.values()}
+                assert len(models) == (1 if kind == "plain" else len(case.networks))
+                assert config.method.rule.pauses == (topology != "1T2S"), "as published"
+    assert in_process.configured(cases["plain_fp32_1t2s_paper"].run_file(3)).method.rule.pauses
+    assert set(cases) >= set(against.TARGETS)
+
+
+def test_what_is_near_the_fastest_is_tried_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {
+        "one process": 1.0,
+        "a rank per network": 1.3,
+        "two ranks, the largest alone": 1.2,
+        "replicated, a rank per core": 1.25,
+        "one process, compiled": 0.9,
+        "two ranks, the largest alone, compiled": 0.7,
+        "replicated, a rank per core, compiled": 0.8,
+    }
+
+    def ours(self: against.Case, candidate: against.Candidate, steps: int) -> SimpleNamespace:
+        return SimpleNamespace(step_seconds=seconds[str(candidate)])
+
+    monkeypatch.setattr(against.Case, "ours", ours)
+    cases = {case.figure: case for case in against.cases()}
+    tried: dict[str, float] = {}
+    best = against.fastest(cases["unequal_fp32"], 3, tried, lambda text: None)
+    assert tried == seconds
+    assert str(best) == "two ranks, the largest alone, compiled"
+    like = cases["unequal_fp32_1t2s"].like(best)
+    assert (like.name, like.compiled, like.processes) == (best.name, True, 2)
+    assert like.settings == {"placement": {"t1": [0], "s1": [1], "s2": [1]}}
+
+
+def test_every_comparison_is_measured_in_a_configuration_of_its_own_networks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: dict[str, against.Candidate] = {}
+
+    def fastest(case: against.Case, *more: object) -> against.Candidate:
+        return replace(case.candidates[-1], compiled=case.precision == "bf16")
+
+    def compare(case: against.Case, best: against.Candidate, *more: object) -> Figure:
+        assert best.name in [candidate.name for candidate in case.candidates]
+        used[case.figure] = best
+        return Figure(case.figure, (1.0,))
+
+    monkeypatch.setattr(against, "fastest", fastest)
+    monkeypatch.setattr(against, "compare", compare)
+    found = tuple(figure.name for figure in against.measure(False, lambda text: None))
+    assert found == against.FIGURES
+    assert used["plain_bf16_1t1s"].processes == 2, "a rank per network"
+    for name, candidate in used.items():
+        assert candidate.compiled == ("bf16" in name)
+        assert candidate.name.startswith("replicated" if "unequal" in name else "a rank per")
+
+
 @pytest.mark.timeout(200)
-def test_the_benchmark_runs_and_writes_its_results(tmp_path: Path) -> None:
+def test_ours_and_plain_are_compared_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", PASSIVE)
+    (case,) = (case for case in against.cases() if case.figure == "plain_fp32_1t2s")
+    figure = against.compare(case, case.candidates[0], 2, 1, {}, lambda text: None)
+    assert figure.pairs[0][0] / figure.pairs[0][1] == figure.value
+    assert "both as published" in figure.what
+    assert figure.details["paused_ours"] == [0.0]
+
+
+@pytest.mark.timeout(200)
+def test_ranks_are_profiled_while_they_compute_together() -> None:
+    networks = {"t": ("teacher", "wrn-10-1"), "s": ("student", "wrn-10-1")}
+    profiled = planning.profile_as_ranks(in_process.configured(runs.run_file(networks, 1, 8)), 2)
+    assert profiled.threads == max(machine.cores() // 2, 1)
+    assert profiled.sizes == (4, 8)
+    assert profiled.communication.description == "gloo between 2 ranks, measured"
+
+
+def test_pauses_are_those_of_the_steps() -> None:
+    none, first, both = frozenset[str](), frozenset({"t1"}), frozenset({"t1", "t2"})
+    pauses = planning.pauses_of([none, first, both, none])
+    assert dict(pauses.patterns) == {none: 0.5, first: 0.25, both: 0.25}
+    assert (pauses.share("t1"), pauses.share("t2")) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["aten::empty", "aten::mkldnn_convolution", "aten::conv2d"], "convolutions"),
+        (["aten::convolution_backward", "ConvolutionBackward0"], "convolutions"),
+        (["aten::native_batch_norm", "aten::batch_norm"], "normalisation"),
+        (
+            ["graph_0_cpp_fused_add_convolution_backward_relu_3", "CompiledFunction"],
+            "normalisation",
+        ),
+        (["graph_0_cpp_fused_convolution_0", "CompiledFunction"], "rest"),
+        (["aten::add_"], "normalisation"),
+        (["aten::add_", "torch::autograd::AccumulateGrad"], "rest"),
+        (["aten::add_", "Optimizer.step#SGD.step"], "rest"),
+        (["aten::addmm", "aten::linear"], "rest"),
+    ],
+)
+def test_time_belongs_to_what_it_was_spent_for(names: list[str], kind: str) -> None:
+    assert profiling.kind_of(names) == kind
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "part", ["roofline", "profile", "waits", "paused", "input", "planning", "coordinator", "gpu"]
+)
+def test_a_part_runs_and_writes_its_figures(part: str, tmp_path: Path) -> None:
     out = tmp_path / "results.json"
-    command = [sys.executable, "-m", "bench", "--quick", "--only", "waits", "--out", str(out)]
-    code, printed, errors = run(command, REPOSITORY, seconds=180)
+    command = [sys.executable, "-m", "bench", "--quick", "--only", part, "--out", str(out)]
+    code, printed, errors = run(command, REPOSITORY, seconds=280, OMP_WAIT_POLICY=PASSIVE)
     assert code == 0, f"{printed}\n{errors}"
     results = json.loads(out.read_text())
-    assert {"hardware", "versions", "commit", "date", "quick", "figures"} <= set(results)
     assert not results["failed"]
-    for name in ("decision_wait_share", "decision_wait_over_round_trip"):
-        assert {"median", "min", "max", "pairs", "target", "reached"} <= set(
-            results["figures"][name]
-        )
+    names = set(PARTS[part].FIGURES)
+    assert set(results["figures"]) <= names
+    if part not in ("profile", "gpu"):  # quick has no compiled step, and here may be no GPU
+        assert set(results["figures"]) == names
+    for name, figure in results["figures"].items():
+        assert {"median", "min", "max", "pairs", "target", "reached"} <= set(figure)
+        assert figure["provenance"]["part"] == part
         assert name in printed

@@ -1,0 +1,132 @@
+"""What the benchmark leaves: where each figure comes from, and merging into a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench import machine
+from bench.figures import Figure
+from bench.results import Results
+from tests.support import REPOSITORY, run
+
+
+def figures(*names: str, value: float = 1.0) -> list[Figure]:
+    return [Figure(name, (value,)) for name in names]
+
+
+def written(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A file with figures of two parts."""
+    path = tmp_path / "results.json"
+    first = Results(path, quick=False)
+    list(first.add("plain", figures("a", "b")))
+    list(first.add("waits", figures("c")))
+    return path
+
+
+def test_each_figure_says_where_it_comes_from(out: Path) -> None:
+    found = written(out)
+    assert set(found) == {"hardware", "versions", "quick", "figures", "failed"}
+    for name, part in (("a", "plain"), ("b", "plain"), ("c", "waits")):
+        provenance = found["figures"][name]["provenance"]
+        assert provenance["part"] == part
+        assert {"commit", "uncommitted_changes", "date", "seconds"} <= set(provenance)
+        assert {"load_1_minute", "load_at_program_start"} <= set(provenance)
+
+
+def test_figures_of_one_measurement_share_its_provenance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dates = iter("0123456789")
+    monkeypatch.setattr(machine, "source", lambda: {"date": next(dates)})
+    seconds = iter([0.0, 7.0, 7.0, 7.01, 7.01, 10.01, 10.01])  # started, figure, started, ...
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr("bench.results.time", clock)
+    file = Results(tmp_path / "results.json", quick=False)
+    list(file.add("plain", figures("a", "with a", "b")))
+    found = {n: f["provenance"] for n, f in written(file.path)["figures"].items()}
+    assert found["with a"] == found["a"]
+    assert (found["a"]["date"], found["a"]["seconds"]) == ("0", 7.0)
+    assert (found["b"]["date"], found["b"]["seconds"]) == ("2", 3.0)
+
+
+def test_merging_replaces_the_part_and_keeps_the_others(out: Path) -> None:
+    before = written(out)["figures"]
+    list(Results(out, quick=False, merge=True).add("plain", figures("a", "d", value=2.0)))
+    after = written(out)["figures"]
+    assert list(after) == ["a", "c", "d"]
+    assert after["c"] == before["c"]
+    assert after["a"]["median"] == after["d"]["median"] == 2.0
+
+
+def test_a_part_that_fails_leaves_what_was_there(out: Path) -> None:
+    def failing() -> Iterator[Figure]:
+        yield from figures("a", value=2.0)
+        raise RuntimeError("broken")
+
+    file = Results(out, quick=False, merge=True)
+    with pytest.raises(RuntimeError, match="broken"):
+        list(file.add("plain", failing()))
+    file.fail("plain", "broken")
+    assert file.failed == written(out)["failed"] == {"plain": "broken"}
+    medians = {name: figure["median"] for name, figure in written(out)["figures"].items()}
+    assert medians == {"a": 2.0, "b": 1.0, "c": 1.0}
+    again = Results(out, quick=False, merge=True)
+    list(again.add("plain", figures("a", "b")))
+    assert again.failed == written(out)["failed"] == {}
+
+
+def test_without_merging_a_file_is_written_anew(out: Path) -> None:
+    list(Results(out, quick=False).add("waits", figures("c")))
+    assert list(written(out)["figures"]) == ["c"]
+
+
+def test_merging_into_no_file_begins_one(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    list(Results(out, quick=False, merge=True).add("waits", figures("c")))
+    assert list(written(out)["figures"]) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hardware": {"cpu": "another"}}, "hardware.cpu is 'another' there and "),
+        ({"versions": {"torch": "1.0"}}, "versions.torch is '1.0' there and "),
+        ({"quick": True}, "quick is True there and False here"),
+    ],
+)
+def test_merging_needs_the_same_conditions(out: Path, change: Any, words: str) -> None:
+    found = written(out)
+    for key, value in change.items():
+        found[key] = found[key] | value if isinstance(value, dict) else value
+    out.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="has other conditions: ") as error:
+        Results(out, quick=False, merge=True)
+    assert words in str(error.value)
+    assert written(out) == found
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"figures": {"a": {"median": 1}}, "failed": {}}'])
+def test_merging_needs_figures_that_say_where_they_come_from(out: Path, text: str) -> None:
+    out.write_text(text)
+    with pytest.raises(ValueError, match="no figures that say where they come from"):
+        Results(out, quick=False, merge=True)
+
+
+def test_the_command_refuses_in_a_line_before_it_measures(out: Path) -> None:
+    command = [sys.executable, "-m", "bench", "--only", "waits", "--quick", "--merge", "--out"]
+    code, printed, errors = run([*command, str(out)], REPOSITORY, seconds=60)
+    assert (code, printed) == (2, "")
+    (line,) = errors.splitlines()
+    assert line.startswith(f"python -m bench: {out} has other conditions: quick is False there")
