@@ -83,7 +83,7 @@ def _round(case: Case, candidates: Sequence[Candidate], steps: int, say: Say) ->
     for candidate in candidates:
         say(f"planning: {candidate}, profile and run")
         config = configured({**case.run_file(steps), **candidate.settings})
-        size = candidate.processes or len(case.networks)
+        size = candidate.processes
         profiled = profile_as_ranks(config, size)
         record = case.ours(candidate, steps)
         pauses = pauses_of(record.experts[record.warm_up :])
