@@ -60,7 +60,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
         what = f"plain loop ({'bf16' if bf16 else 'fp32'}) over ours, seconds per step"
         yield Figure.of_pairs(name, alternate(rounds, theirs, ours), target=target, what=what)
     say("a rank per network on this GPU, over Gloo, against one process")
-    shared = {**base, "placement": "dedicated", "coordinator": "auto"}
+    shared = {**base, "placement": "dedicated", "coordinator": {"address": "auto"}}
     yield Figure.of_pairs(
         "gpu_ranks_over_one_process",
         alternate(
