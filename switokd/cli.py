@@ -29,6 +29,7 @@ from switokd.networks_command import networks
 from switokd.plan_command import plan
 from switokd.runfile import load, load_importable, recipe_text, recipes
 from switokd.sections import Section
+from switokd.threads import wait_briefly
 
 EPILOG = (
     "Exit codes: 0 done, 2 a mistake in run file, arguments or data, 3 a network diverged, "
@@ -193,11 +194,13 @@ def _root(
 
 def main() -> None:
     """Entry point of the command `switokd`."""
+    wait_briefly()
     app()
 
 
 def worker_main() -> None:
     """Entry point of `python -m switokd.train`, one rank."""
+    wait_briefly()
     worker = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
     @worker.command(epilog=EPILOG)
