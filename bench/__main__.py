@@ -32,7 +32,9 @@ from bench import (
 )
 from bench.figures import Figure
 from bench.results import Results
+from switokd.environment import cores
 from switokd.errors import nearest
+from switokd.threads import wait_briefly
 
 PARTS: Mapping[str, ModuleType] = {
     "plain": against,
@@ -61,7 +63,8 @@ def main() -> int:
         results = Results(options.out, options.quick, options.merge)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    torch.set_num_threads(machine.cores())  # whatever OMP_NUM_THREADS says to others
+    wait_briefly()  # for what is started from here: both sides of a ratio alike
+    torch.set_num_threads(cores())  # whatever OMP_NUM_THREADS says to others
     if results.load_before > 0.5:
         load = f"{results.load_before:.1f}"
         console.print(f"[yellow]others use this machine (load {load}): figures will be off")

@@ -6,6 +6,9 @@ the fastest also compiled; the best is then measured in turn with the plain loop
 process of its own and all cores as well (`plain.py`). The other topologies take what was best
 there.
 
+Both sides have as many threads as PyTorch takes by itself, and these wait for each other alike
+(`switokd/threads.py`).
+
 Rounding makes decisions differ in time, hence the shares of expert mode beside each figure, and a
 figure with `dml`, where nobody pauses. With two students (1T2S) both sides follow the published
 code, in which no teacher pauses; `plain_fp32_1t2s_paper` has ours follow the paper against it.
@@ -32,7 +35,8 @@ import torch
 from bench import runs
 from bench.figures import Figure, Say
 from bench.in_process import ONE_PROCESS, configured
-from bench.machine import cores
+from bench.machine import describe
+from switokd.environment import cores
 
 LARGE = "wrn-16-2"
 EQUAL = {
@@ -81,11 +85,12 @@ def whole(networks: Networks) -> tuple[Candidate, ...]:
 def anywhere(networks: Networks) -> tuple[Candidate, ...]:
     """Those, and others for unequal networks."""
     first, *rest = networks
+    most = min(cores(), runs.BATCH // 2)  # two images for each at least
     alone = {first: [0], **{name: [1] for name in rest}}
     return (
         *whole(networks),
         Candidate("two ranks, the largest alone", {"placement": alone}, 2),
-        Candidate("replicated, a rank per core", {"placement": "replicated"}, cores()),
+        Candidate("replicated, a rank per core", {"placement": "replicated"}, most),
     )
 
 
@@ -206,7 +211,7 @@ def compare(
     return Figure.of_pairs(
         case.figure,
         pairs,
-        target=TARGETS.get(case.figure),
+        target=target_of(case),
         what=f"plain fp32 loop's seconds per step over ours ({case.precision}, {best}{both}), "
         + ", ".join(model for _, model in case.networks.values()),
         details={
@@ -220,6 +225,13 @@ def compare(
             "semantics": case.semantics,
         },
     )
+
+
+def target_of(case: Case) -> float | None:
+    """What to reach; in bf16 only on a processor that has it."""
+    hardware = describe()["hardware"]
+    has_bf16 = hardware["avx512_bf16"] or hardware["amx_bf16"]
+    return TARGETS.get(case.figure) if case.precision == "fp32" or has_bf16 else None
 
 
 def _teachers(networks: Networks) -> int:
@@ -252,6 +264,6 @@ def plain_inputs(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain(inputs: Path, warm_up: int) -> tuple[float, list[list[str]]]:
     """Seconds per step after `warm_up`, and by step the teachers in expert mode with all."""
-    command = [sys.executable, "-m", "bench.plain", str(inputs), str(cores())]
+    command = [sys.executable, "-m", "bench.plain", str(inputs)]
     trace = json.loads(runs.output(command, seconds=600))
     return mean(trace["seconds"][warm_up:]), trace["experts"]

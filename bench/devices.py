@@ -28,10 +28,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import ranks
-from bench.machine import cores
 from switokd import models
 from switokd.config import Config
-from switokd.environment import environment
+from switokd.environment import cores, environment
 from switokd.links import measure_links
 from switokd.pauses import Pauses
 from switokd.placement import Placement

@@ -1,5 +1,7 @@
 """On a GPU: ours in one process against the plain loop, and where a step's time goes.
 
+What is fp32 to PyTorch has convolutions in TF32 on a GPU, on both sides.
+
 Small networks keep a GPU waiting for the processor that launches their kernels; compiling makes
 fewer of them, hence the target in fp32-class precision is for tf32, compiled.
 
@@ -70,7 +72,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
         ),
         what="seconds per step of three ranks that share one GPU, over one process's, fp32",
     )
-    for name, compute in TRACED.items():
+    for name, compute in () if quick else TRACED.items():
         path = TRACES / f"gpu-trace-{name}.txt"
         path.write_text(trace({**base, "compute": compute}))
         say(f"where a step's time goes, {name}: {path}")

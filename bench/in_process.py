@@ -51,6 +51,7 @@ class InProcess:
         place = Place(config.placement_on(1), 0)
         models = make_models(config, place.networks, self.images)
         world = World(Environment(), self.device)
+        self.images = self.images.on(self.device, config.compute.data_on_device)
         self._learners = make_learners(config, place, models, world, self.images.shape)
         self._exchange = Exchange(place, config.digest, self.images.classes)
         self._decider = decider or Alone(config, lambda decision: None)

@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 import torch
 
+from switokd.environment import cores
+
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -50,11 +52,6 @@ def source() -> dict[str, Any]:
 def load() -> float:
     """Mean number of processes that were running or ready to, over the last minute."""
     return os.getloadavg()[0]
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu() -> tuple[str, set[str]]:

@@ -142,6 +142,5 @@ def run(inputs: Mapping[str, Any], device: torch.device, bf16: bool = False) -> 
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[2]))
     made = torch.load(sys.argv[1], weights_only=True)
     print(json.dumps(asdict(run(made, torch.device("cpu")))))

@@ -23,8 +23,8 @@ from bench import ranks
 from bench.against import Candidate, Case, cases
 from bench.figures import Figure, Say
 from bench.in_process import configured
-from bench.machine import cores
 from switokd.config import Config
+from switokd.environment import cores
 from switokd.pauses import Pauses
 from switokd.plan import predict, shard_sizes
 from switokd.timings import ASSUMED_DECISION_SECONDS, Profile
@@ -74,7 +74,11 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
         at_least=False,
         what="|predicted - measured| / measured, median over configurations, "
         + ", ".join(model for _, model in case.networks.values()),
-        details={"rows": [each.record() for each in found], **_choice(covered)},
+        details={
+            "rows": [each.record() for each in found],
+            "worst_of_all": max(each.error for each in covered),
+            **_choice(covered),
+        },
     )
 
 

@@ -32,7 +32,6 @@ from bench import plain, runs
 from bench.against import EQUAL, plain_inputs
 from bench.figures import Figure, Say, alternate
 from bench.in_process import ONE_PROCESS, InProcess, configured
-from bench.machine import cores
 from switokd.memory import keep_freed_memory
 
 SIDES = ("compiled", "eager", "plain")
@@ -127,7 +126,6 @@ def _start(side: str, keep: bool, steps: int, with_profiler: bool = False) -> Me
 
 def run(side: str, keep: bool, steps: int, with_profiler: bool) -> Measured:
     """Measure in this process, after as many steps that do not count."""
-    torch.set_num_threads(cores())
     if keep:
         keep_freed_memory()
     some_steps = _side(side, steps, with_profiler)

@@ -37,12 +37,13 @@ class Waiting(nn.Module):
         layers = LAYERS if parameters else 1
         self.seconds = seconds_per_sample_forward / layers, seconds_per_sample_backward / layers
         self.head = nn.Linear(in_channels, num_classes)
-        self.layers = nn.ParameterList(torch.zeros(parameters // layers) for _ in range(layers))
+        sizes = [parameters // layers] * layers if parameters else []
+        self.layers = nn.ParameterList(torch.zeros(size) for size in sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `[B, in_channels, H, W]` to logits `[B, num_classes]`."""
         z: Tensor = self.head(x.mean(dim=(2, 3)))
-        for weights in self.layers:
+        for weights in self.layers or [None]:
             z = _Wait.apply(z, weights, *self.seconds)
         return z
 
@@ -51,14 +52,16 @@ class _Wait(torch.autograd.Function):
     """The identity, after a while, in both directions."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, weights: Tensor, forward: float, backward: float) -> Tensor:
+    def forward(
+        ctx: Any, z: Tensor, weights: Tensor | None, forward: float, backward: float
+    ) -> Tensor:
         ctx.seconds = len(z) * backward
-        ctx.save_for_backward(weights)
+        ctx.weights = weights
         time.sleep(len(z) * forward)
         return z.view_as(z)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         time.sleep(ctx.seconds)
-        (weights,) = ctx.saved_tensors
-        return gradients[0], torch.zeros_like(weights), None, None
+        own = None if ctx.weights is None else torch.zeros_like(ctx.weights)
+        return gradients[0], own, None, None

@@ -25,7 +25,7 @@ from switokd.environment import Crew
 from switokd.errors import SwitokdError, UsageError
 from switokd.given import expected_pauses, saved_profile
 from switokd.links import measure_links
-from switokd.memory import give_back_freed_memory
+from switokd.memory import give_back_freed_memory, machine_memory
 from switokd.pauses import Pauses
 from switokd.placement import Placement, replicated
 from switokd.plan import NOISE, Prediction, choose, shard_sizes
@@ -110,9 +110,11 @@ def measured_profiles(
     config: Config, world: World, images: Images, crews: Sequence[Crew]
 ) -> dict[Crew, Profile]:
     """Measure links and networks with each crew; what comes of it is on rank 0 only."""
-    measured = {crew: _measured(config, world, images, crew) for crew in crews}
-    if world.device.type == "cpu":
-        give_back_freed_memory()  # of networks and batches that this rank may never see again
+    measured = {}
+    for crew in crews:
+        measured[crew] = _measured(config, world, images, crew)
+        if world.device.type == "cpu":
+            give_back_freed_memory()  # of networks and batches that this rank may never see again
     return {crew: found for crew, found in measured.items() if found is not None}
 
 
@@ -125,7 +127,7 @@ def _measured(config: Config, world: World, images: Images, crew: Crew) -> Profi
     def measure() -> Profile:
         sizes = shard_sizes(config.data.batch_size, crew.processes)
         found = profile(config, images.shape, images.classes, world.device, sizes, links=links)
-        return _with_own_memory(found, world)
+        return _with_own_memory(found, world, crew)
 
     if is_in and world.rank > 0:
         with suppress(SwitokdError):  # rank 0 finds the same, and says so
@@ -154,10 +156,14 @@ def saved_profiles(
                 f"auto.profiles: {path} is the second with {found.threads} CPU "
                 f"thread{'s' * (found.threads > 1)}; name one for each number of threads"
             )
-        by_threads[found.threads] = _with_own_memory(found, world)
+        by_threads[found.threads] = found
     if len(by_threads) == 1 and not world.env.crews:
-        return dict.fromkeys(crews, *by_threads.values())
-    fitting = {crew: by_threads[crew.threads] for crew in crews if crew.threads in by_threads}
+        by_threads = {crew.threads: found for crew in crews for found in by_threads.values()}
+    fitting = {
+        crew: _with_own_memory(by_threads[crew.threads], world, crew)
+        for crew in crews
+        if crew.threads in by_threads
+    }
     if not fitting:
         raise UsageError(
             f"auto.profiles: measured with {_listed(by_threads)} CPU threads, and here it would be "
@@ -171,9 +177,12 @@ def _listed(numbers: Iterable[int]) -> str:
     return " or ".join(str(number) for number in numbers)
 
 
-def _with_own_memory(found: Profile, world: World) -> Profile:
-    """The profile of a rank that may share its GPU's memory with others."""
-    if found.device_memory_bytes is None:
+def _with_own_memory(found: Profile, world: World, crew: Crew) -> Profile:
+    """The profile of a rank that shares the machine's or its GPU's memory with others."""
+    if world.device.type == "cpu":
+        own = machine_memory() // min(crew.processes, world.env.local_world_size)
+    elif found.device_memory_bytes is not None:
+        own = found.device_memory_bytes // ranks_per_gpu(world.env)
+    else:
         return found
-    own = found.device_memory_bytes // ranks_per_gpu(world.env)
     return found.model_copy(update={"device_memory_bytes": own})

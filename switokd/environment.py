@@ -63,6 +63,13 @@ class Environment:
         return self.local_world_size == self.world_size
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def environment(variables: Mapping[str, str] = os.environ) -> Environment:
     """Read torchrun's variables."""
     if "WORLD_SIZE" not in variables:

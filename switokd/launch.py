@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Sequence
 
 from switokd.config import Config
-from switokd.environment import Crew
+from switokd.environment import Crew, cores
 from switokd.errors import EXIT_INTERRUPTED, PeerError
 from switokd.lifecycle import complain
 
@@ -38,14 +38,16 @@ def crews_for(config: Config) -> list[Crew]:
         return []
     import torch
 
-    cores, all_threads = os.cpu_count() or 1, torch.get_num_threads()
-    is_alone = config.coordinator.address == "off"
-    processes = 1 if is_alone else min(cores, config.data.batch_size // 2)
-    are_given = "OMP_NUM_THREADS" in os.environ
+    most, own_threads = cores(), torch.get_num_threads()
+    are_given = "OMP_NUM_THREADS" in os.environ  # for each process, however many there are
+    processes = max(most // own_threads, 1) if are_given else most
+    processes = min(processes, config.data.batch_size // 2)
+    if config.coordinator.address == "off":
+        processes = 1
     crews = []
     while processes:
         is_free = processes > 1 and not are_given
-        crews.append(Crew(processes, cores // processes if is_free else all_threads))
+        crews.append(Crew(processes, most // processes if is_free else own_threads))
         processes //= 2
     return crews
 
@@ -70,7 +72,7 @@ def launch(
 
     # Each rank has said in a line why it ended; torchrun's account would bury it.
     logging.disable(logging.ERROR)
-    threads = max((os.cpu_count() or 1) // world_size, 1)
+    threads = max(cores() // world_size, 1)
     options = [f"--crews={','.join(each.code for each in crews)}"] if crews else []
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     launcher = LaunchConfig(

@@ -14,6 +14,7 @@ import ctypes
 import mmap
 import os
 import platform
+import resource
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
@@ -54,12 +55,11 @@ def _ask_for_huge_pages() -> None:
     made as large as most of the machine's memory, advised, and freed: that reserves addresses, no
     memory.
     """
-    overcommit = Path("/proc/sys/vm/overcommit_memory")
-    if not hasattr(mmap, "MADV_HUGEPAGE") or overcommit.read_text().strip() == NEVER_OVERCOMMIT:
+    if not hasattr(mmap, "MADV_HUGEPAGE") or not _may_reserve():
         return
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
-    size = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE // 4 * 3  # all of it would be refused
+    size = machine_memory() // 4 * 3  # all of it would be refused
     start = libc.malloc(ctypes.c_size_t(size))
     if start is None:
         return
@@ -67,3 +67,18 @@ def _ask_for_huge_pages() -> None:
     length = end - mmap.PAGESIZE - first
     libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
     libc.free(ctypes.c_void_p(start))
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
+
+
+def _may_reserve() -> bool:
+    """Whether addresses without memory cost this process nothing."""
+    try:
+        policy = Path("/proc/sys/vm/overcommit_memory").read_text().strip()
+    except OSError:
+        return False
+    unlimited = resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+    return policy != NEVER_OVERCOMMIT and unlimited

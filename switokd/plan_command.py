@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from switokd.config import Config
+from switokd.environment import cores
 from switokd.errors import SwitokdError, UsageError
 from switokd.given import expected_pauses, saved_profile
 from switokd.known_data import known
@@ -49,7 +50,8 @@ PROFILE_HELP = "Use the measurements of this file instead of measuring."
 SAVE_HELP = "Keep the measurements in this file."
 PAUSED_HELP = (
     "Share of its steps that a teacher is paused, 0 to 1: 0.5 for all, or teacher1=0.5; may be "
-    "given several times. Default: 0.3; 0 where the strategy pauses nobody, 1 for frozen teachers."
+    "given several times. Default: what the run file's auto says, else 0.3; 0 where the strategy "
+    "pauses nobody, 1 for frozen teachers."
 )
 RUN_HELP = "Take pauses from this earlier run's folder: which teachers were paused together."
 JSON_HELP = "Print JSON: all placements, times in seconds, sizes in bytes."
@@ -183,8 +185,8 @@ def _device(config: Config, devices: int) -> torch.device:
         )
     if has_gpu and config.device != "cpu":
         return torch.device("cuda", 0)
-    if "OMP_NUM_THREADS" not in os.environ:  # as `switokd train` starts its ranks
-        torch.set_num_threads(max((os.cpu_count() or 1) // devices, 1))
+    if devices > 1 and "OMP_NUM_THREADS" not in os.environ:  # as `switokd train` starts its ranks
+        torch.set_num_threads(max(cores() // devices, 1))
     return torch.device("cpu")
 
 
@@ -274,9 +276,9 @@ def _assumptions(config: Config, profile: Profile, pauses: Pauses, devices: int)
         f"{1000 * link.decision_seconds:g} ms",
         f"pauses  {pauses.source}",
     ]
-    cores = os.cpu_count() or 1
-    if profile.device == "cpu" and devices > cores:
-        lines.append(f"note  {devices} ranks on this machine's {cores} cores would be slower")
+    here = cores()
+    if profile.device == "cpu" and devices > here:
+        lines.append(f"note  {devices} ranks on this machine's {here} cores would be slower")
     return lines
 
 

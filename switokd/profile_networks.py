@@ -87,6 +87,8 @@ def profile(
                 )
             networks[name] = bench.summary(network, times)
             del bench
+            if config.compute.compile:  # PyTorch compiles a class's networks so many times only
+                torch.compiler.reset()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     if progress:

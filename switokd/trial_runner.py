@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from switokd.environment import cores
 from switokd.errors import PeerError, UsageError
 from switokd.lifecycle import Terminated
 from switokd.trials import State, Trial
@@ -181,7 +182,7 @@ def threads(trial: Trial, jobs: int) -> Mapping[str, str]:
     if jobs == 1:
         return {}
     ranks = jobs * (trial.config.world_size or 1)
-    return {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // ranks, 1))}
+    return {"OMP_NUM_THREADS": str(max(cores() // ranks, 1))}
 
 
 def failure_of(ended: Running) -> Failure | None:

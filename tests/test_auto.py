@@ -20,7 +20,7 @@ import torch
 from switokd import auto
 from switokd.auto import Offer, choose_placement, fewest_of_the_best, in_words
 from switokd.data import open_images
-from switokd.environment import Crew, Environment
+from switokd.environment import Crew, Environment, cores
 from switokd.errors import UsageError
 from switokd.given import expected_pauses
 from switokd.placement import Placement, replicated
@@ -261,7 +261,7 @@ def test_the_first_processes_go_on_and_keep_the_record_of_so_many(tmp_path: Path
     same_record(tmp_path / "out", tmp_path / "explicit")
 
 
-@pytest.mark.skipif(psutil.cpu_count() == 1, reason="needs two cores: one is one process's")
+@pytest.mark.skipif(cores() == 1, reason="needs two cores: one is one process's")
 def test_more_processes_where_they_are_measured_to_be_faster(tmp_path: Path) -> None:
     """Threads make no sleep shorter, processes do: 240 ms of a step in one, 120 in each of two."""
     settings = [*SLEEPERS, "schedule.max_steps=3", "run_dir=out"]
@@ -271,6 +271,19 @@ def test_more_processes_where_they_are_measured_to_be_faster(tmp_path: Path) -> 
     assert "; 1 process with 1 thread 0." in out
     assert "2 processes on cpu" in out
     assert len(lines(tmp_path / "out" / "decisions.jsonl")) == 3
+
+
+@pytest.mark.skipif(cores() == 1, reason="needs two cores: one is one process's")
+@pytest.mark.timeout(120)
+def test_processes_and_threads_are_measured_together(tmp_path: Path) -> None:
+    """With threads left free: a process per core against one with all of them."""
+    free = ["env", "-u", "OMP_NUM_THREADS", *TRAIN, "schedule.max_steps=2", "run_dir=out"]
+    code, out, err = run(free, tmp_path, OMP_WAIT_POLICY="passive")
+    assert (code, err) == (0, "")
+    (line,) = [line for line in out.splitlines() if line.startswith("auto: ")]
+    assert f"{cores()} processes with 1 thread each" in line
+    assert re.search(r"1 process with \d+ thread", line)
+    assert len(lines(tmp_path / "out" / "decisions.jsonl")) == 2
 
 
 @pytest.mark.parametrize(

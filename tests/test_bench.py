@@ -17,7 +17,7 @@ from bench import (
     against,
     devices,
     in_process,
-    machine,
+    placements,
     plain,
     planning,
     profiling,
@@ -29,6 +29,7 @@ from bench.__main__ import PARTS, chosen
 from bench.figures import Figure
 from bench.runs import BATCH
 from switokd.config import Config
+from switokd.environment import cores
 from switokd.pauses import Pauses
 from switokd.placement import replicated
 from switokd.plan import predict
@@ -184,6 +185,23 @@ def test_simulated_networks_have_gradients_as_large_as_real_ones() -> None:
     assert devices.parameters()["wrn-16-10"] == pytest.approx(17.1e6, rel=0.01)
 
 
+@pytest.mark.timeout(120)
+def test_simulated_devices_are_planned_run_and_held_against_the_plan() -> None:
+    simulation = devices.Simulation(devices.Devices(gradients=True), steps=1)
+    placement = simulation.planned(2, 64)
+    assert placement.world_size == 2
+    measured = simulation.run(placement, 64)
+    assert measured.ideal_seconds == pytest.approx(64 * devices.SECONDS_PER_SAMPLE / 2)
+    assert 0 < measured.efficiency < 1  # no step is shorter than its waits
+    efficiency = placements._efficiency("_with_gradients", [measured])
+    error = placements._plan_error("_with_gradients", [measured], [])
+    assert efficiency.value == pytest.approx(measured.efficiency)
+    assert error.details["worst_of_all"] == error.value == measured.plan_error
+    scaling = placements._scaling("simulated_weak_scaling", [measured], "a batch of 64")
+    (row,) = scaling.details["rows"]
+    assert row["placement"] == str(placement)
+
+
 def test_convolutions_alone_count_their_operations() -> None:
     run, operations = roofline.convolutions()
     run()
@@ -262,7 +280,8 @@ def test_ours_and_plain_are_compared_as_published(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("OMP_WAIT_POLICY", PASSIVE)
     (case,) = (case for case in against.cases() if case.figure == "plain_fp32_1t2s")
     figure = against.compare(case, case.candidates[0], 2, 1, {}, lambda text: None)
-    assert figure.pairs[0][0] / figure.pairs[0][1] == figure.value
+    ((theirs, ours),) = figure.details["expert_plain_and_ours"]
+    assert theirs == ours  # same networks, batches and rule
     assert "both as published" in figure.what
     assert figure.details["paused_ours"] == [0.0]
 
@@ -271,7 +290,7 @@ def test_ours_and_plain_are_compared_as_published(monkeypatch: pytest.MonkeyPatc
 def test_ranks_are_profiled_while_they_compute_together() -> None:
     networks = {"t": ("teacher", "wrn-10-1"), "s": ("student", "wrn-10-1")}
     profiled = planning.profile_as_ranks(in_process.configured(runs.run_file(networks, 1, 8)), 2)
-    assert profiled.threads == max(machine.cores() // 2, 1)
+    assert profiled.threads == max(cores() // 2, 1)
     assert profiled.sizes == (4, 8)
     assert profiled.communication.description == "gloo between 2 ranks, measured"
 
@@ -319,6 +338,8 @@ def test_a_part_runs_and_writes_its_figures(part: str, tmp_path: Path) -> None:
     assert set(results["figures"]) <= names
     if part not in ("profile", "gpu"):  # quick has no compiled step, and here may be no GPU
         assert set(results["figures"]) == names
+    if part == "gpu" and not torch.cuda.is_available():
+        assert "no GPU: nothing to measure" in printed
     for name, figure in results["figures"].items():
         assert {"median", "min", "max", "pairs", "target", "reached"} <= set(figure)
         assert figure["provenance"]["part"] == part
