@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate, pairwise
 
 from switokd.topology import Topology
@@ -73,7 +73,7 @@ class Placement:
         shards = [s for s in shards if s.stop > s.start] or [slice(0, 0)]
         return slice(min(s.start for s in shards), max(s.stop for s in shards))
 
-    @property
+    @cached_property
     def networks(self) -> tuple[str, ...]:
         """All networks, in the topology's order."""
         return tuple(name for name, _ in self.table)
@@ -98,7 +98,7 @@ class Place:
     placement: Placement
     rank: int
 
-    @property
+    @cached_property
     def networks(self) -> tuple[str, ...]:
         """Networks that the rank holds."""
         return self.placement.networks_of(self.rank)
