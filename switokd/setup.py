@@ -148,8 +148,10 @@ def compile_ahead(
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     buffers = {name: buffer.clone() for name, buffer in learner.model.named_buffers()}
+    from torch._inductor import config as inductor
+
     # PyTorch before 2.14 takes kernels from its cache whatever the number of threads in them.
-    torch._inductor.config.cpp.threads = torch.get_num_threads()
+    inductor.cpp.threads = torch.get_num_threads()
     try:
         with torch.random.fork_rng():
             z = learner.forward(x)
