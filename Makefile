@@ -30,7 +30,7 @@ demo: $(VENV)/.installed  ## Train two teachers and a student on handwritten dig
 test: $(VENV)/.installed-dev  ## Run the tests
 	$(BIN)/pytest
 
-bench: $(VENV)/.installed-dev  ## Measure against the plain loop and on simulated devices (30 min)
+bench: $(VENV)/.installed-dev  ## Measure against the plain loop and on simulated devices (40 min)
 	$(BIN)/python -m bench
 
 check: $(VENV)/.installed-dev types proto-check  ## Check format, lint, types and the wire contract
