@@ -325,8 +325,7 @@ class Compute(Section):
     """How the arithmetic is done."""
 
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """fp32 (PyTorch's, with TF32 in a GPU's convolutions); tf32 (in its matrix products as well);
-    bf16 or fp16 (forward only; fp16 with loss scaling)."""
+    """fp32 (as PyTorch has it); tf32 (GPUs); bf16, fp16 (forward only; fp16 with loss scaling)."""
     channels_last: bool = True
     """Keep images and convolutions in NHWC order, which most processors are faster in."""
     compile: bool = False
