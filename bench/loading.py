@@ -29,7 +29,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give input_over_training."""
     say("input against training")
     keep_freed_memory()  # as in training, by default
-    steps, rounds = (20, 3) if quick else (60, 5)
+    steps, rounds = (20, 1) if quick else (60, 5)
     config = configured(run_file(SMALLEST, steps, **ONE_PROCESS))
     ours = InProcess(config, images=_images(config, steps))
 

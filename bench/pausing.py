@@ -40,7 +40,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     keep_freed_memory()  # as in training, by default
     for name, precision in zip(FIGURES, ("fp32", "bf16"), strict=True):
         say(f"paused against learning, {precision}")
-        yield _measure(name, precision, 3 if quick else 7)
+        yield _measure(name, precision, 1 if quick else 7)
 
 
 def _measure(name: str, precision: str, rounds: int) -> Figure:

@@ -30,7 +30,7 @@ convolution_backward = torch.ops.aten.convolution_backward
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give plain_over_convolutions."""
     say(f"a plain step of {NETWORK} against its convolutions alone")
-    rounds = 3 if quick else 7
+    rounds = 1 if quick else 7
     plain, alone, operations = plain_step(), *convolutions()
     pairs = alternate(rounds, lambda: _seconds(plain), lambda: _seconds(alone))
     matrix = torch.randn(2048, 2048)

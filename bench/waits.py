@@ -53,7 +53,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
 
 
 def _measure(case: Case, quick: bool, say: Say) -> Iterable[Figure]:
-    rounds = 2 if quick else 5
+    rounds = 1 if quick else 5
     records, bare, paced = [], [], []
     for i in range(rounds):
         say(f"waits for decisions, {case.distillation['strategy']}, round {i + 1} of {rounds}")
@@ -117,7 +117,7 @@ def run_file(epochs: int, distillation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _exchange(quick: bool, say: Say) -> Figure:
     say("the exchange against a bare all_gather")
-    pairs, links = collectives.exchange(len(NETWORKS), "cpu", 3 if quick else 7)
+    pairs, links = collectives.exchange(len(NETWORKS), "cpu", 1 if quick else 7)
     return Figure.of_pairs(
         "exchange_over_all_gather",
         pairs,
