@@ -332,7 +332,8 @@ def test_the_readmes_recipes_are_those_that_ship() -> None:
 
 
 def test_the_readmes_own_run_file_trains_on_own_images(tmp_path: Path) -> None:
-    text = (REPOSITORY / "README.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    blocks = (REPOSITORY / "README.md").read_text().split("```")
+    (text,) = (block.removeprefix("yaml\n") for block in blocks if "name: mine\n" in block)
     (tmp_path / "mine.yaml").write_text(text.replace("mynets:build", "mynets:for_images"))
     (tmp_path / "mynets.py").write_text(NETWORK)
     for part in ("train", "val"):
