@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,35 +117,37 @@ def test_parts_are_chosen_by_their_names_or_their_figures() -> None:
         chosen("plain_fp33")
 
 
-def network_times(role: Any, model: str) -> NetworkTimes:
-    return NetworkTimes(
-        role=role,
-        model=model,
-        samples=(8, 64),
-        forward_seconds=(0.01, 0.07),
-        backward_seconds=(0.03, 0.2),
-        update_seconds=0.002,
-        parameter_bytes=4000,
-        gradient_bytes=4000,
-        optimizer_bytes=0,
-        activation_bytes_per_sample=0,
-    )
+def profile_of(networks: Mapping[str, tuple[Any, str]]) -> Profile:
+    """A profile of networks by name, each as (role, model)."""
 
+    def times(role: Any, model: str) -> NetworkTimes:
+        return NetworkTimes(
+            role=role,
+            model=model,
+            samples=(8, 64),
+            forward_seconds=(0.01, 0.07),
+            backward_seconds=(0.03, 0.2),
+            update_seconds=0.002,
+            parameter_bytes=4000,
+            gradient_bytes=4000,
+            optimizer_bytes=0,
+            activation_bytes_per_sample=0,
+        )
 
-def test_slowed_time_slows_all_of_a_prediction() -> None:
-    config = Config.model_validate(devices.Devices().run_file(64))
-    profiled = Profile(
+    return Profile(
         device="cpu",
         threads=1,
         torch="any",
         image=(1, 8, 8),
         classes=10,
-        networks={
-            name: network_times(network.role, network.model)
-            for name, network in config.networks.items()
-        },
+        networks={name: times(*network) for name, network in networks.items()},
         communication=GLOO_LOOPBACK,
     )
+
+
+def test_slowed_time_slows_all_of_a_prediction() -> None:
+    config = Config.model_validate(devices.Devices().run_file(64))
+    profiled = profile_of({name: (n.role, n.model) for name, n in config.networks.items()})
     placement = replicated(config.topology, 4)
     once, thrice = (
         predict(each, placement, 64, Pauses.none()).step_seconds
@@ -155,15 +158,7 @@ def test_slowed_time_slows_all_of_a_prediction() -> None:
 
 def test_links_that_were_measured_in_slowed_time_are_not_slowed_again() -> None:
     measured = GLOO_LOOPBACK.model_copy(update={"latency_seconds": 7.0})
-    profiled = Profile(
-        device="cpu",
-        threads=1,
-        torch="any",
-        image=(1, 8, 8),
-        classes=10,
-        networks={"s": network_times("student", "any")},
-        communication=GLOO_LOOPBACK,
-    )
+    profiled = profile_of({"s": ("student", "any")})
     links = devices.slowed(profiled, 3, measured).communication
     assert links.latency_seconds == 7.0
     assert links.bandwidth_bytes_per_second == GLOO_LOOPBACK.bandwidth_bytes_per_second

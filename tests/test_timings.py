@@ -16,7 +16,19 @@ from switokd.pauses import Pauses
 from switokd.placement import Placement
 from switokd.plan import predict
 from switokd.timings import Profile
-from tests.test_plan import BATCH, some_profile, ten_one_one
+from switokd.topology import Role
+from tests.test_plan import BATCH, some_profile, ten_one_one, times
+
+
+def test_times_between_and_beyond_the_measured_sizes() -> None:
+    network = times(Role.STUDENT, 6).model_copy(
+        update={"samples": (10, 20, 40), "forward_seconds": (2.0, 3.0, 7.0)}
+    )
+    assert [network.forward(n) for n in (0, 5, 10, 15, 30, 50)] == [0, 1.5, 2, 2.5, 5, 9]
+    falling = network.model_copy(update={"forward_seconds": (9.0, 3.0, 2.0)})
+    assert falling.forward(80) == 2  # noise: never faster with more
+    single = network.model_copy(update={"samples": (10,), "forward_seconds": (2.0,)})
+    assert single.forward(5) == 1
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:
