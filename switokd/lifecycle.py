@@ -85,6 +85,11 @@ def unwind_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, on_sigterm)
 
 
+def ignore_sigterm() -> None:
+    """From now on SIGTERM does nothing: this rank is ending already, and knows more than that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def end_if_stuck(who: str) -> Callable[[SwitokdError], None]:
     """Make a callback for a failure noticed beside the main thread.
 

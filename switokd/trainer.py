@@ -30,7 +30,7 @@ from switokd.exchange import Exchange
 from switokd.held_out import HeldOut
 from switokd.interface import Interface
 from switokd.learner import Learner, average_statistics
-from switokd.lifecycle import Terminated, end_if_stuck, unwind_on_sigterm
+from switokd.lifecycle import Terminated, end_if_stuck, ignore_sigterm, unwind_on_sigterm
 from switokd.memory import keep_freed_memory
 from switokd.placement import Place, Placement
 from switokd.schedules import Windows
@@ -321,6 +321,7 @@ def joined(seat: Seat, config: Config, placement: Placement, desk: Desk | None) 
     try:
         yield client
     except (PeerError, Terminated) as error:
+        ignore_sigterm()  # torchrun's may come before the coordinator's account
         reason = client.why(error.doing if isinstance(error, CollectiveError) else "")
         client.close(failure=str(error) or "stopped by SIGTERM")
         raise reason or error from error

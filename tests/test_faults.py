@@ -109,6 +109,18 @@ def test_killing_one_of_a_networks_ranks_ends_the_run_and_names_it(
         assert any(re.search(pattern, line) for line in complaints(run)), run.log.read_text()
 
 
+def test_torchruns_sigterm_does_not_hide_who_went_away(tmp_path: Path) -> None:
+    """On a busy machine torchrun can be faster than the coordinator."""
+    with running(tmp_path) as run:
+        run.coordinator.suspend()
+        run.ranks[1].kill()
+        wait_until(lambda: "signal SIGTERM" in run.log.read_text(), 10, "torchrun has noticed")
+        run.coordinator.resume()
+        assert_all_end(run)
+        named = "rank 1 (teacher2) went away after reporting step"
+        assert any(named in line for line in complaints(run)), run.log.read_text()
+
+
 def test_killing_the_coordinator_ends_the_run_and_names_it(tmp_path: Path) -> None:
     with running(tmp_path) as run:
         run.coordinator.kill()
