@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ from switokd.world import naming
 
 @dataclass
 class Bucket:
-    """Some neighbouring parameters whose gradients travel together."""
+    """Some neighbouring parameters, of one type, whose gradients travel together."""
 
     parameters: list[nn.Parameter]
     ready: int = 0
@@ -38,7 +39,8 @@ class Bucket:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         has = [p.grad is not None for p in self.parameters]
         marks = grads[0].new_ones(len(has)) if all(has) else grads[0].new_tensor(has)
-        return torch.cat([*(g.reshape(-1) for g in grads), marks])
+        values = [_as_it_lies(g, strides) for g, strides in zip(grads, self._strides, strict=True)]
+        return torch.cat([*values, marks])
 
     def unpack(self, flat: Tensor, reached: set[nn.Parameter]) -> None:
         """Give each parameter its part of the sum; one that no rank's loss reaches keeps none.
@@ -50,12 +52,24 @@ class Bucket:
         if not reached.issuperset(self.parameters):
             counts = zip(self.parameters, marks.tolist(), strict=True)
             reached.update(p for p, count in counts if count)
-        for parameter, part in zip(self.parameters, parts, strict=True):
-            if parameter not in reached:
-                continue
-            if parameter.grad is None:
-                parameter.grad = torch.empty_like(parameter)
-            parameter.grad.copy_(part.view(parameter.shape))
+        for parameter, strides, part in zip(self.parameters, self._strides, parts, strict=True):
+            if parameter in reached:  # a view of the sum: nothing is copied
+                parameter.grad = part.as_strided(parameter.shape, strides)
+
+    @cached_property
+    def _strides(self) -> list[tuple[int, ...]]:
+        """The parameters' own strides, made dense where they are not."""
+        return [torch.empty_like(p, device="meta").stride() for p in self.parameters]
+
+
+def _as_it_lies(gradient: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Give a gradient's values `[numel]` in the memory order of its parameter.
+
+    That is its own order as a rule, and then nothing is permuted.
+    """
+    if gradient.stride() != strides:
+        gradient = gradient.new_empty_strided(gradient.shape, strides).copy_(gradient)
+    return gradient.as_strided((gradient.numel(),), (1,))
 
 
 @dataclass
@@ -78,7 +92,7 @@ class Gradients:
         if self.group is None:
             return
         # Backward reaches the last layers first: their bucket leaves first.
-        self._buckets = list(_buckets(reversed(self.parameters)))
+        self._buckets = list(buckets(reversed(self.parameters)))
         for bucket in self._buckets:
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(self._hook(bucket))  # type: ignore[no-untyped-call]
@@ -109,7 +123,7 @@ class Gradients:
                 assert bucket.work is not None
                 assert bucket.flat is not None
                 bucket.work.wait()
-                bucket.unpack(bucket.flat, self._reached)
+                bucket.unpack(bucket.flat.to(bucket.parameters[0].device), self._reached)
 
     def _hook(self, bucket: Bucket):  # type: ignore[no-untyped-def]
         def ready(parameter: Tensor) -> None:
@@ -134,10 +148,12 @@ class Gradients:
             self._next += 1
 
 
-def _buckets(parameters: Iterable[nn.Parameter]) -> Iterable[Bucket]:
+def buckets(parameters: Iterable[nn.Parameter]) -> Iterable[Bucket]:
+    """Divide parameters, in their order, into buckets of `BUCKET_BYTES`, each of one type."""
     bucket, size = Bucket([]), 0
     for parameter in parameters:
-        if bucket.parameters and size + parameter.nbytes > BUCKET_BYTES:
+        is_other = any(p.dtype != parameter.dtype for p in bucket.parameters[-1:])
+        if bucket.parameters and (is_other or size + parameter.nbytes > BUCKET_BYTES):
             yield bucket
             bucket, size = Bucket([]), 0
         bucket.parameters.append(parameter)

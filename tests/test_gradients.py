@@ -9,6 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from switokd.gradients import Bucket, buckets
+from switokd.timings import BUCKET_BYTES
 from tests.support import TORCHRUN, run
 
 # Rank 1 has no sample in the first step; nobody's loss ever reaches the last parameter.
@@ -45,3 +50,32 @@ def test_every_rank_updates_what_any_ranks_loss_reached(tmp_path: Path) -> None:
     ]
     steps = [[[1.0, 1.0], None, None], [[3.0, 3.0], [2.0, 2.0], None]]
     assert [each["steps"] for each in sorted(found, key=lambda e: e["rank"])] == [steps, steps]
+
+
+def test_gradients_travel_in_their_own_memory_order_and_come_back_as_parts_of_the_sum() -> None:
+    convolution = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    strided = nn.Parameter(torch.zeros(6, 2)[::2])  # with gaps in its memory
+    parameters = [convolution.weight, nn.Parameter(torch.zeros(5)), strided]
+    values = [torch.randn(p.shape) for p in parameters]
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.grad = value.clone()  # contiguous, which the convolution's weights are not
+    bucket = Bucket(parameters)
+    flat = bucket.pack()
+    assert flat.tolist()[-3:] == [1, 1, 1]
+    bucket.unpack(2 * flat, set())
+    for parameter, value in zip(parameters, values, strict=True):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, 2 * value)
+    assert convolution.weight.grad is not None
+    assert convolution.weight.grad.stride() == convolution.weight.stride()
+    bases = {p.grad.untyped_storage().data_ptr() for p in parameters if p.grad is not None}
+    assert len(bases) == 1
+
+
+def test_a_bucket_holds_one_type_and_about_its_size() -> None:
+    big = BUCKET_BYTES // 4
+    sizes = [(big, torch.float32), (8, torch.float32), (8, torch.float32), (8, torch.bfloat16)]
+    parameters = [nn.Parameter(torch.empty(n, dtype=kind)) for n, kind in sizes]
+    found = [bucket.parameters for bucket in buckets(parameters)]
+    assert [len(each) for each in found] == [1, 2, 1]
+    assert [p for each in found for p in each] == parameters
