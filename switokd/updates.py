@@ -8,13 +8,14 @@ Not covered: that sum (`gradients.py`); the learning rate (`schedules.py`).
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from switokd.errors import UsageError
 from switokd.gradients import Gradients
@@ -38,7 +39,7 @@ class Updates:
     """Largest L2 norm of the mean gradient over all parameters; None: no limit."""
     scaler: torch.amp.GradScaler | None = None
     """Keeps small gradients above zero in float16; None: they need no help."""
-    average: AveragedModel | None = None
+    average: MovingAverage | None = None
     """Exponential moving average of weights and BatchNorm statistics; None: not kept."""
     is_pending: bool = False
     """Whether gradients wait for their window's end."""
@@ -75,10 +76,41 @@ class Updates:
             self.scaler.step(optimizer)  # skips gradients that have overflowed
             self.scaler.update()
         if self.average is not None:
-            self.average.update_parameters(model)
+            self.average.follow(model)
 
     def _ends(self, step: int) -> bool:
         return step == self.windows.of(step)[-1]
+
+
+class MovingAverage:
+    """A copy of a model that follows it, a share of 1 - `decay` of the way per update.
+
+    BatchNorm's statistics are averaged like the weights, so that the two fit each other; whole
+    numbers are taken over. So is the first update, all of it.
+
+    PyTorch's AveragedModel has its count of updates on the CPU and brings it to the GPU for each,
+    which waits for all that the GPU has to do before.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(model)
+        self._mix = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._is_new = True
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module) -> None:
+        """Note an update of `model`."""
+        mixed: tuple[list[Tensor], list[Tensor]] = [], []
+        ours, theirs = ([*m.parameters(), *m.buffers()] for m in (self.module, model))
+        for mine, its in zip(ours, theirs, strict=True):
+            if self._is_new or not (mine.is_floating_point() or mine.is_complex()):
+                mine.copy_(its)
+            else:
+                mixed[0].append(mine)
+                mixed[1].append(its)
+        if mixed[0]:
+            self._mix(*mixed, None)
+        self._is_new = False
 
 
 def parameter_groups(
@@ -98,15 +130,10 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def moving_average(name: str, model: nn.Module, decay: float) -> AveragedModel:
-    """Give a copy of the model that follows it, a share of 1 - `decay` of the way per update.
-
-    BatchNorm's statistics are averaged like the weights, so that the two fit each other. The
-    first update is taken over whole. UsageError if the model cannot be copied.
-    """
+def moving_average(name: str, model: nn.Module, decay: float) -> MovingAverage:
+    """Give a model's; `name` is for UsageError, if the model cannot be copied."""
     try:
-        multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        return AveragedModel(model, multi_avg_fn=multi_avg_fn, use_buffers=True)
+        return MovingAverage(model, decay)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         usage = UsageError(

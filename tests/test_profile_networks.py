@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from switokd.config import Config
 from switokd.errors import UsageError
@@ -19,6 +18,7 @@ from switokd.profile_networks import profile
 from switokd.runfile import load
 from switokd.setup import compile_ahead
 from switokd.timings import Profile
+from switokd.updates import MovingAverage
 
 CPU = torch.device("cpu")
 SLEEPERS = [
@@ -131,14 +131,14 @@ def test_measures_all_that_an_update_does(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(owner, name, noted)
 
     note(torch.nn.utils, "clip_grad_norm_")
-    note(AveragedModel, "update_parameters")
+    note(MovingAverage, "follow")
     plain, averaged = (
         measured(load("digits-1t1s", more), (2,)).networks["student"]
         for more in ([], ["schedule.ema_decay=0.9", "networks.student.clip_norm=1.0"])
     )
     assert averaged.parameter_bytes == 2 * plain.parameter_bytes
     assert averaged.gradient_bytes == plain.gradient_bytes
-    assert set(done) == {"clip_grad_norm_", "update_parameters"}
+    assert set(done) == {"clip_grad_norm_", "follow"}
 
 
 def test_frozen_teachers_only_answer() -> None:

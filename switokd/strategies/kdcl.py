@@ -155,9 +155,12 @@ class General(KDCL):
 
 def _as_distribution(y: Tensor, classes: int) -> Tensor:
     """Targets `[B, C]` in float64."""
+    if y.dim() == 2:
+        return y.double()
     import torch
 
-    return y.double() if y.dim() == 2 else torch.nn.functional.one_hot(y, classes).double()
+    zeros = y.new_zeros(len(y), classes, dtype=torch.float64)
+    return zeros.scatter_(1, y[:, None], 1.0)  # one_hot would look at the labels first
 
 
 def _losses(z: Tensor, y: Tensor) -> Tensor:

@@ -1,0 +1,157 @@
+"""The training step reads from the device once: nothing else keeps a GPU waiting for the host.
+
+There need not be a GPU to see it: what would wait for one are calls of a few kinds, and all of them
+are counted here, those of the telemetry that follows each step as well.
+
+Not covered: what a step computes (`test_oracle.py`); waits inside of a GPU's own kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from switokd.alone import Alone
+from switokd.config import Config
+from switokd.data import open_images
+from switokd.data.feed import feed
+from switokd.environment import Environment
+from switokd.exchange import Exchange
+from switokd.placement import Place
+from switokd.schedules import Windows
+from switokd.setup import make_learners, make_models
+from switokd.step import train_step
+from switokd.telemetry import EpochLog
+from switokd.world import World
+
+CPU = torch.device("cpu")
+STEPS = 6
+NETWORKS = {
+    "t1": {"role": "teacher", "model": "wrn-10-1"},
+    "t2": {"role": "teacher", "model": "wrn-10-1"},
+    "s": {"role": "student", "model": "wrn-10-1"},
+}
+
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
+"""Operators that need values to go on, however they are reached: `item` and `if` are the first."""
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operators that wait, also those that PyTorch itself calls."""
+
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        name = func.overloadpacket.__name__
+        if name in WAITING or (name.startswith("index") and _has_mask(args)):
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def reading() -> Iterator[Counter[str]]:
+    """Count all reads inside."""
+    found: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patch, Waits(found):
+        # These are no operators on a CPU; what is made of numbers has to be brought to a GPU.
+        calls = [(Tensor, name) for name in ("tolist", "numpy", "cpu", "new_tensor")]
+        for place, name in [*calls, (torch, "tensor"), (torch, "as_tensor")]:
+            whole = getattr(place, name)
+
+            def call(*args: Any, name: str = name, whole: Any = whole, **more: Any) -> object:
+                found[name] += 1
+                return whole(*args, **more)
+
+            patch.setattr(place, name, call)
+        yield found
+
+
+def _has_mask(args: Any) -> bool:
+    return any(i is not None and i.dtype is torch.bool for i in args[1])
+
+
+def configured(strategy: str, **sections: Any) -> Config:
+    raw = {
+        "name": "step",
+        "device": "cpu",
+        "placement": "replicated",
+        "coordinator": {"address": "off"},
+        "data": {"dataset": "digits", "batch_size": 16, **sections.pop("data", {})},
+        "networks": {n: {**each, **sections.pop(n, {})} for n, each in NETWORKS.items()},
+        "distillation": {"strategy": strategy},
+        "schedule": {"epochs": 1, "max_steps": STEPS, **sections.pop("schedule", {})},
+        "compute": sections.pop("compute", {}),
+    }
+    assert not sections
+    return Config.model_validate(raw)
+
+
+def reads_of(config: Config) -> list[Counter[str]]:
+    """Train, and give what each step and its telemetry read."""
+    images = open_images(config.data, config.seed)
+    place, world = Place(config.placement_on(1), 0), World(Environment(), CPU)
+    windows = Windows(config.schedule.accumulate, images.steps_per_epoch, STEPS)
+    models = make_models(config, place.networks, images)
+    learners = make_learners(config, place, models, world, images.shape, windows)
+    soft = config.data.has_soft_targets
+    exchange = Exchange(place, config.digest, images.classes, soft_targets=soft)
+    decider = Alone(config, lambda decision: None)
+    log = EpochLog(learners, place, decider, CPU)
+    log._feeds = []  # they read twice a second, whatever the steps
+    found = []
+    for step, (x, y) in enumerate(feed(images.stream(STEPS), CPU, True), 1):
+        with reading() as reads:
+            result = train_step(learners, step, x, y, len(y), config.method, exchange, decider)
+            log.add(result, len(y))
+        found.append(reads)
+    assert len(found) == STEPS
+    assert all(math.isfinite(sums) for meter in log._meters.values() for sums in meter.sums())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sections"),
+    [
+        ("switokd", {}),
+        ("switokd", {"compute": {"precision": "bf16"}}),
+        ("switokd", {"compute": {"precision": "fp16"}}),
+        ("switokd", {"schedule": {"accumulate": 2}}),
+        ("switokd", {"schedule": {"ema_decay": 0.9}}),
+        ("switokd", {"t1": {"clip_norm": 1.0}}),
+        ("switokd", {"data": {"mixup": 0.4}}),
+        ("dml", {}),
+        ("kdcl-naive", {}),
+        ("kdcl-linear", {}),
+        ("kdcl-minlogit", {}),
+        ("kdcl-general", {}),
+    ],
+    ids=str,
+)
+def test_a_step_reads_from_the_device_once(strategy: str, sections: dict[str, Any]) -> None:
+    for reads in reads_of(configured(strategy, **sections)):
+        assert reads == {"tolist": 1, "tensor": 1}  # the header, from pinned memory
+
+
+def test_reads_are_seen_wherever_they_happen() -> None:
+    x = torch.arange(4.0, requires_grad=True)
+    inside: list[float] = []
+    with reading() as found:
+        y = (x * x).sum()
+        y.register_hook(lambda gradient: inside.append(gradient.item()))
+        y.backward()  # type: ignore[no-untyped-call]
+        if x[x > 1].sum() > 0:
+            x.detach().cpu().tolist()
+    assert inside == [1.0]
+    assert found == {"_local_scalar_dense": 2, "index": 1, "cpu": 1, "tolist": 1}
