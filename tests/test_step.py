@@ -44,11 +44,11 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonze
 """Operators that need values to go on, however they are reached: `item` and `if` are the first."""
 
 
-class Waits(TorchDispatchMode):
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operators that wait, also those that PyTorch itself calls."""
 
     def __init__(self, found: Counter[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found = found
 
     def __torch_dispatch__(
@@ -149,7 +149,7 @@ def test_reads_are_seen_wherever_they_happen() -> None:
     inside: list[float] = []
     with reading() as found:
         y = (x * x).sum()
-        y.register_hook(lambda gradient: inside.append(gradient.item()))
+        y.register_hook(lambda gradient: inside.append(gradient.item()))  # type: ignore[no-untyped-call]
         y.backward()  # type: ignore[no-untyped-call]
         if x[x > 1].sum() > 0:
             x.detach().cpu().tolist()

@@ -188,6 +188,7 @@ def test_the_moving_average_by_hand() -> None:
     for key, value in floats.items():
         torch.testing.assert_close(value.double(), by_hand[key], rtol=1e-5, atol=1e-7)
     assert one.averaged is average.module
+    assert average.module.state_dict()["1.num_batches_tracked"] == 6  # a count has no mean
 
 
 def test_a_model_without_a_copy_is_refused_in_words() -> None:
