@@ -15,14 +15,22 @@ from contextlib import contextmanager
 from types import FrameType
 
 from switokd.environment import Environment
-from switokd.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, PeerError, SwitokdError
+from switokd.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    CollectiveError,
+    PeerError,
+    SwitokdError,
+)
 
 UNWIND_SECONDS = 5.0
 """How long a rank that knows of a failure may take to unwind before it is ended."""
 
-
 PRECEDENCE_SECONDS = 10.0
 """How long a rank leaves it to the machine's first rank to print an error that both found."""
+
+WATCH_SECONDS = 0.5
+"""How often a rank looks whether its launcher is still there."""
 
 
 class Terminated(BaseException):
@@ -45,6 +53,11 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
     try:
         yield
     except SwitokdError as error:
+        if isinstance(error, CollectiveError) and env.under_torchrun:
+            # Ranks meet in a store of the launcher's, whose end may show before the launcher's
+            # own: then it is `follow_launcher` that says so, and ends this process.
+            ignore_sigterm()
+            time.sleep(2 * WATCH_SECONDS)
         if error.seen_by_every_rank and env.local_rank > 0:
             # One line is enough. torchrun ends all ranks when the first one ends, so wait for
             # the one that prints it, and for SIGTERM.
@@ -67,7 +80,7 @@ def follow_launcher(env: Environment) -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(0.5)
+            time.sleep(WATCH_SECONDS)
         complain(f"the launcher (process {parent}) is gone", f"rank {env.rank}")
         _exit(PeerError.exit_code)
 
@@ -79,7 +92,7 @@ def unwind_on_sigterm() -> None:
     """From now on SIGTERM raises Terminated in the main thread, once."""
 
     def on_sigterm(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ignore_sigterm()
         raise Terminated
 
     signal.signal(signal.SIGTERM, on_sigterm)

@@ -154,9 +154,7 @@ def test_killing_torchrun_while_the_ranks_start_leaves_none(seconds: float, tmp_
             for rank in ranks:
                 with suppress(psutil.NoSuchProcess):
                     rank.kill()
-    # The store where ranks meet was the launcher's: on a busy machine its end is seen first.
-    accounts = f"the launcher (process {child.pid}) is gone", "another rank is gone or hangs"
-    assert any(account in log.read_text() for account in accounts)
+    assert f"the launcher (process {child.pid}) is gone" in log.read_text()
 
 
 def test_a_rank_that_hangs_is_named_after_the_timeout(tmp_path: Path) -> None:
