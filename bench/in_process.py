@@ -22,8 +22,10 @@ from switokd.data.feed import feed
 from switokd.environment import Environment
 from switokd.exchange import Exchange
 from switokd.placement import Place
+from switokd.schedules import Windows
 from switokd.setup import make_learners, make_models
-from switokd.step import train_step
+from switokd.step import StepResult, train_step
+from switokd.trainer import total_steps
 from switokd.world import World
 
 ONE_PROCESS: Mapping[str, Any] = {"placement": "replicated", "coordinator": "off"}
@@ -48,21 +50,35 @@ class InProcess:
         self.config = config
         self.device = device or torch.device("cpu")
         self.images = images or open_images(config.data, config.seed)
-        place = Place(config.placement_on(1), 0)
+        self.place = place = Place(config.placement_on(1), 0)
         models = make_models(config, place.networks, self.images)
         world = World(Environment(), self.device)
         self.images = self.images.on(self.device, config.compute.data_on_device)
-        self._learners = make_learners(config, place, models, world, self.images.shape)
-        self._exchange = Exchange(place, config.digest, self.images.classes)
-        self._decider = decider or Alone(config, lambda decision: None)
+        windows = Windows(
+            config.schedule.accumulate,
+            self.images.steps_per_epoch,
+            total_steps(config, self.images),
+        )
+        shape, classes, soft = self.images.shape, self.images.classes, config.data.has_soft_targets
+        self.learners = make_learners(config, place, models, world, shape, windows)
+        self._exchange = Exchange(place, config.digest, classes, soft_targets=soft)
+        self.decider = decider or Alone(config, lambda decision: None)
         self._done = 0
 
     def batches(self, steps: int) -> Iterator[Batch]:
         """The first batches of a training, as its steps take them."""
         return feed(self.images.stream(steps), self.device, self.config.compute.channels_last)
 
-    def step(self, x: Tensor, y: Tensor) -> None:
+    def step(self, x: Tensor, y: Tensor) -> StepResult:
         """Train on one more batch."""
         self._done += 1
-        method = self.config.method
-        train_step(self._learners, self._done, x, y, len(y), method, self._exchange, self._decider)
+        return train_step(
+            self.learners,
+            self._done,
+            x,
+            y,
+            len(y),
+            self.config.method,
+            self._exchange,
+            self.decider,
+        )

@@ -152,8 +152,8 @@ def buckets(parameters: Iterable[nn.Parameter]) -> Iterable[Bucket]:
     """Divide parameters, in their order, into buckets of `BUCKET_BYTES`, each of one type."""
     bucket, size = Bucket([]), 0
     for parameter in parameters:
-        is_other = any(p.dtype != parameter.dtype for p in bucket.parameters[-1:])
-        if bucket.parameters and (is_other or size + parameter.nbytes > BUCKET_BYTES):
+        is_full = size + parameter.nbytes > BUCKET_BYTES
+        if bucket.parameters and (is_full or parameter.dtype != bucket.parameters[0].dtype):
             yield bucket
             bucket, size = Bucket([]), 0
         bucket.parameters.append(parameter)

@@ -19,20 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from switokd.alone import Alone
+from bench.in_process import ONE_PROCESS, InProcess
 from switokd.config import Config
-from switokd.data import open_images
-from switokd.data.feed import feed
-from switokd.environment import Environment
-from switokd.exchange import Exchange
-from switokd.placement import Place
-from switokd.schedules import Windows
-from switokd.setup import make_learners, make_models
-from switokd.step import train_step
 from switokd.telemetry import EpochLog
-from switokd.world import World
 
-CPU = torch.device("cpu")
 STEPS = 6
 NETWORKS = {
     "t1": {"role": "teacher", "model": "wrn-10-1"},
@@ -84,10 +74,9 @@ def _has_mask(args: Any) -> bool:
 
 def configured(strategy: str, **sections: Any) -> Config:
     raw = {
+        **ONE_PROCESS,
         "name": "step",
         "device": "cpu",
-        "placement": "replicated",
-        "coordinator": {"address": "off"},
         "data": {"dataset": "digits", "batch_size": 16, **sections.pop("data", {})},
         "networks": {n: {**each, **sections.pop(n, {})} for n, each in NETWORKS.items()},
         "distillation": {"strategy": strategy},
@@ -100,21 +89,13 @@ def configured(strategy: str, **sections: Any) -> Config:
 
 def reads_of(config: Config) -> list[Counter[str]]:
     """Train, and give what each step and its telemetry read."""
-    images = open_images(config.data, config.seed)
-    place, world = Place(config.placement_on(1), 0), World(Environment(), CPU)
-    windows = Windows(config.schedule.accumulate, images.steps_per_epoch, STEPS)
-    models = make_models(config, place.networks, images)
-    learners = make_learners(config, place, models, world, images.shape, windows)
-    soft = config.data.has_soft_targets
-    exchange = Exchange(place, config.digest, images.classes, soft_targets=soft)
-    decider = Alone(config, lambda decision: None)
-    log = EpochLog(learners, place, decider, CPU)
+    ours = InProcess(config)
+    log = EpochLog(ours.learners, ours.place, ours.decider, ours.device)
     log._feeds = []  # they read twice a second, whatever the steps
     found = []
-    for step, (x, y) in enumerate(feed(images.stream(STEPS), CPU, True), 1):
+    for x, y in ours.batches(STEPS):
         with reading() as reads:
-            result = train_step(learners, step, x, y, len(y), config.method, exchange, decider)
-            log.add(result, len(y))
+            log.add(ours.step(x, y), len(y))
         found.append(reads)
     assert len(found) == STEPS
     assert all(math.isfinite(sums) for meter in log._meters.values() for sums in meter.sums())
