@@ -26,8 +26,8 @@ from bench.in_process import configured
 from switokd.config import Config
 from switokd.environment import cores
 from switokd.pauses import Pauses
-from switokd.plan import predict, shard_sizes
-from switokd.timings import ASSUMED_DECISION_SECONDS, Profile
+from switokd.plan import predict
+from switokd.timings import Profile
 
 FIGURES = ("plan_error_real",)
 CASE = "unequal_fp32"
@@ -118,22 +118,19 @@ def _profiling_rank(folder: Path, arguments: Mapping[str, Any]) -> None:
     """One of the ranks; all measure at the same time, as they will compute."""
     import torch
 
+    from switokd.auto import measured_profiles
     from switokd.data import open_images
-    from switokd.environment import environment
-    from switokd.links import measure_links
+    from switokd.environment import Crew, environment
     from switokd.memory import keep_freed_memory
-    from switokd.profile_networks import profile
     from switokd.world import join_world
 
     keep_freed_memory()  # as in training, by default
-    env, device, config = environment(), torch.device("cpu"), configured(arguments)
-    torch.set_num_threads(max(cores() // env.world_size, 1))
+    env, config = environment(), configured(arguments)
+    crew = Crew(env.world_size, max(cores() // env.world_size, 1))
+    torch.set_num_threads(crew.threads)
     images = open_images(config.data, config.seed)
-    sizes = shard_sizes(config.data.batch_size, env.world_size)
-    with join_world(env, device, config.coordinator.timeout) as world:
-        links = measure_links(world, ASSUMED_DECISION_SECONDS)
-        found = profile(config, images.shape, images.classes, device, sizes, links=links)
-        if env.rank == 0:
+    with join_world(env, torch.device("cpu"), config.coordinator.timeout) as world:
+        for found in measured_profiles(config, world, images, [crew]).values():  # on rank 0
             found.save(folder / "profile.json")
 
 

@@ -12,26 +12,36 @@ speed (only what rank 0 measures counts); load that comes or goes later.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from switokd.config import Config
 from switokd.data import Images
-from switokd.environment import Crew
+from switokd.environment import Crew, Environment
 from switokd.errors import SwitokdError, UsageError
 from switokd.given import expected_pauses, saved_profile
 from switokd.links import measure_links
-from switokd.memory import give_back_freed_memory, machine_memory
+from switokd.memory import give_back_freed_memory
 from switokd.pauses import Pauses
 from switokd.placement import Placement, replicated
 from switokd.plan import NOISE, Prediction, choose, shard_sizes
 from switokd.profile_networks import profile
 from switokd.timings import ASSUMED_DECISION_SECONDS, Profile
-from switokd.world import World, ranks_per_gpu
+from switokd.world import World, device_memory, ranks_per_gpu
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where the networks go."""
+
+    placement: Placement
+    measured: Mapping[Crew, Profile] = field(default_factory=dict)
+    """What was found out for it; on rank 0 only."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Offer:
     best: Prediction
 
 
-def choose_placement(config: Config, world: World, images: Images) -> Placement:
+def choose_placement(config: Config, world: World, images: Images) -> Choice:
     """Give the fastest placement; it needs fewer ranks than there are where fewer are faster.
 
     Every rank must call it, and has the threads that go with the choice afterwards. UsageError
@@ -50,26 +60,29 @@ def choose_placement(config: Config, world: World, images: Images) -> Placement:
     """
     env = world.env
     crews = env.crews or (Crew(env.world_size, torch.get_num_threads()),)
-    pauses = world.on_rank_0(lambda: expected_pauses(config))
+    pauses = world.on_rank_0(lambda: expected_pauses(config.method, config.auto))
+    measured: dict[Crew, Profile] = {}
     if config.auto.profiles:
-        profiles = world.on_rank_0(lambda: saved_profiles(config, world, images, crews))
+        given = world.on_rank_0(lambda: saved_profiles(config, world, images, crews))
     elif env.world_size == 1:
-        return replicated(config.topology, 1)
+        return Choice(replicated(config.topology, 1))
     else:
-        profiles = measured_profiles(config, world, images, crews)
+        given = measured = measured_profiles(config, world, images, crews)
 
     def pick() -> Offer:
-        assert profiles is not None
+        assert given is not None
         assert pauses is not None
 
-        def best(found: Profile, processes: int) -> Prediction:
+        def best(crew: Crew, processes: int) -> Prediction:
+            own = own_memory(world.device, env, crew)
+            found = given[crew].model_copy(update={"device_memory_bytes": own})
             return choose(found, config.topology, config.data.batch_size, processes, pauses)
 
-        offers = [Offer(crew, best(found, crew.processes)) for crew, found in profiles.items()]
+        offers = [Offer(crew, best(crew, crew.processes)) for crew in given]
         chosen = fewest_of_the_best(offers)
         alone = None
         if not env.crews and world.device.type == "cpu":  # as many as the user has started
-            alone = best(profiles[chosen.crew], 1)
+            alone = best(chosen.crew, 1)
         print(in_words(chosen, offers, pauses, alone), flush=True)
         return chosen
 
@@ -77,7 +90,7 @@ def choose_placement(config: Config, world: World, images: Images) -> Placement:
     assert isinstance(chosen, Offer)
     if env.crews:
         torch.set_num_threads(chosen.crew.threads)
-    return chosen.best.placement
+    return Choice(chosen.best.placement, measured)
 
 
 def fewest_of_the_best(offers: Sequence[Offer]) -> Offer:
@@ -124,11 +137,10 @@ def _measured(config: Config, world: World, images: Images, crew: Crew) -> Profi
         torch.set_num_threads(crew.threads)
     links = measure_links(its_world, ASSUMED_DECISION_SECONDS) if is_in else None
 
-    def measure() -> Profile:
-        sizes = shard_sizes(config.data.batch_size, crew.processes)
-        found = profile(config, images.shape, images.classes, world.device, sizes, links=links)
-        return _with_own_memory(found, world, crew)
-
+    sizes = shard_sizes(config.data.batch_size, crew.processes)
+    memory = own_memory(world.device, world.env, crew)
+    given = config, images.shape, images.classes, world.device, sizes
+    measure = partial(profile, *given, links=links, memory=memory)
     if is_in and world.rank > 0:
         with suppress(SwitokdError):  # rank 0 finds the same, and says so
             measure()
@@ -159,11 +171,7 @@ def saved_profiles(
         by_threads[found.threads] = found
     if len(by_threads) == 1 and not world.env.crews:
         by_threads = {crew.threads: found for crew in crews for found in by_threads.values()}
-    fitting = {
-        crew: _with_own_memory(by_threads[crew.threads], world, crew)
-        for crew in crews
-        if crew.threads in by_threads
-    }
+    fitting = {crew: by_threads[crew.threads] for crew in crews if crew.threads in by_threads}
     if not fitting:
         raise UsageError(
             f"auto.profiles: measured with {_listed(by_threads)} CPU threads, and here it would be "
@@ -177,12 +185,8 @@ def _listed(numbers: Iterable[int]) -> str:
     return " or ".join(str(number) for number in numbers)
 
 
-def _with_own_memory(found: Profile, world: World, crew: Crew) -> Profile:
-    """The profile of a rank that shares the machine's or its GPU's memory with others."""
-    if world.device.type == "cpu":
-        own = machine_memory() // min(crew.processes, world.env.local_world_size)
-    elif found.device_memory_bytes is not None:
-        own = found.device_memory_bytes // ranks_per_gpu(world.env)
-    else:
-        return found
-    return found.model_copy(update={"device_memory_bytes": own})
+def own_memory(device: torch.device, env: Environment, crew: Crew) -> int:
+    """Bytes for each rank, which shares the machine's or its GPU's memory with others."""
+    on_cpu = device.type == "cpu"
+    sharing = min(crew.processes, env.local_world_size) if on_cpu else ranks_per_gpu(env)
+    return device_memory(device) // sharing

@@ -93,9 +93,9 @@ def train(
     count = needed or processes
     crews: Sequence[Crew] = ()
     if count is None:
-        from switokd.launch import crews_for, processes_for
+        from switokd.launch import processes_for
 
-        count, crews = processes_for(config), crews_for(config)
+        count, crews = processes_for(config)
     if env.under_torchrun or count == 1:
         _work(recipe, settings or [])
         return

@@ -64,10 +64,10 @@ class Environment:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use, by its affinity and by its container's limit."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> Environment:

@@ -10,25 +10,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from switokd.config import Config
+from switokd.method import Method
 from switokd.pauses import Pauses
+from switokd.sections import Auto
 from switokd.timings import Profile
 
 
-def expected_pauses(config: Config) -> Pauses:
-    """As `auto.run` or `auto.paused` say, else the usual; UsageError if that run is no such run.
+def expected_pauses(method: Method, given: Auto) -> Pauses:
+    """As `given` says by its run or its shares, else the usual; UsageError if that is no such run.
 
-    What they say is of teachers that learn and pause by turns: where the strategy pauses nobody,
+    What it says is of teachers that learn and pause by turns: where the strategy pauses nobody,
     or leaves its teachers as they come, it is certain already.
     """
-    strategy, given = config.method.strategy, config.auto
-    if strategy.pauses and config.method.rule.pauses and not strategy.frozen_teachers:
+    strategy, topology = method.strategy, method.topology
+    if strategy.pauses and method.rule.pauses and not strategy.frozen_teachers:
         if given.run is not None:
-            return Pauses.of_run(Path(given.run), config.topology)
+            return Pauses.of_run(Path(given.run), topology)
         if given.paused is not None:
             own = given.paused if isinstance(given.paused, dict) else {}
             everyone = given.paused if isinstance(given.paused, int | float) else 0.0
-            return Pauses.independent({t: own.get(t, everyone) for t in config.topology.teachers})
-    return Pauses.usual(config.method)
+            return Pauses.independent({t: own.get(t, everyone) for t in topology.teachers})
+    return Pauses.usual(method)
 
 
 def saved_profile(config: Config, path: Path, image: tuple[int, int, int], classes: int) -> Profile:

@@ -16,28 +16,28 @@ from switokd.config import Config
 from switokd.environment import Crew, cores
 from switokd.errors import EXIT_INTERRUPTED, PeerError
 from switokd.lifecycle import complain
+from switokd.threads import stay_within_limits
 
 
-def processes_for(config: Config) -> int:
-    """How many processes suit this machine where the placement fits any number.
+def processes_for(config: Config) -> tuple[int, list[Crew]]:
+    """How many processes suit this machine where the placement fits any number, and the crews.
 
-    One per GPU. Without one, replicated takes a single process with all cores, and auto as many
-    as the largest of `crews_for`.
+    One per GPU. Without one, replicated takes a single process with all cores. `placement: auto`
+    has crews there, to choose from: a process per core, if a batch has enough for all networks on
+    all of them; then half as many and so on, down to one with all cores.
     """
-    crews = crews_for(config)
-    return crews[0].processes if crews else _gpus(config) or 1
+    gpus = _gpus(config)
+    if gpus or config.placement != "auto":
+        return gpus or 1, []
+    crews = _crews(config)
+    return crews[0].processes, crews
 
 
-def crews_for(config: Config) -> list[Crew]:
-    """What `placement: auto` may choose from on this machine, largest first; nothing on GPUs.
-
-    A process per core, if a batch has enough for all networks on all of them; then half as many
-    and so on, down to one with all cores. Threads are what `launch` and PyTorch give to so many.
-    """
-    if config.placement != "auto" or _gpus(config):
-        return []
+def _crews(config: Config) -> list[Crew]:
+    """Largest first; with the threads that `launch` and PyTorch give to so many processes."""
     import torch
 
+    stay_within_limits()
     most, own_threads = cores(), torch.get_num_threads()
     are_given = "OMP_NUM_THREADS" in os.environ  # for each process, however many there are
     processes = max(most // own_threads, 1) if are_given else most

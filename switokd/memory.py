@@ -15,10 +15,16 @@ import mmap
 import os
 import platform
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 NEVER = -1  # as a size_t: the largest
+CONTAINERS_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""As a container sees its own, in cgroups of either version."""
 GROW_BY = 64 * 2**20
 NEVER_OVERCOMMIT = "2"  # proc(5): the system counts what is only reserved
 
@@ -70,8 +76,12 @@ def _ask_for_huge_pages() -> None:
 
 
 def machine_memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
+    """Bytes of this machine's memory, or of what this process's container may take of it."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE]
+    for path in CONTAINERS_LIMITS:
+        with suppress(OSError, ValueError):  # of the other version of cgroups; "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
 
 
 def _may_reserve() -> bool:

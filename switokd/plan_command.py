@@ -50,8 +50,8 @@ PROFILE_HELP = "Use the measurements of this file instead of measuring."
 SAVE_HELP = "Keep the measurements in this file."
 PAUSED_HELP = (
     "Share of its steps that a teacher is paused, 0 to 1: 0.5 for all, or teacher1=0.5; may be "
-    "given several times. Default: what the run file's auto says, else 0.3; 0 where the strategy "
-    "pauses nobody, 1 for frozen teachers."
+    "given several times. Default: what the run file's auto says, else 0.3. Always 0 where the "
+    "strategy pauses nobody, and 1 for frozen teachers."
 )
 RUN_HELP = "Take pauses from this earlier run's folder: which teachers were paused together."
 JSON_HELP = "Print JSON: all placements, times in seconds, sizes in bytes."
@@ -131,12 +131,12 @@ def _row(row: tuple[tuple[int, float], ...]) -> str:
 def _pauses(config: Config, paused: list[str], run: Path | None) -> Pauses:
     if paused and run:
         raise UsageError("--paused and --run both say how often teachers pause; give one")
-    if config.method.rule.pauses:  # else its teachers compute on, whatever the modes
-        if run:
-            return Pauses.of_run(run, config.topology)
-        if paused:
-            return Pauses.independent(parse_shares(paused, config.topology))
-    return expected_pauses(config)
+    given = config.auto
+    if run:
+        given = Auto(run=str(run))
+    elif paused:
+        given = Auto(paused=parse_shares(paused, config.topology))
+    return expected_pauses(config.method, given)
 
 
 def _profile(config: Config, given: Path | None, devices: int) -> Profile:

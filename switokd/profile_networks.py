@@ -34,7 +34,7 @@ from switokd.schedules import Windows
 from switokd.sections import Compute, Network
 from switokd.setup import compile_ahead, make_learner
 from switokd.timings import GLOO_LOOPBACK, NCCL_NVLINK, Communication, NetworkTimes, Profile
-from switokd.world import World
+from switokd.world import World, device_memory
 
 FEWEST, MOST = 3, 30
 """Repetitions per size, after a first step that does not count."""
@@ -59,14 +59,16 @@ def profile(
     sizes: Sequence[int],
     progress: ProgressCall | None = None,
     links: Communication | None = None,
+    memory: int | None = None,
 ) -> Profile:
     """Measure all networks of `config` at `sizes` samples on `device`.
 
-    images_shape: channels, height, width. links: what communication costs, None: assumed. A size
-    that does not fit into the device's memory, or takes too long, is left out. UsageError if a
-    network cannot be built or none of its sizes fits.
+    images_shape: channels, height, width. links: what communication costs, None: assumed. memory:
+    bytes that a network may take, None: as many as the device has. A size that needs more, or
+    takes too long, is left out, but for the smallest. UsageError if a network cannot be built or
+    none of its sizes fits.
     """
-    sizes = sorted(set(sizes))
+    sizes, memory = sorted(set(sizes)), memory or device_memory(device)
     if config.compute.compile:  # which takes a while for each
         sizes = sorted({sizes[0], sizes[-1]})
     stages = len(sizes) + 1
@@ -79,7 +81,7 @@ def profile(
                     progress(name, before + stage, len(config.networks) * stages)
 
             bench = _bench(config, name, images_shape, classes, device)
-            times = bench.measure(sizes, tell)
+            times = bench.measure(sizes, tell, memory)
             if not times:
                 raise UsageError(
                     f"network {name} ({network.model}) does not fit into the memory of {device} "
@@ -145,12 +147,14 @@ class Bench:
         """Where it computes."""
         return next(self.learner.model.parameters()).device
 
-    def measure(self, sizes: Sequence[int], tell: Callable[[int], None]) -> dict[int, Times]:
-        """Times by samples, of the sizes (ascending) that fit into memory and into `TOO_LONG`.
+    def measure(
+        self, sizes: Sequence[int], tell: Callable[[int], None], memory: int
+    ) -> dict[int, Times]:
+        """Times by samples, of the sizes (ascending) that fit into `memory` and into `TOO_LONG`.
 
         The sizes take turns, so that a machine that is busy for a while is so for all of them.
         """
-        firsts = self._first_steps(sizes, tell)
+        firsts = self._first_steps(sizes, tell, memory)
         tell(len(sizes))
         runs: dict[int, list[Split]] = {}
         for n, (split, _) in firsts.items():
@@ -173,7 +177,7 @@ class Bench:
         return times
 
     def _first_steps(
-        self, sizes: Sequence[int], tell: Callable[[int], None]
+        self, sizes: Sequence[int], tell: Callable[[int], None], memory: int
     ) -> dict[int, tuple[Split, int]]:
         """By samples: a first step's times, and the bytes that its forward kept."""
         found: dict[int, tuple[Split, int]] = {}
@@ -181,7 +185,7 @@ class Bench:
             self._step(sizes[0])  # libraries load, threads start
             for stage, n in enumerate(sizes):
                 tell(stage)
-                if found and sum(found[max(found)][0]) * n / max(found) > TOO_LONG:
+                if found and self._is_too_much(n / max(found), *found[max(found)], memory):
                     break
                 if self.compute.compile:
                     compile_ahead(self.learner, n, self.image, self.compute.channels_last)
@@ -189,6 +193,26 @@ class Bench:
                     split = self._step(n)
                 found[n] = split, sum(kept.values())
         return found
+
+    def _is_too_much(self, times: float, split: Split, kept: int, memory: int) -> bool:
+        """Whether a shard so many times larger would take too long, or too much memory.
+
+        A system without memory left kills a process, and says nothing before: see first.
+        """
+        needed = sum(self._fixed_bytes()) + kept * times
+        return sum(split) * times > TOO_LONG or needed > memory
+
+    def _fixed_bytes(self) -> tuple[int, int, int]:
+        """Of weights with their moving average, of gradients, of the optimizer's state."""
+        kept_models = [m for m in (self.learner.model, self.learner.averaged) if m is not None]
+        weights = [w for m in kept_models for w in (*m.parameters(), *m.buffers())]
+        gradients = [p.grad for p in self.learner.model.parameters() if p.grad is not None]
+        state = [v for s in self.learner.optimizer.state.values() for v in s.values()]
+        return (
+            sum(w.nbytes for w in weights),
+            sum(g.nbytes for g in gradients),
+            sum(v.nbytes for v in state if isinstance(v, Tensor)),
+        )
 
     def _step(self, n: int) -> Split:
         """Seconds of forward, backward with loss, and update, with `n` samples."""
@@ -220,10 +244,7 @@ class Bench:
     def summary(self, network: Network, times: Mapping[int, Times]) -> NetworkTimes:
         """Give all that was measured, as the profile keeps it."""
         least, most = min(times), max(times)
-        kept_models = [m for m in (self.learner.model, self.learner.averaged) if m is not None]
-        weights = [w for m in kept_models for w in (*m.parameters(), *m.buffers())]
-        gradients = [p.grad for p in self.learner.model.parameters() if p.grad is not None]
-        state = [v for s in self.learner.optimizer.state.values() for v in s.values()]
+        parameters, gradients, optimizer = self._fixed_bytes()
         kept = times[most].kept
         per_sample = kept / most
         if least < most:
@@ -235,9 +256,9 @@ class Bench:
             forward_seconds=tuple(t.forward for t in times.values()),
             backward_seconds=tuple(t.backward for t in times.values()),
             update_seconds=median(t.update for t in times.values()),
-            parameter_bytes=sum(w.nbytes for w in weights),
-            gradient_bytes=sum(g.nbytes for g in gradients),
-            optimizer_bytes=sum(v.nbytes for v in state if isinstance(v, Tensor)),
+            parameter_bytes=parameters,
+            gradient_bytes=gradients,
+            optimizer_bytes=optimizer,
             activation_bytes_per_sample=per_sample,
             activation_bytes_fixed=max(round(kept - per_sample * most), 0),
         )

@@ -2,6 +2,7 @@
 
     config.yaml            the effective configuration
     interface.json         what the networks take and tell apart (`interface.py`)
+    profiles/NxT.json      what placement: auto measured on N processes with T threads each
     decisions.jsonl        a line per step and pair
     metrics.jsonl          a line per epoch and network
     weights/NAME.pt        each network's last state dict; weights/NAME.ema.pt its moving average
@@ -29,8 +30,10 @@ from torch import Tensor
 
 from switokd.config import Config
 from switokd.decision import Decision, PairDecision
+from switokd.environment import Crew
 from switokd.errors import UsageError
 from switokd.interface import Interface
+from switokd.timings import Profile
 
 
 class RunFolder:
@@ -52,6 +55,14 @@ class RunFolder:
         """Write interface.json, so that a network can be used where its data set is not."""
         with _writing(self.path):
             interface.save(self.path / "interface.json")
+
+    def save_profiles(self, profiles: Mapping[Crew, Profile]) -> None:
+        """Write each to profiles/NxT.json, which auto.profiles may name."""
+        for crew, profile in profiles.items():
+            path = self.path / "profiles" / f"{crew.code}.json"
+            with _writing(self.path):
+                path.parent.mkdir(exist_ok=True)
+            profile.save(path)
 
     def add_decision(self, decision: Decision) -> None:
         """Append one step's decision, a line per pair."""

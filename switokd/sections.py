@@ -186,7 +186,7 @@ class Auto(Section):
     """What placement: auto is told, where it would measure or assume otherwise."""
 
     profiles: tuple[KeyText, ...] = ()
-    """Files of 'switokd plan --save-profile', instead of measuring: one per number of threads."""
+    """Files instead of measuring: a run's profiles/, or of 'switokd plan --save-profile'."""
     run: KeyText | None = None
     """Folder of an earlier run: teachers pause as often, and together with whom, as they did."""
     paused: Annotated[

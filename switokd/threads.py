@@ -1,4 +1,4 @@
-"""How long a thread waits awake for the others of its process: briefly.
+"""How many threads compute, and how long one waits awake for the others: briefly.
 
 Between two operations the threads of GNU's OpenMP, which PyTorch brings along, spin for some ten
 milliseconds before they sleep. Where another program wants the core that is what it has to
@@ -7,7 +7,7 @@ small networks on two cores took more than a second a step instead of a tenth. W
 sleeps costs a little: passive waiting makes an eager step on a quiet machine a fifth longer, this
 one 2 to 4 %, and compiled ones no longer.
 
-Torch-free.
+Imported without torch.
 
 Not covered: a process that has loaded PyTorch before (a notebook), which keeps what it has; other
 OpenMP libraries.
@@ -16,6 +16,8 @@ OpenMP libraries.
 from __future__ import annotations
 
 import os
+
+from switokd.environment import cores
 
 SPINS = "20000"
 """About a millisecond."""
@@ -26,3 +28,14 @@ def wait_briefly() -> None:
     """For this process, before it loads PyTorch, and those that it starts; the user's word goes."""
     if not any(choice in os.environ for choice in CHOICES):
         os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+def stay_within_limits() -> None:
+    """Compute with no more threads than there are cores for; the user's word goes.
+
+    PyTorch asks the machine how many there are, and a container may use fewer.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())

@@ -16,7 +16,7 @@ import torch
 
 from switokd import models, run_folder
 from switokd.alone import Alone
-from switokd.auto import choose_placement
+from switokd.auto import Choice, choose_placement
 from switokd.client import Client, Endpoint, Seat
 from switokd.config import Config
 from switokd.coordinator_process import coordinator_process
@@ -37,6 +37,7 @@ from switokd.schedules import Windows
 from switokd.setup import Models, check_shards, make_learners, make_models, set_learning_rate
 from switokd.step import train_step
 from switokd.telemetry import EpochLog, Waiting
+from switokd.threads import stay_within_limits
 from switokd.world import (
     World,
     check_same_configuration,
@@ -180,6 +181,8 @@ def train(config: Config, env: Environment) -> Path | None:
     images = open_images(config.data, config.seed, config.method.strategy.held_out)
     steps = total_steps(config, images)
     device = choose_device(config.device, env)
+    if not env.embedded:
+        stay_within_limits()
     if config.compute.keep_memory and device.type == "cpu" and not env.embedded:
         keep_freed_memory()
     built: Models = {}
@@ -188,7 +191,8 @@ def train(config: Config, env: Environment) -> Path | None:
         names = config.placement_on(env.world_size).networks_of(env.rank)
         built = make_models(config, names, images)
     with ExitStack() as stack:
-        world, placement = meet(stack, config, env, device, images)
+        world, choice = meet(stack, config, env, device, images)
+        placement = choice.placement
         if env.rank >= placement.world_size:
             return None
         built = built or make_models(config, placement.networks_of(env.rank), images)
@@ -211,6 +215,7 @@ def train(config: Config, env: Environment) -> Path | None:
         if desk:
             desk.parameters = {name: n for rank in gathered for name, n in rank.items()}
             desk.folder.save_interface(Interface.of(images))
+            desk.folder.save_profiles(choice.measured)
         if config.save_initial_weights:
             trainer.save_weights("weights/initial")
         with desk.bar if desk else nullcontext():
@@ -224,7 +229,7 @@ def train(config: Config, env: Environment) -> Path | None:
 
 def meet(
     stack: ExitStack, config: Config, env: Environment, device: torch.device, images: Images
-) -> tuple[World, Placement]:
+) -> tuple[World, Choice]:
     """Join the other ranks, and come to know which networks are whose.
 
     A placement may need only the first ranks; the others' world is left then. `stack`, which has
@@ -238,14 +243,14 @@ def meet(
     }
     check_same_configuration(world, {**config.must_agree(), **found})
     if config.placement != "auto":
-        return world, config.placement_on(env.world_size)
-    placement = choose_placement(config, world, images)
-    few = env.first(placement.world_size)
+        return world, Choice(config.placement_on(env.world_size))
+    choice = choose_placement(config, world, images)
+    few = env.first(choice.placement.world_size)
     if few.world_size < env.world_size:
         stack.close()  # all leave together
         if env.rank < few.world_size:
             world = stack.enter_context(join_world(few, device, config.coordinator.timeout))
-    return world, placement
+    return world, choice
 
 
 def describe(config: Config, world: World, placement: Placement, where: str) -> str:

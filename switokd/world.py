@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from switokd.environment import Environment
 from switokd.errors import CollectiveError, SwitokdError, UsageError
+from switokd.memory import machine_memory
 
 T = TypeVar("T")
 
@@ -37,6 +38,13 @@ def gpu_count() -> int:
 def ranks_per_gpu(env: Environment) -> int:
     """How many of this machine's ranks share a GPU, at the most."""
     return -(-env.local_world_size // max(gpu_count(), 1))
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory that `device` has."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return machine_memory()
 
 
 def choose_device(wanted: str, env: Environment) -> torch.device:

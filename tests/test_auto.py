@@ -42,6 +42,17 @@ SLEEPERS = [
     ),
     "data.batch_size=4",  # enough for two processes, however many cores there are
 ]
+FLAT = [f"networks.{name}.model=flat:Net" for name in CONFIG.topology]
+LINEAR = """
+import torch
+
+class Net(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(64, 10)
+
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+"""
 SLOW = """
 import pathlib, signal, torch
 
@@ -107,7 +118,9 @@ def chosen(crews: Sequence[Crew], profiles: Sequence[str], *settings: str) -> Pl
     """What rank 0 chooses from profiles, the other ranks left out."""
     config = load("digits-1t1s", ["placement=auto", f"auto.profiles={list(profiles)}", *settings])
     world = World(Environment(crews=tuple(crews)), torch.device("cpu"))
-    return choose_placement(config, world, open_images(config.data, config.seed))
+    choice = choose_placement(config, world, open_images(config.data, config.seed))
+    assert not choice.measured
+    return choice.placement
 
 
 def offer(crew: Crew, seconds: float, fits: bool = True) -> Offer:
@@ -140,7 +153,7 @@ def test_the_fewest_processes_of_those_that_are_not_told_apart() -> None:
 
 
 def test_the_line_says_what_was_chosen_and_from_what(capsys: pytest.CaptureFixture[str]) -> None:
-    pauses = expected_pauses(load("digits-1t1s"))
+    pauses = expected_pauses(CONFIG.method, CONFIG.auto)
     one, two = offer(ONE, 0.4123), offer(TWO, 0.45)
     assert in_words(one, [two, one], pauses, None) == (
         "auto: 1 process with 2 threads, 0.412 s a step; 2 processes with 1 thread each 0.45 s; "
@@ -191,7 +204,7 @@ def test_profiles_that_cannot_be_used(
 def test_pauses_are_what_the_run_file_says(tmp_path: Path) -> None:
     def share(*settings: str, recipe: str = "digits-2t1s") -> list[float]:
         config = load(recipe, ["placement=auto", *settings])
-        pauses = expected_pauses(config)
+        pauses = expected_pauses(config.method, config.auto)
         return [pauses.share(teacher) for teacher in config.topology.teachers]
 
     assert share() == pytest.approx([0.3, 0.3])
@@ -271,6 +284,13 @@ def test_more_processes_where_they_are_measured_to_be_faster(tmp_path: Path) -> 
     assert "; 1 process with 1 thread 0." in out
     assert "2 processes on cpu" in out
     assert len(lines(tmp_path / "out" / "decisions.jsonl")) == 3
+    # What was measured is kept, and taken instead of measuring again.
+    assert {p.name for p in Path(tmp_path, "out", "profiles").iterdir()} == {"2x1.json", "1x1.json"}
+    given = "auto.profiles=[out/profiles/2x1.json]"
+    again = [*TRAIN, *SLEEPERS, "schedule.max_steps=3", given, "run_dir=again"]
+    code, out, err = run(again, tmp_path, PYTHONPATH=str(REPOSITORY))
+    assert (code, err) == (0, "")
+    assert not (tmp_path / "again" / "profiles").exists()
 
 
 @pytest.mark.skipif(cores() == 1, reason="needs two cores: one is one process's")
@@ -284,6 +304,22 @@ def test_processes_and_threads_are_measured_together(tmp_path: Path) -> None:
     assert f"{cores()} processes with 1 thread each" in line
     assert re.search(r"1 process with \d+ thread", line)
     assert len(lines(tmp_path / "out" / "decisions.jsonl")) == 2
+
+
+@pytest.mark.timeout(180)
+def test_what_is_measured_is_compiled_as_in_training(tmp_path: Path) -> None:
+    """Two crews, each network's smallest and largest shard; the training then compiles its own."""
+    settings = [*FLAT, "compute.compile=true", "data.batch_size=8", *FEW, "run_dir=out"]
+    command = torchrun(2, "--crews=2x1,1x2", "digits-1t1s", "placement=auto", *settings)
+    (tmp_path / "flat.py").write_text(LINEAR)
+    code, out, err = run(command, tmp_path, 170)
+    assert code == 0, err
+    assert re.match(r"auto: (1|2) process.*; (1|2) process", out)
+    assert len(lines(tmp_path / "out" / "decisions.jsonl")) == 8
+    for name, sizes in (("2x1", (4, 8)), ("1x2", (8,))):
+        profile = Profile.load(tmp_path / "out" / "profiles" / f"{name}.json")
+        assert profile.compile
+        assert profile.sizes == sizes
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from switokd.environment import Crew
-from switokd.launch import crews_for, processes_for
+from switokd.launch import processes_for
 from switokd.runfile import load
 from tests.support import process, run, wait_until
 
@@ -74,22 +74,22 @@ def test_auto_may_choose_half_as_many_processes_and_so_on(
     settings: list[str], crews: list[str]
 ) -> None:
     config = load("digits-1t1s", [*AUTO, *settings])
-    found = crews_for(config)
+    count, found = processes_for(config)
     assert [crew.code for crew in found] == crews
     assert [Crew.of(crew.code) for crew in found] == found
-    assert processes_for(config) == (found[0].processes if found else 1)
+    assert count == (found[0].processes if found else 1)
 
 
 @pytest.mark.usefixtures("twelve_cores")
 def test_threads_that_the_user_has_set_are_every_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    found = crews_for(load("digits-1t1s", AUTO))
-    assert [crew.code for crew in found] == ["2x6", "1x6"]
+    count, found = processes_for(load("digits-1t1s", AUTO))
+    assert (count, [crew.code for crew in found]) == (2, ["2x6", "1x6"])
 
 
 @pytest.mark.usefixtures("twelve_cores")
 def test_on_gpus_there_is_a_process_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("switokd.world.gpu_count", lambda: 3)
     config = load("digits-1t1s", ["placement=auto"])
-    assert (crews_for(config), processes_for(config)) == ([], 3)
-    assert crews_for(load("digits-1t1s", AUTO))
+    assert processes_for(config) == (3, [])
+    assert processes_for(load("digits-1t1s", AUTO))[1]  # device=cpu

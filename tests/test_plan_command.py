@@ -155,6 +155,14 @@ def test_pauses_are_the_run_files_if_no_option_says_otherwise(tmp_path: Path) ->
     assert planned(tmp_path, *told, "--paused=0")["pauses"] == [{"paused": [], "share": 1.0}]
 
 
+def test_what_the_strategy_makes_certain_counts_before_any_option(tmp_path: Path) -> None:
+    told = ["--profile", saved_profile(tmp_path), "--devices=1", "--paused=0.5"]
+    both = ["teacher1", "teacher2"]
+    for strategy, paused in (("dml", []), ("kd", both)):
+        found = planned(tmp_path, *told, f"distillation.strategy={strategy}")
+        assert found["pauses"] == [{"paused": paused, "share": 1.0}]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

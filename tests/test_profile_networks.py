@@ -71,6 +71,19 @@ def test_kept_bytes_are_those_of_the_activations() -> None:
     assert 4 < kept < 40 * 10 * 4
 
 
+def test_sizes_that_would_not_fit_are_not_tried() -> None:
+    """Where a system has no memory left it kills a process, which can then say nothing."""
+    config = load("digits-2t1s", SLEEPERS)
+    whole = measured(config, (2, 4, 64))
+    limit = max(network.memory(4) for network in whole.networks.values()) + 1
+    found = measured(config, (2, 4, 64), memory=limit)
+    for name, network in found.networks.items():
+        fitting = [n for n in (2, 4, 64) if whole.networks[name].memory(n) < limit]
+        assert network.samples == tuple(fitting)
+    assert found.sizes == (2, 4)
+    assert measured(config, (2, 4), memory=1).sizes == (2,)
+
+
 def test_random_numbers_go_on_as_if_nothing_had_been_measured() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
