@@ -59,8 +59,8 @@ class InProcess:
             self.images.steps_per_epoch,
             total_steps(config, self.images),
         )
-        shape, classes, soft = self.images.shape, self.images.classes, config.data.has_soft_targets
-        self.learners = make_learners(config, place, models, world, shape, windows)
+        classes, soft = self.images.classes, config.data.has_soft_targets
+        self.learners = make_learners(config, place, models, world, self.images, windows)
         self._exchange = Exchange(place, config.digest, classes, soft_targets=soft)
         self.decider = decider or Alone(config, lambda decision: None)
         self._done = 0

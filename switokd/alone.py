@@ -25,11 +25,12 @@ class Alone:
         self._rule = config.method.rule
         self._on_decision = on_decision
         self._last: Decision | None = None
+        self._recorded = 0
 
     def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
-        """Decide a step and keep the decision."""
+        """Decide a step. It is recorded when backward is on its way, as a file may take long."""
+        self._record()  # the step before, in which nobody has waited for it
         self._last = decide(step, means(parts), self._rule)
-        self._on_decision(self._last)
 
     def foresee(self, step: int, parts: Parts) -> Decision | None:
         """Give the decision, which there is already."""
@@ -39,7 +40,13 @@ class Alone:
         """The decision of `step`, the newest reported."""
         assert self._last is not None
         assert self._last.step == step
+        self._record()
         return self._last
+
+    def _record(self) -> None:
+        if self._last is not None and self._last.step > self._recorded:
+            self._recorded = self._last.step
+            self._on_decision(self._last)
 
     def progress(
         self,

@@ -114,6 +114,9 @@ def in_words(
     """
     words = [f"auto: {chosen.crew}, {chosen.best.step_seconds:.3g} s a step"]
     words += [f"{o.crew} {o.best.step_seconds:.3g} s" for o in offers if o is not chosen]
+    if not chosen.best.fits:
+        most = max(chosen.best.memory_bytes) / 1e9
+        words.append(f"no placement fits into memory, this one needs {most:.3g} GB on a rank")
     if alone and alone.step_seconds * (1 + NOISE) < chosen.best.step_seconds:
         words.append(f"a single process with as many threads {alone.step_seconds:.3g} s")
     return "; ".join([*words, f"pauses: {pauses.source}"])

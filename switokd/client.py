@@ -80,13 +80,14 @@ class Client:
         it refuses the run as such.
         """
         self.seat = seat
-        self.pairs = [
-            p for p in config.topology.pairs if seat.rank in placement.ranks_of(p.teacher)
-        ]
+        self._rule = config.method.rule
+        self._own = [p for p in config.topology.pairs if seat.rank in placement.ranks_of(p.teacher)]
+        lenders = [self._rule.epsilon_from.get(pair, pair) for pair in self._own]
+        self.pairs = list(dict.fromkeys([*self._own, *lenders]))
+        """What this rank measures: it reports its own teachers', and foresees by all of them."""
         self.waits: list[float] = []
         """Seconds that this rank stood still for each step's decision; teachers' ranks only."""
         self._place = Place(placement, seat.rank)
-        self._rule = config.method.rule
         self._foreseen: Decision | None = None
         self._timeout = config.coordinator.timeout
         self._on_decision, self._on_failure = on_decision, on_failure
@@ -121,8 +122,8 @@ class Client:
             self.decision(step - 1)
         self._raise_if_failed()
         sums = {
-            pair: by_rank[self._place.placement.ranks_of(pair.teacher).index(self.seat.rank)]
-            for pair, by_rank in parts.items()
+            pair: parts[pair][self._place.placement.ranks_of(pair.teacher).index(self.seat.rank)]
+            for pair in self._own
         }
         waited = self.waits[-1] if self.waits else None
         message = pb.Report(

@@ -183,7 +183,7 @@ def _step(
     config = config.model_copy(update=update)
     place = Place(replicated(config.topology, 1), 0)
     learners, watched = [], {}
-    for learner in make_learners(config, place, built, World(Environment(), device), images.shape):
+    for learner in make_learners(config, place, built, World(Environment(), device), images):
         watched[learner.name] = Watched(learner.name, learner.model, images.classes, device)
         learners.append(replace(learner, network=watched[learner.name]))
     size = min(batch, config.data.batch_size)
@@ -191,8 +191,7 @@ def _step(
     few = feed(replace(images, config=data).stream(1), device, config.compute.channels_last)
     x, y = next(few)
     size = len(y)  # a data set may have fewer
-    decisions: list[Decision] = []
-    decider = Alone(config, decisions.append)
+    decider = Alone(config, lambda decision: None)
     soft = config.data.has_soft_targets
     exchange = Exchange(place, config.digest, images.classes, soft_targets=soft)
     try:
@@ -212,7 +211,7 @@ def _step(
     if problems:
         return DryRun(tuple(problems))
     rows = [_row(config, li, watched[li.name], losses, size) for li in learners]
-    return DryRun((), tuple(rows), device.type, size, images, decisions[0])
+    return DryRun((), tuple(rows), device.type, size, images, decider.decision(1))
 
 
 def _problems(learner: Learner, losses: dict[str, float]) -> list[str]:

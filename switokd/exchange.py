@@ -64,8 +64,8 @@ class Exchange:
         self.passed_at = 0.0
         """When the last exchange was over, on the clock of `time.perf_counter`."""
         self._group = group
-        self.seconds = 0.0
-        """What all collectives so far have taken, as far as that is known."""
+        self.seconds: float | None = None
+        """What all collectives so far have taken; None where it is not known."""
         self._classes = classes
         self._soft = soft_targets
         # What a sample's target takes, in float32: a label's 64 bits, or a distribution.
@@ -93,12 +93,13 @@ class Exchange:
         for name in self.place.networks:
             if name in z:
                 pieces += [z[name].detach().float(), y[name].view(torch.float32)]
-        mine = torch.cat([piece.flatten() for piece in pieces])
+        mine = self._row(torch.cat([piece.flatten() for piece in pieces]), length)
         started = time.perf_counter()
-        everyone = self._gather(mine, length, f"exchanging the logits of step {step}").to(device)
-        is_known = device.type == "cpu" or self._transport is not None
-        seconds = time.perf_counter() - started if is_known else None
-        self.seconds += seconds or 0.0
+        everyone = self._gather(mine, f"exchanging the logits of step {step}")
+        seconds = time.perf_counter() - started if everyone.device.type == "cpu" else None
+        if seconds is not None:
+            self.seconds = (self.seconds or 0.0) + seconds
+        everyone = everyone.to(device)
         logits, labels = {}, {}
         for name in self.place.placement.networks:
             rows, targets = [], []
@@ -109,11 +110,11 @@ class Exchange:
                 targets.append(self._as_targets(everyone[rank, middle:stop].clone()))
             logits[name] = torch.cat(rows) if len(rows) > 1 else rows[0]
             labels[name] = torch.cat(targets) if len(targets) > 1 else targets[0]
-        headers = everyone[:, : 2 * HEADER].contiguous().view(torch.int64)
+        headers = everyone[:, : 2 * HEADER].flatten().view(torch.int64)
         y_0 = next(iter(labels.values()))
         bad = [(~z_i.isfinite()).sum() for z_i in logits.values()]
         other = [(y_i != y_0).sum() for y_i in labels.values()]
-        vitals = torch.cat([headers.flatten(), torch.stack(bad + other)]).double()
+        vitals = torch.cat([headers, torch.stack(bad + other)]).double()
         return Gathered(logits, y_0, vitals, seconds)
 
     def check(self, vitals: Sequence[float]) -> None:
@@ -189,17 +190,19 @@ class Exchange:
                 ends[rank] += b * (self._classes + self._target_length)
         return offsets, max(ends.values())
 
-    def _gather(self, mine: Tensor, length: int, doing: str) -> Tensor:
+    def _row(self, mine: Tensor, length: int) -> Tensor:
+        """What this rank sends, as long as everyone's and where the collective needs it."""
+        if len(mine) < length:
+            mine = torch.cat([mine, mine.new_zeros(length - len(mine))])
+        alone = self._transport is None or self.place.placement.world_size == 1
+        return mine if alone else mine.to(self._transport)
+
+    def _gather(self, row: Tensor, doing: str) -> Tensor:
         """All ranks' rows `[world size, length]`."""
         world_size = self.place.placement.world_size
         if world_size == 1:
-            return mine[None]
-        padded = mine.new_zeros(length) if len(mine) < length else mine
-        if len(mine) < length:
-            padded[: len(mine)] = mine
-        if self._transport is not None:
-            padded = padded.to(self._transport)
-        everyone = padded.new_empty(world_size * length)
+            return row[None]
+        everyone = row.new_empty(world_size * len(row))
         with naming(doing):
-            all_gather(everyone, padded, group=self._group)
-        return everyone.view(world_size, length)
+            all_gather(everyone, row, group=self._group)
+        return everyone.view(world_size, len(row))

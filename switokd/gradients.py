@@ -40,7 +40,10 @@ class Bucket:
         has = [p.grad is not None for p in self.parameters]
         marks = grads[0].new_ones(len(has)) if all(has) else grads[0].new_tensor(has)
         values = [_as_it_lies(g, strides) for g, strides in zip(grads, self._strides, strict=True)]
-        return torch.cat([*values, marks])
+        flat = torch.cat([*values, marks])
+        for parameter in self.parameters:  # their memory serves the rest of backward
+            parameter.grad = None
+        return flat
 
     def unpack(self, flat: Tensor, reached: set[nn.Parameter]) -> None:
         """Give each parameter its part of the sum; one that no rank's loss reaches keeps none.

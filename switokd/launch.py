@@ -22,10 +22,12 @@ from switokd.threads import stay_within_limits
 def processes_for(config: Config) -> tuple[int, list[Crew]]:
     """How many processes suit this machine where the placement fits any number, and the crews.
 
-    One per GPU. Without one, replicated takes a single process with all cores. `placement: auto`
-    has crews there, to choose from: a process per core, if a batch has enough for all networks on
-    all of them; then half as many and so on, down to one with all cores.
+    One per GPU; a single one where no coordinator is wanted. Without GPUs replicated takes one with
+    all cores, and `placement: auto` has crews to choose from: a process per core, if a batch has
+    enough for all networks on all of them; then half as many and so on, down to one with all cores.
     """
+    if config.coordinator.address == "off":
+        return 1, []
     gpus = _gpus(config)
     if gpus or config.placement != "auto":
         return gpus or 1, []
@@ -42,8 +44,6 @@ def _crews(config: Config) -> list[Crew]:
     are_given = "OMP_NUM_THREADS" in os.environ  # for each process, however many there are
     processes = max(most // own_threads, 1) if are_given else most
     processes = min(processes, config.data.batch_size // 2)
-    if config.coordinator.address == "off":
-        processes = 1
     crews = []
     while processes:
         is_free = processes > 1 and not are_given

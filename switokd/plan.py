@@ -9,8 +9,8 @@ The model. In a step each rank, in this order,
    each once the last rank has it; a rank takes part in one sum at a time, and computes meanwhile;
    Where `schedule.accumulate` makes k steps share an update, sums and updates (4.) are in every
    k-th step only; a step is then the mean of the k;
-4. updates the same networks in the same order, each once its gradients are added up; where a
-   teacher is among them, the first once the decision is here;
+4. updates the same networks in the same order, each once its gradients are added up, and a teacher
+   once the decision is here;
 5. goes on to the next step's forward. Nothing waits for all ranks here.
 
 So a step takes
@@ -41,21 +41,8 @@ from switokd.candidates import Work, candidates
 from switokd.errors import UsageError
 from switokd.pauses import Pauses
 from switokd.placement import Placement
-from switokd.timings import BUCKET_BYTES, Communication, NetworkTimes, Profile
+from switokd.timings import BUCKET_BYTES, NetworkTimes, Profile
 from switokd.topology import Topology
-
-__all__ = [
-    "Communication",
-    "NetworkTimes",
-    "Pauses",
-    "Prediction",
-    "Profile",
-    "choose",
-    "predict",
-    "rank_placements",
-    "shard_sizes",
-    "simplest_of_the_best",
-]
 
 MOST_CANDIDATES = 4000
 """Where every step has one pattern of pauses; with more patterns fewer are predicted."""
@@ -241,14 +228,11 @@ class _Step:
                 summed[name] = max(starts + buckets * one, last + one)
                 for rank in shards:
                     sums_end[rank] = summed[name]
-        updated = learning if updates else []
-        for rank in {
-            rank for name in updated if name in self.teachers for rank in self.samples[name]
-        }:
-            at[rank] = max(at[rank], self.communication.decision_seconds)
-        for name in updated:
+        for name in learning if updates else []:
+            decided = self.communication.decision_seconds if name in self.teachers else 0.0
+            starts = max(summed.get(name, 0.0), decided)
             for rank in self.samples[name]:
-                at[rank] = max(at[rank], summed.get(name, 0.0)) + self.times[name].update_seconds
+                at[rank] = max(at[rank], starts) + self.times[name].update_seconds
         for name, shards in self.samples.items():
             for rank, n in shards.items():
                 at[rank] += self.times[name].forward(n)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
@@ -26,6 +26,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from switokd import models
 from switokd.config import Config
 from switokd.couplings import Term
+from switokd.data.feed import in_order
 from switokd.environment import Environment
 from switokd.errors import UsageError
 from switokd.learner import Learner
@@ -216,9 +217,8 @@ class Bench:
 
     def _step(self, n: int) -> Split:
         """Seconds of forward, backward with loss, and update, with `n` samples."""
-        x = torch.randn(n, *self.image, device=self.device)
-        if self.compute.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+        noise = torch.randn(n, *self.image, device=self.device)
+        x = in_order(noise, self.compute.channels_last)
         y = torch.randint(self.classes, (n,), device=self.device)
         peers = {
             str(i): torch.randn(n, self.classes, device=self.device) for i in range(self.peers)
@@ -281,8 +281,6 @@ def _bench(
     learner = make_learner(config, name, model, World(Environment(), device), None, Windows())
     for group in learner.optimizer.param_groups:
         group["lr"] = 0.0
-    if config.compute.compile:  # anew for each size: a shard's size is fixed in training
-        learner = replace(learner, network=torch.compile(learner.model, dynamic=False))
     return Bench(learner, image, classes, len(config.networks) - 1, config.compute)
 
 

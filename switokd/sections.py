@@ -335,7 +335,7 @@ class Compute(Section):
     keep_memory: bool = True
     """On CPUs: keep freed memory for the next step, and in huge pages where the system has them."""
     data_on_device: bool | None = None
-    """Hold all images on the GPU and augment them there; null: where they fit."""
+    """Hold all images on the GPU and augment them there; null: if they are arrays, and small."""
     batch_norm: Literal["rank", "sync"] = "rank"
     """Statistics of a network on several ranks: each rank's own, or all ranks' (GPU only)."""
 

@@ -5,17 +5,19 @@ Not covered: the loop (`trainer.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from zlib import crc32
 
 import torch
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from switokd import models
 from switokd.config import Config
 from switokd.data import Images
 from switokd.data.augment import mix, seeding
+from switokd.data.feed import in_order
 from switokd.errors import UsageError
 from switokd.gradients import Gradients
 from switokd.learner import Learner
@@ -26,6 +28,9 @@ from switokd.stopwatch import Stopwatch
 from switokd.topology import Role
 from switokd.updates import AUTOCAST, Updates, moving_average, parameter_groups
 from switokd.world import World
+
+MOST_FORMS = 64
+"""That torch.compile may make of one class."""
 
 Models = Mapping[str, torch.nn.Module]
 """By name; on the CPU, with their first weights."""
@@ -67,10 +72,10 @@ def make_learners(
     place: Place,
     built: Models,
     world: World,
-    shape: tuple[int, int, int],
+    images: Images,
     windows: Windows | None = None,
 ) -> list[Learner]:
-    """All networks of this rank, for images of `shape` (channels, height, width).
+    """All networks of this rank, for a training on `images`.
 
     windows: which steps share an update; None: each has its own. Every rank must call it: groups
     are made together.
@@ -86,10 +91,11 @@ def make_learners(
         for name in place.networks
     ]
     if config.compute.compile:
+        batches = {images.size_of(0), images.size_of(images.steps_per_epoch - 1)}
         for learner in learners:
-            shard = place.shard(learner.name, config.data.batch_size)
-            channels_last = config.compute.channels_last
-            compile_ahead(learner, shard.stop - shard.start, shape, channels_last)
+            shards = [place.shard(learner.name, n) for n in batches]
+            for samples in sorted({shard.stop - shard.start for shard in shards} - {0}):
+                compile_ahead(learner, samples, images.shape, config.compute.channels_last)
         world.all_gather(None)  # networks take unequally long, and steps do not wait for long
     # From here on ranks draw (dropout) independently of each other.
     torch.manual_seed(int(mix(config.seed, place.rank + 1)) % 2**63)
@@ -121,7 +127,7 @@ def make_learner(
         name=name,
         role=role,
         model=model,
-        network=torch.compile(model) if config.compute.compile else model,
+        network=compiled(model) if config.compute.compile else model,
         optimizer=make_optimizer(config.networks[name], model, config.compute.fused_optimizer),
         gradients=Gradients(name, parameters, group, world.transport),
         frozen=frozen,
@@ -136,6 +142,19 @@ def make_learner(
     )
 
 
+def compiled(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
+    """The model as torch.compile makes it, anew for each of the few sizes that a shard has.
+
+    PyTorch counts the forms of a class, not of a network, and leaves what is beyond the limit as it
+    is: several networks of one class, each for whole batches and an epoch's last, need more.
+    """
+    from torch._dynamo import config as dynamo
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_FORMS)
+    forward: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False)
+    return forward
+
+
 def compile_ahead(
     learner: Learner, samples: int, shape: tuple[int, int, int], channels_last: bool
 ) -> None:
@@ -144,19 +163,19 @@ def compile_ahead(
     UsageError if torch.compile fails, on a CPU usually for want of a C++ compiler.
     """
     device = next(learner.model.parameters()).device
-    x = torch.randn(samples, *shape, device=device)
-    if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
+    x = in_order(torch.randn(samples, *shape, device=device), channels_last)
     buffers = {name: buffer.clone() for name, buffer in learner.model.named_buffers()}
     from torch._inductor import config as inductor
 
     # PyTorch before 2.14 takes kernels from its cache whatever the number of threads in them.
     inductor.cpp.threads = torch.get_num_threads()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             z = learner.forward(x)
             if not learner.frozen:
                 torch.autograd.grad(z.sum(), learner.gradients.parameters, allow_unused=True)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:
         error_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         usage = UsageError(

@@ -29,7 +29,7 @@ class Decider(Protocol):
 
     @property
     def pairs(self) -> Sequence[Pair]:
-        """Pairs that this rank measures: those of its teachers."""
+        """Pairs that this rank measures: all that it takes to foresee its teachers' decisions."""
         ...
 
     def report(self, step: int, parts: Parts, exchange_seconds: float | None) -> None:
@@ -80,7 +80,7 @@ def train_step(
     z = {li.name: li.forward(x[mine[li.name]]) for li in learners if len(x[mine[li.name]])}
     everyone = exchange(step, z, {name: y[mine[name]] for name in mine}, n)  # detached, all of it
 
-    # The distances of this rank's teachers to their students, by shard. A student has none.
+    # The distances of this rank's teachers to their students, by shard. A student needs none.
     shards = {pair.teacher: place.shards(pair.teacher, n) for pair in decider.pairs}
     sums = pair_sums(decider.pairs, everyone.logits, everyone.y, shards, method.taus)
     vitals, rows = to_host(everyone.vitals, sums)  # the step's only wait for the device
@@ -93,7 +93,8 @@ def train_step(
     peers = {**everyone.logits, **method.strategy.combine(everyone.logits, everyone.y)}
     losses: dict[str, Tensor] = {}
     learning = []
-    for learner in sorted(learners, key=lambda learner: learner.is_teacher):
+    ordered = sorted(learners, key=lambda learner: learner.is_teacher)
+    for learner in ordered:
         decision = (foreseen or decider.decision(step)) if learner.is_teacher else None
         if decision is not None and learner.name in decision.paused:
             continue  # weights, momentum, weight decay: all untouched; no gradients travel
@@ -110,9 +111,9 @@ def train_step(
                 loss = loss * 0  # as published for 1T2S: momentum and weight decay go on
         learner.backward(loss, step)
 
-    if any(learner.is_teacher and learner.updates.are_due(step) for learner in learners):
-        decider.decision(step)  # nothing is applied that the authority has not decided
-    for learner in learners:
+    for learner in ordered:
+        if learner.is_teacher and learner.updates.are_due(step):
+            decider.decision(step)  # nothing is applied that the authority has not decided
         learner.update(step)  # by what it has learned, in this step or in several
     stood_still = tuple(learner.name for learner in learners if learner not in learning)
     return StepResult(everyone.logits, everyone.y, losses, stood_still)

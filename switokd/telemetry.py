@@ -170,7 +170,7 @@ class Waiting:
     The exchange is not measured where it runs in a GPU's queue.
     """
 
-    exchange_seconds: float
+    exchange_seconds: float | None
     decision_seconds: tuple[float, ...]
 
     @classmethod

@@ -199,7 +199,7 @@ def train(config: Config, env: Environment) -> Path | None:
         check_shards(config, placement, images)
         place = Place(placement, env.rank)
         windows = Windows(config.schedule.accumulate, images.steps_per_epoch, steps)
-        learners = make_learners(config, place, built, world, images.shape, windows)
+        learners = make_learners(config, place, built, world, images, windows)
         images = images.on(device, config.compute.data_on_device)
         stream = images.stream(steps, part=place.part)
         batches = feed(stream, device, config.compute.channels_last)

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,9 @@ def test_the_line_says_what_was_chosen_and_from_what(capsys: pytest.CaptureFixtu
     alone = "; a single process with as many threads 0.412 s; "
     assert alone in in_words(two, [two], pauses, one.best)
     assert "single" not in in_words(one, [one], pauses, two.best)
+    large = Offer(ONE, replace(one.best, memory_bytes=(1, 3 * 10**9), fits=False))
+    too_large = "; no placement fits into memory, this one needs 3 GB on a rank; pauses"
+    assert too_large in in_words(large, [large], pauses, None)
     assert capsys.readouterr().out == ""
 
 

@@ -65,7 +65,7 @@ def twelve_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], ["12x1", "6x2", "3x4", "1x6"]),
         (["data.batch_size=8"], ["4x3", "2x6", "1x6"]),  # two images for each at least
         (["data.batch_size=2"], ["1x6"]),
-        (["coordinator=off"], ["1x6"]),
+        (["coordinator=off"], []),
         (["placement=replicated"], []),
     ],
 )
@@ -92,4 +92,6 @@ def test_on_gpus_there_is_a_process_for_each(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("switokd.world.gpu_count", lambda: 3)
     config = load("digits-1t1s", ["placement=auto"])
     assert processes_for(config) == (3, [])
+    alone = load("digits-1t1s", ["placement=replicated", "coordinator=off"])
+    assert processes_for(alone) == (1, [])
     assert processes_for(load("digits-1t1s", AUTO))[1]  # device=cpu

@@ -16,10 +16,7 @@ from switokd.method import Method
 from switokd.pauses import Pauses
 from switokd.placement import Placement, dedicated, replicated
 from switokd.plan import (
-    Communication,
-    NetworkTimes,
     Prediction,
-    Profile,
     choose,
     predict,
     rank_placements,
@@ -27,7 +24,7 @@ from switokd.plan import (
     simplest_of_the_best,
 )
 from switokd.strategies import make_strategy
-from switokd.timings import BUCKET_BYTES
+from switokd.timings import BUCKET_BYTES, Communication, NetworkTimes, Profile
 from switokd.topology import Role, Topology
 
 BATCH = 60

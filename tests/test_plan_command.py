@@ -15,8 +15,9 @@ import yaml
 from typer.testing import CliRunner
 
 from switokd.cli import app
+from switokd.pauses import Pauses
 from switokd.placement import Placement, dedicated, replicated
-from switokd.plan import Pauses, predict
+from switokd.plan import predict
 from switokd.plan_command import _profile, in_words, setting
 from switokd.runfile import load
 from switokd.timings import Communication, NetworkTimes, Profile
@@ -158,8 +159,9 @@ def test_pauses_are_the_run_files_if_no_option_says_otherwise(tmp_path: Path) ->
 def test_what_the_strategy_makes_certain_counts_before_any_option(tmp_path: Path) -> None:
     told = ["--profile", saved_profile(tmp_path), "--devices=1", "--paused=0.5"]
     both = ["teacher1", "teacher2"]
+    weights = [f"networks.{teacher}.weights=w.pt" for teacher in both]
     for strategy, paused in (("dml", []), ("kd", both)):
-        found = planned(tmp_path, *told, f"distillation.strategy={strategy}")
+        found = planned(tmp_path, *told, f"distillation.strategy={strategy}", *weights)
         assert found["pauses"] == [{"paused": paused, "share": 1.0}]
 
 

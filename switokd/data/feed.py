@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from switokd.data.loader import Batch
 
@@ -24,9 +25,20 @@ def feed(batches: Iterator[Batch], device: torch.device, channels_last: bool) ->
 
 def _place(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
     x, y = (t.to(device, non_blocking=True) for t in batch)
-    if channels_last and x.dim() == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
-    return x, y
+    return in_order(x, channels_last), y
+
+
+def in_order(x: Tensor, channels_last: bool) -> Tensor:
+    """Images `[B, C, H, W]` in one of two memory orders, and with the strides that go with it.
+
+    Of one channel, or one row, several strides mean the same; compiled networks tell them apart.
+    """
+    if x.dim() != 4:
+        return x
+    _, c, h, w = x.shape
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    strides = (c * h * w, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)
+    return x.contiguous(memory_format=order).as_strided(x.shape, strides)
 
 
 def _ahead(batches: Iterator[Batch], device: torch.device, channels_last: bool) -> Iterator[Batch]:

@@ -1,0 +1,125 @@
+"""A rank's stream: what it reports and foresees, and a coordinator that decides otherwise.
+
+The coordinator here is a faulty one, which the real one cannot be told to be; the real one is in
+`test_coordinator.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import grpc
+import pytest
+
+from switokd.client import Client, Endpoint, Seat
+from switokd.decision import Decision, Mode, PairDecision, decide
+from switokd.distances import Parts, means
+from switokd.errors import CoordinatorError
+from switokd.gap import Distances, PairSums, delta, epsilon
+from switokd.runfile import load
+from switokd.topology import Pair
+from switokd.v1 import coordinator_pb2 as pb
+from switokd.v1 import coordinator_pb2_grpc as pb_grpc
+from switokd.wire import decision_to_wire, sums_from_wire
+
+FIRST, SECOND = Pair("teacher1", "student"), Pair("teacher2", "student")
+PARTS: Parts = {  # of one rank each, 10 samples; both far from their thresholds
+    FIRST: [PairSums(15.0, 12.0, 2.0, 10)],
+    SECOND: [PairSums(1.0, 12.0, 11.0, 10)],
+}
+PUBLISHED = load("digits-2t1s", ["distillation.semantics=published"])
+PAPER = load("digits-2t1s")
+
+
+@dataclass
+class Faulty(pb_grpc.CoordinatorServiceServicer):
+    """Answers every report with `answer`, whatever it says."""
+
+    answer: Decision
+    reports: list[pb.Report] = field(default_factory=list)
+
+    def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
+        return pb.JoinResponse()
+
+    def GetRunStatus(
+        self, request: pb.GetRunStatusRequest, context: Any
+    ) -> pb.GetRunStatusResponse:
+        return pb.GetRunStatusResponse()
+
+    def Train(
+        self, requests: Iterator[pb.TrainRequest], context: Any
+    ) -> Iterator[pb.TrainResponse]:
+        for request in requests:
+            if request.WhichOneof("event") == "report":
+                self.reports.append(request.report)
+                yield pb.TrainResponse(decision=decision_to_wire(self.answer))
+
+
+@contextmanager
+def second_teacher(config: Any, answer: Decision) -> Iterator[tuple[Client, Faulty]]:
+    """The client of rank 1, at a coordinator that answers like this."""
+    coordinator = Faulty(answer)
+    server = grpc.server(ThreadPoolExecutor(4))
+    pb_grpc.add_CoordinatorServiceServicer_to_server(coordinator, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    client = Client(Seat(Endpoint(f"127.0.0.1:{port}"), "run", 1), config, config.placement_on(3))
+    try:
+        yield client, coordinator
+    finally:
+        client.close()
+        server.stop(None)
+
+
+def right(config: Any) -> Decision:
+    return decide(1, means(PARTS), config.method.rule)
+
+
+def switched(pair: PairDecision) -> PairDecision:
+    """The same numbers, the other mode."""
+    return replace(pair, mode=Mode.LEARNING if pair.mode is Mode.EXPERT else Mode.EXPERT)
+
+
+@pytest.mark.parametrize("config", [PAPER, PUBLISHED], ids=["paper", "published"])
+def test_every_teacher_foresees_and_reports_its_own_pairs(config: Any) -> None:
+    """As published, the second teacher's epsilon is made of the first one's distances."""
+    with second_teacher(config, right(config)) as (client, coordinator):
+        assert client.pairs == ([SECOND] if config is PAPER else [SECOND, FIRST])
+        measured = {pair: PARTS[pair] for pair in client.pairs}
+        client.report(1, measured)
+        foreseen = client.foresee(1, measured)
+        assert foreseen is not None
+        decided = client.decision(1)
+        assert foreseen.mode(SECOND) is decided.mode(SECOND)
+        assert foreseen == decide(1, means(measured), config.method.rule)
+        (report,) = coordinator.reports
+        assert sums_from_wire(report) == {SECOND: PARTS[SECOND][0]}
+        assert client.waits[0] > 0
+
+
+def test_a_decision_other_than_foreseen_ends_the_rank_before_it_is_applied() -> None:
+    answer = right(PAPER)
+    answer = replace(answer, pairs=tuple(switched(pair) for pair in answer.pairs))
+    with second_teacher(PAPER, answer) as (client, _):
+        client.report(1, {SECOND: PARTS[SECOND]})
+        assert client.foresee(1, {SECOND: PARTS[SECOND]}) is not None
+        with pytest.raises(CoordinatorError, match="decided step 1 for teacher2 and student other"):
+            client.decision(1)
+
+
+def test_without_foresight_the_coordinators_word_counts() -> None:
+    """Where rounding may decide either way."""
+    e_s, e_t = 1.2, 1.0
+    gap = delta(Distances(0.0, e_s, e_t, 1), epsilon(Distances(0.0, e_s, e_t, 1)))
+    at_threshold = {SECOND: [PairSums(10 * gap, 10 * e_s, 10 * e_t, 10)]}
+    answer = decide(1, means(at_threshold), PAPER.method.rule)
+    other = replace(answer, pairs=tuple(switched(pair) for pair in answer.pairs))
+    for each in (answer, other):
+        with second_teacher(PAPER, each) as (client, _):
+            client.report(1, at_threshold)
+            assert client.foresee(1, at_threshold) is None
+            assert client.decision(1) == each
