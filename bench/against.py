@@ -36,7 +36,9 @@ from bench import runs
 from bench.figures import Figure, Say
 from bench.in_process import ONE_PROCESS, configured
 from bench.machine import describe
+from switokd.data import Images, open_images
 from switokd.environment import cores
+from switokd.setup import make_model
 
 LARGE = "wrn-16-2"
 EQUAL = {
@@ -243,13 +245,13 @@ def _share(experts: Sequence[Collection[str]], networks: Networks) -> float:
     return sum(map(len, experts)) / (len(experts) * _teachers(networks))
 
 
-def plain_inputs(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the plain loop needs to train as ours does: first weights, batches, roles."""
-    from switokd.data import open_images
-    from switokd.setup import make_model
+def plain_inputs(config: Mapping[str, Any], images: Images | None = None) -> dict[str, Any]:
+    """What the plain loop needs to train as ours does: first weights, batches, roles.
 
+    images: instead of the run file's.
+    """
     made = configured(config)
-    images = open_images(made.data, made.seed)
+    images = images or open_images(made.data, made.seed)
     stream = images.stream(made.schedule.epochs * images.steps_per_epoch)
     return {
         "roles": {name: network.role for name, network in made.networks.items()},

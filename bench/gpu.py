@@ -1,29 +1,37 @@
 """On a GPU: ours in one process against the plain loop, and where a step's time goes.
 
+Ours is the step with its input and what a run counts of each, on a data set as CIFAR-100's, which
+is held on the GPU; the plain loop has the same batches ready in memory. Neither is waited for but
+at both ends of the steps that count.
+
 What is fp32 to PyTorch has convolutions in TF32 on a GPU, on both sides.
 
 Small networks keep a GPU waiting for the processor that launches their kernels; compiling makes
 fewer of them, hence the target in fp32-class precision is for tf32, compiled.
 
-Not covered: several GPUs (`nccl.py`). It has never run where it was written, without a GPU.
+Not covered: several GPUs (`nccl.py`); the record of decisions. It has never run where it was
+written, without a GPU, but for the tests, on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench import plain, runs
 from bench.against import EQUAL, plain_inputs
 from bench.figures import Figure, Say, alternate
-from bench.in_process import ONE_PROCESS, InProcess, configured
+from bench.in_process import ONE_PROCESS, InProcess, configured, in_memory
+from switokd.telemetry import EpochLog
 
-DEVICE = "cuda"
 TRACES = Path(__file__).parent
 TF32_COMPILED = {"precision": "tf32", "compile": True}
 BF16_COMPILED = {"precision": "bf16", "compile": True}
@@ -37,30 +45,32 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], bool, float | None]] = {
 }
 """Ours, whether the plain side is in bf16 as well (else in fp32), and the ratio to reach."""
 
-TRACED: dict[str, dict[str, Any]] = {"eager": {"precision": "fp32"}, "compiled": BF16_COMPILED}
-FIGURES = (*CONFIGURATIONS, "gpu_ranks_over_one_process")
+TRACED: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpu_waits_per_step": ("eager", {"precision": "fp32"}),
+    "gpu_waits_per_step_compiled": ("compiled", BF16_COMPILED),
+}
+"""By figure: the trace's name, and ours."""
+
+FIGURES = (*CONFIGURATIONS, "gpu_ranks_over_one_process", *TRACED)
+STEP, ALL = "bench: step", "bench: step and input"
+"""What the traces call these."""
+WAIT = re.compile(r"^cuda(\w*Synchronize|Memcpy)$")
+"""Calls of CUDA's that return once the GPU is done with something."""
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give plain over ours in each configuration; nothing without a GPU."""
+    """Give plain over ours in each configuration, and waits; nothing without a GPU."""
     if not torch.cuda.is_available():
         say("no GPU: nothing to measure")
         return
+    device = torch.device("cuda")
     steps, rounds = (20, 2) if quick else (100, 3)
-    base = runs.run_file(EQUAL["2T1S"], steps, **{**ONE_PROCESS, "device": DEVICE})
-    inputs = plain_inputs(base)
+    base = runs.run_file(EQUAL["2T1S"], steps, **ONE_PROCESS, device="cuda")
     for name, (compute, bf16, target) in CONFIGURATIONS.items():
         say(f"GPU: {name}")
-        config = {**base, "compute": compute}
-
-        def theirs(bf16: bool = bf16) -> float:
-            return mean(plain.run(inputs, torch.device(DEVICE), bf16).seconds[steps:])
-
-        def ours(config: dict[str, Any] = config) -> float:
-            return runs.train(config, 1).step_seconds
-
         what = f"plain loop ({'bf16' if bf16 else 'fp32'}) over ours, seconds per step"
-        yield Figure.of_pairs(name, alternate(rounds, theirs, ours), target=target, what=what)
+        compared = Compared({**base, "compute": compute}, bf16, device, steps)
+        yield compared.figure(name, rounds, target=target, what=what)
     say("a rank per network on this GPU, over Gloo, against one process")
     shared = {**base, "placement": "dedicated", "coordinator": {"address": "auto"}}
     yield Figure.of_pairs(
@@ -72,25 +82,125 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
         ),
         what="seconds per step of three ranks that share one GPU, over one process's, fp32",
     )
-    for name, compute in () if quick else TRACED.items():
-        path = TRACES / f"gpu-trace-{name}.txt"
-        path.write_text(trace({**base, "compute": compute}))
-        say(f"where a step's time goes, {name}: {path}")
+    for figure, (name, compute) in TRACED.items():
+        path = TRACES / f"gpu-trace-{name}"
+        traced = trace({**base, "compute": compute}, device, path, 4 if quick else 10)
+        say(f"where a step's time goes, {name}: {path}.txt, and {path}.json for a browser")
+        yield waits(figure, traced, f"ours, {name}")
 
 
-def trace(config: dict[str, Any]) -> str:
-    """torch.profiler's table of ten steps of ours."""
-    ours = InProcess(configured(config), torch.device(DEVICE))
-    batches = ours.batches(20)
+class Compared:
+    """The plain loop and ours, each from the first weights on the first batches, in turn."""
 
-    def ten_steps() -> None:
-        for x, y in islice(batches, 10):
-            ours.step(x, y)
+    def __init__(
+        self, raw: Mapping[str, Any], bf16: bool, device: torch.device, steps: int
+    ) -> None:
+        """`steps` warm up, and as many count."""
+        self._config, self._bf16, self._device, self._steps = configured(raw), bf16, device, steps
+        self._images = in_memory(self._config, steps * self._config.data.batch_size)
+        self._inputs = plain_inputs(raw, self._images)
+        self.paused: dict[str, list[int]] = {"plain": [], "ours": []}
+        """By side and round: teachers' steps that were paused, of all."""
 
-    ten_steps()
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
-        ten_steps()
-        torch.cuda.synchronize()
-    table: str = profiler.key_averages().table(sort_by="device_time_total", row_limit=30)
-    return table
+    def figure(self, name: str, rounds: int, **more: Any) -> Figure:
+        """Seconds per step of plain over those of ours."""
+        pairs = alternate(rounds, self.plain, self.ours)
+        details = {"paused": self.paused, "steps": 2 * self._steps}
+        return Figure.of_pairs(name, pairs, details=details, **more)
+
+    def plain(self) -> float:
+        """Seconds per step."""
+        found = plain.run(self._inputs, self._device, self._bf16, warm_up=self._steps)
+        self.paused["plain"].append(sum(map(len, found.experts)))
+        return mean(found.seconds[self._steps :])
+
+    def ours(self) -> float:
+        """Seconds per step."""
+        precision = torch.get_float32_matmul_precision()
+        torch.compiler.reset()  # it would not compile as many networks as all rounds have
+        try:
+            made, paused = InProcess(self._config, self._device, self._images), 0
+            log = EpochLog(made.learners, made.place, made.decider, self._device)
+            clock = plain.Clock(self._device, self._steps)
+            for x, y in made.batches(2 * self._steps):
+                result = made.step(x, y)
+                log.add(result, len(y))
+                paused += len(result.paused)
+                clock.step()
+            clock.stop()
+        finally:  # tf32 sets it for the whole process, and plain's is as it comes
+            torch.set_float32_matmul_precision(precision)
+        self.paused["ours"].append(paused)
+        return mean(clock.seconds[self._steps :])
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a trace says of waits: how often the processor stood still for the GPU, per step."""
+
+    in_steps: float
+    with_input: float
+    calls: dict[str, int]
+    """Of all, by name."""
+
+
+def trace(raw: Mapping[str, Any], device: torch.device, path: Path, steps: int) -> Traced:
+    """Trace `steps` steps of ours, after as many others.
+
+    path: .txt becomes torch.profiler's table, .json its trace, for chrome://tracing or Perfetto.
+    """
+    config = configured(raw)
+    torch.compiler.reset()
+    images = in_memory(config, 2 * steps * config.data.batch_size)
+    ours = InProcess(config, device, images)
+    batches = ours.batches(2 * steps)
+    for x, y in islice(batches, steps):
+        ours.step(x, y)
+    plain.wait_for(device)
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiler, record_function(ALL):
+        for x, y in batches:
+            with record_function(STEP):
+                ours.step(x, y)
+    order = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
+    table = profiler.key_averages().table(sort_by=order, row_limit=30)
+    path.with_suffix(".txt").write_text(table)
+    profiler.export_chrome_trace(str(path.with_suffix(".json")))
+    events = profiler.events() or []
+    every = calls_within(ALL, events)
+    return Traced(
+        in_steps=sum(calls_within(STEP, events).values()) / steps,
+        with_input=sum(every.values()) / steps,
+        calls=every,
+    )
+
+
+def calls_within(
+    name: str, events: Sequence[Any], pattern: re.Pattern[str] = WAIT
+) -> dict[str, int]:
+    """How often what matches was called, on any thread, while an event of that name went on.
+
+    So the profiler's own waits, before and after, are left out.
+    """
+    on_host = [e for e in events if e.device_type.name == "CPU"]
+    spans = [e.time_range for e in on_host if e.name == name]
+    found: dict[str, int] = {}
+    for event in on_host:
+        begun = event.time_range.start
+        if pattern.search(event.name) and any(s.start <= begun < s.end for s in spans):
+            found[event.name] = found.get(event.name, 0) + 1
+    return found
+
+
+def waits(name: str, traced: Traced, whose: str) -> Figure:
+    """Once for the distances is what a step needs; the input waits on a stream of its own."""
+    return Figure(
+        name,
+        (traced.in_steps,),
+        target=1.0,
+        at_least=False,
+        what=f"how often the processor waits for the GPU in a step, but for its input; {whose}",
+        details={"per_step_with_input": traced.with_input, "calls": traced.calls},
+    )

@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.images import Noise
+from bench.runs import CLASSES
 from switokd.alone import Alone
 from switokd.config import Config
 from switokd.data import Batch, Images, open_images
 from switokd.data.feed import feed
+from switokd.data.sources import ArraySource, Sources
 from switokd.environment import Environment
 from switokd.exchange import Exchange
 from switokd.placement import Place
@@ -30,6 +33,18 @@ from switokd.world import World
 
 ONE_PROCESS: Mapping[str, Any] = {"placement": "replicated", "coordinator": "off"}
 """A run file's settings for it."""
+
+
+def in_memory(config: Config, samples: int) -> Images:
+    """So many images of noise as CIFAR-100 is loaded: arrays, cropped, flipped, normalised.
+
+    As a run file's data set they are read one by one, as any that is given by import string is.
+    """
+    made = [Noise(train, samples, CLASSES) for train in (True, False)]
+    parts = [ArraySource(each.images, each.labels) for each in made]
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    sources = Sources(parts[0], parts[1], CLASSES, mean, std, crop_padding=4, flip=True)
+    return Images(sources, config.data, config.seed)
 
 
 def configured(raw: Mapping[str, Any]) -> Config:

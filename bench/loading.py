@@ -13,12 +13,8 @@ import time
 from collections.abc import Iterable
 
 from bench.figures import Figure, Say, alternate
-from bench.images import Noise
-from bench.in_process import ONE_PROCESS, InProcess, configured
-from bench.runs import BATCH, CLASSES, run_file
-from switokd.config import Config
-from switokd.data import Images
-from switokd.data.sources import ArraySource, Sources
+from bench.in_process import ONE_PROCESS, InProcess, configured, in_memory
+from bench.runs import BATCH, run_file
 from switokd.memory import keep_freed_memory
 
 FIGURES = ("input_over_training",)
@@ -31,7 +27,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     keep_freed_memory()  # as in training, by default
     steps, rounds = (20, 1) if quick else (60, 5)
     config = configured(run_file(SMALLEST, steps, **ONE_PROCESS))
-    ours = InProcess(config, images=_images(config, steps))
+    ours = InProcess(config, images=in_memory(config, steps * BATCH))
 
     def train() -> float:
         batches = list(ours.batches(steps // 5))
@@ -52,11 +48,3 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
         target=1.0,
         what="images/s of the input alone over images/s of training two WRN-10-1, one process",
     )
-
-
-def _images(config: Config, steps: int) -> Images:
-    made = [Noise(train, steps * BATCH) for train in (True, False)]
-    parts = [ArraySource(each.images, each.labels) for each in made]
-    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    sources = Sources(parts[0], parts[1], CLASSES, mean, std, crop_padding=4, flip=True)
-    return Images(sources, config.data, config.seed)

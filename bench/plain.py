@@ -9,7 +9,7 @@ teacher in expert mode with both does not pause, but its loss is multiplied by 0
 backward and update. The optimizers are torch's as they come. Batches lie
 ready in memory: loading costs this side nothing.
 
-Networks are made by switokd's builders, which is all that the two sides share.
+Networks are made by switokd's builders, which is all that the two sides share, and the clock.
 
 Not covered: evaluation, learning rate schedules; temperatures and weights other than 1.
 """
@@ -21,7 +21,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -32,12 +32,47 @@ from torch.optim import Optimizer
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trace:
     """What a run leaves: the seconds of each step, and its teachers in expert mode with all."""
 
-    seconds: list[float] = field(default_factory=list)
-    experts: list[list[str]] = field(default_factory=list)
+    seconds: list[float]
+    experts: list[list[str]]
+
+
+def wait_for(device: torch.device) -> None:
+    """Until it has done all that it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Clock:
+    """Seconds of each step, which begins where the last one ended.
+
+    On a GPU they are the mean of a block of steps: of the first `warm_up`, and of all others. To
+    wait for the GPU after each would keep a loop from launching the next forward meanwhile.
+    """
+
+    def __init__(self, device: torch.device, warm_up: int = 0, by_step: bool | None = None) -> None:
+        self.seconds: list[float] = []
+        self._device, self._warm_up, self._steps = device, warm_up, 0
+        self._by_step = device.type == "cpu" if by_step is None else by_step
+        wait_for(device)
+        self._started = time.perf_counter()
+
+    def step(self) -> None:
+        """One more step is over, as far as this process has to do with it."""
+        self._steps += 1
+        if self._by_step or len(self.seconds) + self._steps == self._warm_up:
+            self.stop()
+
+    def stop(self) -> None:
+        """End the block; at the end of all steps, for one."""
+        wait_for(self._device)
+        now = time.perf_counter()
+        if self._steps:
+            self.seconds += [(now - self._started) / self._steps] * self._steps
+        self._started, self._steps = now, 0
 
 
 Distances = tuple[float, float, float]
@@ -77,17 +112,18 @@ def train(
     batches: Batches,
     dml: bool = False,
     bf16: bool = False,
+    warm_up: int = 0,
 ) -> Trace:
     """Train in place, a step per batch. roles: "teacher" or "student" by network.
 
-    dml: nobody pauses, and each learns from the mean over all others.
+    dml: nobody pauses, and each learns from the mean over all others. warm_up: see `Clock`.
     """
     teachers = [name for name in roles if roles[name] == "teacher"]
     students = [name for name in roles if roles[name] == "student"]
     lenders = dict(zip(students, students[1:] + students[-1:], strict=True))  # as published
-    trace, device = Trace(), next(networks[teachers[0]].parameters()).device
+    device = next(networks[teachers[0]].parameters()).device
+    experts_by_step, clock = [], Clock(device, warm_up)
     for x, y in batches:
-        started = time.perf_counter()
         x, y = x.to(device), y.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = {name: networks[name](x) for name in roles}
@@ -108,11 +144,10 @@ def train(
             optimizers[name].zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizers[name].step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        trace.seconds.append(time.perf_counter() - started)
-        trace.experts.append(silent)
-    return trace
+        clock.step()
+        experts_by_step.append(silent)
+    clock.stop()
+    return Trace(clock.seconds, experts_by_step)
 
 
 def sgd(network: nn.Module, lr: float) -> Optimizer:
@@ -121,7 +156,7 @@ def sgd(network: nn.Module, lr: float) -> Optimizer:
 
 
 def loop(
-    inputs: Mapping[str, Any], device: torch.device, bf16: bool = False
+    inputs: Mapping[str, Any], device: torch.device, bf16: bool = False, warm_up: int = 0
 ) -> Callable[[Batches], Trace]:
     """What trains on batches, from the first weights of `inputs`, which `against.py` writes."""
     from switokd.models import build
@@ -133,12 +168,14 @@ def loop(
         networks[name] = network.to(device).train()
     optimizers = {name: sgd(network, inputs["lr"][name]) for name, network in networks.items()}
     dml = inputs["strategy"] == "dml"
-    return lambda batches: train(inputs["roles"], networks, optimizers, batches, dml, bf16)
+    return lambda batches: train(inputs["roles"], networks, optimizers, batches, dml, bf16, warm_up)
 
 
-def run(inputs: Mapping[str, Any], device: torch.device, bf16: bool = False) -> Trace:
+def run(
+    inputs: Mapping[str, Any], device: torch.device, bf16: bool = False, warm_up: int = 0
+) -> Trace:
     """Train on the batches of `inputs`."""
-    return loop(inputs, device, bf16)(inputs["batches"])
+    return loop(inputs, device, bf16, warm_up)(inputs["batches"])
 
 
 if __name__ == "__main__":

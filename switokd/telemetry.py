@@ -104,6 +104,7 @@ class EpochLog:
         device: torch.device,
     ) -> None:
         self._learners = {learner.name: learner for learner in learners}
+        self._device = device
         self._meters = {name: Meter(name, place, device) for name in self._learners}
         self._feeds = [MetricsFeed(decider, meter, name) for name, meter in self._meters.items()]
         self._paused = dict.fromkeys(self._learners, 0)
@@ -125,9 +126,12 @@ class EpochLog:
 
     def end_of_training(self) -> None:
         """Stop the clock: what follows is evaluation."""
-        self._seconds = time.monotonic() - self._started
         for feed in self._feeds:
             feed.send()
+        # A GPU runs behind: the last step's backward and update are still in its queue.
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._seconds = time.monotonic() - self._started
 
     def tested(self, name: str, correct: int, samples: int) -> None:
         """Keep one network's test result."""
