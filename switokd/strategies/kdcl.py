@@ -61,7 +61,7 @@ class Linear(KDCL):
     """
 
     STEPS = 20
-    BARRIER = 1e-8
+    BARRIER = 1e-12
     """Where the barrier that keeps the weights above 0 stops to fall: that much CE a network."""
 
     def teacher(self, z: Tensor, y: Tensor) -> Tensor:
