@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize  # type: ignore[import-untyped]
 from torch import Tensor, nn
+from torch.autograd.functional import hessian, jacobian
 from torch.optim import Optimizer
 
 LEARNING, EXPERT = "learning", "expert"
@@ -203,13 +204,13 @@ def linear_weights(z: list[Tensor], y: Tensor) -> list[float]:
         options={"ftol": 1e-14, "maxiter": 500},
     )
     w = torch.tensor(np.where(found.x < 1e-5, 0.0, found.x), dtype=torch.float64)
+    free = w > 0
+    ones = torch.ones(int(free.sum()), 1, dtype=torch.float64)
     for _ in range(4):
-        free = w > 0
         w[free] += (1 - w.sum()) / free.sum()
-        gradient = torch.autograd.functional.jacobian(cross_entropy, w)[free]
-        hessian = torch.autograd.functional.hessian(cross_entropy, w)[free][:, free]
-        ones = torch.ones(len(gradient), 1, dtype=torch.float64)
-        system = torch.cat([torch.cat([hessian, ones], 1), torch.cat([ones.T, 0 * ones[:1]], 1)])
+        gradient = jacobian(cross_entropy, w)[free]  # type: ignore[no-untyped-call]
+        curvature = hessian(cross_entropy, w)[free][:, free]  # type: ignore[no-untyped-call]
+        system = torch.cat([torch.cat([curvature, ones], 1), torch.cat([ones.T, 0 * ones[:1]], 1)])
         step = torch.linalg.lstsq(system, torch.cat([-gradient, gradient.new_zeros(1)])).solution
         w[free] += step[:-1]
     return w.tolist()
