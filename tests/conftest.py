@@ -1,4 +1,4 @@
-"""What every test is kept apart by: modules of its own, signals as a terminal has them."""
+"""What every test is kept apart by: modules of its own, signals as a terminal has them, no GPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+
+# References are the CPU's, and `device: auto` would take a GPU; torch is not imported before this.
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+"""What was visible before, for `test_gpu.py`; None: all there are."""
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # A shell ignores SIGINT for what it starts in the background, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,10 +8,12 @@ Not covered: what a step computes (`test_oracle.py`); waits inside of a GPU's ow
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.in_process import ONE_PROCESS, InProcess
 from switokd.config import Config
 from switokd.telemetry import EpochLog
+from tests.support import REPOSITORY, TORCHRUN, lines, run
 
 STEPS = 6
 NETWORKS = {
@@ -123,6 +126,52 @@ def reads_of(config: Config) -> list[Counter[str]]:
 def test_a_step_reads_from_the_device_once(strategy: str, sections: dict[str, Any]) -> None:
     for reads in reads_of(configured(strategy, **sections)):
         assert reads == {"tolist": 1, "tensor": 1}  # the header, from pinned memory
+
+
+# The training itself, with each step's reads counted.
+COUNTING = """
+import json
+import os
+import sys
+from switokd import trainer
+from switokd.environment import environment
+from switokd.runfile import load
+from tests.test_step import reading
+
+train_step, found = trainer.train_step, []
+
+def counted(*arguments):
+    with reading() as reads:
+        result = train_step(*arguments)
+    found.append(reads)
+    return result
+
+trainer.train_step = counted
+trainer.train(load("digits-2t1s", sys.argv[1:]), environment(os.environ))
+with open(f"rank{os.environ['RANK']}.json", "w") as file:
+    json.dump(found, file)
+"""
+
+
+@pytest.mark.parametrize("strategy", ["dml", "switokd"])
+def test_nor_does_a_rank_that_shares_its_networks_read_more(strategy: str, tmp_path: Path) -> None:
+    """But once for each network, in its first update: which parameters a loss reaches."""
+    (tmp_path / "script.py").write_text(COUNTING)
+    settings = [f"distillation.strategy={strategy}", "placement=replicated", "data.batch_size=16"]
+    settings += [f"networks.{name}.model=wrn-10-1" for name in ("teacher1", "teacher2", "student")]
+    settings += ["distillation.temperature=0.25", f"schedule.max_steps={STEPS}", "run_dir=out"]
+    command = [TORCHRUN, "--standalone", "--nproc-per-node=2", "script.py", *settings]
+    code, _, err = run(command, tmp_path, 110, PYTHONPATH=str(REPOSITORY))
+    assert code == 0, err
+    began = {"student": 1}  # the step of each network's first update
+    for d in lines(tmp_path / "out" / "decisions.jsonl"):
+        if d["mode"] == "learning":
+            began.setdefault(d["teacher"], d["step"])
+    assert len(began) == 3
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        first = Counter(began.values())
+        assert found == [{"tolist": 1 + first[s], "tensor": 1} for s in range(1, STEPS + 1)]
 
 
 def test_reads_are_seen_wherever_they_happen() -> None:

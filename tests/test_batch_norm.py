@@ -1,0 +1,101 @@
+"""BatchNorm of a network on several ranks: its statistics, and what a run says of them.
+
+Not covered: statistics over all ranks in training (`batch_norm: sync`), which needs several GPUs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from switokd.environment import Environment
+from switokd.placement import Placement
+from switokd.runfile import load
+from switokd.trainer import describe
+from switokd.world import World
+from tests.support import train
+
+# Leaves what it has normalised in training, and its statistics as they are after the last test.
+NET = """
+import atexit
+import os
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(in_channels * 64)
+        self.linear = nn.Linear(in_channels * 64, num_classes)
+        self.seen = []
+        atexit.register(self.leave)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        if self.training:
+            self.seen.append(x.detach().clone())
+        return self.linear(self.norm(x))
+
+    def leave(self):
+        found = {"seen": self.seen, "mean": self.norm.running_mean, "var": self.norm.running_var}
+        torch.save(found, f"rank{os.environ['RANK']}.pt")
+"""
+STEPS = 3
+
+
+def test_statistics_are_the_mean_over_the_ranks_by_their_shares(tmp_path: Path) -> None:
+    """Three steps of 48 images on rank 0 and 16 on rank 1."""
+    (tmp_path / "net.py").write_text(NET)
+    uneven = ["networks.teacher.model=net:Net", "placement={teacher: {0: 3, 1: 1}, student: [1]}"]
+    folder = train(tmp_path, 2, "digits-1t1s", *uneven, f"schedule.max_steps={STEPS}")
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    assert [[len(x) for x in rank["seen"]] for rank in ranks] == [[48] * STEPS, [16] * STEPS]
+    assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in ("mean", "var"))
+
+    own = [_statistics(rank["seen"]) for rank in ranks]
+    assert (own[0] - own[1]).abs().max() > 0.05  # else any weights would do
+    expected = (3 * own[0] + own[1]) / 4
+    found = torch.stack((ranks[0]["mean"], ranks[0]["var"])).double()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    saved = torch.load(folder / "weights" / "teacher.pt")
+    assert torch.equal(saved["norm.running_mean"], ranks[0]["mean"])
+    assert torch.equal(saved["norm.running_var"], ranks[0]["var"])
+
+
+def _statistics(batches: list[torch.Tensor]) -> torch.Tensor:
+    """Running mean and variance after these batches `[b, F]`, from 0 and 1: `[2, F]`."""
+    mean, var = torch.zeros(64).double(), torch.ones(64).double()
+    for x in batches:
+        mean = 0.9 * mean + 0.1 * x.double().mean(dim=0)
+        var = 0.9 * var + 0.1 * x.double().var(dim=0)
+    return torch.stack((mean, var))
+
+
+SHARED_GPU = "ranks share a GPU: exchanging over Gloo and the host's memory, not NCCL"
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "ranks", "setting", "expected"),
+    [
+        ("cpu", "gloo", [1], "rank", []),
+        ("cpu", "gloo", [0, 1], "rank", ["BatchNorm statistics: over each rank"]),
+        ("cuda", "nccl", [1], "sync", []),
+        ("cuda", "nccl", [0, 1], "rank", ["BatchNorm statistics: over each rank"]),
+        ("cuda", "nccl", [0, 1], "sync", ["BatchNorm statistics: over all of a network's ranks"]),
+        ("cuda", "gloo", [1], "rank", [SHARED_GPU]),
+        ("cuda", "gloo", [0, 1], "rank", [SHARED_GPU, "BatchNorm statistics: over each rank"]),
+    ],
+)
+def test_a_run_says_how_it_exchanges_and_over_what_it_normalises(
+    device: str, backend: str, ranks: list[int], setting: str, expected: list[str]
+) -> None:
+    table = f"placement={{teacher: [0], student: {ranks}}}"
+    config = load("digits-1t1s", [table, f"compute.batch_norm={setting}"])
+    placement = Placement.of({"teacher": [0], "student": ranks})
+    world = World(Environment(world_size=2), torch.device(device), backend=backend)
+    first, where, *more = describe(config, world, placement, "somewhere").splitlines()
+    assert first == f"2 processes on {device}, somewhere"
+    assert where == f"placement {placement}"
+    assert more == expected

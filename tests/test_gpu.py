@@ -1,0 +1,130 @@
+"""What only a GPU shows: skipped without one. CI has none either, and does not require this.
+
+The tests' own process sees no GPU (`conftest.py`); what they start here sees the first of those
+that were there before.
+
+Not covered: several GPUs, and so NCCL and `batch_norm: sync`; speed (`bench/gpu.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from switokd.runfile import load
+from tests.conftest import GPUS
+from tests.support import REPOSITORY, lines, run, torchrun
+
+pytestmark = pytest.mark.timeout(300)
+
+DEVICE = "cuda"
+FIRST = "0" if GPUS is None else GPUS.partition(",")[0]
+SEEN = {
+    "CUDA_VISIBLE_DEVICES": FIRST,
+    "NVIDIA_TF32_OVERRIDE": "0",  # PyTorch lets convolutions round to TF32
+    "PYTHONPATH": str(REPOSITORY),
+}
+# Both modes, and none of them close; rates at which eight steps hardly amplify a rounding error.
+STEPS = ["schedule.max_steps=8", "distillation.temperature=0.25"]
+ONE_PROCESS = ["placement=replicated", "coordinator=off"]
+
+# As in training, but that a wait outside of `to_host` raises.
+STEP = """
+import sys
+import torch
+from bench.in_process import InProcess
+from switokd import step
+from switokd.telemetry import EpochLog
+from tests.test_step import STEPS, configured
+
+device = torch.device(sys.argv[1])
+config = configured("switokd", compute={"precision": sys.argv[2]})
+to_host, waits = step.to_host, []
+
+def forbid(mode):
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode(mode)
+
+def wait(*tensors):
+    forbid("default")
+    waits.append(to_host(*tensors))
+    forbid("error")
+    return waits[-1]
+
+step.to_host = wait
+ours = InProcess(config, device)
+log = EpochLog(ours.learners, ours.place, ours.decider, device)
+log._feeds = []  # they read twice a second, whatever the steps
+for x, y in ours.batches(STEPS):
+    forbid("error")
+    log.add(ours.step(x, y), len(y))
+    forbid("default")
+print(len(waits) / STEPS, "waits a step")
+forbid("error")
+try:
+    torch.ones(1, device=device).tolist()
+except RuntimeError as error:
+    print("another:", error)
+"""
+
+
+def seeing(command: list[str], folder: Path) -> tuple[int, str, str]:
+    """`run`, with the GPU in sight."""
+    return run(command, folder, 90, **SEEN)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _gpu() -> None:
+    """Skip all of this without a GPU."""
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"]
+    if FIRST in ("", "-1") or "True" not in seeing(command, REPOSITORY)[1]:
+        pytest.skip("no GPU")
+
+
+def decisions(command: list[str], folder: Path, name: str, *settings: str) -> list[dict[str, Any]]:
+    """Train a few steps by `command` into `folder`/`name`; the record."""
+    recipe = next(word for word in command if word.startswith("digits-"))
+    rates = [f"networks.{network}.optimizer.lr=0.001" for network in load(recipe).networks]
+    code, out, err = seeing([*command, *STEPS, *rates, *settings, f"run_dir={name}"], folder)
+    assert code == 0, f"{out}\n{err}"
+    (folder / f"{name}.out").write_text(out)
+    return lines(folder / name / "decisions.jsonl")
+
+
+def check_close(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    """Whether two records differ by rounding only."""
+    assert [d["mode"] for d in one] == [d["mode"] for d in other]
+    assert {d["mode"] for d in one} == {"learning", "expert"}
+    for key in ("gap", "e_s", "e_t"):
+        assert [d[key] for d in one] == pytest.approx([d[key] for d in other], rel=0, abs=1e-4)
+
+
+def test_a_gpu_decides_as_the_cpu_wherever_the_images_are(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "switokd", "train", "digits-2t1s", *ONE_PROCESS]
+    cpu = decisions(command, tmp_path, "cpu", "device=cpu")
+    for name, held in (("held", "true"), ("fed", "false")):
+        on_device = [f"device={DEVICE}", f"compute.data_on_device={held}"]
+        check_close(decisions(command, tmp_path, name, *on_device), cpu)
+        assert f"1 process on {DEVICE}" in (tmp_path / f"{name}.out").read_text()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_nothing_waits_for_the_gpu_but_the_steps_one_read(precision: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(STEP)
+    code, out, err = seeing([sys.executable, "script.py", DEVICE, precision], tmp_path)
+    assert code == 0, err
+    assert out.startswith("1.0 waits a step\n")
+    assert "another: called a synchronizing CUDA operation" in out  # so the others would show
+
+
+@pytest.mark.parametrize("placement", ["dedicated", "replicated"])
+def test_two_ranks_on_one_gpu_exchange_over_the_host(placement: str, tmp_path: Path) -> None:
+    command = torchrun(2, "digits-1t1s", f"placement={placement}")
+    cpu = decisions(command, tmp_path, "cpu", "device=cpu")
+    check_close(decisions(command, tmp_path, "gpu", f"device={DEVICE}"), cpu)
+    out = (tmp_path / "gpu.out").read_text().splitlines()
+    assert out[0].startswith(f"2 processes on {DEVICE}")
+    assert "ranks share a GPU: exchanging over Gloo and the host's memory, not NCCL" in out
