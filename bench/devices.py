@@ -57,6 +57,8 @@ class Devices:
     """Whether simulated time goes slower than the clock where ranks share cores."""
     gradients: bool = False
     """Whether gradients are as large as those of the networks that are simulated."""
+    images: int = DIGITS
+    """An epoch's."""
 
     def slowdown(self, devices: int) -> float:
         """How many times longer than simulated time real time is with so many ranks."""
@@ -72,7 +74,7 @@ class Devices:
             "name": "bench",
             "device": "cpu",
             "placement": table,
-            "data": {"dataset": "digits", "batch_size": batch},
+            "data": {"dataset": "digits", "batch_size": batch, "train_samples": self.images},
             "networks": {
                 name: {
                     "role": role,
@@ -83,8 +85,8 @@ class Devices:
             },
             "distillation": {"strategy": "dml"},
             "schedule": {
-                "epochs": 1 + -(-steps // (DIGITS // batch)),
-                "max_steps": DIGITS // batch + steps,
+                "epochs": 1 + -(-steps // (self.images // batch)),
+                "max_steps": self.images // batch + steps,
             },
         }
 
@@ -130,10 +132,10 @@ class Measured:
 class Simulation:
     """Runs on devices of one kind, with the profile that their planner goes by."""
 
-    def __init__(self, devices: Devices, steps: int) -> None:
+    def __init__(self, devices: Devices, steps: int, batch: int = BATCH) -> None:
         self.devices = devices
         self.steps = steps
-        self.config = Config.model_validate(devices.run_file(BATCH))
+        self.config = Config.model_validate(devices.run_file(batch))
         self._profile = _profile(self.config)
         self._links = cache(links_between)
 
@@ -227,9 +229,9 @@ def _links(folder: Path, arguments: Mapping[str, Any]) -> None:
 
 def _profile(config: Config) -> Profile:
     """With as many threads as a rank has."""
-    threads = torch.get_num_threads()
+    threads, batch = torch.get_num_threads(), config.data.batch_size
     torch.set_num_threads(1)
     try:
-        return profile(config, (1, 8, 8), 10, torch.device("cpu"), (BATCH // 16, BATCH))
+        return profile(config, (1, 8, 8), 10, torch.device("cpu"), (batch // 16, batch))
     finally:
         torch.set_num_threads(threads)

@@ -1,50 +1,95 @@
 """Whether loading limits training: images per second of the input alone over those of a training.
 
 As CIFAR-100 is loaded: bytes in memory, cropped and flipped, normalised, in the order of channels
-that the networks compute in. Training is the smallest that makes sense, one WRN-10-1 teacher and
-student, which consumes the most.
+that the networks compute in. And small pictures in files, decoded by as many loader processes
+(`data.workers`) as there are cores, which training has to share with them, unless on a GPU.
 
-Not covered: image files; loader processes (`data.workers`).
+Training is the smallest that makes sense, one WRN-10-1 teacher and student, which consumes the
+most; of the same images.
+
+Not covered: photographs, which take longer to decode; files that are not in the system's cache.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
 
 from bench.figures import Figure, Say, alternate
+from bench.images import Noise
 from bench.in_process import ONE_PROCESS, InProcess, configured, in_memory
 from bench.runs import BATCH, run_file
+from switokd.environment import cores
 from switokd.memory import keep_freed_memory
 
-FIGURES = ("input_over_training",)
+FIGURES = ("input_over_training", "input_files_over_training")
 SMALLEST = {"t": ("teacher", "wrn-10-1"), "s": ("student", "wrn-10-1")}
+PICTURES, SIDE, CLASSES = 4 * BATCH, 64, 4
+AHEAD = 2
+"""Batches that each loader process makes before they are asked for, as is PyTorch's default."""
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give input_over_training."""
-    say("input against training")
+    """Give input_over_training and input_files_over_training."""
     keep_freed_memory()  # as in training, by default
     steps, rounds = (20, 1) if quick else (60, 5)
-    config = configured(run_file(SMALLEST, steps, **ONE_PROCESS))
-    ours = InProcess(config, images=in_memory(config, steps * BATCH))
-
-    def train() -> float:
-        batches = list(ours.batches(steps // 5))
-        started = time.perf_counter()
-        for x, y in batches:
-            ours.step(x, y)
-        return len(batches) * BATCH / (time.perf_counter() - started)
-
-    def load() -> float:
-        started = time.perf_counter()
-        count = sum(len(y) for _, y in ours.batches(steps))
-        return count / (time.perf_counter() - started)
-
-    train()
+    raw = run_file(SMALLEST, steps, **ONE_PROCESS)
+    say("input against training")
+    config = configured(raw)
     yield Figure.of_pairs(
         "input_over_training",
-        alternate(rounds, load, train),
+        _pairs(InProcess(config, images=in_memory(config, steps * BATCH)), steps, rounds),
         target=1.0,
         what="images/s of the input alone over images/s of training two WRN-10-1, one process",
     )
+    say("input from files against training")
+    with tempfile.TemporaryDirectory() as folder:
+        write_pictures(Path(folder))
+        files = {"dataset": "image-folder", "root": folder, "image_size": SIDE}
+        data = {**files, "batch_size": BATCH, "workers": cores()}
+        yield Figure.of_pairs(
+            "input_files_over_training",
+            _pairs(InProcess(configured({**raw, "data": data})), steps, rounds),
+            what=f"likewise, JPEGs of {SIDE} x {SIDE} in files, {cores()} loader processes",
+        )
+
+
+def _pairs(ours: InProcess, steps: int, rounds: int) -> list[tuple[float, float]]:
+    """Images per second of the input alone, and of training, by round."""
+    count = steps // 5
+    unmeasured = 1 + AHEAD * ours.config.data.workers  # what loader processes have made ready
+    batches = ours.batches(count + rounds * (unmeasured + steps))
+    ready = list(islice(batches, count))
+
+    def train() -> float:
+        ours.step(*ready[0])  # meanwhile the loader processes come to rest
+        started = time.perf_counter()
+        for x, y in ready:
+            ours.step(x, y)
+        return len(ready) * BATCH / (time.perf_counter() - started)
+
+    def load() -> float:
+        for _ in islice(batches, unmeasured):
+            pass
+        started = time.perf_counter()
+        loaded = sum(len(y) for _, y in islice(batches, steps))
+        return loaded / (time.perf_counter() - started)
+
+    train()
+    return alternate(rounds, load, train)
+
+
+def write_pictures(root: Path) -> None:
+    """Write JPEGs of noise, as train/CLASS/*.jpg, and a tenth part of them as val/CLASS/*.jpg."""
+    for part in ("train", "val"):
+        pictures = Noise(part == "train", PICTURES, CLASSES, SIDE, seen=CLASSES)
+        for i in range(len(pictures)):
+            image, label = pictures[i]
+            folder = root / part / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.jpg")

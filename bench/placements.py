@@ -16,10 +16,10 @@ Not covered: real devices (all of this is a simulation); pauses; fast links.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from statistics import median
 
 from bench.devices import (
-    BATCH,
     PER_DEVICE,
     SECONDS_PER_SAMPLE,
     Devices,
@@ -39,42 +39,48 @@ FIGURES = (
 FAST = Devices()
 UNSLOWED = Devices(2 * SECONDS_PER_SAMPLE, is_slowed=False)
 WITH_GRADIENTS = Devices(5 * SECONDS_PER_SAMPLE, gradients=True)
+QUICK = 4
+"""How many times faster devices are where figures are not to be kept."""
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give simulated_efficiency, plan_error, their siblings, and the scaling tables."""
-    rounds = 2 if quick else 3
-    say("profiling simulated networks")
-    fast = Simulation(FAST, steps=4 if quick else 8)
-    topology = fast.config.topology
+    count, rounds, steps = (3, 1, 2) if quick else (8, 3, 8)
+    batch = PER_DEVICE * count
 
-    def run(placement: Placement, batch: int = BATCH, simulation: Simulation = fast) -> Measured:
+    def simulation(devices: Devices, steps: int) -> Simulation:
+        say("profiling simulated networks")
+        if quick:
+            seconds = devices.seconds_per_sample / QUICK
+            devices = replace(devices, seconds_per_sample=seconds, images=4 * batch)
+        return Simulation(devices, steps, batch)
+
+    def run(on: Simulation, placement: Placement, batch: int = batch) -> Measured:
         say(f"simulation: {placement}")
-        return simulation.run(placement, batch)
+        return on.run(placement, batch)
 
-    def planned(devices: int, batch: int = BATCH, simulation: Simulation = fast) -> Measured:
-        return run(simulation.planned(devices, batch), batch, simulation)
+    def planned(on: Simulation, devices: int, batch: int = batch) -> Measured:
+        return run(on, on.planned(devices, batch), batch)
 
-    best = [planned(8) for _ in range(rounds)]
+    fast = simulation(FAST, steps)
+    topology = fast.config.topology
+    best = [planned(fast, count) for _ in range(rounds)]
     yield _efficiency("", best)
-    everywhere = [run(replicated(topology, 8)) for _ in range(1 if quick else rounds)]
+    everywhere = [run(fast, replicated(topology, count)) for _ in range(rounds)]
     yield _efficiency("_replicated", everywhere)
-    largest, *small = topology
-    others = [
-        *everywhere,
-        run(dedicated(topology, {largest: 6, **dict.fromkeys(small, 1)})),
-        *([] if quick else [run(dedicated(topology, dict.fromkeys(topology, 1)))]),
-    ]
-    strong = [planned(n) for n in ((4,) if quick else (1, 2, 3, 4, 16))]
-    strong = sorted([*strong, best[0]], key=lambda m: m.devices)
-    weak = [] if quick else [planned(n, PER_DEVICE * n) for n in (1, 2, 4, 16)]
-    weak = sorted([*weak, best[0]], key=lambda m: m.devices)
+    others, strong, weak = [*everywhere], [best[0]], [best[0]]
+    if not quick:
+        largest, *small = topology
+        shares = {largest: 6, **dict.fromkeys(small, 1)}, dict.fromkeys(topology, 1)
+        others += [run(fast, dedicated(topology, each)) for each in shares]
+        strong += [planned(fast, n) for n in (1, 2, 3, 4, 16)]
+        weak += [planned(fast, n, PER_DEVICE * n) for n in (1, 2, 4, 16)]
     yield _plan_error("", best, [*others, *strong, *weak])
-    yield _scaling("simulated_strong_scaling", strong, "a batch of 256")
-    yield _scaling("simulated_weak_scaling", weak, "32 images per device")
+    yield _scaling("simulated_strong_scaling", strong, f"a batch of {batch}")
+    yield _scaling("simulated_weak_scaling", weak, f"{PER_DEVICE} images per device")
     for suffix, devices in (("_unslowed", UNSLOWED), ("_with_gradients", WITH_GRADIENTS)):
-        simulation = Simulation(devices, steps=2 if quick else 5)
-        found = [planned(8, simulation=simulation) for _ in range(1 if quick else rounds)]
+        other = simulation(devices, 2 if quick else 5)
+        found = [planned(other, count) for _ in range(rounds)]
         yield _efficiency(suffix, found)
         yield _plan_error(suffix, found, [])
 
@@ -85,7 +91,7 @@ def _efficiency(suffix: str, best: list[Measured]) -> Figure:
         f"simulated_efficiency{suffix}",
         [(each.ideal_seconds, each.step_seconds) for each in best],
         target=None if suffix else 0.9,
-        what=f"ideal step over measured step, 8 simulated devices, {placement}",
+        what=f"ideal step over measured step, {best[0].devices} simulated devices, {placement}",
         simulation=True,
         details={
             "placement": best[0].placement,
@@ -102,7 +108,8 @@ def _plan_error(suffix: str, best: list[Measured], others: list[Measured]) -> Fi
         tuple((each.predicted_seconds, each.step_seconds) for each in best),
         target=None if suffix == "_unslowed" else 0.15,
         at_least=False,
-        what="|predicted - measured| / measured, 8 simulated devices, the planner's placement",
+        what=f"|predicted - measured| / measured, {best[0].devices} simulated devices, "
+        "the planner's placement",
         simulation=True,
         details={
             "worst_of_all": max(each.plan_error for each in [*best, *others]),
@@ -113,6 +120,7 @@ def _plan_error(suffix: str, best: list[Measured], others: list[Measured]) -> Fi
 
 
 def _scaling(name: str, runs: list[Measured], what: str) -> Figure:
+    runs = sorted(runs, key=lambda each: each.devices)
     return Figure(
         name,
         (runs[-1].efficiency,),

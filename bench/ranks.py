@@ -21,6 +21,8 @@ from typing import Any
 
 from bench.runs import Record, read
 
+PRELOADED = ["switokd.trainer", "bench.ranks", "sklearn.datasets", "matplotlib.figure"]
+"""What ranks would else import each by itself; the digits and the curves take seconds."""
 Body = Callable[[Path, Mapping[str, Any]], None]
 """What a rank does: called with a folder that all ranks share, and the arguments."""
 
@@ -28,7 +30,7 @@ Body = Callable[[Path, Mapping[str, Any]], None]
 def run(body: Body, world_size: int, arguments: Mapping[str, Any], folder: Path) -> None:
     """Run `body` on so many ranks, to the end; RuntimeError with a rank's output if one fails."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["switokd.trainer", "bench.ranks"])
+    context.set_forkserver_preload(PRELOADED)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

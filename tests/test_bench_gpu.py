@@ -1,0 +1,100 @@
+"""What the benchmark does on a GPU, run on a CPU: the same code but for its waits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench import gpu, in_process, plain, runs
+
+
+def test_a_clock_shares_blocks_of_steps_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 8.0, 9.0])  # as of a GPU: begun, warm, over
+    monkeypatch.setattr(plain, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    clock = plain.Clock(torch.device("cpu"), warm_up=2, by_step=False)
+    for _ in range(6):
+        clock.step()
+    clock.stop()
+    assert clock.seconds == [4.0, 4.0, 0.25, 0.25, 0.25, 0.25]
+
+
+def test_a_clock_times_every_step_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 3.0, 3.0])
+    monkeypatch.setattr(plain, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    clock = plain.Clock(torch.device("cpu"), warm_up=2)
+    clock.step()
+    clock.step()
+    clock.stop()
+    assert clock.seconds == [1.0, 2.0]
+
+
+SMALL = {
+    "t1": ("teacher", "wrn-10-1"),
+    "t2": ("teacher", "wrn-10-1"),
+    "s": ("student", "wrn-10-1"),
+}
+
+
+def test_on_a_gpu_both_sides_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here on a CPU: the same code, from the same weights on the same batches."""
+    precisions = iter(["highest", "highest"])
+    monkeypatch.setattr(plain, "run", _spied(plain.run, precisions))
+    compute = {"precision": "tf32"}
+    raw = runs.run_file(SMALL, 4, 16, compute=compute, **in_process.ONE_PROCESS)
+    compared = gpu.Compared(raw, False, torch.device("cpu"), 4)
+    figure = compared.figure("gpu_tf32", 2)
+    assert len(figure.pairs) == 2
+    assert all(seconds > 0 for pair in figure.pairs for seconds in pair)
+    paused = figure.details["paused"]
+    assert paused["plain"] == paused["ours"]
+    assert min(paused["ours"]) > 0
+    assert next(precisions, None) is None
+
+
+def _spied(run: Any, precisions: Iterator[str]) -> Any:
+    """`run`, which checks that the process's precision is what it should be."""
+
+    def spy(*arguments: Any, **more: Any) -> plain.Trace:
+        assert torch.get_float32_matmul_precision() == next(precisions)
+        found: plain.Trace = run(*arguments, **more)
+        return found
+
+    return spy
+
+
+def test_a_trace_has_its_steps_and_counts_waits_in_them(tmp_path: Path) -> None:
+    raw = runs.run_file(SMALL, 2, 8, **in_process.ONE_PROCESS)
+    traced = gpu.trace(raw, torch.device("cpu"), tmp_path / "trace", 2)
+    assert traced == gpu.Traced(0.0, 0.0, {}), "a CPU waits for no GPU"
+    assert gpu.STEP in (tmp_path / "trace.txt").read_text()
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    steps = [e for e in events if e.get("name") == gpu.STEP]
+    assert len(steps) == 2
+    figure = gpu.waits("gpu_waits_per_step", gpu.Traced(1.0, 7.0, {}), "ours")
+    assert figure.reached
+
+
+def test_calls_are_counted_while_steps_go_on() -> None:
+    names = {
+        gpu.STEP: [(10, 20), (30, 40)],
+        "cudaStreamSynchronize": [(5, 6), (12, 15), (19, 25), (31, 32)],
+        "cudaDeviceSynchronize": [(35, 36), (50, 60)],
+        "cudaMemcpyAsync": [(13, 14)],
+        "cudaMemcpy": [(14, 15)],
+    }
+    host, device = SimpleNamespace(name="CPU"), SimpleNamespace(name="CUDA")
+    events = [
+        SimpleNamespace(name=n, device_type=host, time_range=SimpleNamespace(start=a, end=b))
+        for n, spans in names.items()
+        for a, b in spans
+    ]
+    whole = SimpleNamespace(start=0, end=99)
+    events.append(SimpleNamespace(name=gpu.STEP, device_type=device, time_range=whole))
+    found = gpu.calls_within(gpu.STEP, events)
+    assert found == {"cudaStreamSynchronize": 3, "cudaDeviceSynchronize": 1, "cudaMemcpy": 1}
