@@ -21,6 +21,12 @@ from switokd.errors import (
     CollectiveError,
     PeerError,
     SwitokdError,
+    UsageError,
+)
+
+LESS_MEMORY = (
+    "choose a smaller data.batch_size, compute.precision=bf16, or more ranks for this network "
+    "(networks.NAME.ranks)"
 )
 
 UNWIND_SECONDS = 5.0
@@ -46,7 +52,8 @@ def complain(sentence: str, who: str = "") -> None:
 
 @contextmanager
 def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
-    """End the process with a line and an exit code if the body raises a SwitokdError or is stopped.
+    """End the process with a line and an exit code if the body raises a SwitokdError, finds no more
+    memory on its GPU, or is stopped.
 
     who: names this rank in the line. Other exceptions pass, with their traceback.
     """
@@ -69,6 +76,11 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
         if env.local_rank == 0:
             complain("interrupted")
         _exit(EXIT_INTERRUPTED)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported here
+            raise
+        complain(f"{str(error).partition('. GPU')[0]}; {LESS_MEMORY}", who)
+        _exit(UsageError.exit_code)
     except Terminated:
         complain("stopped by SIGTERM", who)
         _exit(EXIT_TERMINATED)

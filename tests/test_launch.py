@@ -16,6 +16,20 @@ from tests.support import process, run, wait_until
 
 AUTO = ["placement=auto", "device=cpu"]
 TRAIN = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "run_dir=out"]
+LARGE = """
+import torch
+
+class Net(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(64, 10)
+
+    def forward(self, x):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of "
+                "15.77 GiB of which 14.60 GiB is free.\\nSee documentation")
+        return super().forward(x.flatten(1))
+"""
 
 
 def test_a_mistake_that_only_a_rank_finds_has_exit_code_2_and_one_line(tmp_path: Path) -> None:
@@ -24,6 +38,17 @@ def test_a_mistake_that_only_a_rank_finds_has_exit_code_2_and_one_line(tmp_path:
     assert out == ""
     (line,) = err.splitlines()
     assert line.startswith("switokd: rank 1 (student): model wrn-9-1 cannot be made")
+
+
+def test_a_gpu_without_memory_left_is_one_line(tmp_path: Path) -> None:
+    """In the words that a GPU's allocator has for it; there is none here to fill."""
+    (tmp_path / "large.py").write_text(LARGE)
+    alone = ["placement=replicated", "coordinator=off", "networks.student.model=large:Net"]
+    code, out, err = run([*TRAIN, *alone], tmp_path)
+    assert (code, "epoch" in out) == (2, False)
+    (line,) = err.splitlines()
+    assert line.startswith("switokd: rank 0 (teacher, student): CUDA out of memory. Tried to ")
+    assert "20.00 GiB; choose a smaller data.batch_size, compute.precision=bf16, or" in line
 
 
 @pytest.mark.parametrize(
