@@ -35,6 +35,7 @@ from switokd.plan import (
 )
 from switokd.runfile import load_importable
 from switokd.sections import Auto
+from switokd.threads import stay_within_limits
 from switokd.timings import Profile
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ def _device(config: Config, devices: int) -> torch.device:
         )
     if has_gpu and config.device != "cpu":
         return torch.device("cuda", 0)
+    stay_within_limits()
     if devices > 1 and "OMP_NUM_THREADS" not in os.environ:  # as `switokd train` starts its ranks
         torch.set_num_threads(max(cores() // devices, 1))
     return torch.device("cpu")

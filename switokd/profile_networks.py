@@ -72,9 +72,9 @@ def profile(
     sizes, memory = sorted(set(sizes)), memory or device_memory(device)
     if config.compute.compile:  # which takes a while for each
         sizes = sorted({sizes[0], sizes[-1]})
-    stages = len(sizes) + 1
+    stages, on_gpu = len(sizes) + 1, device.type == "cuda"
     networks = {}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _tf32(config):
+    with torch.random.fork_rng(devices=[device] if on_gpu else []), _tf32(config):
         for i, (name, network) in enumerate(config.networks.items()):
 
             def tell(stage: int, name: str = name, before: int = i * stages) -> None:
@@ -92,15 +92,13 @@ def profile(
             del bench
             if config.compute.compile:  # PyTorch compiles a class's networks so many times only
                 torch.compiler.reset()
-            if device.type == "cuda":
+            if on_gpu:
                 torch.cuda.empty_cache()
     if progress:
         progress("", len(networks) * stages, len(networks) * stages)
-    on_gpu = device.type == "cuda"
-    properties = torch.cuda.get_device_properties(device) if on_gpu else None
     return Profile(
-        device=properties.name if properties else device.type,
-        device_memory_bytes=properties.total_memory if properties else None,
+        device=torch.cuda.get_device_name(device) if on_gpu else device.type,
+        device_memory_bytes=device_memory(device) if on_gpu else None,
         threads=torch.get_num_threads(),
         torch=str(torch.__version__),
         image=images_shape,

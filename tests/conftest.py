@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-# References are the CPU's, and `device: auto` would take a GPU; torch is not imported before this.
+# References are the CPU's, and `device: auto` would take a GPU: none is to be seen, here or by the
+# processes that inherit this. Torch is not imported before.
 GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 """What was visible before, for `test_gpu.py`; None: all there are."""
 os.environ["CUDA_VISIBLE_DEVICES"] = ""

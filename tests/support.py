@@ -53,11 +53,9 @@ def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The test's own environment: a thread per process, this interpreter's programs, no GPU."""
+    """The test's own environment with one thread per process and this interpreter's programs."""
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    # References are the CPU's, and `device: auto` would take a GPU.
-    own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path}
-    return {**os.environ, **own, **more}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **more}
 
 
 @contextmanager

@@ -43,17 +43,7 @@ SLEEPERS = [
     ),
     "data.batch_size=4",  # enough for two processes, however many cores there are
 ]
-FLAT = [f"networks.{name}.model=flat:Net" for name in CONFIG.topology]
-LINEAR = """
-import torch
-
-class Net(torch.nn.Linear):
-    def __init__(self):
-        super().__init__(64, 10)
-
-    def forward(self, x):
-        return super().forward(x.flatten(1))
-"""
+FLAT = [f"networks.{name}.model=tests.sleepers:Flat" for name in CONFIG.topology]
 SLOW = """
 import pathlib, signal, torch
 
@@ -312,8 +302,7 @@ def test_what_is_measured_is_compiled_as_in_training(tmp_path: Path) -> None:
     """Two crews, each network's smallest and largest shard; the training then compiles its own."""
     settings = [*FLAT, "compute.compile=true", "data.batch_size=8", *FEW, "run_dir=out"]
     command = torchrun(2, "--crews=2x1,1x2", "digits-1t1s", "placement=auto", *settings)
-    (tmp_path / "flat.py").write_text(LINEAR)
-    code, out, err = run(command, tmp_path, 170)
+    code, out, err = run(command, tmp_path, 170, PYTHONPATH=str(REPOSITORY))
     assert code == 0, err
     assert re.match(r"auto: (1|2) process.*; (1|2) process", out)
     assert len(lines(tmp_path / "out" / "decisions.jsonl")) == 8

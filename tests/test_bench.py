@@ -165,6 +165,12 @@ def test_links_that_were_measured_in_slowed_time_are_not_slowed_again() -> None:
     assert links.decision_seconds == 3 * GLOO_LOOPBACK.decision_seconds
 
 
+def test_links_are_measured_between_ranks() -> None:
+    found = devices.links_between(2)
+    assert "2 ranks, measured" in found.description
+    assert found.latency_seconds > 0
+
+
 def test_simulated_networks_have_gradients_as_large_as_real_ones() -> None:
     made = simulated.Waiting(0.0, 0.0, parameters=1000)
     made(torch.zeros(2, 3, 4, 4)).sum().backward()
@@ -329,6 +335,8 @@ def _simulated_runs_are_held_against_the_plan(figures: dict[str, Any]) -> None:
         assert best["ideal_seconds"] == pytest.approx(slowed * times * 32 * per_sample)
         assert 0 < best["efficiency"] < 1  # no step is shorter than its waits
         assert error["median"] == best["plan_error"]
+        worst = max(each["plan_error"] for each in error["details"]["runs"])
+        assert error["details"]["worst_of_all"] == worst
         assert figures[f"simulated_efficiency{suffix}"]["median"] == best["efficiency"]
         assert (error["target"] is None) == (suffix == "_unslowed")
     (row,) = figures["simulated_weak_scaling"]["details"]["rows"]

@@ -63,6 +63,7 @@ def test_gradients_travel_in_their_own_memory_order_and_come_back_as_parts_of_th
     bucket = Bucket(parameters)
     flat = bucket.pack()
     assert flat.tolist()[-3:] == [1, 1, 1]
+    assert all(parameter.grad is None for parameter in parameters)  # not held twice
     bucket.unpack(2 * flat, set())
     for parameter, value in zip(parameters, values, strict=True):
         assert parameter.grad is not None

@@ -168,7 +168,7 @@ def test_measures_compiled_networks_compiled(monkeypatch: pytest.MonkeyPatch) ->
         compile_ahead(learner, samples, *more)
 
     monkeypatch.setattr("switokd.profile_networks.compile_ahead", counted)
-    small = [f"networks.{name}.model=tests.test_setup:Flat" for name in ("teacher", "student")]
+    small = [f"networks.{name}.model=tests.sleepers:Flat" for name in ("teacher", "student")]
     found = measured(load("digits-1t1s", [*small, "compute.compile=true"]), (4, 8, 16))
     assert found.sizes == (4, 16)
     assert compiled == [4, 16] * 2
