@@ -223,7 +223,9 @@ def _problems(learner: Learner, losses: dict[str, float]) -> list[str]:
     found = []
     if not torch.tensor(losses[learner.name]).isfinite():
         found.append(f"{where}: its loss is {losses[learner.name]} in the first step")
-    if not all(g.isfinite().all() for g in gradients):
+    # Scaled ones may overflow at first: the update is left out then, and the scale falls.
+    is_scaled = learner.updates.scaler is not None
+    if not is_scaled and not all(g.isfinite().all() for g in gradients):
         found.append(f"{where}: its gradients are not finite in the first step")
     elif not all(p.isfinite().all() for p in parameters):
         found.append(

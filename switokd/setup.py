@@ -26,7 +26,7 @@ from switokd.schedules import Windows, learning_rate
 from switokd.sections import Compute, Network
 from switokd.stopwatch import Stopwatch
 from switokd.topology import Role
-from switokd.updates import AUTOCAST, Updates, moving_average, parameter_groups
+from switokd.updates import AUTOCAST, Updates, loss_scaler, moving_average, parameter_groups
 from switokd.world import World
 
 MOST_FORMS = 64
@@ -123,19 +123,20 @@ def make_learner(
     if frozen:
         model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = make_optimizer(config.networks[name], model, config.compute.fused_optimizer)
     return Learner(
         name=name,
         role=role,
         model=model,
         network=compiled(model) if config.compute.compile else model,
-        optimizer=make_optimizer(config.networks[name], model, config.compute.fused_optimizer),
+        optimizer=optimizer,
         gradients=Gradients(name, parameters, group, world.transport),
         frozen=frozen,
         low=AUTOCAST.get(precision),
         updates=Updates(
             windows,
             config.networks[name].clip_norm,
-            torch.amp.GradScaler(world.device.type) if precision == "fp16" else None,
+            loss_scaler(world.device, optimizer) if precision == "fp16" else None,
             average,
         ),
         learning=Stopwatch(world.device),
@@ -160,7 +161,7 @@ def compile_ahead(
 ) -> None:
     """Compile forward and backward before the first step; statistics stay as they are.
 
-    UsageError if torch.compile fails, on a CPU usually for want of a C++ compiler.
+    UsageError if torch.compile fails, usually for want of a compiler.
     """
     device = next(learner.model.parameters()).device
     x = in_order(torch.randn(samples, *shape, device=device), channels_last)
@@ -180,7 +181,7 @@ def compile_ahead(
         error_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         usage = UsageError(
             f"compute.compile: torch.compile cannot compile {learner.name}: {error_line}; a CPU "
-            "needs a C++ compiler (g++), or use compute.compile=false"
+            "needs a C++ compiler (g++), a GPU a C compiler (gcc), or use compute.compile=false"
         )
         usage.seen_by_every_rank = False
         raise usage from error
@@ -231,13 +232,15 @@ def check_shards(config: Config, placement: Placement, images: Images) -> None:
 
     The last batch of an epoch may leave a rank none, but not where BatchNorm waits for it.
     """
-    batch_size, last = config.data.batch_size, images.size_of(images.steps_per_epoch - 1)
+    batch_size, last = images.size_of(0), images.size_of(images.steps_per_epoch - 1)
     for name in placement.networks:
         shards = placement.shards(name, batch_size)
         if len(shards) > 1 and min(s.stop - s.start for s in shards.values()) < 2:
+            all_there_are = "" if batch_size == config.data.batch_size else ", all that there are,"
             raise UsageError(
-                f"data.batch_size: {batch_size} images leave a rank of {placement.whose(name)} "
-                "fewer than 2; use a larger batch, or fewer ranks for this network"
+                f"data.batch_size: {batch_size} images{all_there_are} leave a rank of "
+                f"{placement.whose(name)} fewer than 2; use a larger batch, or fewer ranks for "
+                "this network"
             )
         last_shards = placement.shards(name, last).values()
         if config.compute.batch_norm == "sync" and not all(s.stop > s.start for s in last_shards):

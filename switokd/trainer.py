@@ -125,8 +125,9 @@ class Trainer:
 
     def _share(self, learner: Learner) -> float:
         """How much of a full batch this rank computes for one of its networks, 0 to 1."""
-        shard = self.place.shard(learner.name, self.config.data.batch_size)
-        return float((shard.stop - shard.start) / self.config.data.batch_size)
+        n = self.images.size_of(0)
+        shard = self.place.shard(learner.name, n)
+        return float((shard.stop - shard.start) / n)
 
     def _test(self, learner: Learner) -> Batches:
         """This rank's part of the test set, for one of its networks."""

@@ -113,6 +113,21 @@ class MovingAverage:
         self._is_new = False
 
 
+def loss_scaler(device: torch.device, optimizer: Optimizer) -> torch.amp.GradScaler:
+    """Give a loss scaler that has its scale, also on a rank that has yet to see a loss.
+
+    PyTorch's fused SGD makes room for its momentum in the first update, and where gradients have
+    overflowed leaves in it whatever was there before. So it has zeros from the start.
+    """
+    for group in optimizer.param_groups:
+        if group.get("momentum"):
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    made = torch.amp.GradScaler(device.type)
+    made.scale(torch.zeros((), device=device))  # else it has none before its first loss
+    return made
+
+
 def parameter_groups(
     model: nn.Module, decay_norms_and_biases: bool
 ) -> list[nn.Parameter] | list[dict[str, Any]]:

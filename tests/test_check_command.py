@@ -76,6 +76,15 @@ class steep(nn.Linear):
     def forward(self, x):
         return super().forward(x.flatten(1)).abs().sqrt()
 
+class loud(nn.Linear):
+    "Gradients that 16 bits hold, but not times the scale that a loss begins with."
+
+    def __init__(self):
+        super().__init__(64, 10)
+
+    def forward(self, x):
+        return super().forward(16 * x.flatten(1))
+
 class Tall:
     "Pictures of 3 x 20 x 12 in four classes."
 
@@ -213,6 +222,10 @@ MISTAKES = {
         ["networks.teacher.ranks=3", "data.batch_size=4"],
         "data.batch_size: 4 images leave a rank of teacher (ranks 0-2) fewer than 2",
     ),
+    "shards of all there is": (
+        ["networks.teacher.ranks=5", "data.train_samples=7", "data.drop_last=false"],
+        "data.batch_size: 7 images, all that there are, leave a rank of teacher (ranks 0-4) fewer",
+    ),
     "batch": (["data.batch_size=5000"], "data.batch_size: 5000 is more than the 1437 training"),
     "fewer": (["data.train_samples=1438"], "data.train_samples: 1438 is more than the 1437 train"),
     "held out": (
@@ -234,6 +247,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(case: str, own: Path) -> None:
     assert line.startswith("switokd: digits-1t1s")
     assert words in line
     assert "Traceback" not in out
+
+
+def test_gradients_that_overflow_by_the_scale_alone_are_no_mistake(own: Path) -> None:
+    """In training the update is left out, and the scale falls."""
+    loud, words = f"{TEACHER}loud", "networks.teacher: its gradients are not finite"
+    assert invoke("digits-1t1s", loud)[0] == 0
+    code, out, complaints = invoke("digits-1t1s", loud, "compute.precision=fp16")
+    assert (code, complaints) == (0, []), out
+    code, _, complaints = invoke("digits-1t1s", f"{TEACHER}steep", "compute.precision=bf16")
+    assert code == 2
+    assert any(words in line for line in complaints)
 
 
 def test_steps_are_those_of_the_images_trained_on(own: Path) -> None:

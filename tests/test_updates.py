@@ -18,7 +18,7 @@ from switokd.schedules import Windows
 from switokd.sections import SGD, Adam, AdamW, Network
 from switokd.setup import make_optimizer
 from switokd.topology import Role
-from switokd.updates import Updates, moving_average, parameter_groups
+from switokd.updates import Updates, loss_scaler, moving_average, parameter_groups
 
 
 def network() -> nn.Module:
@@ -219,6 +219,50 @@ def test_gradients_that_overflow_are_skipped_and_the_scale_falls(fused: bool) ->
     one.backward(F.cross_entropy(one.forward(x), y), 2)
     one.update(2)
     assert not any(map(torch.equal, one.model.parameters(), start))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_overflow_in_the_first_update_leaves_nothing_behind(fused: bool) -> None:
+    """PyTorch's fused SGD has made room for its momentum by then, and not filled it."""
+
+    def made() -> Learner:
+        model, section = network(), SGD(lr=0.3)
+        student = Network(role="student", model="x", optimizer=section)
+        optimizer = make_optimizer(student, model, fused)
+        gradients = Gradients("s", list(model.parameters()))
+        return Learner("s", Role.STUDENT, model, model, optimizer, gradients)
+
+    ours, plain_one = made(), made()
+    ours.updates.scaler = loss_scaler(torch.device("cpu"), ours.optimizer)
+    (x, y), *more = batches(3)
+    for size in {p.numel() for p in ours.model.parameters()}:  # what freed memory holds
+        del [torch.full((size,), 7e30) for _ in range(20)][:]
+    ours.backward(F.cross_entropy(ours.forward(x), y) * 1e36, 1)
+    ours.update(1)
+    held = [state["momentum_buffer"] for state in ours.optimizer.state.values()]
+    assert len(held) == len(list(ours.model.parameters()))
+    assert not any(buffer.any() for buffer in held)
+    for step, (x, y) in enumerate(more, 2):
+        for one in (ours, plain_one):
+            one.backward(F.cross_entropy(one.forward(x), y), step)
+            one.update(step)
+    for a, b in zip(ours.model.parameters(), plain_one.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
+
+
+def test_a_rank_without_a_loss_so_far_updates_by_what_the_others_have_sent() -> None:
+    """Its shards were empty, or its teacher was paused in every step that had one for it."""
+    scaled, plain_one = learner(Updates()), learner(Updates())
+    scaled.updates.scaler = loss_scaler(torch.device("cpu"), scaled.optimizer)
+    sides = [(scaled, scaled.updates.scaler.get_scale()), (plain_one, 1.0)]
+    for one, scale in sides:
+        one.backward(None, 1)
+        for p in one.model.parameters():
+            p.grad = torch.full_like(p, scale)
+        one.update(1)
+    models = [one.model for one, _ in sides]
+    assert differences(*models) == []
+    assert differences(models[0], network()) == [name for name, _ in network().named_parameters()]
 
 
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16])
