@@ -1,7 +1,8 @@
 """A rank's line to the coordinator.
 
 One stream for the whole run: reports go out without waiting, decisions come in on a thread of
-their own. When the stream ends early, `failure` says why in a sentence.
+their own, and are recorded on another, for a file may take longer than a step. When the stream
+ends early, `failure` says why in a sentence.
 
 A rank that foresees a decision goes on before it arrives, but never by more than a step, and
 nothing that it computes is applied before the coordinator has decided the same.
@@ -75,9 +76,10 @@ class Client:
     ) -> None:
         """Join the run and attach the stream.
 
-        `on_decision` and `on_failure` are called on the stream's thread. CoordinatorError if
-        nobody answers at the address in time or the coordinator refuses this rank, UsageError if
-        it refuses the run as such.
+        `on_decision` is called for each, in order, on a thread of its own that nobody waits for
+        before `close`; should it fail, so does the stream. `on_failure` is called on the thread
+        that has seen the failure. CoordinatorError if nobody answers at the address in time or
+        the coordinator refuses this rank, UsageError if it refuses the run as such.
         """
         self.seat = seat
         self._rule = config.method.rule
@@ -92,9 +94,11 @@ class Client:
         self._timeout = config.coordinator.timeout
         self._on_decision, self._on_failure = on_decision, on_failure
         self._outgoing: SimpleQueue[pb.TrainRequest | None] = SimpleQueue()
+        self._decided: SimpleQueue[Decision | None] = SimpleQueue()
         self._changed = threading.Condition()
         self._last: Decision | None = None
         self._leaving = False
+        self._unrecorded: SwitokdError | None = None
         self._step = 0
         self.failure: SwitokdError | None = None
 
@@ -110,8 +114,10 @@ class Client:
             raise self._in_words(error) from None
         self._outgoing.put(pb.TrainRequest(attach=pb.Attach(run_id=seat.run_id, rank=seat.rank)))
         self._call = stub.Train(self._requests())
-        self._thread = threading.Thread(target=self._receive, daemon=True, name="decisions")
-        self._thread.start()
+        self._receiver = threading.Thread(target=self._receive, daemon=True, name="decisions")
+        self._recorder = threading.Thread(target=self._record, daemon=True, name="record")
+        self._receiver.start()
+        self._recorder.start()
 
     def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
         """Send this rank's part of a step; waits only for the step before to be decided.
@@ -192,24 +198,35 @@ class Client:
         )
         self._outgoing.put(pb.TrainRequest(progress=message))
 
+    def stall(self, doing: str) -> None:
+        """Say that the others have kept this rank waiting for too long; does not wait."""
+        self._outgoing.put(pb.TrainRequest(stall=pb.Stall(doing=doing)))
+
     def why(self, doing: str = "", patience: float = 3.0) -> SwitokdError | None:
         """What the coordinator knows of a failure, given `patience` seconds to learn it.
 
         doing: what this rank was waiting for when its collective failed.
         """
         if doing:
-            self._outgoing.put(pb.TrainRequest(stall=pb.Stall(doing=doing)))
+            self.stall(doing)
         with self._changed:
             self._changed.wait_for(lambda: self.failure, patience)
         return self.failure
 
     def close(self, failure: str = "") -> None:
-        """Say goodbye, with a sentence if the rank has failed, and end the stream."""
+        """Say goodbye, with a sentence if the rank has failed, and see the last decision recorded.
+
+        UsageError if that cannot be done, unless the rank has failed anyway.
+        """
         self._leaving = True
         self._outgoing.put(pb.TrainRequest(leave=pb.Leave(failure=failure)))
         self._outgoing.put(None)
-        self._thread.join(timeout=2.0)
+        self._receiver.join(timeout=2.0)
         self._channel.close()
+        self._decided.put(None)
+        self._recorder.join()
+        if self._unrecorded and not failure:
+            raise self._unrecorded
 
     def _requests(self) -> Iterator[pb.TrainRequest]:
         while (message := self._outgoing.get()) is not None:
@@ -224,20 +241,28 @@ class Client:
                     with self._changed:
                         self._last = decision
                         self._changed.notify_all()
-                    self._on_decision(decision)
-            ended: SwitokdError = CoordinatorError(
-                f"the coordinator at {self.seat.coordinator} ended the stream"
-            )
+                    self._decided.put(decision)
+            ended = CoordinatorError(f"the coordinator at {self.seat.coordinator} ended the stream")
         except grpc.RpcError as error:
             ended = self._in_words(error)
-        except SwitokdError as error:  # the record cannot be written
-            ended = error
+        self._fail(ended)
+
+    def _record(self) -> None:
+        """Hand on decisions until there are no more, or they cannot be kept."""
+        try:
+            while (decision := self._decided.get()) is not None:
+                self._on_decision(decision)
+        except SwitokdError as error:
+            self._unrecorded = error
+            self._fail(error)
+
+    def _fail(self, why: SwitokdError) -> None:
         if self._leaving:
             return
         with self._changed:
-            self.failure = ended
+            self.failure = self.failure or why
             self._changed.notify_all()
-        self._on_failure(ended)
+        self._on_failure(why)
 
     def _raise_if_failed(self) -> None:
         if self.failure:

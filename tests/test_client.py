@@ -6,7 +6,8 @@ The coordinator here is a faulty one, which the real one cannot be told to be; t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,13 +19,14 @@ import pytest
 from switokd.client import Client, Endpoint, Seat
 from switokd.decision import Decision, Mode, PairDecision, decide
 from switokd.distances import Parts, means
-from switokd.errors import CoordinatorError
+from switokd.errors import CoordinatorError, UsageError
 from switokd.gap import Distances, PairSums, delta, epsilon
 from switokd.runfile import load
 from switokd.topology import Pair
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
 from switokd.wire import decision_to_wire, sums_from_wire
+from tests.support import wait_until
 
 FIRST, SECOND = Pair("teacher1", "student"), Pair("teacher2", "student")
 PARTS: Parts = {  # of one rank each, 10 samples; both far from their thresholds
@@ -60,18 +62,21 @@ class Faulty(pb_grpc.CoordinatorServiceServicer):
 
 
 @contextmanager
-def second_teacher(config: Any, answer: Decision) -> Iterator[tuple[Client, Faulty]]:
+def second_teacher(
+    config: Any, answer: Decision, on_decision: Callable[[Decision], None] = lambda decision: None
+) -> Iterator[tuple[Client, Faulty]]:
     """The client of rank 1, at a coordinator that answers like this."""
     coordinator = Faulty(answer)
     server = grpc.server(ThreadPoolExecutor(4))
     pb_grpc.add_CoordinatorServiceServicer_to_server(coordinator, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    client = Client(Seat(Endpoint(f"127.0.0.1:{port}"), "run", 1), config, config.placement_on(3))
+    seat = Seat(Endpoint(f"127.0.0.1:{port}"), "run", 1)
+    client = Client(seat, config, config.placement_on(3), on_decision)
     try:
         yield client, coordinator
     finally:
-        client.close()
+        client.close(failure="the test is over")
         server.stop(None)
 
 
@@ -99,6 +104,11 @@ def test_every_teacher_foresees_and_reports_its_own_pairs(config: Any) -> None:
         (report,) = coordinator.reports
         assert sums_from_wire(report) == {SECOND: PARTS[SECOND][0]}
         assert client.waits[0] > 0
+        assert not report.HasField("decision_wait_seconds")
+        client.report(2, measured, exchange_seconds=0.25)
+        wait_until(lambda: len(coordinator.reports) == 2, 10, "the second report")
+        assert coordinator.reports[1].decision_wait_seconds == client.waits[0]
+        assert coordinator.reports[1].exchange_seconds == 0.25
 
 
 def test_a_decision_other_than_foreseen_ends_the_rank_before_it_is_applied() -> None:
@@ -123,3 +133,48 @@ def test_without_foresight_the_coordinators_word_counts() -> None:
             client.report(1, at_threshold)
             assert client.foresee(1, at_threshold) is None
             assert client.decision(1) == each
+
+
+def test_no_step_waits_for_the_record_but_the_end_does() -> None:
+    is_written = threading.Event()
+    kept: list[int] = []
+
+    def slow(decision: Decision) -> None:
+        assert is_written.wait(30)
+        kept.append(decision.step)
+
+    measured = {SECOND: PARTS[SECOND]}
+    with second_teacher(PAPER, right(PAPER), slow) as (client, coordinator):
+        client.report(1, measured)
+        client.decision(1)
+        coordinator.answer = replace(right(PAPER), step=2)
+        client.report(2, measured)
+        assert client.decision(2).step == 2
+        assert kept == []
+        threading.Timer(0.1, is_written.set).start()
+        client.close()
+        assert kept == [1, 2]
+
+
+def test_a_record_that_cannot_be_kept_ends_the_rank_at_the_latest_when_it_closes() -> None:
+    is_at_the_end = threading.Event()
+    measured = {SECOND: PARTS[SECOND]}
+
+    def full(decision: Decision) -> None:
+        raise UsageError(f"no space left for step {decision.step}")
+
+    def late(decision: Decision) -> None:
+        assert is_at_the_end.wait(30)
+        full(decision)
+
+    with second_teacher(PAPER, right(PAPER), full) as (client, _):
+        client.report(1, measured)
+        wait_until(lambda: client.failure, 10, "the record's end")
+        with pytest.raises(UsageError, match="left for step 1"):
+            client.report(2, measured)
+    with second_teacher(PAPER, right(PAPER), late) as (client, _):
+        client.report(1, measured)
+        client.decision(1)
+        threading.Timer(0.1, is_at_the_end.set).start()
+        with pytest.raises(UsageError, match="left for step 1"):
+            client.close()
