@@ -22,7 +22,7 @@ import torch
 
 from switokd.config import Config
 from switokd.data import Images
-from switokd.environment import Crew, Environment
+from switokd.environment import Crew
 from switokd.errors import SwitokdError, UsageError
 from switokd.given import expected_pauses, saved_profile
 from switokd.links import measure_links
@@ -32,7 +32,7 @@ from switokd.placement import Placement, replicated
 from switokd.plan import NOISE, Prediction, choose, shard_sizes
 from switokd.profile_networks import profile
 from switokd.timings import ASSUMED_DECISION_SECONDS, Profile
-from switokd.world import World, device_memory, ranks_per_gpu
+from switokd.world import World, device_memory
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def choose_placement(config: Config, world: World, images: Images) -> Choice:
         assert pauses is not None
 
         def best(crew: Crew, processes: int) -> Prediction:
-            own = own_memory(world.device, env, crew)
+            own = own_memory(world, crew)
             found = given[crew].model_copy(update={"device_memory_bytes": own})
             return choose(found, config.topology, config.data.batch_size, processes, pauses)
 
@@ -141,7 +141,7 @@ def _measured(config: Config, world: World, images: Images, crew: Crew) -> Profi
     links = measure_links(its_world, ASSUMED_DECISION_SECONDS) if is_in else None
 
     sizes = shard_sizes(config.data.batch_size, crew.processes)
-    memory = own_memory(world.device, world.env, crew)
+    memory = own_memory(world, crew)
     given = config, images.shape, images.classes, world.device, sizes
     measure = partial(profile, *given, links=links, memory=memory)
     if is_in and world.rank > 0:
@@ -188,8 +188,8 @@ def _listed(numbers: Iterable[int]) -> str:
     return " or ".join(str(number) for number in numbers)
 
 
-def own_memory(device: torch.device, env: Environment, crew: Crew) -> int:
+def own_memory(world: World, crew: Crew) -> int:
     """Bytes for each rank, which shares the machine's or its GPU's memory with others."""
-    on_cpu = device.type == "cpu"
-    sharing = min(crew.processes, env.local_world_size) if on_cpu else ranks_per_gpu(env)
-    return device_memory(device) // sharing
+    on_cpu = world.device.type == "cpu"
+    sharing = min(crew.processes, world.env.local_world_size) if on_cpu else world.sharing
+    return device_memory(world.device) // sharing

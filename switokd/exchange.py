@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from switokd.errors import NonFiniteError, PeerError, UsageError
+from switokd.lifecycle import Overdue
 from switokd.placement import Place
 from switokd.world import naming
 
@@ -63,6 +64,8 @@ class Exchange:
         self.place = place
         self.passed_at = 0.0
         """When the last exchange was over, on the clock of `time.perf_counter`."""
+        self.overdue: Overdue | None = None
+        """Who tells of an exchange that takes too long, where none of its timeouts does."""
         self._group = group
         self.seconds: float | None = None
         """What all collectives so far have taken; None where it is not known."""
@@ -83,8 +86,11 @@ class Exchange:
         distributions `[b, C]` by network.
         CollectiveError if the collective fails, UsageError if z is not of shape `[b, classes]`.
         """
+        doing = f"exchanging the logits of step {step}"
         offsets, length = self._layout(n)
         self._check_shapes(z, y)
+        if self.overdue:
+            self.overdue.begin(doing)
         device = next(iter(y.values())).device
         header = torch.tensor([step, self._digest])
         if device.type == "cuda":  # from pinned memory, or the copy would wait for forward
@@ -95,7 +101,7 @@ class Exchange:
                 pieces += [z[name].detach().float(), y[name].view(torch.float32)]
         mine = self._row(torch.cat([piece.flatten() for piece in pieces]), length)
         started = time.perf_counter()
-        everyone = self._gather(mine, f"exchanging the logits of step {step}")
+        everyone = self._gather(mine, doing)
         seconds = time.perf_counter() - started if everyone.device.type == "cpu" else None
         if seconds is not None:
             self.seconds = (self.seconds or 0.0) + seconds
@@ -123,6 +129,8 @@ class Exchange:
         NonFiniteError and PeerError are raised on every rank alike.
         """
         self.passed_at = time.perf_counter()
+        if self.overdue:
+            self.overdue.over()
         placement = self.place.placement
         in_front = HEADER * placement.world_size
         headers, rest = vitals[:in_front], vitals[in_front:]

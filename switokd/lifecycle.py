@@ -100,6 +100,34 @@ def follow_launcher(env: Environment) -> None:
         threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
+class Overdue:
+    """Tells, once, what the main thread has been waiting for too long.
+
+    For what neither ends by itself nor raises: a collective in a GPU's queue.
+    """
+
+    def __init__(self, seconds: float, tell: Callable[[str], None]) -> None:
+        self._seconds, self._tell = seconds, tell
+        self._waiting: tuple[float, str] | None = None
+        threading.Thread(target=self._watch, daemon=True, name="overdue").start()
+
+    def begin(self, doing: str) -> None:
+        """From now on the main thread waits."""
+        self._waiting = time.monotonic(), doing
+
+    def over(self) -> None:
+        """It waits no more."""
+        self._waiting = None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(WATCH_SECONDS, self._seconds))
+            waiting = self._waiting
+            if waiting and time.monotonic() - waiting[0] > self._seconds:
+                self._tell(waiting[1])
+                return
+
+
 def unwind_on_sigterm() -> None:
     """From now on SIGTERM raises Terminated in the main thread, once."""
 

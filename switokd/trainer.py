@@ -30,7 +30,13 @@ from switokd.exchange import Exchange
 from switokd.held_out import HeldOut
 from switokd.interface import Interface
 from switokd.learner import Learner, average_statistics
-from switokd.lifecycle import Terminated, end_if_stuck, ignore_sigterm, unwind_on_sigterm
+from switokd.lifecycle import (
+    Overdue,
+    Terminated,
+    end_if_stuck,
+    ignore_sigterm,
+    unwind_on_sigterm,
+)
 from switokd.memory import keep_freed_memory
 from switokd.placement import Place, Placement
 from switokd.schedules import Windows
@@ -210,6 +216,8 @@ def train(config: Config, env: Environment) -> Path | None:
         decider, where = stack.enter_context(decided_by(config, world, placement, desk))
         soft, classes = config.data.has_soft_targets, images.classes
         exchange = Exchange(place, config.digest, classes, world.steps, world.transport, soft)
+        if world.is_silent and isinstance(decider, Client):
+            exchange.overdue = Overdue(config.coordinator.timeout, decider.stall)
         trainer = Trainer(config, world, images, batches, learners, exchange, decider, desk)
         counts = {li.name: models.parameter_count(li.model) for li in learners}
         gathered = world.gather(counts)

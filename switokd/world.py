@@ -35,11 +35,6 @@ def gpu_count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def ranks_per_gpu(env: Environment) -> int:
-    """How many of this machine's ranks share a GPU, at the most."""
-    return -(-env.local_world_size // max(gpu_count(), 1))
-
-
 def device_memory(device: torch.device) -> int:
     """Bytes of memory that `device` has."""
     if device.type == "cuda":
@@ -72,18 +67,26 @@ class World:
     """Of the steps' collectives: nccl where each rank has a GPU of its own, else gloo."""
     steps: dist.ProcessGroup | None = None
     """Group of the steps' exchange; None in a run of one process."""
+    sharing: int = 1
+    """Ranks on this one's GPU."""
 
     @property
     def transport(self) -> torch.device | None:
         """Where the steps' collectives need their tensors; None: on the rank's device."""
         via_host = self.device.type == "cuda" and self.backend == "gloo"
-        return torch.device("cpu") if via_host else None
+        return torch.device("cpu") if via_host and self.env.world_size > 1 else None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether a step's collective that hangs raises nothing here, but ends the process."""
+        return self.backend == "nccl"
 
     def group(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
         """Make a group for the steps' collectives; every rank must call it for every group."""
         if len(ranks) == 1:
             return None
         # NCCL's watchdog ends the process without a word: give the coordinator time to say why.
+        # It hears of it by `lifecycle.Overdue`.
         timeout = 2 * self.timeout if self.backend == "nccl" else self.timeout
         group = dist.new_group(list(ranks), timeout=timeout, backend=self.backend)
         return group if isinstance(group, dist.ProcessGroup) else None
@@ -149,6 +152,8 @@ def naming(doing: str) -> Iterator[None]:
     """Turn a collective's failure into a CollectiveError that says what the rank was doing."""
     try:
         yield
+    except torch.OutOfMemoryError:  # this rank's own
+        raise
     except (RuntimeError, ValueError) as error:
         # Gloo begins with a place in its source and ends with advice.
         reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip()).splitlines()[0]
@@ -167,12 +172,14 @@ def join_world(env: Environment, device: torch.device, timeout: float) -> Iterat
     if env.world_size == 1:
         yield World(env, device)
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    mine = _identity(device)
     with naming("joining the process group"):
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         dist.init_process_group("gloo", None, PATIENCE, env.world_size, env.rank, store=_store(env))
         world = World(env, device, timedelta(seconds=timeout))
-        world = replace(world, backend=_backend(world.all_gather(_identity(device))))
+        everyone = world.all_gather(mine)
+        world = replace(world, backend=_backend(everyone), sharing=everyone.count(mine))
         world = replace(world, steps=world.group(range(env.world_size)))
     yield world
     dist.destroy_process_group()

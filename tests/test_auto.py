@@ -359,3 +359,12 @@ def test_ctrl_c_while_measuring(tmp_path: Path) -> None:
         assert not alive
     assert "Traceback" not in log.read_text()
     assert not (tmp_path / "out").exists()
+
+
+def test_ranks_share_the_memory_of_their_gpu_or_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "device_memory", lambda device: 800)
+    env, gpu = Environment(world_size=16, local_world_size=8), torch.device("cuda", 0)
+    assert auto.own_memory(World(env, gpu, sharing=2), Crew(16, 1)) == 400
+    assert auto.own_memory(World(env, gpu), Crew(16, 1)) == 800  # each sees a GPU of its own
+    cpu = World(env, torch.device("cpu"), sharing=16)
+    assert [auto.own_memory(cpu, Crew(n, 1)) for n in (16, 4)] == [100, 200]

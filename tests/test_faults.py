@@ -169,6 +169,46 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(tmp_path: Path) -> None:
         )
 
 
+# On a GPU, NCCL's collectives wait in its queue: nothing is raised where one hangs.
+SILENT = """
+import time
+from dataclasses import replace
+from torch import nn
+from switokd.world import PATIENCE, World
+
+group = World.group
+World.is_silent = property(lambda self: True)
+World.group = lambda self, ranks: group(replace(self, timeout=PATIENCE), ranks)
+
+class Teacher(nn.Linear):
+    def __init__(self):
+        super().__init__(64, 10)
+        self.steps = 0
+
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+
+class Student(Teacher):
+    def forward(self, x):
+        self.steps += self.training
+        if self.steps == 5:
+            time.sleep(600)
+        return super().forward(x)
+"""
+
+
+def test_a_rank_that_hangs_is_named_where_no_collective_ends_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "silent.py").write_text(SILENT)
+    log, words = tmp_path / "log", ["coordinator.timeout=3.0", "schedule.max_steps=20"]
+    words += ["networks.teacher.model=silent:Teacher", "networks.student.model=silent:Student"]
+    with process(torchrun(2, "digits-1t1s", *words, "run_dir=out"), tmp_path, log) as child:
+        assert child.wait(60) != 0
+    text = log.read_text()
+    named = "rank 1 (student) did not answer while the other ranks were exchanging the logits of "
+    assert f"{named}step 5: it hangs" in text, text
+    assert re.search(r"exitcode\s*: 4 ", text)
+
+
 def test_sigterm_ends_everything_and_keeps_what_is_written(tmp_path: Path) -> None:
     with running(tmp_path) as run:
         run.torchrun.send_signal(signal.SIGTERM)

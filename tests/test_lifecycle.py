@@ -6,10 +6,14 @@ Not covered: whole runs whose parts are killed (`test_faults.py`).
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import psutil
+import pytest
 
+from switokd import lifecycle
+from switokd.lifecycle import Overdue
 from tests.support import process, wait_until
 
 LAUNCHER = """
@@ -53,3 +57,21 @@ def test_the_end_of_the_launchers_store_does_not_hide_that_the_launcher_is_gone(
         assert not alive
     said = f"switokd: rank 0: the launcher (process {launcher.pid}) is gone"
     assert log.read_text().splitlines() == ["ready", said]
+
+
+def test_what_takes_too_long_is_told_once_and_only_while_it_lasts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lifecycle, "WATCH_SECONDS", 0.01)
+    told: list[str] = []
+    patient, impatient = Overdue(60.0, told.append), Overdue(0.05, told.append)
+    patient.begin("the first")
+    for step in range(3):
+        impatient.begin(f"step {step}")
+        impatient.over()
+    impatient.begin("the last")
+    begun = time.monotonic()
+    wait_until(lambda: told, 10, "a word")
+    assert time.monotonic() - begun > 0.05
+    impatient.begin("another")
+    assert told == ["the last"]

@@ -7,8 +7,8 @@ import torch
 
 from switokd import world
 from switokd.environment import Environment, check_alone, check_world_size, environment
-from switokd.errors import UsageError
-from switokd.world import World, choose_device, join_world
+from switokd.errors import CollectiveError, UsageError
+from switokd.world import World, choose_device, join_world, naming
 
 TORCHRUN = {
     "RANK": "5",
@@ -59,6 +59,7 @@ def test_ranks_that_share_a_gpu_exchange_over_the_host() -> None:
     assert World(env, gpu, backend="gloo").transport == torch.device("cpu")
     assert World(env, gpu, backend="nccl").transport is None
     assert World(env, torch.device("cpu")).transport is None
+    assert World(Environment(), gpu).transport is None  # alone nothing travels
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,13 @@ def test_ranks_that_share_a_gpu_exchange_over_the_host() -> None:
 )
 def test_nccl_is_for_ranks_with_a_gpu_each(identities: list[str], backend: str) -> None:
     assert world._backend(identities) == backend
+
+
+def test_a_lack_of_memory_is_this_ranks_and_no_peers() -> None:
+    with pytest.raises(CollectiveError, match="adding up"), naming("adding up"):
+        raise RuntimeError("[/a/pair.cc:12] connection closed. This may")
+    with pytest.raises(torch.OutOfMemoryError), naming("adding up"):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def test_one_process_is_a_world_of_its_own() -> None:
