@@ -123,6 +123,16 @@ def setting(placement: Placement, config: Config) -> list[str]:
     return changed if changed and is_default else [f"placement={wanted}", *changed]
 
 
+def arguments_for(placement: Placement, config: Config) -> list[str]:
+    """Give what `switokd train` needs on top of `config`: where any number of processes would do,
+    that as well.
+    """
+    settings = setting(placement, config)
+    if "placement=replicated" not in settings:
+        return settings
+    return [*settings, f"--processes={placement.world_size}"]
+
+
 def _row(row: tuple[tuple[int, float], ...]) -> str:
     if len({weight for _, weight in row}) == 1:
         return str([rank for rank, _ in row])
@@ -205,6 +215,7 @@ def _as_json(
                 "placement": str(p.placement),
                 "table": {name: dict(row) for name, row in p.placement.table},
                 "settings": setting(p.placement, config),
+                "processes": p.placement.world_size,
                 "step_seconds": p.step_seconds,
                 "images_per_second": p.images_per_second,
                 "efficiency": p.efficiency,
@@ -252,8 +263,14 @@ def _print(
     console.print(
         f"simplest within {NOISE:.0%} of the best  {in_words(chosen.placement)}", markup=False
     )
-    arguments = shlex.join([*command, *setting(chosen.placement, config)])
+    if config.compute.batch_norm == "rank" and _spreads(chosen.placement):
+        console.print("note  each rank has BatchNorm statistics of its own images", markup=False)
+    arguments = shlex.join([*command, *arguments_for(chosen.placement, config)])
     console.print(f"to use it  switokd train {arguments}", markup=False)
+
+
+def _spreads(placement: Placement) -> bool:
+    return any(len(row) > 1 for _, row in placement.table)
 
 
 def in_words(placement: Placement) -> str:

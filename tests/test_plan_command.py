@@ -18,7 +18,7 @@ from switokd.cli import app
 from switokd.pauses import Pauses
 from switokd.placement import Placement, dedicated, replicated
 from switokd.plan import predict
-from switokd.plan_command import _profile, in_words, setting
+from switokd.plan_command import _profile, arguments_for, in_words, setting
 from switokd.runfile import load
 from switokd.timings import Communication, NetworkTimes, Profile
 from tests.support import BIN, run
@@ -112,10 +112,28 @@ def test_json_is_for_programs(tmp_path: Path) -> None:
     assert one_each["settings"] == ["placement=dedicated"]
     assert one_each["memory_bytes"] == [3064, 3064, 3064]
     everywhere = by_name["teacher1: ranks 0-2, teacher2: ranks 0-2, student: ranks 0-2"]
+    assert (everywhere["settings"], everywhere["processes"]) == (["placement=replicated"], 3)
     assert everywhere["efficiency"] == pytest.approx(1, abs=0.05)
     assert found["placements"][found["chosen"]]["step_seconds"] == pytest.approx(0.04, rel=0.05)
     assert found["pauses"] == [{"paused": [], "share": 1.0}]
     assert found["profile"]["device"] == "a device"
+
+
+@pytest.mark.parametrize(("devices", "is_spread"), [(1, False), (2, True)])
+def test_what_it_says_to_use_is_what_it_planned(
+    devices: int, is_spread: bool, tmp_path: Path
+) -> None:
+    """Replicated would fit any number of processes, so the number is part of it."""
+    told = ["--profile", saved_profile(tmp_path), f"--devices={devices}", "--paused=0"]
+    code, out, err = run([*PLAN, "digits-2t1s", *told], tmp_path, COLUMNS="160")
+    assert (code, err) == (0, "")
+    placements = {
+        1: "placement=replicated --processes=1",
+        2: "'placement={teacher1: [0, 1], teacher2: [0], student: [1]}'",
+    }
+    *_, last = out.splitlines()
+    assert last == f"to use it  switokd train digits-2t1s {placements[devices]}"
+    assert ("note  each rank has BatchNorm statistics of its own images" in out) == is_spread
 
 
 @pytest.mark.parametrize("setting", ["data.mixup=0.2", "data.label_smoothing=0.1"])
@@ -210,7 +228,11 @@ def test_settings_say_the_placement() -> None:
         "teacher2": [1],
         "student": [1],
     }
-    (line,) = setting(Placement.of(table), CONFIG)
+    assert arguments_for(replicated(topology, 4), CONFIG) == [
+        "placement=replicated",
+        "--processes=4",
+    ]
+    (line,) = arguments_for(Placement.of(table), CONFIG)
     key, _, value = line.partition("=")
     assert key == "placement"
     assert Placement.of(yaml.safe_load(value)) == Placement.of(table)
