@@ -109,8 +109,8 @@ def plan(digest: str = "d", timeout: float = 60.0) -> pb.RunPlan:
     )
 
 
-def sums(gap: float, e_s: float, e_t: float, n: int = 1) -> pb.PairSums:
-    return pb.PairSums(teacher="t", student="s", gap=gap, e_s=e_s, e_t=e_t, n=n)
+def sums(gap: float, e_s: float, e_t: float, n: int = 1, teacher: str = "t") -> pb.PairSums:
+    return pb.PairSums(teacher=teacher, student="s", gap=gap, e_s=e_s, e_t=e_t, n=n)
 
 
 def test_a_run_from_join_to_goodbye(server: Server) -> None:
@@ -314,16 +314,20 @@ def test_metrics_count_what_happened(server: Server) -> None:
     assert found[f'switokd_connected_ranks{{run="{run_id}"}}'] == 2.0
 
 
-def test_a_rank_with_two_networks_is_shown_by_network(server: Server) -> None:
+def test_a_rank_with_several_networks_is_shown_by_network(server: Server) -> None:
     run_id = f"run{next(names)}"
     networks = [
         pb.Network(name=name, role=role, ranks=[0])
-        for name, role in (("s", pb.ROLE_STUDENT), ("t", pb.ROLE_TEACHER))
+        for name, role in (
+            ("s", pb.ROLE_STUDENT),
+            ("t", pb.ROLE_TEACHER),
+            ("u", pb.ROLE_TEACHER),
+        )
     ]
     plan_ = pb.RunPlan(networks=networks, strategy="switokd", round_timeout_seconds=60)
     server.stub.Join(pb.JoinRequest(run_id=run_id, rank=0, plan=plan_))
     stream = Stream(server, run_id, 0)
-    pairs = [sums(0.1, 1.0, 0.9)]
+    pairs = [sums(0.1, 1.0, 0.9), sums(0.1, 1.0, 0.9, teacher="u")]
     stream.send(
         report=pb.Report(step=1, pairs=pairs, decision_wait_seconds=3e-4, exchange_seconds=8e-4)
     )
@@ -341,8 +345,11 @@ def test_a_rank_with_two_networks_is_shown_by_network(server: Server) -> None:
     assert found[f"switokd_samples_total{{{student}}}"] == 16.0
     assert found[f"switokd_loss{{{teacher}}}"] == 0.25
     assert found[f"switokd_loss{{{student}}}"] == 0.5
-    # The wait is the first teacher's, the collective the rank's.
+    # The wait is each teacher's, the collective the rank's.
     assert found[f"switokd_decision_wait_seconds_count{{{teacher}}}"] == 1.0
+    second = f'network="u",run="{run_id}"'
+    assert found[f"switokd_decision_wait_seconds_count{{{second}}}"] == 1.0
+    assert found[f"switokd_decision_wait_seconds_sum{{{second}}}"] == 3e-4
     assert f"switokd_decision_wait_seconds_count{{{student}}}" not in found
     assert found[f'switokd_exchange_seconds_bucket{{le="0.00075",{rank}}}'] == 0.0
     assert found[f'switokd_exchange_seconds_bucket{{le="0.001",{rank}}}'] == 1.0
@@ -350,7 +357,7 @@ def test_a_rank_with_two_networks_is_shown_by_network(server: Server) -> None:
     stream.send(progress=pb.Progress(step=1, samples=1, network="x"))
     code, sentence = stream.end()
     assert code == "INVALID_ARGUMENT"
-    assert "rank 0 (s, t) sends the progress of 'x', which the run does not have" in sentence
+    assert "rank 0 (s, t, u) sends the progress of 'x', which the run does not have" in sentence
 
 
 def test_http_port_answers_healthz_and_nothing_else(server: Server) -> None:

@@ -85,7 +85,8 @@ class Seat:
     others: dict[int, Outbox] = field(default_factory=dict)
     """Outboxes of all ranks of the run, this one's among them."""
     numbers: RunNumbers | None = None
-    waits: Distribution | None = None
+    waits: list[Distribution] = field(default_factory=list)
+    """Of each of its teachers."""
     exchanges: Distribution | None = None
 
 
@@ -248,8 +249,8 @@ class Coordinator:
         seat.others[message.rank] = seat.outbox
         seat.numbers = self._metrics.of(run)
         seat.exchanges = seat.numbers.exchange(seat.rank)
-        if pairs := run.plan.pairs_of[seat.rank]:
-            seat.waits = seat.numbers.decision_wait(pairs[0].teacher)
+        teachers = dict.fromkeys(pair.teacher for pair in run.plan.pairs_of[seat.rank])
+        seat.waits = [seat.numbers.decision_wait(teacher) for teacher in teachers]
         seat.outbox.put(ATTACHED)
         self._after_change(run)
 
@@ -262,8 +263,9 @@ class Coordinator:
                 outbox.put(data)
             assert seat.numbers is not None
             seat.numbers.decided(decided.decision, decided.duration)
-        if seat.waits is not None and message.HasField("decision_wait_seconds"):
-            seat.waits.add(message.decision_wait_seconds)
+        if message.HasField("decision_wait_seconds"):
+            for waits in seat.waits:
+                waits.add(message.decision_wait_seconds)
         if seat.exchanges is not None and message.HasField("exchange_seconds"):
             seat.exchanges.add(message.exchange_seconds)
 

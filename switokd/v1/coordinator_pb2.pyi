@@ -315,12 +315,12 @@ class Report(_message.Message):
     step: _builtins.int
     """Counted from 1; every rank reports each step once, in order."""
     decision_wait_seconds: _builtins.float
-    """How long this rank waited for the previous decision; absent where it did
-    not wait. Shown for the rank's first teacher.
+    """How long this rank waited for the previous decision; absent where there
+    was none to wait for. Shown for each of the rank's teachers.
     """
     exchange_seconds: _builtins.float
-    """How long this rank's collective of logits took in the previous step. Shown
-    for the rank's first network.
+    """How long this rank's collective of logits took in this step, with what it
+    waited for slower ranks. Shown for the rank.
     """
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PairSums]:
