@@ -157,6 +157,12 @@ class Config(Section):
             raise ValueError(
                 "compute.batch_norm: sync is for GPUs, and device is cpu; use batch_norm=rank"
             )
+        if self.compute.batch_norm == "sync" and self.compute.compile:
+            # Each rank compiles its own shards' sizes by real passes, and those would wait for
+            # all of the network's ranks.
+            raise ValueError(
+                "compute.batch_norm: sync cannot be compiled; use batch_norm=rank or compile=false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -336,6 +336,8 @@ class Compute(Section):
     """On CPUs: keep freed memory for the next step, and in huge pages where the system has them."""
     data_on_device: bool | None = None
     """Hold all images on the GPU and augment them there; null: if they are arrays, and small."""
+    copy_ahead: bool = True
+    """On GPUs: bring the next batch there while this one is worked on, from pinned memory."""
     batch_norm: Literal["rank", "sync"] = "rank"
     """Statistics of a network on several ranks: each rank's own, or all ranks' (GPU only)."""
 

@@ -209,7 +209,7 @@ def train(config: Config, env: Environment) -> Path | None:
         learners = make_learners(config, place, built, world, images, windows)
         images = images.on(device, config.compute.data_on_device)
         stream = images.stream(steps, part=place.part)
-        batches = feed(stream, device, config.compute.channels_last)
+        batches = feed(stream, device, config.compute.channels_last, config.compute.copy_ahead)
         desk = world.on_rank_0(lambda: Desk(config, placement, steps))
         if desk:
             stack.callback(desk.folder.discard_if_unused)

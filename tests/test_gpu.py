@@ -8,6 +8,7 @@ Not covered: several GPUs, and so NCCL and `batch_norm: sync`; speed (`bench/gpu
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ FIRST = "0" if GPUS is None else GPUS.partition(",")[0]
 SEEN = {
     "CUDA_VISIBLE_DEVICES": FIRST,
     "NVIDIA_TF32_OVERRIDE": "0",  # PyTorch lets convolutions round to TF32
-    "PYTHONPATH": str(REPOSITORY),
+    "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
 }
 # Both modes, and none of them close; rates at which eight steps hardly amplify a rounding error.
 STEPS = ["schedule.max_steps=8", "distillation.temperature=0.25"]

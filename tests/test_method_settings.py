@@ -222,6 +222,10 @@ REFUSED = {
         ["topology=1T1S", "device=cpu", "compute.batch_norm=sync"],
         "compute.batch_norm: sync is for GPUs, and device is cpu; use batch_norm=rank",
     ),
+    "compiled statistics": (
+        ["topology=1T1S", "compute.compile=true", "compute.batch_norm=sync"],
+        "compute.batch_norm: sync cannot be compiled; use batch_norm=rank or compile=false",
+    ),
     "semantics of dml": (
         ["topology=2T1S", "distillation={strategy: dml, semantics: published}"],
         "semantics published is there for the strategies switokd and threshold alone",

@@ -23,6 +23,7 @@ from switokd.models.paper import PAPER_NETWORKS
 from switokd.models.resnet import Block, CifarResNet
 from switokd.runfile import load
 from switokd.setup import make_model
+from tests.support import run
 
 MODULE = """\
 import random
@@ -368,3 +369,22 @@ def test_check_leaves_the_network_as_it_was(training: bool) -> None:
     assert network.training is training
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+WITHOUT_TORCHVISION = """
+import sys
+sys.modules["torchvision"] = None  # as on a machine whose PyTorch is too new for it
+from switokd.errors import UsageError
+from switokd.models import build
+build("wrn-10-1", 1, 10), build("resnet-20", 1, 10), build("mobilenet-0.5", 1, 10)
+try:
+    build("resnet18", 1, 10)
+except UsageError as error:
+    print(error)
+"""
+
+
+def test_networks_of_our_own_need_no_torchvision(tmp_path: Path) -> None:
+    code, out, err = run([sys.executable, "-c", WITHOUT_TORCHVISION], tmp_path)
+    assert code == 0, err
+    assert out.startswith("no model 'resnet18'")

@@ -16,9 +16,11 @@ from torch import Tensor
 from switokd.data.loader import Batch
 
 
-def feed(batches: Iterator[Batch], device: torch.device, channels_last: bool) -> Iterator[Batch]:
-    """The same batches, on `device`, one ahead where that is a GPU."""
-    if device.type == "cuda":
+def feed(
+    batches: Iterator[Batch], device: torch.device, channels_last: bool, ahead: bool = True
+) -> Iterator[Batch]:
+    """The same batches, on `device`. ahead: where that is a GPU, each is there one step early."""
+    if ahead and device.type == "cuda":
         return _ahead(batches, device, channels_last)
     return (_place(batch, device, channels_last) for batch in batches)
 

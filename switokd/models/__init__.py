@@ -181,7 +181,10 @@ def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
 
 
 def _torchvision_names() -> list[str]:
-    import torchvision.models
+    try:
+        import torchvision.models
+    except ModuleNotFoundError:  # where a new PyTorch has none yet; our own networks need none
+        return []
 
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names

@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torchvision.models import MobileNetV2
 
 SMALL = 64
 """Pixels of the image's shorter side; below, the second group has stride 1."""
@@ -33,6 +32,8 @@ def mobilenet_v2(
 
     image_size: shorter side of the images that it will see, in pixels.
     """
+    from torchvision.models import MobileNetV2
+
     if width <= 0:
         raise ValueError(f"width must be above 0, got {width}")
     groups = [  # expansion, output channels (before the width factor), blocks, stride

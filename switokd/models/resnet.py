@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 
@@ -28,6 +27,8 @@ def resnet(depth: int, in_channels: int = 3, num_classes: int = 10) -> nn.Module
     if depth not in IMAGENET_BLOCKS:
         known = ", ".join(str(d) for d in sorted([*IMAGENET_BLOCKS, *CIFAR_DEPTHS]))
         raise ValueError(f"depth must be one of {known}, got {depth}")
+    from torchvision.models.resnet import BasicBlock, ResNet
+
     network: nn.Module = ResNet(BasicBlock, IMAGENET_BLOCKS[depth], num_classes)
     network.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
