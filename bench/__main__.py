@@ -1,6 +1,6 @@
 """`python -m bench`: all figures, a table of them, and bench/results.json.
 
-Not covered: a machine that others use meanwhile; its load is in the results, and is warned of.
+Not covered: keeping others off the machine; what they take of it is measured, and is warned of.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ PARTS: Mapping[str, ModuleType] = {
     "nccl": nccl,
 }
 """Each has `measure(quick, say)` and names its `FIGURES`, by which it can be asked for as well."""
+MUCH = 0.05
+"""Others' share of the cores from which on a figure is worth little."""
 
 
 def main() -> int:
@@ -65,9 +67,10 @@ def main() -> int:
         parser.exit(2, f"{parser.prog}: {error}\n")
     wait_briefly()  # for what is started from here: both sides of a ratio alike
     torch.set_num_threads(cores())  # whatever OMP_NUM_THREADS says to others
-    if results.load_before > 0.5:
-        load = f"{results.load_before:.1f}"
-        console.print(f"[yellow]others use this machine (load {load}): figures will be off")
+    others = machine.Others()
+    time.sleep(1)
+    if others.share() > MUCH:
+        console.print(f"[yellow]others use {others.share():.0%} of this machine now")
     figures: list[Figure] = []
     for part in parts:
         started = time.monotonic()
@@ -75,12 +78,13 @@ def main() -> int:
         try:
             for figure in results.add(part, found):
                 figures.append(figure)
-                console.print(f"{figure.name} {figure.value:.3g}")
+                taken = _others(results.taken[figure.name])
+                console.print(f"{figure.name} {figure.value:.3g}  [dim]others took {taken}")
         except Exception as error:  # one part's fault is not the others'
             results.fail(part, str(error) or type(error).__name__)
             console.print(traceback.format_exc(), markup=False)
         console.print(f"[bold]{part}[/] took {time.monotonic() - started:.0f} s")
-    console.print(table(figures))
+    console.print(table(figures, results.taken))
     for figure in (f for f in figures if "rows" in f.details):
         console.print(rows(figure))
     console.print(f"written to {options.out}", markup=False)
@@ -110,10 +114,10 @@ def chosen(only: str) -> list[str]:
     return [part for part in PARTS if part in wanted or not wanted]
 
 
-def table(figures: Iterable[Figure]) -> Table:
-    """Every figure in a line."""
+def table(figures: Iterable[Figure], taken: Mapping[str, float]) -> Table:
+    """Every figure in a line, with what others took of the cores while it was measured."""
     made = Table(title="figures (simulated ones are of waits, not of compute)")
-    for heading in ("name", "value", "target", "reached", "spread"):
+    for heading in ("name", "value", "target", "reached", "spread", "others"):
         made.add_column(heading, justify="left" if heading == "name" else "right", no_wrap=True)
     made.add_column("what")
     for f in figures:
@@ -124,9 +128,14 @@ def table(figures: Iterable[Figure]) -> Table:
             target,
             {None: "-", True: "[green]yes", False: "[red]no"}[f.reached],
             f"{min(f.rounds):.3g} to {max(f.rounds):.3g}",
+            _others(taken[f.name]),
             f.what,
         )
     return made
+
+
+def _others(share: float) -> str:
+    return f"[yellow]{share:.0%}[/]" if share > MUCH else f"{share:.0%}"
 
 
 def rows(figure: Figure) -> Table:

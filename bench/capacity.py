@@ -1,7 +1,6 @@
 """What one coordinator takes: its reports per second and how long decisions take meanwhile.
 
-Not covered: measuring it (`coordinator.py`); its table by ranks and runs (`python -m
-bench.coordinator`).
+Not covered: measuring it (`coordinator.py`).
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.load import Load, Rank
+from bench.machine import busy_seconds
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
 
@@ -93,7 +94,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     seconds = 1.0 if quick else 5.0
     results = [measure_case(case, seconds) for case in CASES]
     main = results[CASES.index(MAIN)]
-    return {**_main_figures(main), "cases": [asdict(result) for result in results]}
+    return {**_main_figures(main), "rows": [asdict(result) for result in results]}
 
 
 def measure_main(quick: bool = False) -> dict[str, Any]:
@@ -118,9 +119,9 @@ def measure_case(case: Case, seconds: float) -> Result:
         pace = case.ranks / TARGET_PER_SECOND if case.paced else 0.0
         load.drive(seconds / 5, pace)  # warm-up
         us, them = psutil.Process(), process
-        before, busy_before = [_cpu_seconds(p) for p in (them, us)], _busy_seconds(core)
+        before, busy_before = [_cpu_seconds(p) for p in (them, us)], busy_seconds([core])
         outcome = load.drive(seconds, pace)
-        busy = _busy_seconds(core) - busy_before
+        busy = busy_seconds([core]) - busy_before
         theirs, ours = (_cpu_seconds(p) - b for p, b in zip((them, us), before, strict=True))
         memory = process.memory_info().rss / 2**20
         load.close()
@@ -190,14 +191,6 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _busy_seconds(core: int) -> float:
-    """What a core has worked, for whomever."""
-    times = psutil.cpu_times(percpu=True)[core]
-    # Guests' time is part of user's.
-    fields = set(times._fields) - {"idle", "iowait", "guest", "guest_nice"}
-    return float(sum(getattr(times, name) for name in fields))
-
-
 def show(results: Sequence[dict[str, Any]]) -> Table:
     """The table that a person reads."""
     table = Table(title="coordinator on one core, over the real wire")
@@ -223,4 +216,4 @@ def show(results: Sequence[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    Console(width=140).print(show(measure(quick="--quick" in sys.argv)["cases"]))
+    Console(width=140).print(show(measure(quick="--quick" in sys.argv)["rows"]))

@@ -1,6 +1,6 @@
-"""What the figures were taken on.
+"""What the figures were taken on, and who else used it meanwhile.
 
-Not covered: clock rates, and who else is on the machine.
+Not covered: clock rates; a host's other machines, but for the time that they take from this one.
 """
 
 from __future__ import annotations
@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import torch
 
 from switokd.environment import cores
@@ -52,6 +56,41 @@ def source() -> dict[str, Any]:
 def load() -> float:
     """Mean number of processes that were running or ready to, over the last minute."""
     return os.getloadavg()[0]
+
+
+def busy_seconds(of: Iterable[int]) -> float:
+    """Processor time that some cores have worked, for whomever, since the machine started."""
+    # Guests' time is part of user's. What was stolen from a virtual machine counts.
+    idle = {"idle", "iowait", "guest", "guest_nice"}
+    times = psutil.cpu_times(percpu=True)
+    return float(sum(getattr(times[i], f) for i in of for f in set(times[i]._fields) - idle))
+
+
+class Others:
+    """Watches, from its making on, what others take of this process' cores."""
+
+    def __init__(self) -> None:
+        is_bound = hasattr(os, "sched_getaffinity")
+        self._cores = sorted(os.sched_getaffinity(0)) if is_bound else range(psutil.cpu_count())
+        self._at_start = time.monotonic(), self._taken()
+
+    def share(self) -> float:
+        """Of all time that the cores have had since then, 0 to 1.
+
+        Not theirs is what this process took, and what it started, with all that came of that.
+        """
+        started, before = self._at_start
+        had = len(self._cores) * (time.monotonic() - started)
+        return max(self._taken() - before, 0.0) / had if had else 0.0
+
+    def _taken(self) -> float:
+        me = psutil.Process()
+        ours = 0.0
+        for process in (me, *me.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                ours += times.user + times.system + times.children_user + times.children_system
+        return busy_seconds(self._cores) - ours
 
 
 def _cpu() -> tuple[str, set[str]]:

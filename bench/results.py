@@ -1,7 +1,7 @@
 """bench/results.json: every figure with where it comes from, and merging into what is there.
 
 Figures of one file are of one machine with one set of versions, but not of one hour: each says of
-which commit it is, when it was measured and how loaded the machine was.
+which commit it is, when it was measured and what others took of the machine meanwhile.
 
 Not covered: whether figures of two commits can be held against each other; that is the reader's.
 """
@@ -32,6 +32,8 @@ class Results:
         self.load_before = machine.load()
         self.failed: dict[str, str] = {}
         """By part that failed this time."""
+        self.taken: dict[str, float] = {}
+        """By figure: what others took of the cores while it was measured, 0 to 1."""
         self._content = {**machine.describe(), "quick": quick, "figures": {}, "failed": {}}
         if merge and path.exists():
             self._content = _earlier(path, self._content)
@@ -43,16 +45,18 @@ class Results:
         """
         new: set[str] = set()
         provenance: dict[str, Any] = {}
-        begun, started = self._provenance(part), time.monotonic()
+        others, begun, started = machine.Others(), self._provenance(part), time.monotonic()
         for figure in figures:
             seconds = time.monotonic() - started
             if seconds > AT_ONCE or not provenance:
-                provenance = {**begun, "seconds": round(seconds, 1)}
+                taken = {"taken_by_others": round(others.share(), 3)}
+                provenance = {**begun, "seconds": round(seconds, 1), **taken}
+            self.taken[figure.name] = provenance["taken_by_others"]
             self._content["figures"][figure.name] = figure.record() | {"provenance": provenance}
             self._write()
             new.add(figure.name)
             yield figure
-            begun, started = self._provenance(part), time.monotonic()
+            others, begun, started = machine.Others(), self._provenance(part), time.monotonic()
         self._content["figures"] = {
             name: record
             for name, record in self._content["figures"].items()

@@ -216,14 +216,19 @@ def test_what_is_near_the_fastest_is_tried_compiled(monkeypatch: pytest.MonkeyPa
         "replicated, a rank per core, compiled": 0.8,
     }
 
+    asked: list[str] = []
+
     def ours(self: against.Case, candidate: against.Candidate, steps: int) -> SimpleNamespace:
-        return SimpleNamespace(step_seconds=seconds[str(candidate)])
+        asked.append(str(candidate))
+        busy = 9.0 * (len(asked) in (3, 6))  # somebody used the machine for a moment
+        return SimpleNamespace(step_seconds=seconds[str(candidate)] + busy)
 
     monkeypatch.setattr(against.Case, "ours", ours)
     cases = {case.figure: case for case in against.cases()}
     tried: dict[str, float] = {}
     best = against.fastest(cases["unequal_fp32"], 3, tried, lambda text: None)
     assert tried == seconds
+    assert asked == [*list(seconds)[:4]] * 2 + [*list(seconds)[4:]] * 2
     assert str(best) == "two ranks, the largest alone, compiled"
     like = cases["unequal_fp32_1t2s"].like(best)
     assert (like.name, like.compiled, like.processes) == (best.name, True, 2)
@@ -309,6 +314,11 @@ def test_a_part_runs_and_writes_its_figures(part: str, tmp_path: Path) -> None:
         assert {"median", "min", "max", "pairs", "target", "reached"} <= set(figure)
         assert figure["provenance"]["part"] == part
         assert name in printed
+        # Once as it comes, once in the table at the end; there with a row per detail as well.
+        _, _, tables = printed.partition(f"{part} took ")
+        assert name in tables
+        for line in figure["details"].get("rows", []):
+            assert all(heading.replace("_", " ").split()[0] in tables for heading in line)
     if part in MORE:
         MORE[part](results["figures"])
 
@@ -326,6 +336,8 @@ def _both_as_published(figures: dict[str, Any]) -> None:
 
 def _simulated_runs_are_held_against_the_plan(figures: dict[str, Any]) -> None:
     """On three devices, whose time is slowed down where there are fewer cores, but for one."""
+    for table in ("simulated_strong_scaling", "simulated_weak_scaling"):
+        assert figures[table]["details"]["rows"]
     per_sample = devices.SECONDS_PER_SAMPLE / placements.QUICK
     for suffix, times in (("", 1), ("_unslowed", 2), ("_with_gradients", 5)):
         error = figures[f"plan_error{suffix}"]
