@@ -27,10 +27,10 @@ dev: $(VENV)/.installed-dev  ## Make .venv with what tests and checks need as we
 demo: $(VENV)/.installed  ## Train two teachers and a student on handwritten digits (2T1S)
 	$(BIN)/torchrun --standalone --nproc-per-node=3 -m switokd.train digits-2t1s
 
-test: $(VENV)/.installed-dev  ## Run the tests
-	$(BIN)/pytest
+test: $(VENV)/.installed-dev  ## Run the tests, two at a time
+	$(BIN)/pytest -n 2 --dist worksteal
 
-bench: $(VENV)/.installed-dev  ## Measure against the plain loop and on simulated devices (40 min)
+bench: $(VENV)/.installed-dev  ## Measure against the plain loop and on simulated devices (50 min)
 	$(BIN)/python -m bench
 
 check: $(VENV)/.installed-dev types proto-check  ## Check format, lint, types and the wire contract

@@ -70,8 +70,8 @@ class Others:
     """Watches, from its making on, what others take of this process' cores."""
 
     def __init__(self) -> None:
-        is_bound = hasattr(os, "sched_getaffinity")
-        self._cores = sorted(os.sched_getaffinity(0)) if is_bound else range(psutil.cpu_count())
+        bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        self._cores = sorted(bound or range(len(psutil.cpu_times(percpu=True))))
         self._at_start = time.monotonic(), self._taken()
 
     def share(self) -> float:

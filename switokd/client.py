@@ -242,7 +242,9 @@ class Client:
                         self._last = decision
                         self._changed.notify_all()
                     self._decided.put(decision)
-            ended = CoordinatorError(f"the coordinator at {self.seat.coordinator} ended the stream")
+            ended: PeerError = CoordinatorError(
+                f"the coordinator at {self.seat.coordinator} ended the stream"
+            )
         except grpc.RpcError as error:
             ended = self._in_words(error)
         self._fail(ended)
