@@ -69,8 +69,8 @@ def main() -> int:
     torch.set_num_threads(cores())  # whatever OMP_NUM_THREADS says to others
     others = machine.Others()
     time.sleep(1)
-    if others.share() > MUCH:
-        console.print(f"[yellow]others use {others.share():.0%} of this machine now")
+    if (share := others.share() or 0.0) > MUCH:
+        console.print(f"[yellow]others use {share:.0%} of this machine now")
     figures: list[Figure] = []
     for part in parts:
         started = time.monotonic()
@@ -114,7 +114,7 @@ def chosen(only: str) -> list[str]:
     return [part for part in PARTS if part in wanted or not wanted]
 
 
-def table(figures: Iterable[Figure], taken: Mapping[str, float]) -> Table:
+def table(figures: Iterable[Figure], taken: Mapping[str, float | None]) -> Table:
     """Every figure in a line, with what others took of the cores while it was measured."""
     made = Table(title="figures (simulated ones are of waits, not of compute)")
     for heading in ("name", "value", "target", "reached", "spread", "others"):
@@ -134,7 +134,9 @@ def table(figures: Iterable[Figure], taken: Mapping[str, float]) -> Table:
     return made
 
 
-def _others(share: float) -> str:
+def _others(share: float | None) -> str:
+    if share is None:
+        return "?"
     return f"[yellow]{share:.0%}[/]" if share > MUCH else f"{share:.0%}"
 
 

@@ -70,18 +70,23 @@ class Others:
     """Watches, from its making on, what others take of this process' cores."""
 
     def __init__(self) -> None:
-        bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-        self._cores = sorted(bound or range(len(psutil.cpu_times(percpu=True))))
+        there = range(len(psutil.cpu_times(percpu=True)))
+        bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(there)
+        # A container may have a part of the cores' time, or know them by other numbers.
+        self._cores = sorted(bound) if bound <= set(there) and cores() == len(bound) else []
         self._at_start = time.monotonic(), self._taken()
 
-    def share(self) -> float:
-        """Of all time that the cores have had since then, 0 to 1.
+    def share(self) -> float | None:
+        """Of all time that the cores have had since then, 0 to 1; None where that is not known.
 
         Not theirs is what this process took, and what it started, with all that came of that.
         """
         started, before = self._at_start
         had = len(self._cores) * (time.monotonic() - started)
-        return max(self._taken() - before, 0.0) / had if had else 0.0
+        if not had:
+            return None
+        taken = max(self._taken() - before, 0.0)
+        return min(taken / had, 1.0)  # the system counts in hundredths of a second
 
     def _taken(self) -> float:
         me = psutil.Process()

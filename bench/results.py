@@ -32,8 +32,8 @@ class Results:
         self.load_before = machine.load()
         self.failed: dict[str, str] = {}
         """By part that failed this time."""
-        self.taken: dict[str, float] = {}
-        """By figure: what others took of the cores while it was measured, 0 to 1."""
+        self.taken: dict[str, float | None] = {}
+        """By figure: what others took of the cores while it was measured, 0 to 1, if known."""
         self._content = {**machine.describe(), "quick": quick, "figures": {}, "failed": {}}
         if merge and path.exists():
             self._content = _earlier(path, self._content)
@@ -49,8 +49,9 @@ class Results:
         for figure in figures:
             seconds = time.monotonic() - started
             if seconds > AT_ONCE or not provenance:
-                taken = {"taken_by_others": round(others.share(), 3)}
-                provenance = {**begun, "seconds": round(seconds, 1), **taken}
+                share = others.share()
+                provenance = {**begun, "seconds": round(seconds, 1)}
+                provenance["taken_by_others"] = None if share is None else round(share, 3)
             self.taken[figure.name] = provenance["taken_by_others"]
             self._content["figures"][figure.name] = figure.record() | {"provenance": provenance}
             self._write()

@@ -41,6 +41,9 @@ CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),
 ]
 
+LAST_SECONDS = 2.0
+"""How long a rank waits at its end for the record, if it has failed, and for the stream."""
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -219,14 +222,15 @@ class Client:
         UsageError if that cannot be done, unless the rank has failed anyway.
         """
         self._leaving = True
-        self._outgoing.put(pb.TrainRequest(leave=pb.Leave(failure=failure)))
-        self._outgoing.put(None)
-        self._receiver.join(timeout=2.0)
-        self._channel.close()
         self._decided.put(None)
-        self._recorder.join()
-        if self._unrecorded and not failure:
-            raise self._unrecorded
+        self._recorder.join(LAST_SECONDS if failure else None)
+        lost, self._unrecorded = self._unrecorded, None
+        self._outgoing.put(pb.TrainRequest(leave=pb.Leave(failure=failure or str(lost or ""))))
+        self._outgoing.put(None)
+        self._receiver.join(LAST_SECONDS)
+        self._channel.close()
+        if lost and not failure:
+            raise lost
 
     def _requests(self) -> Iterator[pb.TrainRequest]:
         while (message := self._outgoing.get()) is not None:
@@ -238,10 +242,10 @@ class Client:
             for response in self._call:
                 if response.WhichOneof("event") == "decision":
                     decision = decision_from_wire(response.decision)
+                    self._decided.put(decision)
                     with self._changed:
                         self._last = decision
                         self._changed.notify_all()
-                    self._decided.put(decision)
             ended: PeerError = CoordinatorError(
                 f"the coordinator at {self.seat.coordinator} ended the stream"
             )
@@ -254,9 +258,10 @@ class Client:
         try:
             while (decision := self._decided.get()) is not None:
                 self._on_decision(decision)
-        except SwitokdError as error:
-            self._unrecorded = error
-            self._fail(error)
+        except Exception as error:  # on this thread nobody else would see it
+            why = f"decisions cannot be recorded: {type(error).__name__}: {error}"
+            self._unrecorded = error if isinstance(error, SwitokdError) else SwitokdError(why)
+            self._fail(self._unrecorded)
 
     def _fail(self, why: SwitokdError) -> None:
         if self._leaving:

@@ -186,6 +186,8 @@ def _step(
     for learner in make_learners(config, place, built, World(Environment(), device), images):
         watched[learner.name] = Watched(learner.name, learner.model, images.classes, device)
         learners.append(replace(learner, network=watched[learner.name]))
+        if learner.updates.scaler:  # else gradients may overflow by the scale alone, at first
+            learner.updates.scaler.update(1.0)
     size = min(batch, config.data.batch_size)
     data = images.config.model_copy(update={"batch_size": size, "workers": 0})
     few = feed(replace(images, config=data).stream(1), device, config.compute.channels_last)
@@ -223,9 +225,7 @@ def _problems(learner: Learner, losses: dict[str, float]) -> list[str]:
     found = []
     if not torch.tensor(losses[learner.name]).isfinite():
         found.append(f"{where}: its loss is {losses[learner.name]} in the first step")
-    # Scaled ones may overflow at first: the update is left out then, and the scale falls.
-    is_scaled = learner.updates.scaler is not None
-    if not is_scaled and not all(g.isfinite().all() for g in gradients):
+    if not all(g.isfinite().all() for g in gradients):
         found.append(f"{where}: its gradients are not finite in the first step")
     elif not all(p.isfinite().all() for p in parameters):
         found.append(

@@ -162,7 +162,9 @@ class Exchange:
     def for_labels(self) -> Exchange:
         """One of the same place and group for targets that are labels."""
         digest = f"{self._digest:012x}"
-        return Exchange(self.place, digest, self._classes, self._group, self._transport)
+        made = Exchange(self.place, digest, self._classes, self._group, self._transport)
+        made.overdue = self.overdue
+        return made
 
     def _as_targets(self, received: Tensor) -> Tensor:
         """A shard's labels `[b]` or distributions `[b, C]`, as they were sent."""

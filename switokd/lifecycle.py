@@ -119,6 +119,15 @@ class Overdue:
         """It waits no more."""
         self._waiting = None
 
+    @contextmanager
+    def during(self, doing: str) -> Iterator[None]:
+        """It waits in the body."""
+        self.begin(doing)
+        try:
+            yield
+        finally:
+            self.over()
+
     def _watch(self) -> None:
         while True:
             time.sleep(min(WATCH_SECONDS, self._seconds))

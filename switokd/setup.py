@@ -136,7 +136,7 @@ def make_learner(
         updates=Updates(
             windows,
             config.networks[name].clip_norm,
-            loss_scaler(world.device, optimizer) if precision == "fp16" else None,
+            loss_scaler(world.device, optimizer) if precision == "fp16" and not frozen else None,
             average,
         ),
         learning=Stopwatch(world.device),

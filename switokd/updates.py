@@ -121,7 +121,7 @@ def loss_scaler(device: torch.device, optimizer: Optimizer) -> torch.amp.GradSca
     """
     for group in optimizer.param_groups:
         if group.get("momentum"):
-            for parameter in group["params"]:
+            for parameter in (p for p in group["params"] if p.requires_grad):
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     made = torch.amp.GradScaler(device.type)
     made.scale(torch.zeros((), device=device))  # else it has none before its first loss

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from bench import machine
@@ -43,6 +46,7 @@ def test_each_figure_says_where_it_comes_from(out: Path) -> None:
         assert provenance["part"] == part
         assert {"commit", "uncommitted_changes", "date", "seconds"} <= set(provenance)
         assert {"load_1_minute", "load_at_program_start"} <= set(provenance)
+        assert provenance["taken_by_others"] is None or 0 <= provenance["taken_by_others"] <= 1
 
 
 def test_figures_of_one_measurement_share_its_provenance(
@@ -130,3 +134,33 @@ def test_the_command_refuses_in_a_line_before_it_measures(out: Path) -> None:
     assert (code, printed) == (2, "")
     (line,) = errors.splitlines()
     assert line.startswith(f"python -m bench: {out} has other conditions: quick is False there")
+
+
+def test_what_others_take_is_all_but_what_this_process_has_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 10 seconds that the cores have worked, a child took some, and this process a little."""
+    busy = iter([100.0, 110.0, 110.0])
+    monkeypatch.setattr(machine, "busy_seconds", lambda of: next(busy))
+    monkeypatch.setattr(machine, "cores", lambda: len(os.sched_getaffinity(0)))
+    clock = iter([0.0, 20.0, 20.0, 40.0])
+    monkeypatch.setattr("bench.machine.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    others, had = machine.Others(), 20.0 * len(os.sched_getaffinity(0))
+    before = os.times()
+    burn = "import time\nwhile time.process_time() < 1: pass"
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    share, after = others.share(), os.times()
+    ours = sum(after[:4]) - sum(before[:4])
+    assert ours > 1
+    assert share == pytest.approx((10.0 - ours) / had, abs=0.2 / had)
+
+    monkeypatch.setattr(machine, "cores", lambda: 0)  # a part of the cores' time, in a container
+    assert machine.Others().share() is None
+
+
+def test_a_core_is_busy_while_it_works_for_anyone() -> None:
+    every = range(len(psutil.cpu_times(percpu=True)))
+    before = machine.busy_seconds(every)
+    burn = "import time\nwhile time.process_time() < 1: pass"
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    assert machine.busy_seconds(every) - before > 0.9

@@ -6,6 +6,7 @@ Not covered: whole runs whose parts are killed (`test_faults.py`).
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -62,16 +63,23 @@ def test_the_end_of_the_launchers_store_does_not_hide_that_the_launcher_is_gone(
 def test_what_takes_too_long_is_told_once_and_only_while_it_lasts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def watching() -> int:
+        return sum(thread.name == "overdue" for thread in threading.enumerate())
+
     monkeypatch.setattr(lifecycle, "WATCH_SECONDS", 0.01)
     told: list[str] = []
+    before = watching()
     patient, impatient = Overdue(60.0, told.append), Overdue(0.05, told.append)
     patient.begin("the first")
     for step in range(3):
         impatient.begin(f"step {step}")
         impatient.over()
+    with impatient.during("a fourth"):
+        pass
     impatient.begin("the last")
     begun = time.monotonic()
     wait_until(lambda: told, 10, "a word")
     assert time.monotonic() - begun > 0.05
     impatient.begin("another")
+    wait_until(lambda: watching() == before + 1, 10, "the end of watching")
     assert told == ["the last"]
