@@ -166,7 +166,7 @@ class Load:
         reports_before = sum(rank.sent for rank in self._ranks)
         started = due = clock()
         goal: dict[str, int] | None = None
-        while goal is None or any(rank.done < goal[rank.run_id] for rank in self._ranks):
+        while goal is None or any(min(r.done, r.sent) < goal[r.run_id] for r in self._ranks):
             now = clock()
             if goal is None and now - started > seconds:
                 # Ranks of a run end with the same step, the last that any of them has begun.
@@ -198,12 +198,14 @@ class Load:
         self._selector.close()
 
     def _report_next(self, rank: Rank, goal: dict[str, int] | None) -> None:
-        """Report the next step, unless the last is still open or the goal is reached."""
-        if rank.done < rank.sent or (goal and rank.sent >= goal[rank.run_id]):
-            return
-        rank.sent += 1
-        rank.sent_at = clock()
-        rank.socket.sendall(self._bytes(rank.sent, rank.teachers))
+        """Report the next step, unless the last is still open or the goal is reached.
+
+        A rank that only listens may have received several decisions at once: it catches up.
+        """
+        while rank.done >= rank.sent and not (goal and rank.sent >= goal[rank.run_id]):
+            rank.sent += 1
+            rank.sent_at = clock()
+            rank.socket.sendall(self._bytes(rank.sent, rank.teachers))
 
     def _bytes(self, step: int, teachers: tuple[str, ...]) -> bytes:
         """A step's report, made once for all ranks that hold the same teachers."""

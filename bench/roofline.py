@@ -1,9 +1,9 @@
-"""What bounds fp32 on a CPU: a plain step of WRN-16-2 over its convolutions alone.
+"""What bounds speed on a CPU: a plain fp32 step of WRN-16-2 over its convolutions alone.
 
-The convolutions are run by themselves, forward and both halves of backward, in NHWC order, as ours
-runs them, with everything between them left out. Nothing that calls the same kernels and never
-pauses can be faster against the plain loop than this, and how close the kernels come to a large
-matrix product says whether better ones are to be expected.
+The convolutions are run by themselves, in fp32 and in bf16, forward and both halves of backward, in
+NHWC order, as ours runs them, with everything between them left out. Nothing that calls the same
+kernels and never pauses can be faster against the plain loop than this, and how close the kernels
+come to a large matrix product says whether better ones are to be expected.
 
 Not covered: algorithms with fewer multiplications (Winograd), which oneDNN has not for training.
 """
@@ -22,23 +22,32 @@ from bench.figures import Figure, Say, alternate
 from bench.runs import BATCH, CLASSES
 from switokd.models import build
 
-FIGURES = ("plain_over_convolutions",)
+FIGURES = ("plain_over_convolutions", "plain_over_convolutions_bf16")
 NETWORK, SIDE = "wrn-16-2", 32
 convolution_backward = torch.ops.aten.convolution_backward
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give plain_over_convolutions."""
-    say(f"a plain step of {NETWORK} against its convolutions alone")
+    """Give plain_over_convolutions, of fp32 and of bf16."""
     rounds = 1 if quick else 7
-    plain, alone, operations = plain_step(), *convolutions()
+    plain = plain_step()
+    for name, dtype in zip(FIGURES, (torch.float32, torch.bfloat16), strict=True):
+        say(f"a plain step of {NETWORK} against its convolutions alone, {dtype}")
+        yield _over_convolutions(name, plain, dtype, rounds)
+
+
+def _over_convolutions(
+    name: str, plain: Callable[[], None], dtype: torch.dtype, rounds: int
+) -> Figure:
+    alone, operations = convolutions(dtype)
     pairs = alternate(rounds, lambda: _seconds(plain), lambda: _seconds(alone))
-    matrix = torch.randn(2048, 2048)
+    matrix = torch.randn(2048, 2048).to(dtype)
     product = min(_seconds(lambda: matrix @ matrix) for _ in range(rounds))
-    yield Figure.of_pairs(
-        "plain_over_convolutions",
+    return Figure.of_pairs(
+        name,
         pairs,
-        what="a plain fp32 step over its convolutions alone, NHWC: what these kernels allow",
+        what=f"a plain fp32 step over its convolutions alone, NHWC, {dtype}: what these kernels "
+        "allow",
         details={
             "network": NETWORK,
             "batch_size": BATCH,
@@ -63,14 +72,14 @@ def plain_step() -> Callable[[], None]:
     return step
 
 
-def convolutions() -> tuple[Callable[[], None], float]:
+def convolutions(dtype: torch.dtype = torch.float32) -> tuple[Callable[[], None], float]:
     """All its convolutions, forward and backward, and the floating-point operations in them."""
     network = build(NETWORK, 3, CLASSES).to(memory_format=torch.channels_last)
     layers: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
 
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(layer, nn.Conv2d)
-        layers.append((layer, inputs[0].detach(), torch.randn_like(output)))
+        layers.append((layer, inputs[0].detach().to(dtype), torch.randn_like(output).to(dtype)))
 
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
@@ -78,6 +87,7 @@ def convolutions() -> tuple[Callable[[], None], float]:
     x = torch.randn(BATCH, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         network(x)
+    network = network.to(dtype)
     forward = [
         2 * g.numel() * layer.weight[0].numel() for layer, _, g in layers
     ]  # a multiplication and an addition for each weight of an output channel
