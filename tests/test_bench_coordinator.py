@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 
 import pytest
 
+from bench.load import Load, Rank
 from tests.support import REPOSITORY, run
 
 PROGRAM = """
@@ -26,3 +28,18 @@ def test_the_coordinators_bench_measures_every_kind_of_case(case: str) -> None:
     assert 0 < result["p50_ms"] <= result["p99_ms"] < 10_000
     assert result["cpu_us_per_report"] > 0
     assert result["resident_mib"] > 10
+
+
+@pytest.mark.parametrize(("goal", "sent"), [(None, 5), ({"run": 4}, 4)])
+def test_a_rank_that_only_listens_catches_up(goal: dict[str, int] | None, sent: int) -> None:
+    """On a busy machine the decisions of several steps come at once."""
+    ours, coordinators = socket.socketpair()
+    with ours, coordinators:
+        rank = Rank("run", 2, (), done=4, sent=1)
+        rank.socket = ours
+        load = Load("", [], [])
+        load._report_next(rank, goal)
+        assert rank.sent == sent
+        expected = b"".join(load._bytes(step, ()) for step in range(2, sent + 1))
+        coordinators.settimeout(10)
+        assert coordinators.recv(1 << 16) == expected
