@@ -171,7 +171,7 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(tmp_path: Path) -> None:
 
 # On a GPU, NCCL's collectives wait in its queue: nothing is raised where one hangs.
 SILENT = """
-import time
+import threading
 from dataclasses import replace
 from torch import nn
 from switokd.world import PATIENCE, World
@@ -183,16 +183,17 @@ World.group = lambda self, ranks: group(replace(self, timeout=PATIENCE), ranks)
 class Teacher(nn.Linear):
     def __init__(self):
         super().__init__(64, 10)
-        self.steps = 0
 
     def forward(self, x):
         return super().forward(x.flatten(1))
 
 class Student(Teacher):
+    steps = 0
+
     def forward(self, x):
         self.steps += self.training
         if self.steps == 5:
-            time.sleep(600)
+            threading.Event().wait()  # for ever
         return super().forward(x)
 """
 
