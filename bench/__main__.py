@@ -68,7 +68,7 @@ def main() -> int:
     wait_briefly()  # for what is started from here: both sides of a ratio alike
     torch.set_num_threads(cores())  # whatever OMP_NUM_THREADS says to others
     others = machine.Others()
-    time.sleep(1)
+    time.sleep(1)  # looks for so long; each figure has its own watch, but may take minutes to come
     if (share := others.share() or 0.0) > MUCH:
         console.print(f"[yellow]others use {share:.0%} of this machine now")
     figures: list[Figure] = []

@@ -3,8 +3,7 @@
 Ours is run as a user would, `switokd train`, on all cores. For 2T1S, once for equal and once for
 unequal networks in each precision, several configurations are tried in turn, twice, those near the
 fastest also compiled; the best is then measured in turn with the plain loop, which has a process of
-its own and all cores as well (`plain.py`). The other topologies take what was best
-there.
+its own and all cores as well (`plain.py`). The other topologies take what was best there.
 
 Both sides have as many threads as PyTorch takes by itself, and these wait for each other alike
 (`switokd/threads.py`).

@@ -68,7 +68,7 @@ class World:
     steps: dist.ProcessGroup | None = None
     """Group of the steps' exchange; None in a run of one process."""
     sharing: int = 1
-    """Ranks on this one's GPU."""
+    """Ranks on this one's GPU; says nothing where there is none."""
 
     @property
     def transport(self) -> torch.device | None:
