@@ -82,9 +82,15 @@ class World:
         return self.backend == "nccl"
 
     def group(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
-        """Make a group for the steps' collectives; every rank must call it for every group."""
+        """Make a group for the steps' collectives; every rank must call it for every group.
+
+        All ranks have one already: another would cost each of them a thread and a connection to
+        each other, and never run at the same time, for sums are over before the next exchange.
+        """
         if len(ranks) == 1:
             return None
+        if self.steps is not None and len(ranks) == self.env.world_size:
+            return self.steps
         # NCCL's watchdog ends the process without a word: give the coordinator time to say why.
         # It hears of it by `lifecycle.Overdue`.
         timeout = 2 * self.timeout if self.backend == "nccl" else self.timeout
