@@ -57,11 +57,11 @@ class Placement:
 
     def ranks_of(self, network: str) -> tuple[int, ...]:
         """Ranks that hold `network`, ascending; KeyError if there is none of that name."""
-        return tuple(rank for rank, _ in dict(self.table)[network])
+        return self._ranks[network]
 
     def networks_of(self, rank: int) -> tuple[str, ...]:
         """Networks that `rank` holds, in the topology's order."""
-        return tuple(name for name, _ in self.table if rank in self.ranks_of(name))
+        return self._networks.get(rank, ())
 
     def shards(self, network: str, n: int) -> dict[int, slice]:
         """By rank, ascending: its part of a batch of `n` for `network`. A part may be empty."""
@@ -77,6 +77,19 @@ class Placement:
     def networks(self) -> tuple[str, ...]:
         """All networks, in the topology's order."""
         return tuple(name for name, _ in self.table)
+
+    @cached_property
+    def _ranks(self) -> Mapping[str, tuple[int, ...]]:
+        """By network; every step asks for it many times."""
+        return {name: tuple(rank for rank, _ in row) for name, row in self.table}
+
+    @cached_property
+    def _networks(self) -> Mapping[int, tuple[str, ...]]:
+        """By rank."""
+        return {
+            rank: tuple(name for name, ranks in self._ranks.items() if rank in ranks)
+            for rank in range(self.world_size)
+        }
 
     def whose(self, network: str) -> str:
         """A network as people know it: "teacher2 (rank 1)"."""
