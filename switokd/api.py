@@ -28,6 +28,7 @@ from switokd.environment import Environment, environment
 from switokd.errors import NonFiniteError, PeerError, SwitokdError, UsageError
 from switokd.results import NOTHING, Run, importing_from
 from switokd.runfile import checked, import_folders, load, with_folders
+from switokd.setup import tf32
 
 Source = str | Path | Mapping[str, Any] | Config
 """A recipe's name, a run file's path, a run file's content, or a configuration."""
@@ -157,7 +158,7 @@ def _train_here(config: Config, lent: Mapping[str, Any] = NOTHING) -> Run:
     alone += [f"networks.{name}.ranks=1" for name in config.networks]
     config = checked(config.model_dump(mode="json"), config.name, alone)
     folders = import_folders(config, Path.cwd())
-    with _as_it_was(), objects.lent(lent), importing_from(folders):
+    with _as_it_was(), tf32(config.compute), objects.lent(lent), importing_from(folders):
         _refuse_untrained(config, lent)
         path = trainer.train(config, Environment(embedded=True))
     assert path is not None, "one process, which is rank 0"
@@ -166,14 +167,10 @@ def _train_here(config: Config, lent: Mapping[str, Any] = NOTHING) -> Run:
 
 @contextmanager
 def _as_it_was() -> Iterator[None]:
-    """Put torch's generators and precision back after the body."""
-    precision = torch.get_float32_matmul_precision()
+    """Put torch's generators back after the body."""
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    try:
-        with torch.random.fork_rng(devices=list(gpus)):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    with torch.random.fork_rng(devices=list(gpus)):
+        yield
 
 
 def _train_in_processes(arguments: Sequence[str], processes: int | Literal["auto"]) -> Path:

@@ -33,7 +33,7 @@ from switokd.learner import Learner
 from switokd.objective import objective
 from switokd.schedules import Windows
 from switokd.sections import Compute, Network
-from switokd.setup import compile_ahead, make_learner
+from switokd.setup import compile_ahead, make_learner, tf32
 from switokd.timings import GLOO_LOOPBACK, NCCL_NVLINK, Communication, NetworkTimes, Profile
 from switokd.world import World, device_memory
 
@@ -74,7 +74,7 @@ def profile(
         sizes = sorted({sizes[0], sizes[-1]})
     stages, on_gpu = len(sizes) + 1, device.type == "cuda"
     networks = {}
-    with torch.random.fork_rng(devices=[device] if on_gpu else []), _tf32(config):
+    with torch.random.fork_rng(devices=[device] if on_gpu else []), tf32(config.compute):
         for i, (name, network) in enumerate(config.networks.items()):
 
             def tell(stage: int, name: str = name, before: int = i * stages) -> None:
@@ -296,15 +296,3 @@ def kept_by_forward(model: nn.Module) -> Iterator[dict[int, int]]:
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         yield kept
-
-
-@contextmanager
-def _tf32(config: Config) -> Iterator[None]:
-    """Matrix products in TF32 inside, where the run file says so."""
-    before = torch.get_float32_matmul_precision()
-    if config.compute.precision == "tf32":
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -5,7 +5,8 @@ Not covered: the loop (`trainer.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
 
@@ -26,7 +27,14 @@ from switokd.schedules import Windows, learning_rate
 from switokd.sections import Compute, Network
 from switokd.stopwatch import Stopwatch
 from switokd.topology import Role
-from switokd.updates import AUTOCAST, Updates, loss_scaler, moving_average, parameter_groups
+from switokd.updates import (
+    AUTOCAST,
+    Updates,
+    loss_scaler,
+    momentum_from_zeros,
+    moving_average,
+    parameter_groups,
+)
 from switokd.world import World
 
 MOST_FORMS = 64
@@ -124,6 +132,8 @@ def make_learner(
         model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(config.networks[name], model, config.compute.fused_optimizer)
+    if not frozen:
+        momentum_from_zeros(optimizer)
     return Learner(
         name=name,
         role=role,
@@ -136,7 +146,7 @@ def make_learner(
         updates=Updates(
             windows,
             config.networks[name].clip_norm,
-            loss_scaler(world.device, optimizer) if precision == "fp16" and not frozen else None,
+            loss_scaler(world.device) if precision == "fp16" and not frozen else None,
             average,
         ),
         learning=Stopwatch(world.device),
@@ -151,7 +161,9 @@ def compiled(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
     """
     from torch._dynamo import config as dynamo
 
-    dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_FORMS)
+    # PyTorch 2.6 has it by another name.
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
+    setattr(dynamo, limit, max(getattr(dynamo, limit), MOST_FORMS))
     forward: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False)
     return forward
 
@@ -207,6 +219,31 @@ def make_optimizer(
     make = by_name[network.optimizer.name]
     optimizer: torch.optim.Optimizer = make(groups, **settings, fused=fused or None)
     return optimizer
+
+
+@contextmanager
+def tf32(compute: Compute) -> Iterator[None]:
+    """Matrix products in TF32 inside, where the run file says so; then as they were."""
+    if compute.precision != "tf32":
+        yield
+        return
+    backends = [
+        b.matmul for b in (torch.backends.cuda, torch.backends.mkldnn) if hasattr(b, "matmul")
+    ]
+    newer = [(b, b.fp32_precision) for b in backends if hasattr(b, "fp32_precision")]
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set by PyTorch's newer interface, and has no one name
+        before = None
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        if before is not None:
+            torch.set_float32_matmul_precision(before)
+        else:
+            for backend, precision in newer:
+                backend.fp32_precision = precision
 
 
 def set_learning_rate(config: Config, learner: Learner, step: int, steps_per_epoch: int) -> None:

@@ -113,16 +113,22 @@ class MovingAverage:
         self._is_new = False
 
 
-def loss_scaler(device: torch.device, optimizer: Optimizer) -> torch.amp.GradScaler:
-    """Give a loss scaler that has its scale, also on a rank that has yet to see a loss.
+def momentum_from_zeros(optimizer: Optimizer) -> None:
+    """Give SGD its momentum before the first update; Adam needs nothing.
 
-    PyTorch's fused SGD makes room for its momentum in the first update, and where gradients have
-    overflowed leaves in it whatever was there before. So it has zeros from the start.
+    PyTorch would make it in the first one. Its fused form would then
+
+    * leave whatever was in that memory before, if gradients have overflowed;
+    * fail later on, if a parameter's first gradient comes after other parameters' first ones.
     """
     for group in optimizer.param_groups:
         if group.get("momentum"):
             for parameter in (p for p in group["params"] if p.requires_grad):
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def loss_scaler(device: torch.device) -> torch.amp.GradScaler:
+    """Give a loss scaler that has its scale, also on a rank that has yet to see a loss."""
     made = torch.amp.GradScaler(device.type)
     made.scale(torch.zeros((), device=device))  # else it has none before its first loss
     return made

@@ -18,7 +18,13 @@ from switokd.schedules import Windows
 from switokd.sections import SGD, Adam, AdamW, Network
 from switokd.setup import make_optimizer
 from switokd.topology import Role
-from switokd.updates import Updates, loss_scaler, moving_average, parameter_groups
+from switokd.updates import (
+    Updates,
+    loss_scaler,
+    momentum_from_zeros,
+    moving_average,
+    parameter_groups,
+)
 
 
 def network() -> nn.Module:
@@ -233,7 +239,8 @@ def test_an_overflow_in_the_first_update_leaves_nothing_behind(fused: bool) -> N
         return Learner("s", Role.STUDENT, model, model, optimizer, gradients)
 
     ours, plain_one = made(), made()
-    ours.updates.scaler = loss_scaler(torch.device("cpu"), ours.optimizer)
+    ours.updates.scaler = loss_scaler(torch.device("cpu"))
+    momentum_from_zeros(ours.optimizer)
     (x, y), *more = batches(3)
     for size in {p.numel() for p in ours.model.parameters()}:  # what freed memory holds
         del [torch.full((size,), 7e30) for _ in range(20)][:]
@@ -253,7 +260,7 @@ def test_an_overflow_in_the_first_update_leaves_nothing_behind(fused: bool) -> N
 def test_a_rank_without_a_loss_so_far_updates_by_what_the_others_have_sent() -> None:
     """Its shards were empty, or its teacher was paused in every step that had one for it."""
     scaled, plain_one = learner(Updates()), learner(Updates())
-    scaled.updates.scaler = loss_scaler(torch.device("cpu"), scaled.optimizer)
+    scaled.updates.scaler = loss_scaler(torch.device("cpu"))
     sides = [(scaled, scaled.updates.scaler.get_scale()), (plain_one, 1.0)]
     for one, scale in sides:
         one.backward(None, 1)
