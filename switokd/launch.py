@@ -82,6 +82,7 @@ def launch(
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="127.0.0.1",  # a machine's own name need not lead anywhere
         max_restarts=0,
         monitor_interval=0.1,
     )

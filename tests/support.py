@@ -34,6 +34,16 @@ def require(program: str, package: str) -> str:
     return path
 
 
+def unshare(flags: str) -> list[str]:
+    """What a command begins with that runs in namespaces of its own; skipped as `require` does."""
+    command = [require("unshare", "util-linux"), flags]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        if os.environ.get("CI") == "true":
+            pytest.fail("this machine permits no namespaces")
+        pytest.skip("this machine permits no namespaces")
+    return command
+
+
 def free_port() -> int:
     """A port that was free a moment ago."""
     with socket.socket() as s:

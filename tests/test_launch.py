@@ -12,7 +12,7 @@ import pytest
 from switokd.environment import Crew
 from switokd.launch import processes_for
 from switokd.runfile import load
-from tests.support import process, run, wait_until
+from tests.support import process, run, unshare, wait_until
 
 AUTO = ["placement=auto", "device=cpu"]
 TRAIN = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "run_dir=out"]
@@ -38,6 +38,19 @@ def test_a_mistake_that_only_a_rank_finds_has_exit_code_2_and_one_line(tmp_path:
     assert out == ""
     (line,) = err.splitlines()
     assert line.startswith("switokd: rank 1 (student): model wrn-9-1 cannot be made")
+
+
+NAMELESS = """
+import os, socket, sys
+socket.sethostname("nowhere.invalid")
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_machines_own_name_need_not_lead_anywhere(tmp_path: Path) -> None:
+    nameless = [*unshare("-ru"), sys.executable, "-c", NAMELESS]
+    code, out, err = run([*nameless, *TRAIN, "schedule.max_steps=3"], tmp_path)
+    assert code == 0, f"{out}\n{err}"
 
 
 def test_a_gpu_without_memory_left_is_one_line(tmp_path: Path) -> None:
