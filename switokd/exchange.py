@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -43,6 +44,11 @@ class Gathered:
     y: Tensor
     vitals: Tensor
     seconds: float | None
+
+
+def adding_up(step: int) -> str:
+    """What ranks wait for after a step's exchange, in words."""
+    return f"adding up the gradients of step {step}"
 
 
 class Exchange:
@@ -158,6 +164,12 @@ class Exchange:
                     f"{step}; the step was not applied. The usual remedy is a lower "
                     f"networks.{name}.optimizer.lr"
                 )
+
+    def watched(self, doing: str) -> AbstractContextManager[None]:
+        """For what waits for other ranks by itself, or by reading a GPU's numbers: the sums before
+        them in its queue.
+        """
+        return self.overdue.during(doing) if self.overdue else nullcontext()
 
     def for_labels(self) -> Exchange:
         """One of the same place and group for targets that are labels."""

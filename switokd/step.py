@@ -17,7 +17,7 @@ from torch import Tensor
 
 from switokd.decision import Decision
 from switokd.distances import Parts, as_parts, pair_sums, to_host
-from switokd.exchange import Exchange
+from switokd.exchange import Exchange, adding_up
 from switokd.learner import Learner
 from switokd.method import Method
 from switokd.objective import objective
@@ -114,6 +114,7 @@ def train_step(
     for learner in ordered:
         if learner.is_teacher and learner.updates.are_due(step):
             decider.decision(step)  # nothing is applied that the authority has not decided
-        learner.update(step)  # by what it has learned, in this step or in several
+        with exchange.watched(adding_up(step)):
+            learner.update(step)  # by what it has learned, in this step or in several
     stood_still = tuple(learner.name for learner in learners if learner not in learning)
     return StepResult(everyone.logits, everyone.y, losses, stood_still)

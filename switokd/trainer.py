@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from switokd.desk import Desk
 from switokd.environment import Environment
 from switokd.errors import CollectiveError, NonFiniteError, PeerError
 from switokd.evaluate import top1
-from switokd.exchange import Exchange
+from switokd.exchange import Exchange, adding_up
 from switokd.held_out import HeldOut
 from switokd.interface import Interface
 from switokd.learner import Learner, average_statistics
@@ -99,11 +99,11 @@ class Trainer:
             x, y = next(self.batches)
             n = self.images.size_of(step - 1)
             result = train_step(self.learners, step, x, y, n, method, self.exchange, self.decider)
-            with self._watched(f"adding up the gradients of step {step}"):
+            with self.exchange.watched(adding_up(step)):
                 log.add(result, n)
-            if self.desk:
-                self.desk.step(step, epoch, result, self.exchange.passed_at)
-        with self._watched(f"adding up the gradients of step {steps[-1]}"):
+                if self.desk:
+                    self.desk.step(step, epoch, result, self.exchange.passed_at)
+        with self.exchange.watched(adding_up(steps[-1])):
             log.end_of_training()
         is_last = steps[-1] == total_steps(self.config, self.images)
         is_tested = is_last or (epoch + 1) % self.config.schedule.evaluate_every == 0
@@ -119,11 +119,6 @@ class Trainer:
             improved = self.world.broadcast(self.desk.improved if self.desk else None)
             if improved:
                 self.save_weights("weights/best", improved)
-
-    def _watched(self, doing: str) -> AbstractContextManager[None]:
-        """For what reads a GPU's numbers, and so waits for the sums before them in its queue."""
-        overdue = self.exchange.overdue
-        return overdue.during(doing) if overdue else nullcontext()
 
     def _evaluate(self, log: EpochLog, tests: dict[str, Batches]) -> None:
         """Test this rank's networks, and their moving averages, on its part of the test set."""

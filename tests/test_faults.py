@@ -171,6 +171,7 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(tmp_path: Path) -> None:
 
 # On a GPU, NCCL's collectives wait in its queue: nothing is raised where one hangs.
 SILENT = """
+import os
 import threading
 from dataclasses import replace
 from torch import nn
@@ -187,26 +188,47 @@ class Teacher(nn.Linear):
     def forward(self, x):
         return super().forward(x.flatten(1))
 
+def for_ever(*_):
+    threading.Event().wait()
+
 class Student(Teacher):
+    hangs_in = "forward"
     steps = 0
 
     def forward(self, x):
         self.steps += self.training
-        if self.steps == 5:
-            threading.Event().wait()  # for ever
-        return super().forward(x)
+        z = super().forward(x)
+        if self.steps == 5 and os.environ["RANK"] == "1":
+            if self.hangs_in == "backward":
+                z.register_hook(for_ever)
+            else:
+                for_ever()
+        return z
+
+class Replicated(Student):
+    hangs_in = "backward"
 """
 
 
-def test_a_rank_that_hangs_is_named_where_no_collective_ends_by_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "placement", "who", "doing"),
+    [
+        ("Student", "dedicated", "student", "exchanging the logits of step 5"),
+        ("Replicated", "replicated", "teacher, student", "adding up the gradients of step 5"),
+    ],
+)
+def test_a_rank_that_hangs_is_named_where_no_collective_ends_by_itself(
+    model: str, placement: str, who: str, doing: str, tmp_path: Path
+) -> None:
     (tmp_path / "silent.py").write_text(SILENT)
     log, words = tmp_path / "log", ["coordinator.timeout=3.0", "schedule.max_steps=20"]
-    words += ["networks.teacher.model=silent:Teacher", "networks.student.model=silent:Student"]
+    words += ["networks.teacher.model=silent:Teacher", f"networks.student.model=silent:{model}"]
+    words.append(f"placement={placement}")
     with process(torchrun(2, "digits-1t1s", *words, "run_dir=out"), tmp_path, log) as child:
         assert child.wait(60) != 0
     text = log.read_text()
-    named = "rank 1 (student) did not answer while the other ranks were exchanging the logits of "
-    assert f"{named}step 5: it hangs" in text, text
+    named = f"rank 1 ({who}) did not answer while the other ranks were {doing}: it hangs"
+    assert named in text, text
     assert re.search(r"exitcode\s*: 4 ", text)
 
 
