@@ -9,7 +9,8 @@ Not covered: significance; a spread wider than the distance to the target says e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -66,3 +67,22 @@ def alternate(
 ) -> list[tuple[float, float]]:
     """Measure A and B in turn."""
     return [(a(), b()) for _ in range(rounds)]
+
+
+def one_by_one(makers: Mapping[str, Callable[[], Figure]], say: Say) -> Iterable[Figure]:
+    """Give each figure, by name; RuntimeError in the end that names those that could not be taken.
+
+    For where a machine is only there for minutes: one figure's fault costs no other.
+    """
+    failed = []
+    for name, make in makers.items():
+        say(name)
+        try:
+            figure = make()
+        except Exception:
+            say(traceback.format_exc())
+            failed.append(name)
+        else:
+            yield figure
+    if failed:
+        raise RuntimeError(f"could not be taken: {', '.join(failed)}")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import mean
@@ -28,8 +29,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench import plain, runs
 from bench.against import EQUAL, plain_inputs
-from bench.figures import Figure, Say, alternate
+from bench.figures import Figure, Say, alternate, one_by_one
 from bench.in_process import ONE_PROCESS, InProcess, configured, in_memory
+from switokd.setup import tf32
 from switokd.telemetry import EpochLog
 
 TRACES = Path(__file__).parent
@@ -56,24 +58,45 @@ STEP, ALL = "bench: step", "bench: step and input"
 """What the traces call these."""
 WAIT = re.compile(r"^cuda(\w*Synchronize|Memcpy)$")
 """Calls of CUDA's that return once the GPU is done with something."""
+CALL = re.compile(r"^cu(da)?[A-Z]")
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give plain over ours in each configuration, and waits; nothing without a GPU."""
     if not torch.cuda.is_available():
         say("no GPU: nothing to measure")
-        return
+        return ()
     device = torch.device("cuda")
     steps, rounds = (20, 2) if quick else (100, 3)
     base = runs.run_file(EQUAL["2T1S"], steps, **ONE_PROCESS, device="cuda")
-    for name, (compute, bf16, target) in CONFIGURATIONS.items():
-        say(f"GPU: {name}")
+
+    def compared(name: str) -> Figure:
+        compute, bf16, target = CONFIGURATIONS[name]
         what = f"plain loop ({'bf16' if bf16 else 'fp32'}) over ours, seconds per step"
-        compared = Compared({**base, "compute": compute}, bf16, device, steps)
-        yield compared.figure(name, rounds, target=target, what=what)
-    say("a rank per network on this GPU, over Gloo, against one process")
+        sides = Compared({**base, "compute": compute}, bf16, device, steps)
+        return sides.figure(name, rounds, target=target, what=what)
+
+    def traced(figure: str) -> Figure:
+        name, compute = TRACED[figure]
+        path = TRACES / f"gpu-trace-{name}"
+        found = trace({**base, "compute": compute}, device, path, 4 if quick else 10)
+        say(f"where a step's time goes, {name}: {path}.txt, and {path}.json for a browser")
+        return waits(figure, found, f"ours, {name}")
+
+    return one_by_one(
+        {
+            **{name: partial(compared, name) for name in CONFIGURATIONS},
+            "gpu_ranks_over_one_process": partial(_ranks, base, rounds),
+            **{name: partial(traced, name) for name in TRACED},
+        },
+        say,
+    )
+
+
+def _ranks(base: Mapping[str, Any], rounds: int) -> Figure:
+    """A rank per network on this GPU, over Gloo, against one process."""
     shared = {**base, "placement": "dedicated", "coordinator": {"address": "auto"}}
-    yield Figure.of_pairs(
+    return Figure.of_pairs(
         "gpu_ranks_over_one_process",
         alternate(
             rounds,
@@ -82,11 +105,6 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
         ),
         what="seconds per step of three ranks that share one GPU, over one process's, fp32",
     )
-    for figure, (name, compute) in TRACED.items():
-        path = TRACES / f"gpu-trace-{name}"
-        traced = trace({**base, "compute": compute}, device, path, 4 if quick else 10)
-        say(f"where a step's time goes, {name}: {path}.txt, and {path}.json for a browser")
-        yield waits(figure, traced, f"ours, {name}")
 
 
 class Compared:
@@ -116,9 +134,8 @@ class Compared:
 
     def ours(self) -> float:
         """Seconds per step."""
-        precision = torch.get_float32_matmul_precision()
         torch.compiler.reset()  # it would not compile as many networks as all rounds have
-        try:
+        with tf32(self._config.compute):  # which is set for the whole process otherwise
             made, paused = InProcess(self._config, self._device, self._images), 0
             log = EpochLog(made.learners, made.place, made.decider, self._device)
             clock = plain.Clock(self._device, self._steps)
@@ -128,8 +145,6 @@ class Compared:
                 paused += len(result.paused)
                 clock.step()
             clock.stop()
-        finally:  # tf32 sets it for the whole process, and plain's is as it comes
-            torch.set_float32_matmul_precision(precision)
         self.paused["ours"].append(paused)
         return mean(clock.seconds[self._steps :])
 
@@ -148,6 +163,7 @@ def trace(raw: Mapping[str, Any], device: torch.device, path: Path, steps: int) 
     """Trace `steps` steps of ours, after as many others.
 
     path: .txt becomes torch.profiler's table, .json its trace, for chrome://tracing or Perfetto.
+    RuntimeError if it has nothing of a GPU that was used.
     """
     config = configured(raw)
     torch.compiler.reset()
@@ -160,7 +176,7 @@ def trace(raw: Mapping[str, Any], device: torch.device, path: Path, steps: int) 
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as profiler, record_function(ALL):
+    with profile(activities=activities, acc_events=True) as profiler, record_function(ALL):
         for x, y in batches:
             with record_function(STEP):
                 ours.step(x, y)
@@ -169,6 +185,8 @@ def trace(raw: Mapping[str, Any], device: torch.device, path: Path, steps: int) 
     path.with_suffix(".txt").write_text(table)
     profiler.export_chrome_trace(str(path.with_suffix(".json")))
     events = profiler.events() or []
+    if device.type == "cuda" and not calls_within(ALL, events, CALL):
+        raise RuntimeError(f"the profiler has seen no call of CUDA's; {path}.txt has what it saw")
     every = calls_within(ALL, events)
     return Traced(
         in_steps=sum(calls_within(STEP, events).values()) / steps,

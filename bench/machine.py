@@ -112,5 +112,8 @@ def _cpu() -> tuple[str, set[str]]:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
-    return done.stdout.strip()
+    """What git says; nothing where there is none."""
+    with suppress(OSError):
+        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+        return done.stdout.strip()
+    return ""

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bench import gpu, in_process, plain, runs
+from bench.figures import Figure, one_by_one
 
 
 def test_a_clock_shares_blocks_of_steps_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,3 +99,20 @@ def test_calls_are_counted_while_steps_go_on() -> None:
     events.append(SimpleNamespace(name=gpu.STEP, device_type=device, time_range=whole))
     found = gpu.calls_within(gpu.STEP, events)
     assert found == {"cudaStreamSynchronize": 3, "cudaDeviceSynchronize": 1, "cudaMemcpy": 1}
+
+
+def test_one_figures_fault_costs_no_other() -> None:
+    said: list[str] = []
+
+    def broken() -> Figure:
+        raise ValueError("no such kernel")
+
+    figures = one_by_one(
+        {"a": lambda: Figure("a", (1.0,)), "b": broken, "c": lambda: Figure("c", (2.0,))},
+        said.append,
+    )
+    found = []
+    with pytest.raises(RuntimeError, match=r"^could not be taken: b$"):
+        found.extend(f.name for f in figures)
+    assert found == ["a", "c"]
+    assert any("no such kernel" in line for line in said)
