@@ -17,20 +17,20 @@ class Stopwatch:
     """Use it as a context: `with watch: ...`; then `seconds`."""
 
     def __init__(self, device: torch.device | None = None) -> None:
-        self._on_gpu = device is not None and device.type == "cuda"
+        self._gpu = device if device is not None and device.type == "cuda" else None
         self._seconds = 0.0
         self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._started = 0.0
 
     def __enter__(self) -> None:
-        if self._on_gpu:
+        if self._gpu:
             self._marks.append((_mark(), _mark()))
-            self._marks[-1][0].record()
+            self._marks[-1][0].record(torch.cuda.current_stream(self._gpu))
         self._started = time.perf_counter()
 
     def __exit__(self, *exc: object) -> None:
-        if self._on_gpu:
-            self._marks[-1][1].record()
+        if self._gpu:
+            self._marks[-1][1].record(torch.cuda.current_stream(self._gpu))
         else:
             self._seconds += time.perf_counter() - self._started
 
