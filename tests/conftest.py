@@ -11,8 +11,10 @@ import pytest
 
 # References are the CPU's, and `device: auto` would take a GPU: none is to be seen, here or by the
 # processes that inherit this. Torch is not imported before.
-GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
-"""What was visible before, for `test_gpu.py`; None: all there are."""
+GPUS = os.environ.setdefault("SWITOKD_TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+"""What was visible before, for `test_gpu.py`. pytest-xdist's processes have it from the one that
+starts them, for they see none any more.
+"""
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # A shell ignores SIGINT for what it starts in the background, and so would all that tests start.
