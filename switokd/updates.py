@@ -66,6 +66,8 @@ class Updates:
         self.is_pending = gradients.holds = False
         gradients.complete()  # where the network was paused in the window's last step
         gradients.finish()
+        if not optimizer.state:
+            momentum_from_zeros(optimizer)
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
         if self.clip_norm is not None:
