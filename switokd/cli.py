@@ -78,9 +78,11 @@ def train(
     are fastest (auto). On several machines, or to choose the processes yourself, use torchrun:
     torchrun --nproc-per-node=N -m switokd.train RECIPE_OR_FILE [KEY.KEY=VALUE]...
     """
-    from switokd.environment import check_world_size, environment
+    from switokd.environment import check_alone, check_world_size, environment
+    from switokd.launch import processes_for
 
     env = environment()
+    crews: Sequence[Crew] = ()
     try:
         config = load_importable(recipe, settings or [])
         needed = config.world_size
@@ -88,14 +90,14 @@ def train(
             command = shlex.join([recipe, *(settings or [])])
             found = replace(env, world_size=processes)
             check_world_size(needed, config.topology.name, command, found)
+        count = needed or processes
+        if count is None:
+            count, crews = processes_for(config)
+        if config.coordinator.address == "off":
+            check_alone(replace(env, world_size=count))
+        config.check_batch(count)
     except SwitokdError as error:
         _fail(error)
-    count = needed or processes
-    crews: Sequence[Crew] = ()
-    if count is None:
-        from switokd.launch import processes_for
-
-        count, crews = processes_for(config)
     if env.under_torchrun or count == 1:
         _work(recipe, settings or [])
         return

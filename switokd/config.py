@@ -93,9 +93,16 @@ class Config(Section):
                 f"networks.{spread[0]}.ranks is for placement: dedicated; a table says itself "
                 "which ranks a network has"
             )
-        if isinstance(self.placement, dict) and set(self.placement) != set(self.networks):
-            odd = sorted(set(self.placement) ^ set(self.networks))
-            raise ValueError(f"placement: the table must name each network once; see {odd[0]}")
+        if isinstance(self.placement, dict):
+            words = "placement: the table must name each network once"
+            for name in self.placement:
+                if name not in self.networks:
+                    known = ", ".join(self.networks)
+                    hint = nearest(name, self.networks)
+                    raise ValueError(f"{words}: no network {name!r}{hint} (networks: {known})")
+            for name in self.networks:
+                if name not in self.placement:
+                    raise ValueError(f"{words}: {name} is missing")
         return self
 
     @model_validator(mode="after")
@@ -206,6 +213,13 @@ class Config(Section):
         if self.placement == "replicated":
             return replicated(self.topology, world_size)
         return dedicated(self.topology, {name: n.ranks for name, n in self.networks.items()})
+
+    def check_batch(self, world_size: int) -> None:
+        """UsageError if a batch is too small for so many ranks. placement: auto sees to that."""
+        if self.placement == "auto":
+            return
+        if problem := self.placement_on(world_size).problem_with(self.data.batch_size):
+            raise UsageError(problem)
 
     @property
     def world_size(self) -> int | None:

@@ -67,6 +67,20 @@ class Placement:
         """By rank, ascending: its part of a batch of `n` for `network`. A part may be empty."""
         return _shards(dict(self.table)[network], n)
 
+    def problem_with(self, n: int, which: str = "") -> str:
+        """What is wrong with a batch of `n`, in words; nothing if all ranks have two samples each.
+
+        which: of what is so many, where that is not the batch size as it is set.
+        """
+        for name, row in self.table:
+            shards = self.shards(name, n).values()
+            if len(row) > 1 and min(shard.stop - shard.start for shard in shards) < 2:
+                return (
+                    f"data.batch_size: {n} images{which} leave a rank of {self.whose(name)} fewer "
+                    "than 2; use a larger batch, or fewer ranks for this network"
+                )
+        return ""
+
     def part(self, rank: int, n: int) -> slice:
         """The part of a batch of `n` that contains all shards of `rank`."""
         shards = [self.shards(name, n)[rank] for name in self.networks_of(rank)]

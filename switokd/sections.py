@@ -161,10 +161,15 @@ def ranks_of_row(row: Any) -> list[int] | dict[int, float]:
         if not is_right or len(set(row)) < len(row):
             raise ValueError(words)
         return row
-    try:
-        return {int(rank): float(weight) for rank, weight in row.items()}
-    except (AttributeError, TypeError, ValueError):
-        raise ValueError(words) from None
+    if not isinstance(row, dict) or not all(
+        re.fullmatch(r"0|[1-9][0-9]*", str(rank)) and type(weight) in (int, float)
+        for rank, weight in row.items()
+    ):
+        raise ValueError(words)
+    weights = {int(rank): float(weight) for rank, weight in row.items()}
+    if len(weights) < len(row):  # "0" and 0
+        raise ValueError(words)
+    return weights
 
 
 PlacementSetting = Annotated[

@@ -14,7 +14,7 @@ import yaml
 from switokd.config import Config
 from switokd.errors import CoordinatorError, NonFiniteError, PeerError, SwitokdError, UsageError
 from switokd.runfile import load, load_importable, recipes
-from switokd.sections import SGD, Adam
+from switokd.sections import SGD, Adam, ranks_of_row
 
 MINIMAL = """\
 name: small
@@ -138,7 +138,14 @@ def test_digest_follows_what_the_training_depends_on(setting: str, matters: bool
         ("placement={big: [0, 0], little: [1]}", "a network's ranks are [0, 1], or {0: 2, 1: 1}"),
         ("placement={big: {a: 1}, little: [0]}", "with weights, got {'a': 1}"),
         ("placement={big: {0: .inf}, little: [0]}", "weights above 0 to 1e+06"),
-        ("placement={big: [0]}", "the table must name each network once; see little"),
+        ("placement={big: [0]}", "the table must name each network once: little is missing"),
+        (
+            "placement={big: [0], litle: [0]}",
+            "the table must name each network once: no network 'litle'; did you mean 'little'?",
+        ),
+        ("placement={big: {0: '2', 1: 1}, little: [0]}", "or {0: 2, 1: 1} with weights, got {"),
+        ("placement={big: {0: 1, 1: true}, little: [0]}", "or {0: 2, 1: 1} with weights, got {"),
+        ("placement={big: {' 0': 1}, little: [0]}", "or {0: 2, 1: 1} with weights, got {"),
         ("networks.big.ranks=0", "networks.big.ranks: found 0"),
         ("coordinator=maybe", "off, or keys and values such as {address: HOST:PORT}"),
         ("compute.precision=fp8", "'fp32', 'tf32', 'bf16' or 'fp16'"),
@@ -276,3 +283,10 @@ def test_folders_of_own_modules_are_kept_for_who_reads_the_effective_run_file_el
     again = load_importable(str(elsewhere / "config.yaml"))
     assert list(again.import_from) == [*folders, str(elsewhere)]
     assert load_importable(str(project / "run.yaml")).import_from == ()
+
+
+def test_a_rank_is_given_once() -> None:
+    """A table from Python may have it as a number and as text."""
+    assert ranks_of_row({0: 1, "1": 2.5}) == {0: 1.0, 1: 2.5}
+    with pytest.raises(ValueError, match="a network's ranks are"):
+        ranks_of_row({0: 1, "0": 2})
