@@ -250,6 +250,8 @@ class Bench:
         return NetworkTimes(
             role=network.role,
             model=network.model,
+            model_kwargs=network.model_kwargs,
+            optimizer=network.optimizer.name,
             samples=tuple(times),
             forward_seconds=tuple(t.forward for t in times.values()),
             backward_seconds=tuple(t.backward for t in times.values()),

@@ -8,16 +8,17 @@ Not covered: measuring it (`profile_networks.py`); what follows from it (`plan.p
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from switokd.errors import UsageError
-from switokd.sections import Compute, NonNegative, Positive, Section
+from switokd.sections import Compute, Network, NonNegative, Positive, Section
 
 BUCKET_BYTES = 8 * 2**20
 """Of the gradients that travel together, about (`gradients.py`)."""
@@ -72,7 +73,9 @@ class NetworkTimes(Section):
 
     role: Literal["teacher", "student"]
     model: str
-    """As in the run file."""
+    model_kwargs: Mapping[str, Any] = {}
+    optimizer: str = "sgd"
+    """These, and its name, as in the run file."""
     samples: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
     forward_seconds: Seconds
     backward_seconds: Seconds
@@ -151,14 +154,15 @@ class Profile(Section):
             raise UsageError(f"the profile has no network {name} (it has {known}); profile again")
         return self.networks[name]
 
-    def check(self, networks: Iterable[tuple[str, str, str]]) -> None:
-        """UsageError unless it was made of these: (name, role, model) each."""
-        for name, role, model in networks:
+    def check(self, networks: Mapping[str, Network]) -> None:
+        """UsageError unless it was made of these."""
+        for name, n in networks.items():
             found = self.network(name)
-            if (found.role, found.model) != (role, model):
+            theirs = _in_words(found.role, found.model, found.model_kwargs, found.optimizer)
+            ours = _in_words(n.role, n.model, n.model_kwargs, n.optimizer.name)
+            if ours != theirs:
                 raise UsageError(
-                    f"the profile's {name} is a {found.role}, {found.model}; the run file's a "
-                    f"{role}, {model}; profile again"
+                    f"the profile's {name} is {theirs}; the run file's {ours}; profile again"
                 )
 
     def check_conditions(self, image: tuple[int, int, int], classes: int, compute: Compute) -> None:
@@ -196,6 +200,12 @@ class Profile(Section):
             key = ".".join(str(part) for part in problem["loc"])
             words = f"{key}: {problem['msg']}" if key else problem["msg"]
             raise UsageError(f"{path}: not a profile of 'switokd plan': {words}") from None
+
+
+def _in_words(role: str, model: str, kwargs: Mapping[str, Any], optimizer: str) -> str:
+    """All of a network that its times depend on: "a teacher, wrn-16-2 {'width': 4}, sgd"."""
+    given = " " + json.dumps(kwargs, sort_keys=True, default=str) if kwargs else ""
+    return f"a {role}, {model}{given}, {optimizer}"
 
 
 @lru_cache(maxsize=100_000)

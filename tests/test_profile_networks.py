@@ -95,9 +95,7 @@ def test_says_what_was_measured_on_and_what_is_assumed() -> None:
     assert found.threads == torch.get_num_threads()
     assert found.sizes == (2, 4)
     assert "assumed" in found.communication.description
-    found.check(
-        (name, n.role, n.model) for name, n in load("digits-2t1s", SLEEPERS).networks.items()
-    )
+    found.check(load("digits-2t1s", SLEEPERS).networks)
 
 
 def test_says_what_the_exchange_carries() -> None:

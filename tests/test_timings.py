@@ -15,6 +15,7 @@ from switokd.errors import UsageError
 from switokd.pauses import Pauses
 from switokd.placement import Placement
 from switokd.plan import predict
+from switokd.sections import Adam, Network
 from switokd.timings import Profile
 from switokd.topology import Role
 from tests.test_plan import BATCH, some_profile, ten_one_one, times
@@ -42,8 +43,14 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         "the profile has no network huge": lambda: predict(
             profile, Placement.of({"huge": [0]}), BATCH, Pauses.none()
         ),
-        "profile's large is a teacher, any; the run file's a student, any": lambda: profile.check(
-            [("large", "student", "any")]
+        "profile's large is a teacher, any, sgd; the run file's a student, any, sgd": (
+            lambda: profile.check({"large": Network(role="student", model="any")})
+        ),
+        r'file\'s a teacher, any {"width": 4}, sgd; profile again': lambda: profile.check(
+            {"large": Network(role="teacher", model="any", model_kwargs={"width": 4})}
+        ),
+        "file's a teacher, any, adam; profile again": lambda: profile.check(
+            {"large": Network(role="teacher", model="any", optimizer=Adam(name="adam"))}
         ),
         "No such file": lambda: Profile.load(tmp_path / "none.json"),
         "text.json: not a profile": lambda: Profile.load(tmp_path / "text.json"),
