@@ -264,7 +264,10 @@ def _print(
         f"simplest within {NOISE:.0%} of the best  {in_words(chosen.placement)}", markup=False
     )
     if config.compute.batch_norm == "rank" and _spreads(chosen.placement):
-        console.print("note  each rank has BatchNorm statistics of its own images", markup=False)
+        console.print(
+            "note  BatchNorm, where there is any, has statistics of each rank's own images",
+            markup=False,
+        )
     arguments = shlex.join([*command, *arguments_for(chosen.placement, config)])
     console.print(f"to use it  switokd train {arguments}", markup=False)
 
