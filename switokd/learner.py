@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from switokd.data.augment import mix, seed_torch
 from switokd.gradients import Gradients
 from switokd.stopwatch import Stopwatch
 from switokd.topology import Role
@@ -32,6 +33,8 @@ class Learner:
     optimizer: Optimizer
     gradients: Gradients
     frozen: bool = False
+    key: int = 0
+    """Of the run's seed and its name."""
     low: torch.dtype | None = None
     """What its forward pass computes in; None: float32."""
     updates: Updates = field(default_factory=Updates)
@@ -49,8 +52,13 @@ class Learner:
         average = self.updates.average
         return None if average is None else average.module
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits `[b, C]` of images `[b, ...]`, with their graph."""
+    def forward(self, x: Tensor, step: int = 0, begin: int = 0) -> Tensor:
+        """Logits `[b, C]` of images `[b, ...]`, with their graph.
+
+        What the network draws (dropout) depends on `key`, the step, and where in its batch x
+        begins, not on what else was computed in this process.
+        """
+        seed_torch(int(mix(self.key, step, begin)), x.device)
         with autocast(x.device, self.low), torch.set_grad_enabled(not self.frozen):
             return _in_fp32(self.network(x))
 
@@ -99,12 +107,13 @@ def average_statistics(
 ) -> None:
     """Give all of a network's ranks the mean of their BatchNorm statistics, to evaluate alike.
 
+    Likewise of other norms that keep some.
+
     model: the learner's own, or its moving average. share: this rank's part of each batch, which
     weights its statistics.
     """
     group = learner.gradients.group
-    kinds = (torch.nn.modules.batchnorm._BatchNorm,)
-    norms = [module for module in model.modules() if isinstance(module, kinds)]
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._NormBase)]
     found = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
     if group is None or not found or learner.frozen:
         return

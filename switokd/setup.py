@@ -31,7 +31,6 @@ from switokd.updates import (
     AUTOCAST,
     Updates,
     loss_scaler,
-    momentum_from_zeros,
     moving_average,
     parameter_groups,
 )
@@ -55,7 +54,7 @@ def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
     Whatever its builder draws from, torch, numpy or random: each rank comes to the same.
     """
     network = config.networks[name]
-    key = int(mix(config.seed, crc32(name.encode())))
+    key = key_of(config, name)
     torch.manual_seed(key % 2**63)
     try:
         channels, *sides = images.shape
@@ -73,6 +72,11 @@ def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
         error.seen_by_every_rank = False  # the other ranks build other networks
         raise
     return model
+
+
+def key_of(config: Config, name: str) -> int:
+    """What a network draws from, of the run's seed and its name."""
+    return int(mix(config.seed, crc32(name.encode())))
 
 
 def make_learners(
@@ -105,8 +109,6 @@ def make_learners(
             for samples in sorted({shard.stop - shard.start for shard in shards} - {0}):
                 compile_ahead(learner, samples, images.shape, config.compute.channels_last)
         world.all_gather(None)  # networks take unequally long, and steps do not wait for long
-    # From here on ranks draw (dropout) independently of each other.
-    torch.manual_seed(int(mix(config.seed, place.rank + 1)) % 2**63)
     return learners
 
 
@@ -132,8 +134,6 @@ def make_learner(
         model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(config.networks[name], model, config.compute.fused_optimizer)
-    if not frozen:
-        momentum_from_zeros(optimizer)
     return Learner(
         name=name,
         role=role,
@@ -142,6 +142,7 @@ def make_learner(
         optimizer=optimizer,
         gradients=Gradients(name, parameters, group, world.transport),
         frozen=frozen,
+        key=key_of(config, name),
         low=AUTOCAST.get(precision),
         updates=Updates(
             windows,
@@ -161,9 +162,7 @@ def compiled(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
     """
     from torch._dynamo import config as dynamo
 
-    # PyTorch 2.6 has it by another name.
-    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
-    setattr(dynamo, limit, max(getattr(dynamo, limit), MOST_FORMS))
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_FORMS)
     forward: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False)
     return forward
 
@@ -270,15 +269,10 @@ def check_shards(config: Config, placement: Placement, images: Images) -> None:
     The last batch of an epoch may leave a rank none, but not where BatchNorm waits for it.
     """
     batch_size, last = images.size_of(0), images.size_of(images.steps_per_epoch - 1)
+    all_there_are = "" if batch_size == config.data.batch_size else ", all that there are,"
+    if problem := placement.problem_with(batch_size, all_there_are):
+        raise UsageError(problem)
     for name in placement.networks:
-        shards = placement.shards(name, batch_size)
-        if len(shards) > 1 and min(s.stop - s.start for s in shards.values()) < 2:
-            all_there_are = "" if batch_size == config.data.batch_size else ", all that there are,"
-            raise UsageError(
-                f"data.batch_size: {batch_size} images{all_there_are} leave a rank of "
-                f"{placement.whose(name)} fewer than 2; use a larger batch, or fewer ranks for "
-                "this network"
-            )
         last_shards = placement.shards(name, last).values()
         if config.compute.batch_norm == "sync" and not all(s.stop > s.start for s in last_shards):
             raise UsageError(

@@ -77,7 +77,11 @@ def train_step(
     place = exchange.place
     # Forward, in train mode also when paused, so that BatchNorm's statistics keep moving.
     mine = {learner.name: place.local(learner.name, n) for learner in learners}
-    z = {li.name: li.forward(x[mine[li.name]]) for li in learners if len(x[mine[li.name]])}
+    z: dict[str, Tensor] = {}
+    for learner in learners:
+        shard = place.shard(learner.name, n)
+        if shard.stop > shard.start:
+            z[learner.name] = learner.forward(x[mine[learner.name]], step, shard.start)
     everyone = exchange(step, z, {name: y[mine[name]] for name in mine}, n)  # detached, all of it
 
     # The distances of this rank's teachers to their students, by shard. A student needs none.

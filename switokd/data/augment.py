@@ -36,6 +36,13 @@ def order(seed: int, epoch: int, samples: int) -> list[int]:
     return torch.randperm(samples, generator=generator).tolist()
 
 
+def seed_torch(key: int, device: torch.device) -> None:
+    """Seed PyTorch's usual generators, the CPU's and the one of `device`; nothing waits for it."""
+    torch.default_generator.manual_seed(key % 2**63)
+    if device.type == "cuda":  # torch.manual_seed would prepare one for later, at some cost
+        torch.cuda.default_generators[device.index].manual_seed(key % 2**63)
+
+
 @contextmanager
 def seeding() -> Iterator[Callable[[int], None]]:
     """Run a user's random transforms under keys, whichever usual generator they draw from.
