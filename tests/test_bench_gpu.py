@@ -111,7 +111,7 @@ def test_one_figures_fault_costs_no_other() -> None:
         {"a": lambda: Figure("a", (1.0,)), "b": broken, "c": lambda: Figure("c", (2.0,))},
         said.append,
     )
-    found = []
+    found: list[str] = []
     with pytest.raises(RuntimeError, match=r"^could not be taken: b$"):
         found.extend(f.name for f in figures)
     assert found == ["a", "c"]
