@@ -23,6 +23,7 @@ from torch import Tensor
 from switokd.errors import NonFiniteError, PeerError, UsageError
 from switokd.lifecycle import Overdue
 from switokd.placement import Place
+from switokd.transfer import onto
 from switokd.world import naming
 
 # PyTorch 2.14 renames it, and warns of the old name.
@@ -98,9 +99,7 @@ class Exchange:
         if self.overdue:
             self.overdue.begin(doing)
         device = next(iter(y.values())).device
-        header = torch.tensor([step, self._digest])
-        if device.type == "cuda":  # from pinned memory, or the copy would wait for forward
-            header = header.pin_memory().to(device, non_blocking=True)
+        header = onto(device, torch.tensor([step, self._digest]))
         pieces = [header.view(torch.float32)]  # the bits travel as they are
         for name in self.place.networks:
             if name in z:

@@ -3,7 +3,7 @@
 The tests' own process sees no GPU (`conftest.py`); what they start here sees the first of those
 that were there before.
 
-Not covered: several GPUs, and so NCCL and `batch_norm: sync`; speed (`bench/gpu.py`).
+Not covered: several GPUs, and so NCCL between them and `batch_norm: sync`; speed (`bench/gpu.py`).
 """
 
 from __future__ import annotations
@@ -72,6 +72,42 @@ except RuntimeError as error:
 """
 
 
+# One rank is all that one GPU has for NCCL; its sums are the rank's own gradients.
+SUMS = """
+import sys
+import torch
+import torch.distributed as dist
+from switokd import models
+from switokd.exchange import all_gather
+from switokd.gradients import Gradients
+
+device, backend = torch.device(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+group = dist.new_group([0], backend=backend)
+torch.manual_seed(0)
+network = models.build("wrn-16-4", 3, 10).to(device, memory_format=torch.channels_last)
+weights = list(network.parameters())
+x = torch.randn(8, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+expected = torch.autograd.grad(network(x).square().mean(), weights)
+for overlapping in (True, False):  # sent while backward runs, or after it
+    sums = Gradients("net", weights, group)
+    sums.holds = not overlapping
+    sums.start()
+    network(x).square().mean().backward()
+    sums.holds = False
+    sums.complete()
+    sums.finish()
+    for weight, gradient in zip(weights, expected):
+        # A GPU adds up in any order, even of the same gradients.
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-5)
+row = torch.arange(7.0, device=device)
+gathered = row.new_empty(7)
+all_gather(gathered, row, group=group)
+print(dist.get_backend(group), torch.equal(gathered, row))
+dist.destroy_process_group()
+"""
+
+
 def seeing(command: list[str], folder: Path) -> tuple[int, str, str]:
     """`run`, with the GPU in sight."""
     return run(command, folder, 90, **SEEN)
@@ -119,6 +155,13 @@ def test_nothing_waits_for_the_gpu_but_the_steps_one_read(precision: str, tmp_pa
     assert code == 0, err
     assert out.startswith("1.0 waits a step\n")
     assert "another: called a synchronizing CUDA operation" in out  # so the others would show
+
+
+def test_nccl_adds_gradients_up(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SUMS)
+    code, out, err = seeing([sys.executable, "script.py", DEVICE, "nccl"], tmp_path)
+    assert code == 0, err
+    assert out.splitlines()[-1] == "nccl True"
 
 
 @pytest.mark.parametrize("placement", ["dedicated", "replicated"])

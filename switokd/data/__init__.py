@@ -33,6 +33,7 @@ from switokd.data.sources import ArraySource, Source, Sources, load
 from switokd.data.subset import with_fewer
 from switokd.errors import UsageError
 from switokd.sections import Data
+from switokd.transfer import onto
 
 __all__ = ["Batch", "Batches", "Images", "open_images"]
 
@@ -74,7 +75,7 @@ class View(Dataset[Batch]):
         both = np.concatenate((at[:, [0, 1]], at[:, [0, 2]]))
         once, places = np.unique(both, axis=0, return_inverse=True)
         x, labels = self._load(once)
-        own, partner = torch.from_numpy(places.reshape(2, -1)).to(x.device)
+        own, partner = onto(x.device, torch.from_numpy(places.reshape(2, -1)))
         keys = mix(self.seed, at[:, 0], at[:, 1])
         return self.soft.mixed((x[own], x[partner]), (labels[own], labels[partner]), keys)
 
@@ -86,7 +87,7 @@ class View(Dataset[Batch]):
         images = crop_and_flip(images, keys, self.crop_padding, self.flip)
         if images.dtype == torch.uint8:
             mean, std = (
-                torch.tensor(v, device=images.device)[:, None, None]
+                onto(images.device, torch.tensor(v))[:, None, None]
                 for v in (self.sources.mean, self.sources.std)
             )
             images = (images.float() / 255 - mean) / std

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from switokd.transfer import onto
+
 Keys = NDArray[np.uint64]
 
 
@@ -77,13 +79,13 @@ def crop_and_flip(x: Tensor, keys: Keys, padding: int, flip: bool) -> Tensor:
         x = torch.nn.functional.pad(x, (padding,) * 4)
         top = draw(keys, 1, 2 * padding + 1)
         left = draw(keys, 2, 2 * padding + 1)
-        rows = (top[:, None] + torch.arange(height)).to(x.device)  # [B, H]
-        columns = (left[:, None] + torch.arange(width)).to(x.device)  # [B, W]
+        rows = onto(x.device, top[:, None] + torch.arange(height))  # [B, H]
+        columns = onto(x.device, left[:, None] + torch.arange(width))  # [B, W]
         batch = torch.arange(len(x), device=x.device)[:, None, None]
         # Indexing with [B, 1, 1], [B, H, 1], [B, 1, W] puts the channels last.
         x = x.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if flip:
-        mirrored = draw(keys, 3, 2).bool().to(x.device)
+        mirrored = onto(x.device, draw(keys, 3, 2).bool())
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     return x.contiguous()
 

@@ -33,6 +33,7 @@ from switokd.errors import UsageError, nearest
 from switokd.imports import import_callable
 from switokd.objects import is_object
 from switokd.sections import Data
+from switokd.transfer import onto
 
 
 class Source(Protocol):
@@ -64,7 +65,7 @@ class ArraySource:
 
     def fetch(self, indices: Sequence[int], keys: Keys) -> tuple[Tensor, Tensor]:
         """See `Source`."""
-        at = torch.as_tensor(indices, device=self.images.device)
+        at = onto(self.images.device, torch.as_tensor(indices))
         return self.images[at], self.labels[at]
 
 

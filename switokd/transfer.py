@@ -1,0 +1,16 @@
+"""Small tensors of the host's, such as indices and headers, onto the device.
+
+Not covered: batches, which are copied ahead (`data/feed.py`); the way back (`distances.to_host`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def onto(device: torch.device, tensor: Tensor) -> Tensor:
+    """`tensor` on `device`. Nothing waits for a GPU, as it would for all that is queued before."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
