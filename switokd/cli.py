@@ -79,9 +79,12 @@ def train(
     torchrun --nproc-per-node=N -m switokd.train RECIPE_OR_FILE [KEY.KEY=VALUE]...
     """
     from switokd.environment import check_alone, check_world_size, environment
-    from switokd.launch import processes_for
+    from switokd.launch import launch, processes_for
 
     env = environment()
+    if env.under_torchrun:
+        _work(recipe, settings or [])
+        return
     crews: Sequence[Crew] = ()
     try:
         config = load_importable(recipe, settings or [])
@@ -98,11 +101,9 @@ def train(
         config.check_batch(count)
     except SwitokdError as error:
         _fail(error)
-    if env.under_torchrun or count == 1:
+    if count == 1:
         _work(recipe, settings or [])
         return
-    from switokd.launch import launch
-
     raise typer.Exit(launch(config, count, [recipe, *(settings or [])], crews))
 
 

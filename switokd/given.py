@@ -36,7 +36,7 @@ def expected_pauses(method: Method, given: Auto) -> Pauses:
 def saved_profile(config: Config, path: Path, image: tuple[int, int, int], classes: int) -> Profile:
     """Read a profile for `config` and its images; UsageError if it is of something else."""
     found = Profile.load(path)
-    found.check(config.networks)
+    found.check(config.networks, config.method.strategy.frozen_teachers)
     found.check_conditions(image, classes, config.compute)
     soft, steps = config.data.has_soft_targets, config.schedule.accumulate
     return found.model_copy(update={"soft_targets": soft, "accumulate": steps})

@@ -55,8 +55,8 @@ class Learner:
     def forward(self, x: Tensor, step: int = 0, begin: int = 0) -> Tensor:
         """Logits `[b, C]` of images `[b, ...]`, with their graph.
 
-        What the network draws (dropout) depends on `key`, the step, and where in its batch x
-        begins, not on what else was computed in this process.
+        What the network draws from PyTorch's generators (dropout) depends on `key`, the step, and
+        where in its batch x begins, not on what else was computed in this process.
         """
         seed_torch(int(mix(self.key, step, begin)), x.device)
         with autocast(x.device, self.low), torch.set_grad_enabled(not self.frozen):

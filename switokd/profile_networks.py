@@ -1,9 +1,9 @@
 """Measures each network on the device at hand: forward, backward and update by samples.
 
 A network is made ready as for training, with all that its updates do, and fed with noise, in a
-fork of the random numbers, so that a training afterwards draws what it would have drawn. Learning
-rates are 0 here: noise does not spoil what is measured. Times are on the clock on the wall, from an
-idle device to an idle device, which is also how a step meets its exchange.
+fork of the random numbers. Learning rates are 0 here: noise does not spoil what is measured. Times
+are on the clock on the wall, from an idle device to an idle device, which is also how a step meets
+its exchange.
 
 Not covered: the costs of communication, which are measured between ranks that are there
 (`links.py`), else assumed (`timings.py`), and can be set in the file; of compiled networks all
@@ -252,6 +252,7 @@ class Bench:
             model=network.model,
             model_kwargs=network.model_kwargs,
             optimizer=network.optimizer.name,
+            frozen=self.learner.frozen,
             samples=tuple(times),
             forward_seconds=tuple(t.forward for t in times.values()),
             backward_seconds=tuple(t.backward for t in times.values()),

@@ -161,11 +161,12 @@ def ranks_of_row(row: Any) -> list[int] | dict[int, float]:
         if not is_right or len(set(row)) < len(row):
             raise ValueError(words)
         return row
-    if not isinstance(row, dict) or not all(
-        re.fullmatch(r"0|[1-9][0-9]*", str(rank)) and type(weight) in (int, float)
-        for rank, weight in row.items()
-    ):
+    if not isinstance(row, dict):
         raise ValueError(words)
+    for rank, weight in row.items():
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not re.fullmatch(r"0|[1-9][0-9]*", str(rank)):
+            raise ValueError(words)
     weights = {int(rank): float(weight) for rank, weight in row.items()}
     if len(weights) < len(row):  # "0" and 0
         raise ValueError(words)

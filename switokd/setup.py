@@ -27,13 +27,7 @@ from switokd.schedules import Windows, learning_rate
 from switokd.sections import Compute, Network
 from switokd.stopwatch import Stopwatch
 from switokd.topology import Role
-from switokd.updates import (
-    AUTOCAST,
-    Updates,
-    loss_scaler,
-    moving_average,
-    parameter_groups,
-)
+from switokd.updates import AUTOCAST, Updates, loss_scaler, moving_average, parameter_groups
 from switokd.world import World
 
 MOST_FORMS = 64
@@ -233,16 +227,14 @@ def tf32(compute: Compute) -> Iterator[None]:
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # it was set by PyTorch's newer interface, and has no one name
-        before = None
+        before = "highest"
     torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        if before is not None:
-            torch.set_float32_matmul_precision(before)
-        else:
-            for backend, precision in newer:
-                backend.fp32_precision = precision
+        torch.set_float32_matmul_precision(before)
+        for backend, precision in newer:  # the older one leaves its own there
+            backend.fp32_precision = precision
 
 
 def set_learning_rate(config: Config, learner: Learner, step: int, steps_per_epoch: int) -> None:

@@ -74,8 +74,11 @@ class NetworkTimes(Section):
     role: Literal["teacher", "student"]
     model: str
     model_kwargs: Mapping[str, Any] = {}
+    """Both as in the run file."""
     optimizer: str = "sgd"
-    """These, and its name, as in the run file."""
+    """Its name."""
+    frozen: bool = False
+    """Whether it only ever answers: nothing is learned then, and there is no time for that."""
     samples: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
     forward_seconds: Seconds
     backward_seconds: Seconds
@@ -154,12 +157,17 @@ class Profile(Section):
             raise UsageError(f"the profile has no network {name} (it has {known}); profile again")
         return self.networks[name]
 
-    def check(self, networks: Mapping[str, Network]) -> None:
-        """UsageError unless it was made of these."""
+    def check(self, networks: Mapping[str, Network], frozen_teachers: bool = False) -> None:
+        """UsageError unless it was made of these.
+
+        What was frozen has no time for learning; what learned may be frozen now, and always pauses.
+        """
         for name, n in networks.items():
             found = self.network(name)
-            theirs = _in_words(found.role, found.model, found.model_kwargs, found.optimizer)
-            ours = _in_words(n.role, n.model, n.model_kwargs, n.optimizer.name)
+            ours, theirs = _in_words(n, n.optimizer.name), _in_words(found, found.optimizer)
+            is_frozen = frozen_teachers and n.role == "teacher"
+            if found.frozen and not is_frozen:
+                theirs += ", frozen"
             if ours != theirs:
                 raise UsageError(
                     f"the profile's {name} is {theirs}; the run file's {ours}; profile again"
@@ -202,10 +210,11 @@ class Profile(Section):
             raise UsageError(f"{path}: not a profile of 'switokd plan': {words}") from None
 
 
-def _in_words(role: str, model: str, kwargs: Mapping[str, Any], optimizer: str) -> str:
-    """All of a network that its times depend on: "a teacher, wrn-16-2 {'width': 4}, sgd"."""
-    given = " " + json.dumps(kwargs, sort_keys=True, default=str) if kwargs else ""
-    return f"a {role}, {model}{given}, {optimizer}"
+def _in_words(network: Network | NetworkTimes, optimizer: str) -> str:
+    """What a network's times depend on most: 'a teacher, wrn-16-2 {"dropout": 0.1}, sgd'."""
+    kwargs = json.loads(network.model_dump_json(include={"model_kwargs"}))["model_kwargs"]
+    given = " " + json.dumps(kwargs, sort_keys=True) if kwargs else ""
+    return f"a {network.role}, {network.model}{given}, {optimizer}"
 
 
 @lru_cache(maxsize=100_000)

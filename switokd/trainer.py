@@ -101,8 +101,8 @@ class Trainer:
             result = train_step(self.learners, step, x, y, n, method, self.exchange, self.decider)
             with self.exchange.watched(adding_up(step)):
                 log.add(result, n)
-                if self.desk:
-                    self.desk.step(step, epoch, result, self.exchange.passed_at)
+            if self.desk:
+                self.desk.step(step, epoch, result, self.exchange.passed_at)
         with self.exchange.watched(adding_up(steps[-1])):
             log.end_of_training()
         is_last = steps[-1] == total_steps(self.config, self.images)

@@ -67,7 +67,7 @@ class Updates:
         gradients.complete()  # where the network was paused in the window's last step
         gradients.finish()
         if not optimizer.state:
-            momentum_from_zeros(optimizer)
+            _momentum_from_zeros(optimizer)
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
         if self.clip_norm is not None:
@@ -115,7 +115,7 @@ class MovingAverage:
         self._is_new = False
 
 
-def momentum_from_zeros(optimizer: Optimizer) -> None:
+def _momentum_from_zeros(optimizer: Optimizer) -> None:
     """Give SGD its momentum before the first update; Adam needs nothing.
 
     PyTorch would make it in the first one. Its fused form would then

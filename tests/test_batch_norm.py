@@ -28,6 +28,7 @@ class Net(nn.Module):
     def __init__(self, in_channels, num_classes):
         super().__init__()
         self.norm = nn.BatchNorm1d(in_channels * 64)
+        self.other = nn.InstanceNorm1d(in_channels, track_running_stats=True)
         self.linear = nn.Linear(in_channels * 64, num_classes)
         self.seen = []
         atexit.register(self.leave)
@@ -36,10 +37,11 @@ class Net(nn.Module):
         x = x.flatten(1)
         if self.training:
             self.seen.append(x.detach().clone())
-        return self.linear(self.norm(x))
+        return self.linear(self.norm(x) + self.other(x[:, None]).flatten(1))
 
     def leave(self):
         found = {"seen": self.seen, "mean": self.norm.running_mean, "var": self.norm.running_var}
+        found["other"] = self.other.running_mean
         torch.save(found, f"rank{os.environ['RANK']}.pt")
 """
 STEPS = 3
@@ -59,6 +61,11 @@ def test_statistics_are_the_mean_over_the_ranks_by_their_shares(tmp_path: Path) 
     expected = (3 * own[0] + own[1]) / 4
     found = torch.stack((ranks[0]["mean"], ranks[0]["var"])).double()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    others = [_running([x.double().mean() for x in rank["seen"]]) for rank in ranks]
+    assert (others[0] - others[1]).abs() > 1e-3
+    for rank in ranks:
+        found = rank["other"].double().squeeze()
+        torch.testing.assert_close(found, (3 * others[0] + others[1]) / 4, rtol=1e-5, atol=1e-6)
     saved = torch.load(folder / "weights" / "teacher.pt")
     assert torch.equal(saved["norm.running_mean"], ranks[0]["mean"])
     assert torch.equal(saved["norm.running_var"], ranks[0]["var"])
@@ -71,6 +78,14 @@ def _statistics(batches: list[torch.Tensor]) -> torch.Tensor:
         mean = 0.9 * mean + 0.1 * x.double().mean(dim=0)
         var = 0.9 * var + 0.1 * x.double().var(dim=0)
     return torch.stack((mean, var))
+
+
+def _running(means: list[torch.Tensor]) -> torch.Tensor:
+    """Running mean after these batches' means, from 0."""
+    mean = torch.zeros(()).double()
+    for each in means:
+        mean = 0.9 * mean + 0.1 * each
+    return mean
 
 
 SHARED_GPU = "ranks share a GPU: exchanging over Gloo and the host's memory, not NCCL"

@@ -7,6 +7,7 @@ Not covered: GPUs.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,8 @@ from switokd.environment import Environment
 from switokd.errors import UsageError
 from switokd.runfile import load
 from switokd.schedules import Windows
-from switokd.setup import compile_ahead, make_learner
+from switokd.sections import Compute
+from switokd.setup import compile_ahead, make_learner, tf32
 from switokd.world import World
 
 NAMES = ("t1", "t2", "t3", "t4", "s")  # each in two forms: more than PyTorch's limit for a class
@@ -92,7 +94,7 @@ def test_a_weight_may_have_its_first_gradient_later_than_others() -> None:
     theirs = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     for step in range(1, 6):
         x, y = torch.randn(8, 1, 8, 8), torch.randint(10, (8,))
-        ours.backward(F.cross_entropy(ours.forward(x), y), step)
+        ours.backward(F.cross_entropy(ours.forward(x, step), y), step)
         ours.update(step)
         theirs.zero_grad()
         F.cross_entropy(reference(x), y).backward()  # type: ignore[no-untyped-call]
@@ -114,3 +116,50 @@ def test_what_a_network_draws_is_given_by_seed_name_step_and_place_in_the_batch(
     assert torch.equal(drawn(), drawn())
     for other in ({"name": "teacher"}, {"seed": 1}, {"step": 2}, {"begin": 32}):
         assert not torch.equal(drawn(), drawn(**other))
+
+
+BACKENDS: Any = torch.backends
+"""Their precisions are set as programs do, and mypy does not know them."""
+
+
+@pytest.fixture
+def _usual_precision() -> Iterator[None]:
+    """What PyTorch starts with, after a test that changes it."""
+    backends = BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul
+    found = [backend.fp32_precision for backend in backends]
+    yield
+    BACKENDS.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    for backend, precision in zip(backends, found, strict=True):
+        backend.fp32_precision = precision
+
+
+@pytest.mark.skipif(
+    not hasattr(BACKENDS.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9"
+)
+@pytest.mark.usefixtures("_usual_precision")
+@pytest.mark.parametrize("set_before", ["nothing", "matmul", "everything", "older"])
+def test_tf32_leaves_a_programs_precision_as_it_was(set_before: str) -> None:
+    if set_before == "matmul":
+        BACKENDS.cuda.matmul.fp32_precision = "tf32"
+    elif set_before == "everything":
+        BACKENDS.fp32_precision = "tf32"
+    elif set_before == "older":
+        torch.set_float32_matmul_precision("medium")
+
+    def precisions() -> list[str]:
+        try:
+            named = torch.get_float32_matmul_precision()
+        except RuntimeError:
+            named = "no one name"
+        backends = BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul, BACKENDS
+        return [named, *(backend.fp32_precision for backend in backends)]
+
+    before = precisions()
+    with tf32(Compute(precision="fp32")):
+        assert precisions() == before
+    with tf32(Compute(precision="tf32")):
+        assert BACKENDS.cuda.matmul.fp32_precision == "tf32"
+    assert precisions() == before
+    BACKENDS.fp32_precision = "tf32"  # reaches what was left to it
+    assert precisions()[1] == "tf32"

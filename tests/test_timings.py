@@ -34,6 +34,8 @@ def test_times_between_and_beyond_the_measured_sizes() -> None:
 
 def test_errors_are_one_line(tmp_path: Path) -> None:
     profile = ten_one_one()
+    networks = {"large": profile.networks["large"].model_copy(update={"frozen": True})}
+    frozen = profile.model_copy(update={"networks": networks})
     (tmp_path / "text.json").write_text("no JSON")
     (tmp_path / "other.json").write_text('{"device": "cpu"}')
     torn = json.loads(profile.model_dump_json())
@@ -45,6 +47,9 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         ),
         "profile's large is a teacher, any, sgd; the run file's a student, any, sgd": (
             lambda: profile.check({"large": Network(role="student", model="any")})
+        ),
+        "profile's large is a teacher, any, sgd, frozen; the run file's a teacher, any, sgd;": (
+            lambda: frozen.check({"large": Network(role="teacher", model="any")})
         ),
         r'file\'s a teacher, any {"width": 4}, sgd; profile again': lambda: profile.check(
             {"large": Network(role="teacher", model="any", model_kwargs={"width": 4})}
@@ -68,3 +73,13 @@ def test_profile_survives_its_file(tmp_path: Path) -> None:
     profile = some_profile(7)
     profile.save(tmp_path / "p.json")
     assert Profile.load(tmp_path / "p.json") == profile
+
+
+def test_a_saved_profile_fits_what_it_was_made_of(tmp_path: Path) -> None:
+    """Also arguments that JSON has no word for, and where what learned is frozen now."""
+    kwargs = {"large": {"model_kwargs": {"most": float("inf")}}}
+    network = ten_one_one().networks["large"].model_copy(update=kwargs["large"])
+    profile = ten_one_one().model_copy(update={"networks": {"large": network}})
+    profile.save(tmp_path / "p.json")
+    large = Network(role="teacher", model="any", **kwargs["large"])  # type: ignore[arg-type]
+    Profile.load(tmp_path / "p.json").check({"large": large}, frozen_teachers=True)

@@ -18,12 +18,7 @@ from switokd.schedules import Windows
 from switokd.sections import SGD, Adam, AdamW, Network
 from switokd.setup import make_optimizer
 from switokd.topology import Role
-from switokd.updates import (
-    Updates,
-    loss_scaler,
-    moving_average,
-    parameter_groups,
-)
+from switokd.updates import Updates, loss_scaler, moving_average, parameter_groups
 
 
 def network() -> nn.Module:
