@@ -103,8 +103,8 @@ def follow_launcher(env: Environment) -> None:
 class Overdue:
     """Tells, once, what the main thread has been waiting for too long.
 
-    For what neither ends by itself nor raises: a collective in a GPU's queue. Forward and evaluation
-    are not watched: a rank that waits in SyncBatchNorm looks like one that hangs.
+    For what neither ends by itself nor raises: a collective in a GPU's queue. Forward and
+    evaluation are not watched: a rank that waits in SyncBatchNorm looks like one that hangs.
     """
 
     def __init__(self, seconds: float, tell: Callable[[str], None]) -> None:

@@ -68,8 +68,8 @@ class Placement:
         return _shards(dict(self.table)[network], n)
 
     def problem_with(self, n: int, which: str = "") -> str:
-        """What is wrong with a batch of `n`, in words; nothing if it leaves two samples to each rank of
-        those networks that are on several.
+        """What is wrong with a batch of `n`, in words; nothing if each rank of a network on several
+        has two samples.
 
         which: of what is so many, where that is not the batch size as it is set.
         """
