@@ -147,11 +147,11 @@ def test_what_others_take_is_all_but_what_this_process_has_started(
     monkeypatch.setattr("bench.machine.time", SimpleNamespace(monotonic=lambda: next(clock)))
     others, had = machine.Others(), 20.0 * len(os.sched_getaffinity(0))
     before = os.times()
-    burn = "import time\nwhile time.process_time() < 1: pass"
+    burn = "import time\nwhile time.process_time() < 1.1: pass"
     subprocess.run([sys.executable, "-c", burn], check=True)
     share, after = others.share(), os.times()
     ours = sum(after[:4]) - sum(before[:4])
-    assert ours > 0.9  # counted in hundredths
+    assert ours > 1
     assert share == pytest.approx((10.0 - ours) / had, abs=0.2 / had)
 
     monkeypatch.setattr(machine, "cores", lambda: 0)  # a part of the cores' time, in a container
