@@ -110,7 +110,7 @@ def rank_placements(
     limit = max(MOST_CANDIDATES // len(pauses.patterns), 200)
     works = [_work(profile, topology, batch_size, each) for each in (pauses, Pauses.none())]
     found = candidates(topology, works, batch_size, devices, limit)
-    found = [p for p in found if _gives_two_samples(p, batch_size)]
+    found = [p for p in found if not p.problem_with(batch_size)]
     if not found:
         raise UsageError(
             f"{batch_size} images (data.batch_size) cannot be shared by {devices} devices with 2 "
@@ -136,15 +136,6 @@ def predict(profile: Profile, placement: Placement, batch_size: int, pauses: Pau
         efficiency=sum(work.values()) / (placement.world_size * seconds) if seconds else 1.0,
         memory_bytes=tuple(memory),
         fits=available is None or max(memory) <= available,
-    )
-
-
-def _gives_two_samples(placement: Placement, batch_size: int) -> bool:
-    """Whether each rank has two samples or more of its networks, as training asks for."""
-    return all(
-        shard.stop - shard.start >= 2
-        for name, _ in placement.table
-        for shard in placement.shards(name, batch_size).values()
     )
 
 

@@ -197,7 +197,6 @@ def train(config: Config, env: Environment) -> Path | None:
     built: Models = {}
     if config.placement != "auto":
         # Before the ranks meet, so that a mistake in a model is not also a lost peer elsewhere.
-        config.check_batch(env.world_size)
         names = config.placement_on(env.world_size).networks_of(env.rank)
         built = make_models(config, names, images)
     with ExitStack() as stack:
