@@ -135,7 +135,7 @@ class Compared:
     def ours(self) -> float:
         """Seconds per step."""
         torch.compiler.reset()  # it would not compile as many networks as all rounds have
-        with tf32(self._config.compute):  # which is set for the whole process otherwise
+        with tf32(self._config.compute):
             made, paused = InProcess(self._config, self._device, self._images), 0
             log = EpochLog(made.learners, made.place, made.decider, self._device)
             clock = plain.Clock(self._device, self._steps)

@@ -28,7 +28,6 @@ from switokd.environment import Environment, environment
 from switokd.errors import NonFiniteError, PeerError, SwitokdError, UsageError
 from switokd.results import NOTHING, Run, importing_from
 from switokd.runfile import checked, import_folders, load, with_folders
-from switokd.setup import tf32
 
 Source = str | Path | Mapping[str, Any] | Config
 """A recipe's name, a run file's path, a run file's content, or a configuration."""
@@ -158,7 +157,7 @@ def _train_here(config: Config, lent: Mapping[str, Any] = NOTHING) -> Run:
     alone += [f"networks.{name}.ranks=1" for name in config.networks]
     config = checked(config.model_dump(mode="json"), config.name, alone)
     folders = import_folders(config, Path.cwd())
-    with _as_it_was(), tf32(config.compute), objects.lent(lent), importing_from(folders):
+    with _as_it_was(), objects.lent(lent), importing_from(folders):
         _refuse_untrained(config, lent)
         path = trainer.train(config, Environment(embedded=True))
     assert path is not None, "one process, which is rank 0"

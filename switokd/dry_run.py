@@ -34,7 +34,7 @@ from switokd.learner import Learner
 from switokd.objective import objective
 from switokd.placement import Place, replicated
 from switokd.profile_networks import kept_by_forward
-from switokd.setup import check_shards, make_learners, make_model
+from switokd.setup import check_shards, make_learners, make_model, tf32
 from switokd.step import train_step
 from switokd.world import World, choose_device
 
@@ -146,7 +146,8 @@ def dry_run(config: Config, batch: int = 4) -> DryRun:
     if problems:
         return DryRun(tuple(problems))
     try:
-        return _step(config, built, images, batch, device)
+        with tf32(config.compute):
+            return _step(config, built, images, batch, device)
     except SwitokdError as error:
         return DryRun((str(error),))
 

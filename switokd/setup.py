@@ -90,8 +90,6 @@ def make_learners(
     by_ranks = {ranks: world.group(ranks) for ranks in dict.fromkeys(ranks_of.values())}
     groups = {name: by_ranks[ranks] for name, ranks in ranks_of.items()}
     check_batch_norm(config, place.placement, world)
-    if config.compute.precision == "tf32":
-        torch.set_float32_matmul_precision("high")
     learners = [
         make_learner(config, name, built[name], world, groups[name], windows or Windows())
         for name in place.networks

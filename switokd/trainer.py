@@ -40,7 +40,7 @@ from switokd.lifecycle import (
 from switokd.memory import keep_freed_memory
 from switokd.placement import Place, Placement
 from switokd.schedules import Windows
-from switokd.setup import Models, check_shards, make_learners, make_models, set_learning_rate
+from switokd.setup import Models, check_shards, make_learners, make_models, set_learning_rate, tf32
 from switokd.step import train_step
 from switokd.telemetry import EpochLog, Waiting
 from switokd.threads import stay_within_limits
@@ -199,7 +199,7 @@ def train(config: Config, env: Environment) -> Path | None:
         # Before the ranks meet, so that a mistake in a model is not also a lost peer elsewhere.
         names = config.placement_on(env.world_size).networks_of(env.rank)
         built = make_models(config, names, images)
-    with ExitStack() as stack:
+    with tf32(config.compute), ExitStack() as stack:
         world, choice = meet(stack, config, env, device, images)
         placement = choice.placement
         if env.rank >= placement.world_size:
