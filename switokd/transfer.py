@@ -1,6 +1,6 @@
-"""Small tensors of the host's, such as indices and headers, onto the device.
+"""Tensors of the host's onto the device: batches, indices, headers.
 
-Not covered: batches, which are copied ahead (`data/feed.py`); the way back (`distances.to_host`).
+Not covered: copying a step ahead (`data/feed.py`); the way back (`distances.to_host`).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from switokd.data.loader import Batch
+from switokd.transfer import onto
 
 
 def feed(
@@ -26,7 +27,7 @@ def feed(
 
 
 def _place(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
-    x, y = (t.to(device, non_blocking=True) for t in batch)
+    x, y = (onto(device, t) for t in batch)
     return in_order(x, channels_last), y
 
 
@@ -52,7 +53,7 @@ def _ahead(batches: Iterator[Batch], device: torch.device, channels_last: bool) 
         with torch.cuda.stream(copying):
             batch = next(batches, None)
             if batch is not None:
-                batch = _place(_pinned(batch), device, channels_last)
+                batch = _place(batch, device, channels_last)
         if ready is not None:
             yield ready
         if batch is None:
@@ -61,8 +62,3 @@ def _ahead(batches: Iterator[Batch], device: torch.device, channels_last: bool) 
         for tensor in batch:  # its memory must not be given away while the step reads it
             tensor.record_stream(computing)
         ready = batch
-
-
-def _pinned(batch: Batch) -> Batch:
-    x, y = batch
-    return batch if x.is_cuda else (x.pin_memory(), y.pin_memory())
