@@ -34,7 +34,7 @@ class Learner:
     gradients: Gradients
     frozen: bool = False
     key: int = 0
-    """Of the run's seed and its name."""
+    """What it draws from, given by the run's seed and its name."""
     low: torch.dtype | None = None
     """What its forward pass computes in; None: float32."""
     updates: Updates = field(default_factory=Updates)
@@ -105,9 +105,9 @@ def _in_fp32(z: Tensor) -> Tensor:
 def average_statistics(
     learner: Learner, model: nn.Module, share: float, transport: torch.device | None
 ) -> None:
-    """Give all of a network's ranks the mean of their BatchNorm statistics, to evaluate alike.
+    """Give all of a network's ranks the mean of the statistics that their norms keep.
 
-    Likewise of other norms that keep some.
+    They evaluate alike then. BatchNorm's are such, and InstanceNorm's where it keeps any.
 
     model: the learner's own, or its moving average. share: this rank's part of each batch, which
     weights its statistics.
