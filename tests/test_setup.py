@@ -102,22 +102,6 @@ def test_a_weight_may_have_its_first_gradient_later_than_others() -> None:
     torch.testing.assert_close(dict(model.named_parameters()), dict(reference.named_parameters()))
 
 
-def test_what_a_network_draws_is_given_by_seed_name_step_and_place_in_the_batch() -> None:
-    dropout = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5))
-    world = World(Environment(), torch.device("cpu"))
-    x = torch.ones(4, 1, 8, 8)
-
-    def drawn(name: str = "student", seed: int = 0, step: int = 1, begin: int = 0) -> Tensor:
-        config = load("digits-1t1s", [f"seed={seed}"])
-        torch.rand(1)  # whatever else was drawn
-        made = make_learner(config, name, dropout, world, None, Windows())
-        return made.forward(x, step, begin) == 0
-
-    assert torch.equal(drawn(), drawn())
-    for other in ({"name": "teacher"}, {"seed": 1}, {"step": 2}, {"begin": 32}):
-        assert not torch.equal(drawn(), drawn(**other))
-
-
 BACKENDS: Any = torch.backends
 """Their precisions are set as programs do, and mypy does not know them."""
 

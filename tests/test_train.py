@@ -190,39 +190,6 @@ def test_one_process_without_torchrun_or_coordinator_keeps_the_same_record(tmp_p
     assert alone.read_bytes() == served.read_bytes()
 
 
-DROPOUT = """
-from torch import nn
-
-def net():
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Dropout(0.3), nn.ReLU(),
-        nn.Dropout(0.3), nn.Linear(32, 10))
-"""
-
-
-def test_dropout_is_the_same_wherever_a_network_is(tmp_path: Path) -> None:
-    (tmp_path / "mynets.py").write_text(DROPOUT)
-    settings = ["digits-2t1s", "schedule.max_steps=30", "distillation.temperature=0.5"]
-    settings += [f"networks.{n}.model=mynets:net" for n in ("teacher1", "teacher2", "student")]
-    alone = [sys.executable, "-m", "switokd.train", *settings, "placement=replicated"]
-    table = "placement={teacher1: [1], teacher2: [0], student: [0]}"
-    for name, command in (
-        ("alone", [*alone, "coordinator=off"]),
-        ("apart", torchrun(3, *settings)),
-        ("mixed", torchrun(2, *settings, table)),
-    ):
-        code, out, err = run([*command, f"run_dir={name}"], tmp_path)
-        assert code == 0, f"{out}\n{err}"
-    first, *others = (tmp_path / name for name in ("alone", "apart", "mixed"))
-    record = lines(first / "decisions.jsonl")
-    assert {d["mode"] for d in record} == {"learning", "expert"}
-    for other in others:
-        assert lines(other / "decisions.jsonl") == record
-        for name in ("teacher1", "teacher2", "student"):
-            mine, theirs = (torch.load(f / "weights" / f"{name}.pt") for f in (first, other))
-            assert all(torch.equal(mine[key], theirs[key]) for key in mine)
-
-
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "setting",
