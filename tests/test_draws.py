@@ -18,6 +18,7 @@ from switokd.setup import make_learner
 from switokd.world import World
 from tests.support import lines, run, torchrun
 
+
 def test_what_a_network_draws_is_given_by_seed_name_step_and_place_in_the_batch() -> None:
     dropout = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5))
     world = World(Environment(), torch.device("cpu"))

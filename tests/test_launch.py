@@ -8,11 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from switokd.cli import app
 from switokd.environment import Crew
 from switokd.launch import processes_for
 from switokd.runfile import load
-from tests.support import process, run, unshare, wait_until
+from tests.support import process, run, torchrun, unshare, wait_until
 
 AUTO = ["placement=auto", "device=cpu"]
 TRAIN = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "run_dir=out"]
@@ -47,10 +49,52 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_a_machines_own_name_need_not_lead_anywhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["switokd train", "torchrun"])
+def test_a_machines_own_name_need_not_lead_anywhere(launcher: str, tmp_path: Path) -> None:
+    command = TRAIN
+    if launcher == "torchrun":  # with what README says that it needs then
+        program, *words = torchrun(2, "digits-1t1s", "run_dir=out")
+        command = [program, "--local-addr=127.0.0.1", *words]
     nameless = [*unshare("-ru"), sys.executable, "-c", NAMELESS]
-    code, out, err = run([*nameless, *TRAIN, "schedule.max_steps=3"], tmp_path)
+    code, out, err = run([*nameless, *command, "schedule.max_steps=3"], tmp_path)
     assert code == 0, f"{out}\n{err}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["networks.teacher.ranks=40"], "64 images leave a rank of teacher (ranks 0-39) fewer"),
+        (["placement=replicated", "data.batch_size=4", "-n3"], "4 images leave a rank of teacher"),
+        (["placement=replicated", "coordinator=off", "-n2"], "off is for a run of one process, fo"),
+    ],
+)
+def test_what_the_run_file_tells_is_refused_before_any_process_starts(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("switokd.launch.launch", lambda *what: started.append(what))
+    result = CliRunner().invoke(app, ["train", "digits-1t1s", *arguments])
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert not started
+
+
+def test_under_torchrun_its_processes_count_not_those_that_would_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two of torchrun's, on a machine with eight GPUs: 12 images are enough."""
+    variables = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}
+    for key, value in variables.items():
+        monkeypatch.setenv(key, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    monkeypatch.setattr("switokd.world.gpu_count", lambda: 8)
+    worked: list[object] = []
+    monkeypatch.setattr("switokd.cli._work", lambda *what: worked.append(what))
+    settings = ["placement=replicated", "data.batch_size=12"]
+    result = CliRunner().invoke(app, ["train", "digits-1t1s", *settings])
+    assert result.exit_code == 0, result.stderr
+    assert worked == [("digits-1t1s", settings)]
 
 
 def test_a_gpu_without_memory_left_is_one_line(tmp_path: Path) -> None:

@@ -78,8 +78,8 @@ def test_profile_survives_its_file(tmp_path: Path) -> None:
 def test_a_saved_profile_fits_what_it_was_made_of(tmp_path: Path) -> None:
     """Also arguments that JSON has no word for, and where what learned is frozen now."""
     large = Network(role="teacher", model="any", model_kwargs={"most": float("inf")})
-    times_of_it = ten_one_one().networks["large"].model_copy(
-        update={"model_kwargs": large.model_kwargs}
+    times_of_it = (
+        ten_one_one().networks["large"].model_copy(update={"model_kwargs": large.model_kwargs})
     )
     profile = ten_one_one().model_copy(update={"networks": {"large": times_of_it}})
     profile.save(tmp_path / "p.json")
