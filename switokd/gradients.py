@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from switokd.timings import BUCKET_BYTES
+from switokd.transfer import onto
 from switokd.world import naming
 
 
@@ -29,6 +30,8 @@ class Bucket:
 
     parameters: list[nn.Parameter]
     ready: int = 0
+    reached: list[bool] = field(default_factory=list)
+    """By parameter, whether this rank's loss has reached it."""
     flat: Tensor | None = None
     work: dist.Work | None = None
 
@@ -37,27 +40,28 @@ class Bucket:
         behind them a 1 for each parameter that it did, else a 0.
         """
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        has = [p.grad is not None for p in self.parameters]
-        marks = grads[0].new_ones(len(has)) if all(has) else grads[0].new_tensor(has)
+        self.reached = [p.grad is not None for p in self.parameters]
+        if all(self.reached):
+            marks = grads[0].new_ones(len(grads))
+        else:
+            marks = onto(grads[0].device, torch.tensor(self.reached, dtype=grads[0].dtype))
         values = [_as_it_lies(g, strides) for g, strides in zip(grads, self._strides, strict=True)]
         flat = torch.cat([*values, marks])
         for parameter in self.parameters:  # their memory serves the rest of backward
             parameter.grad = None
         return flat
 
-    def unpack(self, flat: Tensor, reached: set[nn.Parameter]) -> None:
-        """Give each parameter its part of the sum; one that no rank's loss reaches keeps none.
+    def unpack(self, flat: Tensor) -> None:
+        """Give each parameter its part of the sum; one that no rank's loss reached has none.
 
-        reached: those that are known to be; is added to, and the marks are read only for others.
+        The marks are read, which waits for a GPU, only where this rank's loss left some out.
         """
         sizes = [p.numel() for p in self.parameters]
         *parts, marks = torch.split(flat, [*sizes, len(sizes)])
-        if not reached.issuperset(self.parameters):
-            counts = zip(self.parameters, marks.tolist(), strict=True)
-            reached.update(p for p, count in counts if count)
-        for parameter, strides, part in zip(self.parameters, self._strides, parts, strict=True):
-            if parameter in reached:  # a view of the sum: nothing is copied
-                parameter.grad = part.as_strided(parameter.shape, strides)
+        reached = self.reached if all(self.reached) else marks.tolist()
+        for i, (parameter, part) in enumerate(zip(self.parameters, parts, strict=True)):
+            if reached[i]:  # a view of the sum: nothing is copied
+                parameter.grad = part.as_strided(parameter.shape, self._strides[i])
 
     @cached_property
     def _strides(self) -> list[tuple[int, ...]]:
@@ -88,8 +92,6 @@ class Gradients:
     """Whether they stay on this rank for now: more are added to them before they are sent."""
     _buckets: list[Bucket] = field(default_factory=list)
     _next: int = 0
-    _reached: set[nn.Parameter] = field(default_factory=set)
-    """Parameters that a loss has reached, on any rank: where this one's shard was empty as well."""
 
     def __post_init__(self) -> None:
         if self.group is None:
@@ -126,7 +128,7 @@ class Gradients:
                 assert bucket.work is not None
                 assert bucket.flat is not None
                 bucket.work.wait()
-                bucket.unpack(bucket.flat.to(bucket.parameters[0].device), self._reached)
+                bucket.unpack(bucket.flat.to(bucket.parameters[0].device))
 
     def _hook(self, bucket: Bucket):  # type: ignore[no-untyped-def]
         def ready(parameter: Tensor) -> None:

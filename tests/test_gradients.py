@@ -16,7 +16,8 @@ from switokd.gradients import Bucket, buckets
 from switokd.timings import BUCKET_BYTES
 from tests.support import TORCHRUN, run
 
-# Rank 1 has no sample in the first step; nobody's loss ever reaches the last parameter.
+# Rank 1 has no sample in the first step; the second parameter is reached by both in the second, by
+# rank 1 in the third and by nobody in the fourth; nobody's loss ever reaches the last.
 SCRIPT = """
 import json, os, torch, torch.distributed as dist
 from torch import nn
@@ -27,11 +28,11 @@ rank = dist.get_rank()
 first, second, unused = (nn.Parameter(torch.ones(2)) for _ in range(3))
 gradients = Gradients("net", [first, second, unused], dist.group.WORLD)
 steps = []
-for step, has_samples in enumerate((rank == 0, True)):
+for has_samples, both in [(rank == 0, False), (True, True), (True, rank == 1), (True, False)]:
     gradients.start()
     if has_samples:
         loss = (rank + 1) * first.sum()
-        (loss + second.sum() if step else loss).backward()
+        (loss + second.sum() if both else loss).backward()
     gradients.complete()
     gradients.finish()
     steps.append([None if p.grad is None else p.grad.tolist() for p in (first, second, unused)])
@@ -40,7 +41,7 @@ dist.destroy_process_group()
 """
 
 
-def test_every_rank_updates_what_any_ranks_loss_reached(tmp_path: Path) -> None:
+def test_every_rank_updates_what_any_ranks_loss_has_reached_in_this_step(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [TORCHRUN, "--standalone", "--nproc-per-node=2", "script.py"]
     code, out, err = run(command, tmp_path)
@@ -48,7 +49,12 @@ def test_every_rank_updates_what_any_ranks_loss_reached(tmp_path: Path) -> None:
     found: list[dict[str, Any]] = [
         json.loads(line) for line in out.splitlines() if line.startswith("{")
     ]
-    steps = [[[1.0, 1.0], None, None], [[3.0, 3.0], [2.0, 2.0], None]]
+    steps = [
+        [[1.0, 1.0], None, None],
+        [[3.0, 3.0], [2.0, 2.0], None],
+        [[3.0, 3.0], [1.0, 1.0], None],
+        [[3.0, 3.0], None, None],  # as in one process: neither momentum nor weight decay goes on
+    ]
     assert [each["steps"] for each in sorted(found, key=lambda e: e["rank"])] == [steps, steps]
 
 
@@ -64,7 +70,7 @@ def test_gradients_travel_in_their_own_memory_order_and_come_back_as_parts_of_th
     flat = bucket.pack()
     assert flat.tolist()[-3:] == [1, 1, 1]
     assert all(parameter.grad is None for parameter in parameters)  # not held twice
-    bucket.unpack(2 * flat, set())
+    bucket.unpack(2 * flat)
     for parameter, value in zip(parameters, values, strict=True):
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, 2 * value)
