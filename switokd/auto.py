@@ -31,7 +31,7 @@ from switokd.pauses import Pauses
 from switokd.placement import Placement, replicated
 from switokd.plan import NOISE, Prediction, choose, shard_sizes
 from switokd.profile_networks import profile
-from switokd.timings import ASSUMED_DECISION_SECONDS, Profile
+from switokd.timings import ASSUMED_DECISION_SECONDS, Communication, Profile
 from switokd.world import World, device_memory
 
 
@@ -76,9 +76,16 @@ def choose_placement(config: Config, world: World, images: Images) -> Choice:
         def best(crew: Crew, processes: int) -> Prediction:
             own = own_memory(world, crew)
             found = given[crew].model_copy(update={"device_memory_bytes": own})
-            return choose(found, config.topology, config.data.batch_size, processes, pauses)
+            return choose(found, config.topology, images.size_of(0), processes, pauses)
 
-        offers = [Offer(crew, best(crew, crew.processes)) for crew in given]
+        offers, problem = [], None
+        for crew in given:
+            try:
+                offers.append(Offer(crew, best(crew, crew.processes)))
+            except UsageError as error:  # a small data set may be too few images for so many
+                problem = error
+        if problem and not offers:
+            raise problem
         chosen = fewest_of_the_best(offers)
         alone = None
         if not env.crews and world.device.type == "cpu":  # as many as the user has started
@@ -135,12 +142,11 @@ def measured_profiles(
 
 
 def _measured(config: Config, world: World, images: Images, crew: Crew) -> Profile | None:
-    its_world, is_in = world.first(crew.processes), world.rank < crew.processes
+    is_in = world.rank < crew.processes
     if is_in and world.env.crews:
         torch.set_num_threads(crew.threads)
-    links = measure_links(its_world, ASSUMED_DECISION_SECONDS) if is_in else None
-
-    sizes = shard_sizes(config.data.batch_size, crew.processes)
+    links = _links(world, crew.processes)
+    sizes = shard_sizes(images.size_of(0), crew.processes)
     memory = own_memory(world, crew)
     given = config, images.shape, images.classes, world.device, sizes
     measure = partial(profile, *given, links=links, memory=memory)
@@ -148,6 +154,12 @@ def _measured(config: Config, world: World, images: Images, crew: Crew) -> Profi
         with suppress(SwitokdError):  # rank 0 finds the same, and says so
             measure()
     return world.on_rank_0(measure)  # which all wait for
+
+
+def _links(world: World, processes: int) -> Communication | None:
+    with world.first(processes) as few:
+        is_in = world.rank < processes
+        return measure_links(few, ASSUMED_DECISION_SECONDS) if is_in else None
 
 
 def saved_profiles(

@@ -97,14 +97,20 @@ class World:
         group = dist.new_group(list(ranks), timeout=timeout, backend=self.backend)
         return group if isinstance(group, dist.ProcessGroup) else None
 
-    def first(self, ranks: int) -> World:
-        """The first so many ranks within this world, for the steps' collectives.
+    @contextmanager
+    def first(self, ranks: int) -> Iterator[World]:
+        """The first so many ranks within this world, for the steps' collectives, for a while.
 
-        Every rank must call it; what others than those get is of no use.
+        Every rank must call it; what others than those get is of no use. Their group is left at
+        the end unless the body fails: its threads would stay for the whole training.
         """
         if ranks == self.env.world_size:
-            return self
-        return replace(self, env=self.env.first(ranks), steps=self.group(range(ranks)))
+            yield self
+            return
+        few = replace(self, env=self.env.first(ranks), steps=self.group(range(ranks)))
+        yield few
+        if few.steps is not None:
+            dist.destroy_process_group(few.steps)
 
     @property
     def rank(self) -> int:

@@ -169,6 +169,15 @@ def test_profiles_decide_how_many_processes(tmp_path: Path) -> None:
     assert chosen(crews, [many_threads]).world_size == 1  # nothing is known of the other
 
 
+def test_what_a_small_data_set_has_not_enough_images_for_is_left_out(tmp_path: Path) -> None:
+    fast, slow = saved(tmp_path, 1, 0.1), saved(tmp_path, 2, 0.4)
+    crews, few = (Crew(8, 1), Crew(1, 2)), "data.train_samples=4"
+    assert chosen(crews, [fast, slow], "data.drop_last=false").world_size == 8
+    assert chosen(crews, [fast, slow], "data.drop_last=false", few).world_size == 1
+    with pytest.raises(UsageError, match=r"4 images \(data.batch_size\) cannot be shared by 8"):
+        chosen(crews[:1], [fast], "data.drop_last=false", few)
+
+
 def test_with_profiles_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "profile", None)
     monkeypatch.setattr(auto, "measure_links", None)

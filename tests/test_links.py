@@ -6,6 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+from switokd import links
+from switokd.environment import Environment
+from switokd.world import World
 from tests.support import TORCHRUN, run
 
 SCRIPT = """
@@ -33,6 +39,51 @@ def test_latency_and_bandwidth_are_measured_on_every_rank(tmp_path: Path) -> Non
         assert each["decision_seconds"] == 0.25
         assert 1e-6 < each["latency_seconds"] < 1
         assert 1e6 < each["bandwidth_bytes_per_second"] < 1e13
+
+
+THREADS = """
+import os, psutil, time, torch
+from switokd.environment import environment
+from switokd.links import measure_links
+from switokd.world import join_world
+
+me, env = psutil.Process(), environment()
+
+def measured(world):
+    with world.first(2) as few:
+        found = measure_links(few, 0.0) if world.rank < 2 else None
+        return me.num_threads() - before, found
+
+with join_world(env, torch.device("cpu"), 60) as world:
+    before = me.num_threads()
+    meanwhile, found = measured(world)
+    assert (found is not None) == (meanwhile > 0) == (world.rank < 2)
+    deadline = time.monotonic() + 30
+    while me.num_threads() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.write(1, f"{world.rank}: {me.num_threads() - before} threads too many\\n".encode())
+"""
+
+
+def test_what_only_some_ranks_measure_with_is_gone_afterwards(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(THREADS)
+    code, out, err = run(
+        [TORCHRUN, "--standalone", "--nproc-per-node=3", "script.py"], tmp_path, OMP_NUM_THREADS="1"
+    )
+    assert code == 0, err
+    assert sorted(out.splitlines()) == [f"{rank}: 0 threads too many" for rank in range(3)]
+
+
+def test_what_is_measured_predicts_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units: the seconds of the two sums come out of the latency and bandwidth made of them."""
+    taken = {links.SMALL: 0.001, links.LARGE: 0.011}
+    monkeypatch.setattr(links, "_seconds", lambda world, size: taken[size])
+    found = links.measure_links(World(Environment(world_size=4), torch.device("cpu")), 0.25)
+    assert found is not None
+    assert found.all_reduce(4, 0) == pytest.approx(0.001)
+    assert found.all_reduce(4, 4 * links.LARGE) == pytest.approx(0.011)
+    # Each rank of four sends and receives one and a half times the 8 MiB.
+    assert found.bandwidth_bytes_per_second == pytest.approx(1.5 * 2**23 / 0.010)
 
 
 def test_one_rank_has_no_links(tmp_path: Path) -> None:
