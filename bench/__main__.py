@@ -18,7 +18,7 @@ from rich.table import Table
 
 from bench import (
     against,
-    capacity,
+    coordinator,
     gpu,
     loading,
     machine,
@@ -45,7 +45,7 @@ PARTS: Mapping[str, ModuleType] = {
     "input": loading,
     "simulated": placements,
     "planning": planning,
-    "coordinator": capacity,
+    "coordinator": coordinator,
     "gpu": gpu,
     "nccl": nccl,
 }

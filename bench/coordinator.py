@@ -1,7 +1,5 @@
 """How many reports per second one coordinator takes on one core, and how long a decision takes.
 
-    python -m bench.coordinator
-
 A real coordinator process has one core for itself; the load (`bench.load`) runs here, on another.
 Ranks report as in training: step s + 1 once the decision of s is there. With several ranks in a run
 a latency therefore holds the wait for the slowest rank's report as well. Where the whole machine
@@ -16,16 +14,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import grpc
 import psutil
-from rich.console import Console
-from rich.table import Table
 
+from bench.figures import Figure, Say
 from bench.load import Load, Rank
 from bench.machine import busy_seconds
 from switokd.v1 import coordinator_pb2 as pb
@@ -89,26 +85,32 @@ class Result:
     pinned. Latencies and reports per second are worth what this is near 0."""
 
 
-def measure(quick: bool = False) -> dict[str, Any]:
-    """Measure all cases, `quick` ones for a second each; numbers and lists only."""
+FIGURES = ("coordinator_reports_per_second", "coordinator_p99_ms")
+
+
+def measure(quick: bool, say: Say) -> Iterable[Figure]:
+    """Give coordinator_reports_per_second and coordinator_p99_ms; the former has all cases."""
+    say("the coordinator under load")
     seconds = 1.0 if quick else 5.0
     results = [measure_case(case, seconds) for case in CASES]
-    main = results[CASES.index(MAIN)]
-    return {**_main_figures(main), "rows": [asdict(result) for result in results]}
-
-
-def measure_main(quick: bool = False) -> dict[str, Any]:
-    """Measure the case that the targets are of."""
-    return _main_figures(measure_case(MAIN, 1.0 if quick else 5.0))
-
-
-def _main_figures(main: Result) -> dict[str, Any]:
-    return {
-        "coordinator_reports_per_second": main.reports_per_second,
-        "coordinator_p50_ms": main.p50_ms,
-        "coordinator_p99_ms": main.p99_ms,
-        "coordinator_capacity_per_second": main.capacity_per_second,
-    }
+    mains = [results[CASES.index(MAIN)]]
+    if not quick:
+        mains += [measure_case(MAIN, seconds) for _ in range(2)]
+    per_second, p99 = FIGURES
+    yield Figure(
+        per_second,
+        tuple(each.reports_per_second for each in mains),
+        target=float(TARGET_PER_SECOND),
+        what="reports that one coordinator on one core takes, 64 ranks",
+        details={"rows": [asdict(result) for result in results]},
+    )
+    yield Figure(
+        p99,
+        tuple(each.p99_ms for each in mains),
+        target=10.0,
+        at_least=False,
+        what="milliseconds from a report to its decision, 99th percentile, meanwhile",
+    )
 
 
 def measure_case(case: Case, seconds: float) -> Result:
@@ -189,31 +191,3 @@ def _join(address: str, case: Case) -> list[Rank]:
 def _cpu_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
-
-
-def show(results: Sequence[dict[str, Any]]) -> Table:
-    """The table that a person reads."""
-    table = Table(title="coordinator on one core, over the real wire")
-    for heading in ("ranks", "runs", "networks", "reports/s", "p50 ms", "p99 ms", "CPU µs/report"):
-        table.add_column(heading, justify="right")
-    for heading in ("capacity/s", "memory MiB", "load's CPU µs", "core taken"):
-        table.add_column(heading, justify="right")
-    for r in results:
-        table.add_row(
-            str(r["ranks"]),
-            str(r["runs"]),
-            ("apart" if r["apart"] else "on every rank") + (", paced" if r["paced"] else ""),
-            f"{r['reports_per_second']:,.0f}",
-            f"{r['p50_ms']:.2f}",
-            f"{r['p99_ms']:.2f}",
-            f"{r['cpu_us_per_report']:.0f}",
-            f"{r['capacity_per_second']:,.0f}",
-            f"{r['resident_mib']:.0f}",
-            f"{r['load_cpu_us_per_report']:.0f}",
-            "?" if r["core_taken"] is None else f"{r['core_taken']:.0%}",
-        )
-    return table
-
-
-if __name__ == "__main__":
-    Console(width=140).print(show(measure(quick="--quick" in sys.argv)["rows"]))

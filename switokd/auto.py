@@ -82,7 +82,7 @@ def choose_placement(config: Config, world: World, images: Images) -> Choice:
         for crew in given:
             try:
                 offers.append(Offer(crew, best(crew, crew.processes)))
-            except UsageError as error:  # a small data set may be too few images for so many
+            except UsageError as error:  # noqa: PERF203, a small data set has too few images for it
                 problem = error
         if problem and not offers:
             raise problem

@@ -119,6 +119,8 @@ def setting(placement: Placement, config: Config) -> list[str]:
     changed = [f"networks.{n}.ranks={k}" for n, k in ranks.items() if config.networks[n].ranks != k]
     if config.auto != Auto():  # is for placement: auto
         changed.append("auto={}")
+    if config.coordinator.address == "off" and placement.world_size > 1:
+        changed.append("coordinator.address=auto")
     is_default = config.placement == wanted == "dedicated"
     return changed if changed and is_default else [f"placement={wanted}", *changed]
 

@@ -224,6 +224,11 @@ def test_settings_say_the_placement() -> None:
     wanted = setting(replicated(topology, 4), load("digits-2t1s", told))
     assert wanted == ["placement=replicated", "auto={}"]
     assert load("digits-2t1s", [*told, *wanted]) == load("digits-2t1s", wanted[:1])
+    alone = load("digits-2t1s", ["placement=replicated", "coordinator=off"])
+    assert setting(replicated(topology, 1), alone) == ["placement=replicated"]
+    wanted = setting(dedicated(topology, one_each), alone)
+    assert wanted == ["placement=dedicated", "coordinator.address=auto"]
+    assert load("digits-2t1s", wanted) == CONFIG  # may run on several processes
     table: dict[str, list[int] | dict[int, float]] = {
         "teacher1": {0: 40.0, 1: 24.0},
         "teacher2": [1],

@@ -181,7 +181,6 @@ def test_sizes_that_would_take_too_long_are_left_to_extrapolation(
     found = measured(load("digits-2t1s", SLEEPERS), (2, 4, 400))
     one = found.networks["teacher1"]
     assert one.samples[-1] < 400
-    assert one.forward(400) >= one.forward_seconds[-1]  # how much more, noise decides
 
 
 def test_slow_steps_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from bench.in_process import ONE_PROCESS, InProcess
 from switokd.config import Config
+from switokd.data import open_images
 from switokd.environment import Environment
 from switokd.errors import UsageError
 from switokd.runfile import load
 from switokd.schedules import Windows
 from switokd.sections import Compute
-from switokd.setup import compile_ahead, make_learner, tf32
+from switokd.setup import check_batch_norm, check_shards, compile_ahead, make_learner, tf32
 from switokd.world import World
 
 NAMES = ("t1", "t2", "t3", "t4", "s")  # each in two forms: more than PyTorch's limit for a class
@@ -51,6 +52,69 @@ def test_no_step_compiles_anything_not_even_an_epochs_last() -> None:
         sizes = [len(ours.step(x, y).y) for x, y in ours.batches(4)]
     assert sizes == [8, 4, 8, 4]
     assert torch._dynamo.config.recompile_limit >= 2 * len(NAMES)
+
+
+class Normed(nn.Module):
+    """As small as a network with a convolution and statistics can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.head(self.norm(self.convolution(x)).relu().mean(dim=(2, 3)))
+        return z
+
+
+@pytest.mark.timeout(180)
+def test_compiled_networks_learn_what_others_do() -> None:
+    """And compiling beforehand leaves nothing behind, neither in statistics nor in gradients."""
+    networks = {
+        name: {"role": role, "model": "tests.test_setup:Normed", "optimizer": {"lr": 0.1}}
+        for name, role in {"t": "teacher", "s": "student"}.items()
+    }
+    ours = []
+    for compiled in (False, True):
+        torch.compiler.reset()
+        raw = {**RUN_FILE, "networks": networks, "compute": {"compile": compiled}}
+        ours.append(InProcess(Config.model_validate(raw)))
+    first, before = ([learner.model.state_dict() for learner in one.learners] for one in ours)
+    for mine, its in zip(first, before, strict=True):
+        assert all(torch.equal(mine[key], its[key]) for key in mine)
+    for one in ours:
+        for x, y in one.batches(6):
+            one.step(x, y)
+    eager, compiled_ones = (one.learners for one in ours)
+    for learner, other in zip(eager, compiled_ones, strict=True):
+        assert learner.network is learner.model
+        assert other.network is not other.model
+        torch.testing.assert_close(
+            dict(learner.model.state_dict()), dict(other.model.state_dict()), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_statistics_over_ranks_need_a_gpu_each_and_samples_for_all() -> None:
+    settings = ["device=auto", "compute.batch_norm=sync", "networks.student.ranks=2"]
+    config = load("digits-1t1s", settings)
+    placement = config.placement_on(3)
+    world = World(Environment(world_size=3), torch.device("cpu"))
+    with pytest.raises(UsageError, match=r"sync needs a GPU of its own for each rank of student"):
+        check_batch_norm(config, placement, world)
+    check_batch_norm(config, placement, replace(world, backend="nccl"))
+    one_rank_each = load("digits-1t1s", settings[:2])
+    check_batch_norm(one_rank_each, one_rank_each.placement_on(2), world)
+
+    def check(*more: str) -> None:
+        made = load("digits-1t1s", [*settings, *more])
+        check_shards(made, placement, open_images(made.data, made.seed))
+
+    check()
+    check("data.drop_last=false")  # 29 images are enough for two ranks
+    short = "data.batch_size=1436", "data.drop_last=false", "data.train_samples=1437"
+    check(*short)  # a last batch of one image is none
+    with pytest.raises(UsageError, match=r"last batch of 2 images leaves a rank of student"):
+        check("data.batch_size=1435", "data.drop_last=false", "networks.student.ranks=2")
 
 
 def test_a_gpu_without_memory_left_is_not_taken_for_a_compiler_that_is_missing() -> None:
