@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.runs import Record, read
 
-PRELOADED = ["switokd.trainer", "bench.ranks", "sklearn.datasets", "matplotlib.figure"]
+PRELOADED = ["switokd.trainer", "bench.ranks", "matplotlib.figure"]
 """What ranks would else import each by itself; the digits and the curves take seconds."""
 Body = Callable[[Path, Mapping[str, Any]], None]
 """What a rank does: called with a folder that all ranks share, and the arguments."""

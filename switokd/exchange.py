@@ -123,9 +123,9 @@ class Exchange:
             labels[name] = torch.cat(targets) if len(targets) > 1 else targets[0]
         headers = everyone[:, : 2 * HEADER].flatten().view(torch.int64)
         y_0 = next(iter(labels.values()))
-        bad = [(~z_i.isfinite()).sum() for z_i in logits.values()]
-        other = [(y_i != y_0).sum() for y_i in labels.values()]
-        vitals = torch.cat([headers, torch.stack(bad + other)]).double()
+        bad = (~torch.stack(list(logits.values())).isfinite()).flatten(1).sum(dim=1)
+        other = (torch.stack(list(labels.values())) != y_0).flatten(1).sum(dim=1)
+        vitals = torch.cat([headers, bad, other]).double()
         return Gathered(logits, y_0, vitals, seconds)
 
     def check(self, vitals: Sequence[float]) -> None:

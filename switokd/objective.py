@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from switokd.couplings import Term
+from switokd.distances import over
 
 
 def kl(z_peer: Tensor, z_self: Tensor, tau: float) -> Tensor:
     """KL(p_peer || p_self), summed over classes and averaged over the batch; logits `[B, C]`."""
-    log_p_self = F.log_softmax(z_self / tau, dim=1)
-    p_peer = F.softmax(z_peer.detach() / tau, dim=1)
+    log_p_self = F.log_softmax(over(z_self, tau), dim=1)
+    p_peer = F.softmax(over(z_peer.detach(), tau), dim=1)
     return F.kl_div(log_p_self, p_peer, reduction="batchmean")
 
 
@@ -34,5 +35,6 @@ def objective(
     """
     loss = F.cross_entropy(z_self, y)
     for term in terms:
-        loss = loss + term.weight * term.tau**2 * kl(logits[term.peer], z_self, term.tau)
+        divergence, weight = kl(logits[term.peer], z_self, term.tau), term.weight * term.tau**2
+        loss = loss + (divergence if weight == 1 else weight * divergence)
     return loss

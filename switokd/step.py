@@ -109,7 +109,8 @@ def train_step(
             logits = {name: z_i[shard] for name, z_i in peers.items()}
             terms = method.terms(learner.name, decision)
             loss = objective(z[learner.name], everyone.y[shard], logits, terms)
-            loss = loss * ((shard.stop - shard.start) / n)  # its share of the batch's mean
+            if (share := (shard.stop - shard.start) / n) != 1:
+                loss = loss * share  # of the batch's mean
             losses[learner.name] = loss.detach()
             if decision is not None and method.silences(learner.name, decision):
                 loss = loss * 0  # as published for 1T2S: momentum and weight decay go on

@@ -9,8 +9,11 @@ Not covered: where the time goes inside the part (a profiler shows that).
 from __future__ import annotations
 
 import time
+from collections import deque
 
 import torch
+
+Marks = tuple[torch.cuda.Event, torch.cuda.Event]
 
 
 class Stopwatch:
@@ -19,12 +22,15 @@ class Stopwatch:
     def __init__(self, device: torch.device | None = None) -> None:
         self._gpu = device if device is not None and device.type == "cuda" else None
         self._seconds = 0.0
-        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._marks: deque[Marks] = deque()
+        self._spare: list[Marks] = []
         self._started = 0.0
 
     def __enter__(self) -> None:
         if self._gpu:
-            self._marks.append((_mark(), _mark()))
+            while self._marks and self._marks[0][1].query():  # passed: to be used again
+                self._add_first()
+            self._marks.append(self._spare.pop() if self._spare else (_mark(), _mark()))
             self._marks[-1][0].record(torch.cuda.current_stream(self._gpu))
         self._started = time.perf_counter()
 
@@ -37,11 +43,15 @@ class Stopwatch:
     @property
     def seconds(self) -> float:
         """All parts so far. On a GPU this waits for the last of them."""
-        for begin, end in self._marks:
-            end.synchronize()
-            self._seconds += begin.elapsed_time(end) / 1000
-        self._marks.clear()
+        while self._marks:
+            self._marks[0][1].synchronize()
+            self._add_first()
         return self._seconds
+
+    def _add_first(self) -> None:
+        begin, end = self._marks.popleft()
+        self._seconds += begin.elapsed_time(end) / 1000
+        self._spare.append((begin, end))
 
 
 def _mark() -> torch.cuda.Event:

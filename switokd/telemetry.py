@@ -30,7 +30,8 @@ class Meter:
 
     def __init__(self, name: str, place: Place, device: torch.device) -> None:
         self._name, self._place = name, place
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, correct
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self.samples = self.learned = 0
 
     def add(self, result: StepResult, n: int) -> None:
@@ -39,14 +40,14 @@ class Meter:
         size = shard.stop - shard.start
         self.samples += size
         hits = result.logits[self._name][shard].argmax(dim=1) == result.labels[shard]
-        self._sums[1] += hits.sum()
+        self._correct += hits.sum()
         if self._name in result.losses:
-            self._sums[0] += result.losses[self._name] * n  # its part of the batch's sum
+            self._loss.add_(result.losses[self._name], alpha=n)  # its part of the batch's sum
             self.learned += size
 
     def sums(self) -> Sums:
         """All so far; waits for the device."""
-        loss, correct = self._sums.tolist()
+        loss, correct = torch.stack([self._loss, self._correct.double()]).tolist()
         return Sums(loss, correct, self.learned, self.samples)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from switokd.data import Batch, Images, View, open_images
@@ -117,6 +118,17 @@ def digits(seed: int = 0, **settings: Any) -> Images:
 def equal(one: Iterator[Batch] | list[Batch], other: Iterator[Batch] | list[Batch]) -> bool:
     pairs = zip(one, other, strict=True)
     return all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in pairs)
+
+
+def test_digits_are_scikit_learns() -> None:
+    images, found = digits(), load_digits()
+    parts = (images.sources.train, images.sources.test)
+    pixels = torch.cat([part.images for part in parts if isinstance(part, ArraySource)])
+    labels = torch.cat([part.labels for part in parts if isinstance(part, ArraySource)])
+    assert torch.equal(labels, torch.from_numpy(found.target))
+    spread = torch.from_numpy(found.images)[:, None] * 255 / 16
+    assert pixels.shape == spread.shape
+    assert (pixels - spread).abs().max() <= 0.5
 
 
 def test_digits() -> None:

@@ -90,6 +90,46 @@ def test_a_stopwatch_adds_up_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.seconds == 2.5
 
 
+class Mark:
+    """A GPU's event, which the GPU passes when it is told to; a second lies between two marks."""
+
+    made = recorded = 0
+
+    def __init__(self) -> None:
+        Mark.made += 1
+        self.at, self.passed = -1, False
+
+    def record(self, stream: object) -> None:
+        Mark.recorded += 1
+        self.at, self.passed = Mark.recorded, False
+
+    def query(self) -> bool:
+        return self.passed
+
+    def synchronize(self) -> None:
+        self.passed = True
+
+    def elapsed_time(self, other: Mark) -> float:
+        assert other.passed
+        return 1000.0 * (other.at - self.at)
+
+
+def test_a_gpus_stopwatch_waits_for_nothing_and_keeps_few_marks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("switokd.stopwatch._mark", Mark)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
+    watch, ends = Stopwatch(torch.device("cuda", 0)), []
+    for step in range(100):
+        with watch:
+            pass
+        ends.append(watch._marks[-1][1])
+        if step >= 3:  # the GPU is three parts behind
+            ends[step - 3].synchronize()
+    assert Mark.made == 2 * 4
+    assert watch.seconds == 100
+
+
 def test_paused_share_is_over_all_teachers_steps() -> None:
     share = PausedShare(TOPOLOGY)
     assert share.share == 0.0

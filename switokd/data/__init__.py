@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -86,15 +86,18 @@ class View(Dataset[Batch]):
         images, labels = self.source.fetch(indices.tolist(), keys)
         images = crop_and_flip(images, keys, self.crop_padding, self.flip)
         if images.dtype == torch.uint8:
-            mean, std = (
-                onto(images.device, torch.tensor(v))[:, None, None]
-                for v in (self.sources.mean, self.sources.std)
-            )
+            mean, std = (_on(images.device, v) for v in (self.sources.mean, self.sources.std))
             images = (images.float() / 255 - mean) / std
         return images.float(), labels
 
     def __getitem__(self, position: tuple[int, ...]) -> Batch:
         return self.batch([position])
+
+
+@cache
+def _on(device: torch.device, per_channel: tuple[float, ...]) -> torch.Tensor:
+    """`[C, 1, 1]`, brought to a device once."""
+    return torch.tensor(per_channel, device=device)[:, None, None]
 
 
 @dataclass(frozen=True)

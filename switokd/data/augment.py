@@ -74,19 +74,18 @@ def crop_and_flip(x: Tensor, keys: Keys, padding: int, flip: bool) -> Tensor:
 
     x: `[B, C, H, W]`, keys: `[B]`. The same key always gives the same picture.
     """
-    if padding:
-        _, _, height, width = x.shape
-        x = torch.nn.functional.pad(x, (padding,) * 4)
-        top = draw(keys, 1, 2 * padding + 1)
-        left = draw(keys, 2, 2 * padding + 1)
-        rows = onto(x.device, top[:, None] + torch.arange(height))  # [B, H]
-        columns = onto(x.device, left[:, None] + torch.arange(width))  # [B, W]
-        batch = torch.arange(len(x), device=x.device)[:, None, None]
-        # Indexing with [B, 1, 1], [B, H, 1], [B, 1, W] puts the channels last.
-        x = x.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if not (padding or flip):
+        return x.contiguous()
+    _, _, height, width = x.shape
+    x = torch.nn.functional.pad(x, (padding,) * 4)
+    rows = draw(keys, 1, 2 * padding + 1)[:, None] + torch.arange(height)  # [B, H]
+    columns = draw(keys, 2, 2 * padding + 1)[:, None] + torch.arange(width)  # [B, W]
     if flip:
-        mirrored = onto(x.device, draw(keys, 3, 2).bool())
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        columns = torch.where(draw(keys, 3, 2).bool()[:, None], columns.flip(1), columns)
+    rows, columns = onto(x.device, torch.cat([rows, columns], dim=1)).split([height, width], dim=1)
+    batch = torch.arange(len(x), device=x.device)[:, None, None]
+    # Indexing with [B, 1, 1], [B, H, 1], [B, 1, W] puts the channels last.
+    x = x.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     return x.contiguous()
 
 
