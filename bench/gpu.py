@@ -6,8 +6,9 @@ at both ends of the steps that count.
 
 What is fp32 to PyTorch has convolutions in TF32 on a GPU, on both sides.
 
-Small networks keep a GPU waiting for the processor that launches their kernels; compiling makes
-fewer of them, hence the target in fp32-class precision is for tf32, compiled.
+Small networks keep a GPU waiting for the processor that launches their kernels one by one. CUDA
+graphs launch them together, and compiling joins some: the targets are for both, in fp32-class
+precision for tf32.
 
 Not covered: several GPUs (`nccl.py`); the record of decisions. It has never run where it was
 written, without a GPU, but for the tests, on a CPU.
@@ -15,10 +16,11 @@ written, without a GPU, but for the tests, on a CPU.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from statistics import mean
@@ -35,25 +37,26 @@ from switokd.setup import tf32
 from switokd.telemetry import EpochLog
 
 TRACES = Path(__file__).parent
-TF32_COMPILED = {"precision": "tf32", "compile": True}
-BF16_COMPILED = {"precision": "bf16", "compile": True}
+TF32_FAST = {"precision": "tf32", "compile": True, "cuda_graphs": True}
+BF16_FAST = {**TF32_FAST, "precision": "bf16"}
 CONFIGURATIONS: dict[str, tuple[dict[str, Any], bool, float | None]] = {
+    "gpu_tf32_compiled_graphs": (TF32_FAST, False, 2.0),
+    "gpu_bf16_compiled_graphs": (BF16_FAST, False, 4.0),
     "gpu_fp32": ({"precision": "fp32"}, False, None),
-    "gpu_tf32": ({"precision": "tf32"}, False, None),
-    "gpu_tf32_compiled": (TF32_COMPILED, False, 2.0),
+    "gpu_fp32_graphs": ({"precision": "fp32", "cuda_graphs": True}, False, None),
     "gpu_bf16": ({"precision": "bf16"}, True, None),
-    "gpu_bf16_compiled": (BF16_COMPILED, False, 4.0),
-    "gpu_bf16_compiled_over_bf16": (BF16_COMPILED, True, None),
+    "gpu_bf16_compiled": ({"precision": "bf16", "compile": True}, False, None),
+    "gpu_bf16_compiled_graphs_over_bf16": (BF16_FAST, True, None),
 }
 """Ours, whether the plain side is in bf16 as well (else in fp32), and the ratio to reach."""
 
 TRACED: dict[str, tuple[str, dict[str, Any]]] = {
     "gpu_waits_per_step": ("eager", {"precision": "fp32"}),
-    "gpu_waits_per_step_compiled": ("compiled", BF16_COMPILED),
+    "gpu_waits_per_step_compiled_graphs": ("compiled-graphs", BF16_FAST),
 }
 """By figure: the trace's name, and ours."""
 
-FIGURES = (*CONFIGURATIONS, "gpu_ranks_over_one_process", *TRACED)
+FIGURES = (*CONFIGURATIONS, *TRACED, "gpu_ranks_over_one_process")
 STEP, ALL = "bench: step", "bench: step and input"
 """What the traces call these."""
 WAIT = re.compile(r"^cuda(\w*Synchronize|Memcpy)$")
@@ -79,15 +82,15 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     def traced(figure: str) -> Figure:
         name, compute = TRACED[figure]
         path = TRACES / f"gpu-trace-{name}"
-        found = trace({**base, "compute": compute}, device, path, 4 if quick else 10)
-        say(f"where a step's time goes, {name}: {path}.txt, and {path}.json for a browser")
+        found = trace({**base, "compute": compute}, device, path, 4)
+        say(f"where a step's time goes, {name}: {path}.txt, and {path}.json.gz for a browser")
         return waits(figure, found, f"ours, {name}")
 
     return one_by_one(
         {
             **{name: partial(compared, name) for name in CONFIGURATIONS},
-            "gpu_ranks_over_one_process": partial(_ranks, base, rounds),
             **{name: partial(traced, name) for name in TRACED},
+            "gpu_ranks_over_one_process": partial(_ranks, base, rounds),
         },
         say,
     )
@@ -120,6 +123,13 @@ class Compared:
         self.paused: dict[str, list[int]] = {"plain": [], "ours": []}
         """By side and round: teachers' steps that were paused, of all."""
 
+    @cached_property
+    def _made(self) -> tuple[InProcess, Mapping[str, Mapping[str, Any]]]:
+        """Ours, compiled and recorded once for all rounds, and its first weights."""
+        torch.compiler.reset()  # it would not compile as many networks as all figures have
+        made = InProcess(self._config, self._device, self._images)
+        return made, {li.name: copy.deepcopy(li.model.state_dict()) for li in made.learners}
+
     def figure(self, name: str, rounds: int, **more: Any) -> Figure:
         """Seconds per step of plain over those of ours."""
         pairs = alternate(rounds, self.plain, self.ours)
@@ -134,9 +144,12 @@ class Compared:
 
     def ours(self) -> float:
         """Seconds per step."""
-        torch.compiler.reset()  # it would not compile as many networks as all rounds have
         with tf32(self._config.compute):
-            made, paused = InProcess(self._config, self._device, self._images), 0
+            made, weights = self._made
+            for learner in made.learners:
+                learner.model.load_state_dict(weights[learner.name])
+                learner.optimizer.state.clear()
+            paused = 0
             log = EpochLog(made.learners, made.place, made.decider, self._device)
             clock = plain.Clock(self._device, self._steps)
             for x, y in made.batches(2 * self._steps):
@@ -162,7 +175,7 @@ class Traced:
 def trace(raw: Mapping[str, Any], device: torch.device, path: Path, steps: int) -> Traced:
     """Trace `steps` steps of ours, after as many others.
 
-    path: .txt becomes torch.profiler's table, .json its trace, for chrome://tracing or Perfetto.
+    path: .txt becomes torch.profiler's table, .json.gz its trace, for chrome://tracing or Perfetto.
     RuntimeError if it has nothing of a GPU that was used.
     """
     config = configured(raw)
@@ -183,7 +196,7 @@ def trace(raw: Mapping[str, Any], device: torch.device, path: Path, steps: int) 
     order = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
     table = profiler.key_averages().table(sort_by=order, row_limit=30)
     path.with_suffix(".txt").write_text(table)
-    profiler.export_chrome_trace(str(path.with_suffix(".json")))
+    profiler.export_chrome_trace(str(path.with_suffix(".json.gz")))
     events = profiler.events() or []
     if device.type == "cuda" and not calls_within(ALL, events, CALL):
         raise RuntimeError(f"the profiler has seen no call of CUDA's; {path}.txt has what it saw")

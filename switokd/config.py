@@ -164,6 +164,16 @@ class Config(Section):
             raise ValueError(
                 "compute.batch_norm: sync is for GPUs, and device is cpu; use batch_norm=rank"
             )
+        if self.compute.cuda_graphs and self.schedule.accumulate > 1:
+            raise ValueError(
+                "compute.cuda_graphs: a recorded backward pass cannot add to another's gradients; "
+                "use schedule.accumulate=1 or compute.cuda_graphs=false"
+            )
+        if self.compute.cuda_graphs and self.compute.batch_norm == "sync":
+            raise ValueError(
+                "compute.batch_norm: sync waits for the GPU, which a recording cannot; use "
+                "batch_norm=rank or compute.cuda_graphs=false"
+            )
         if self.compute.batch_norm == "sync" and self.compute.compile:
             # Each rank compiles its own shards' sizes by real passes, and those would wait for
             # all of the network's ranks.

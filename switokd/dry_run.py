@@ -4,8 +4,8 @@ The step is that of `step.py`, of all networks in this process, at the data's fu
 classes, on a batch of a few images. Of a data set that is known by name the images are noise, and
 it need not be here; any other is opened, and its own first images are used. Nothing is written.
 
-Not covered: torch.compile; exchanges between processes and the coordinator; whether a whole batch
-fits into memory, which is only estimated; whether anything is learned.
+Not covered: torch.compile and CUDA graphs; exchanges between processes and the coordinator;
+whether a whole batch fits into memory, which is only estimated; whether anything is learned.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _step(
 ) -> DryRun:
     """One step; SwitokdError if it cannot be made."""
     update = {
-        "compute": config.compute.model_copy(update={"compile": False}),
+        "compute": config.compute.model_copy(update={"compile": False, "cuda_graphs": False}),
         "schedule": config.schedule.model_copy(update={"accumulate": 1}),
     }
     config = config.model_copy(update=update)

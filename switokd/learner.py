@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from switokd.data.augment import mix, seed_torch
 from switokd.gradients import Gradients
+from switokd.recording import Recording
 from switokd.stopwatch import Stopwatch
 from switokd.topology import Role
 from switokd.updates import Updates
@@ -37,6 +38,8 @@ class Learner:
     """What it draws from, given by the run's seed and its name."""
     low: torch.dtype | None = None
     """What its forward pass computes in; None: float32."""
+    recordings: dict[int, Recording] = field(default_factory=dict)
+    """What computes batches of so many images by a CUDA graph."""
     updates: Updates = field(default_factory=Updates)
     learning: Stopwatch = field(default_factory=Stopwatch)
     """Time that backward and update take: what a pause saves."""
@@ -59,6 +62,10 @@ class Learner:
         where in its batch x begins, not on what else was computed in this process.
         """
         seed_torch(int(mix(self.key, step, begin)), x.device)
+        return self.recordings.get(len(x), self.compute)(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """The same, kernel by kernel, from whatever was drawn before."""
         with autocast(x.device, self.low), torch.set_grad_enabled(not self.frozen):
             return _in_fp32(self.network(x))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
@@ -33,7 +33,7 @@ from switokd.learner import Learner
 from switokd.objective import objective
 from switokd.schedules import Windows
 from switokd.sections import Compute, Network
-from switokd.setup import compile_ahead, make_learner, tf32
+from switokd.setup import make_learner, make_ready, tf32
 from switokd.timings import GLOO_LOOPBACK, NCCL_NVLINK, Communication, NetworkTimes, Profile
 from switokd.world import World, device_memory
 
@@ -106,6 +106,7 @@ def profile(
         precision=config.compute.precision,
         channels_last=config.compute.channels_last,
         compile=config.compute.compile,
+        cuda_graphs=config.compute.cuda_graphs,
         soft_targets=config.data.has_soft_targets,
         accumulate=config.schedule.accumulate,
         networks=networks,
@@ -186,10 +187,10 @@ class Bench:
                 tell(stage)
                 if found and self._is_too_much(n / max(found), *found[max(found)], memory):
                     break
-                if self.compute.compile:
-                    compile_ahead(self.learner, n, self.image, self.compute.channels_last)
-                with kept_by_forward(self.learner.model) as kept:
-                    split = self._step(n)
+                make_ready(self.learner, n, self.image, self.compute)
+                usual = replace(self, learner=replace(self.learner, recordings={}))
+                with kept_by_forward(self.learner.model) as kept:  # a recording shows nothing
+                    split = usual._step(n)
                 found[n] = split, sum(kept.values())
         return found
 

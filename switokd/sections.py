@@ -336,6 +336,8 @@ class Compute(Section):
     """Keep images and convolutions in NHWC order, which most processors are faster in."""
     compile: bool = False
     """Compile each network with torch.compile: a minute at the start, faster steps after it."""
+    cuda_graphs: bool = False
+    """On GPUs: launch a network's forward and backward as a whole, for models without a choice."""
     fused_optimizer: bool = True
     """Update all of a network's weights by one fused kernel."""
     keep_memory: bool = True

@@ -23,6 +23,7 @@ from switokd.errors import UsageError
 from switokd.gradients import Gradients
 from switokd.learner import Learner
 from switokd.placement import Place, Placement
+from switokd.recording import Recorder, Recording, can_record
 from switokd.schedules import Windows, learning_rate
 from switokd.sections import Compute, Network
 from switokd.stopwatch import Stopwatch
@@ -94,13 +95,12 @@ def make_learners(
         make_learner(config, name, built[name], world, groups[name], windows or Windows())
         for name in place.networks
     ]
-    if config.compute.compile:
-        batches = {images.size_of(0), images.size_of(images.steps_per_epoch - 1)}
-        for learner in learners:
-            shards = [place.shard(learner.name, n) for n in batches]
-            for samples in sorted({shard.stop - shard.start for shard in shards} - {0}):
-                compile_ahead(learner, samples, images.shape, config.compute.channels_last)
-        world.all_gather(None)  # networks take unequally long, and steps do not wait for long
+    batches = {images.size_of(0), images.size_of(images.steps_per_epoch - 1)}
+    for learner in learners:
+        shards = [place.shard(learner.name, n) for n in batches]
+        for samples in sorted({shard.stop - shard.start for shard in shards} - {0}):
+            make_ready(learner, samples, images.shape, config.compute)
+    world.all_gather(None)  # networks take unequally long, and steps do not wait for long
     return learners
 
 
@@ -159,25 +159,38 @@ def compiled(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def compile_ahead(
-    learner: Learner, samples: int, shape: tuple[int, int, int], channels_last: bool
+def make_ready(
+    learner: Learner, samples: int, shape: tuple[int, int, int], compute: Compute
 ) -> None:
-    """Compile forward and backward before the first step; statistics stay as they are.
+    """Do before the first step what it would take long for, with so many images.
 
-    UsageError if torch.compile fails, usually for want of a compiler.
+    Statistics and random numbers stay as they are. UsageError if it cannot be done.
     """
     device = next(learner.model.parameters()).device
-    x = in_order(torch.randn(samples, *shape, device=device), channels_last)
+    records = compute.cuda_graphs and can_record(device)
+    if not (compute.compile or records):
+        return
     buffers = {name: buffer.clone() for name, buffer in learner.model.named_buffers()}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        x = in_order(torch.randn(samples, *shape, device=device), compute.channels_last)
+        if compute.compile:
+            compile_ahead(learner, x)
+        if records:
+            record_ahead(learner, x)
+    for name, buffer in learner.model.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+def compile_ahead(learner: Learner, x: Tensor) -> None:
+    """Compile forward and backward; UsageError if it fails, usually for want of a compiler."""
     from torch._inductor import config as inductor
 
     # PyTorch before 2.14 takes kernels from its cache whatever the number of threads in them.
     inductor.cpp.threads = torch.get_num_threads()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            z = learner.forward(x)
-            if not learner.frozen:
-                torch.autograd.grad(z.sum(), learner.gradients.parameters, allow_unused=True)
+        z = learner.compute(x)
+        if not learner.frozen:
+            torch.autograd.grad(z.sum(), learner.gradients.parameters, allow_unused=True)
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
@@ -188,8 +201,24 @@ def compile_ahead(
         )
         usage.seen_by_every_rank = False
         raise usage from error
-    for name, buffer in learner.model.named_buffers():
-        buffer.copy_(buffers[name])
+
+
+def record_ahead(learner: Learner, x: Tensor) -> None:
+    """Record forward and backward as CUDA graphs; UsageError if the network does not allow it."""
+    parameters = [] if learner.frozen else learner.gradients.parameters
+    try:
+        learner.recordings[len(x)] = Recording(learner.compute, parameters, x, Recorder(x.device))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        error_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        usage = UsageError(
+            f"compute.cuda_graphs: {learner.name} cannot be recorded: {error_line}; its forward "
+            "must do the same every time and read nothing from the GPU, or use "
+            "compute.cuda_graphs=false"
+        )
+        usage.seen_by_every_rank = False
+        raise usage from error
 
 
 def prepare(model: torch.nn.Module, compute: Compute, device: torch.device) -> torch.nn.Module:

@@ -28,7 +28,7 @@ class Stopwatch:
 
     def __enter__(self) -> None:
         if self._gpu:
-            while self._marks and self._marks[0][1].query():  # passed: to be used again
+            while self._marks and _passed(self._marks[0][1]):  # may be used again
                 self._add_first()
             self._marks.append(self._spare.pop() if self._spare else (_mark(), _mark()))
             self._marks[-1][0].record(torch.cuda.current_stream(self._gpu))
@@ -52,6 +52,10 @@ class Stopwatch:
         begin, end = self._marks.popleft()
         self._seconds += begin.elapsed_time(end) / 1000
         self._spare.append((begin, end))
+
+
+def _passed(mark: torch.cuda.Event) -> bool:
+    return bool(mark.query())  # type: ignore[no-untyped-call]
 
 
 def _mark() -> torch.cuda.Event:

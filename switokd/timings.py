@@ -136,6 +136,7 @@ class Profile(Section):
     precision: str = "fp32"
     channels_last: bool = True
     compile: bool = False
+    cuda_graphs: bool = False
     """These three as in the run file's compute."""
     soft_targets: bool = False
     """Whether the exchange carries a distribution over the classes for each sample, not a label."""
@@ -181,6 +182,7 @@ class Profile(Section):
             ("compute.precision", self.precision, compute.precision),
             ("compute.channels_last", self.channels_last, compute.channels_last),
             ("compute.compile", self.compile, compute.compile),
+            ("compute.cuda_graphs", self.cuda_graphs, compute.cuda_graphs),
         ):
             if here != there:
                 raise UsageError(

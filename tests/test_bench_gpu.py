@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +75,8 @@ def test_a_trace_has_its_steps_and_counts_waits_in_them(tmp_path: Path) -> None:
     traced = gpu.trace(raw, torch.device("cpu"), tmp_path / "trace", 2)
     assert traced == gpu.Traced(0.0, 0.0, {}), "a CPU waits for no GPU"
     assert gpu.STEP in (tmp_path / "trace.txt").read_text()
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    with gzip.open(tmp_path / "trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
     steps = [e for e in events if e.get("name") == gpu.STEP]
     assert len(steps) == 2
     figure = gpu.waits("gpu_waits_per_step", gpu.Traced(1.0, 7.0, {}), "ours")

@@ -42,7 +42,8 @@ from switokd.telemetry import EpochLog
 from tests.test_step import STEPS, configured
 
 device = torch.device(sys.argv[1])
-config = configured("switokd", compute={"precision": sys.argv[2]})
+graphs = "graphs" in sys.argv[2:]
+config = configured("switokd", compute={"precision": sys.argv[2], "cuda_graphs": graphs})
 to_host, waits = step.to_host, []
 
 def forbid(mode):
@@ -60,9 +61,9 @@ ours = InProcess(config, device)
 log = EpochLog(ours.learners, ours.place, ours.decider, device)
 log._feeds = []  # they read twice a second, whatever the steps
 for x, y in ours.batches(STEPS):
-    forbid("error")
+    forbid("error")  # from here on, for the input as well
     log.add(ours.step(x, y), len(y))
-    forbid("default")
+forbid("default")
 print(len(waits) / STEPS, "waits a step")
 forbid("error")
 try:
@@ -148,10 +149,20 @@ def test_a_gpu_decides_as_the_cpu_wherever_the_images_are(tmp_path: Path) -> Non
         assert f"1 process on {DEVICE}" in (tmp_path / f"{name}.out").read_text()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_nothing_waits_for_the_gpu_but_the_steps_one_read(precision: str, tmp_path: Path) -> None:
+def test_cuda_graphs_train_as_without_them(tmp_path: Path) -> None:
+    """Every third batch is an epoch's last, of 29."""
+    command = [sys.executable, "-m", "switokd", "train", "digits-2t1s", *ONE_PROCESS]
+    settings = [f"device={DEVICE}", "data.drop_last=false", "data.train_samples=157"]
+    usual = decisions(command, tmp_path, "usual", *settings)
+    check_close(
+        decisions(command, tmp_path, "graphs", *settings, "compute.cuda_graphs=true"), usual
+    )
+
+
+@pytest.mark.parametrize("how", [["fp32"], ["bf16"], ["fp16"], ["fp16", "graphs"]], ids=" ".join)
+def test_nothing_waits_for_the_gpu_but_the_steps_one_read(how: list[str], tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(STEP)
-    code, out, err = seeing([sys.executable, "script.py", DEVICE, precision], tmp_path)
+    code, out, err = seeing([sys.executable, "script.py", DEVICE, *how], tmp_path)
     assert code == 0, err
     assert out.startswith("1.0 waits a step\n")
     assert "another: called a synchronizing CUDA operation" in out  # so the others would show

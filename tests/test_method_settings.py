@@ -226,6 +226,14 @@ REFUSED = {
         ["topology=1T1S", "compute.compile=true", "compute.batch_norm=sync"],
         "compute.batch_norm: sync cannot be compiled; use batch_norm=rank or compile=false",
     ),
+    "recorded statistics over ranks": (
+        ["topology=1T1S", "compute.cuda_graphs=true", "compute.batch_norm=sync"],
+        "compute.batch_norm: sync waits for the GPU, which a recording cannot; use batch_norm=rank",
+    ),
+    "recorded gradients that are kept": (
+        ["topology=1T1S", "compute.cuda_graphs=true", "schedule.accumulate=2"],
+        "use schedule.accumulate=1 or compute.cuda_graphs=false",
+    ),
     "semantics of dml": (
         ["topology=2T1S", "distillation={strategy: dml, semantics: published}"],
         "semantics published is there for the strategies switokd and threshold alone",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from switokd.config import Config
 from switokd.errors import UsageError
@@ -16,6 +17,7 @@ from switokd.learner import Learner
 from switokd.models import build
 from switokd.profile_networks import profile
 from switokd.runfile import load
+from switokd.sections import Compute
 from switokd.setup import compile_ahead
 from switokd.timings import Profile
 from switokd.updates import MovingAverage
@@ -161,11 +163,11 @@ def test_frozen_teachers_only_answer() -> None:
 def test_measures_compiled_networks_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[int] = []
 
-    def counted(learner: Learner, samples: int, *more: Any) -> None:
-        compiled.append(samples)
-        compile_ahead(learner, samples, *more)
+    def counted(learner: Learner, x: Tensor) -> None:
+        compiled.append(len(x))
+        compile_ahead(learner, x)
 
-    monkeypatch.setattr("switokd.profile_networks.compile_ahead", counted)
+    monkeypatch.setattr("switokd.setup.compile_ahead", counted)
     small = [f"networks.{name}.model=tests.sleepers:Flat" for name in ("teacher", "student")]
     found = measured(load("digits-1t1s", [*small, "compute.compile=true"]), (4, 8, 16))
     assert found.sizes == (4, 16)
@@ -200,3 +202,26 @@ def test_a_network_that_does_not_fit_the_images_is_an_error_of_one_line() -> Non
     config = load("digits-2t1s", ["networks.student.model=no-such-model"])
     with pytest.raises(UsageError, match="no model 'no-such-model'"):
         measured(config)
+
+
+def test_recorded_networks_are_measured_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what they keep is what they would keep without."""
+    recorded: list[int] = []
+    monkeypatch.setattr("switokd.setup.can_record", lambda device: True)
+
+    def counted(compute: Any, parameters: Any, x: Tensor, recorder: Any) -> Any:
+        recorded.append(len(x))
+        return compute
+
+    monkeypatch.setattr("switokd.setup.Recording", counted)
+    monkeypatch.setattr("switokd.setup.Recorder", lambda device: None)
+    small = [f"networks.{name}.model=tests.sleepers:Flat" for name in ("teacher", "student")]
+    found = measured(load("digits-1t1s", [*small, "compute.cuda_graphs=true"]), (4, 8))
+    assert recorded == [4, 8] * 2
+    assert found.cuda_graphs
+    usual = measured(load("digits-1t1s", small), (4, 8))
+    for name, network in usual.networks.items():
+        kept = network.activation_bytes_per_sample
+        assert found.networks[name].activation_bytes_per_sample == kept > 0
+    with pytest.raises(UsageError, match=r"with compute.cuda_graphs True, the run file has False"):
+        found.check_conditions((1, 8, 8), 10, Compute())

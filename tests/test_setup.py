@@ -129,9 +129,9 @@ def test_a_gpu_without_memory_left_is_not_taken_for_a_compiler_that_is_missing()
         raise RuntimeError("no g++")
 
     with pytest.raises(torch.OutOfMemoryError):
-        compile_ahead(replace(learner, network=full), 2, (1, 8, 8), True)
+        compile_ahead(replace(learner, network=full), torch.randn(2, 1, 8, 8))
     with pytest.raises(UsageError, match=r"cannot compile t1: no g\+\+; a CPU needs"):
-        compile_ahead(replace(learner, network=broken), 2, (1, 8, 8), True)
+        compile_ahead(replace(learner, network=broken), torch.randn(2, 1, 8, 8))
 
 
 class Branching(nn.Module):

@@ -82,7 +82,8 @@ def crop_and_flip(x: Tensor, keys: Keys, padding: int, flip: bool) -> Tensor:
     columns = draw(keys, 2, 2 * padding + 1)[:, None] + torch.arange(width)  # [B, W]
     if flip:
         columns = torch.where(draw(keys, 3, 2).bool()[:, None], columns.flip(1), columns)
-    rows, columns = onto(x.device, torch.cat([rows, columns], dim=1)).split([height, width], dim=1)
+    both = onto(x.device, torch.cat([rows, columns], dim=1))
+    rows, columns = both[:, :height], both[:, height:]
     batch = torch.arange(len(x), device=x.device)[:, None, None]
     # Indexing with [B, 1, 1], [B, H, 1], [B, 1, W] puts the channels last.
     x = x.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,0 +1,202 @@
+"""Training by recordings against training without: bit for bit the same.
+
+A CUDA graph launches the same kernels on the same memory again; here, without a GPU, a recorder
+does with PyTorch's calls what a GPU's does with kernels. What uses the recordings is real.
+
+Not covered: recording on a GPU (`test_gpu.py`), and how much faster it is (`bench/gpu.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+
+from bench.in_process import ONE_PROCESS, InProcess
+from switokd.config import Config
+from switokd.environment import Environment
+from switokd.errors import UsageError
+from switokd.recording import Recorder
+from switokd.schedules import Windows
+from switokd.sections import Compute
+from switokd.setup import make_learner, make_ready
+from switokd.world import World
+
+T = TypeVar("T")
+STEPS = 12
+MODEL = "tests.test_recording:Net"
+RUN_FILE: dict[str, Any] = {
+    **ONE_PROCESS,
+    "name": "recorded",
+    "device": "cpu",
+    "data": {"dataset": "digits", "batch_size": 8, "train_samples": 28, "drop_last": False},
+    "networks": {
+        "t1": {"role": "teacher", "model": MODEL, "optimizer": {"lr": 0.1}},
+        "t2": {"role": "teacher", "model": MODEL, "optimizer": {"lr": 0.05}, "clip_norm": 0.1},
+        "s": {"role": "student", "model": MODEL, "optimizer": {"name": "adam", "lr": 0.001}},
+    },
+    "distillation": {"temperature": 0.25},
+    "schedule": {"epochs": 4},
+}
+"""Batches of 8, 8, 8 and 4 images."""
+
+
+class Net(nn.Module):
+    """What a recording has to repeat: statistics, dropout, weights that nothing reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.dropout, self.head = nn.Dropout(0.2), nn.Linear(4, 10)
+        self.unused = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.norm(self.convolution(x)).relu().mean(dim=(2, 3))
+        logits: Tensor = self.head(self.dropout(z))
+        return logits
+
+
+class Rerun(Recorder):
+    """Runs it again instead, and writes over what it made before."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Needs neither a stream nor memory of its own."""
+
+    def warm_up(self, run: Callable[[], T]) -> T:
+        run()
+        return run()
+
+    def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        made = run()
+
+        def replay() -> None:
+            for old, new in zip(_tensors(made), _tensors(run()), strict=True):
+                old.copy_(new)
+
+        return made, replay
+
+
+def _tensors(made: Any) -> Sequence[Tensor]:
+    """Those of one or several, which may be None."""
+    return [each for each in (made if isinstance(made, list) else [made]) if each is not None]
+
+
+@pytest.fixture(autouse=True)
+def _recorder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("switokd.setup.can_record", lambda device: True)
+    monkeypatch.setattr("switokd.setup.Recorder", Rerun)
+
+
+class Trained:
+    """A training to its end; by recordings, or by the networks themselves."""
+
+    def __init__(self, recorded: bool, **sections: Any) -> None:
+        compute = {**sections.pop("compute", {}), "cuda_graphs": recorded}
+        ours = InProcess(Config.model_validate({**RUN_FILE, **sections, "compute": compute}))
+        self.recordings = {li.name: sorted(li.recordings) for li in ours.learners}
+        self.losses: list[Tensor] = []
+        self.paused = 0
+        for x, y in ours.batches(STEPS):
+            result = ours.step(x, y)
+            self.losses += result.losses.values()
+            self.paused += len(result.paused)
+        self.models = {li.name: li.model for li in ours.learners}
+        self.averages = [li.averaged for li in ours.learners if li.averaged is not None]
+
+
+def same(replayed: Trained, usual: Trained) -> None:
+    """Whether nothing tells them apart."""
+    assert replayed.paused == usual.paused
+    assert torch.equal(torch.stack(replayed.losses), torch.stack(usual.losses))
+    for one, other in zip(replayed.averages, usual.averages, strict=True):
+        pairs = zip(one.parameters(), other.parameters(), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs)
+    for name, model in usual.models.items():
+        its = replayed.models[name].state_dict()
+        assert all(torch.equal(its[key], value) for key, value in model.state_dict().items())
+        gradients = {key: p.grad for key, p in replayed.models[name].named_parameters()}
+        assert gradients["unused.weight"] is None
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"compute": {"precision": "bf16"}},
+        {"compute": {"precision": "fp16"}},
+        {"compute": {"channels_last": False, "fused_optimizer": False}},
+        {"schedule": {"epochs": 4, "ema_decay": 0.9}},
+        {"distillation": {"strategy": "dml"}},
+    ],
+    ids=str,
+)
+def test_recordings_train_as_the_networks_themselves(sections: dict[str, Any]) -> None:
+    replayed, usual = Trained(True, **sections), Trained(False, **sections)
+    same(replayed, usual)
+    assert replayed.recordings == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
+    assert usual.recordings == {"t1": [], "t2": [], "s": []}
+    assert (usual.paused > 0) == (sections.get("distillation") != {"strategy": "dml"})
+
+
+def test_a_size_that_was_not_recorded_is_computed_as_usual() -> None:
+    ours = InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
+    learner = ours.learners[0]
+    assert torch.equal(learner.forward(x := torch.randn(3, 1, 8, 8)), learner.forward(x))
+    with pytest.raises(KeyError):
+        learner.recordings[3]
+
+
+def test_a_teacher_that_only_answers_is_recorded_without_backward(tmp_path: Path) -> None:
+    torch.save(Net().state_dict(), tmp_path / "net.pt")
+    given = {"model": MODEL, "role": "teacher", "weights": str(tmp_path / "net.pt")}
+    networks = {**RUN_FILE["networks"], "t1": given, "t2": given}
+    kd = {"networks": networks, "distillation": {"strategy": "kd"}}
+    replayed, usual = Trained(True, **kd), Trained(False, **kd)
+    assert replayed.recordings == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
+    same(replayed, usual)
+    assert all(p.grad is None for p in replayed.models["t1"].parameters())
+
+
+def test_ranks_add_up_what_was_recorded() -> None:
+    """No hook sees these gradients: they leave once backward is over."""
+    config = Config.model_validate(RUN_FILE)
+    x, y = torch.randn(3, 8, 1, 8, 8), torch.randint(10, (3, 8))
+    store = HashStore()  # of this process alone
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        found = []
+        for recorded in (True, False):
+            torch.manual_seed(0)
+            world, group = World(Environment(), torch.device("cpu")), torch.distributed.group.WORLD
+            learner = make_learner(config, "t1", Net(), world, group, Windows())
+            make_ready(learner, 8, (1, 8, 8), Compute(cuda_graphs=recorded))
+            assert len(learner.recordings) == recorded
+            for step in range(3):
+                loss = F.cross_entropy(learner.forward(x[step], step), y[step])
+                learner.backward(loss, step)
+                learner.update(step)
+            found.append(learner.model.state_dict())
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(torch.equal(found[0][key], value) for key, value in found[1].items())
+    assert not torch.equal(found[0]["head.bias"], torch.zeros(10))
+
+
+def test_a_network_that_cannot_be_recorded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(recorder: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
+
+    monkeypatch.setattr(Rerun, "record", refuse)
+    with pytest.raises(UsageError) as caught:
+        InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
+    assert str(caught.value) == (
+        "compute.cuda_graphs: t1 cannot be recorded: operation not permitted when stream is "
+        "capturing; its forward must do the same every time and read nothing from the GPU, or use "
+        "compute.cuda_graphs=false"
+    )
