@@ -48,6 +48,9 @@ def train(
     starts that many. import_from counts from the run file's folder, without one from the current
     folder. UsageError, NonFiniteError and PeerError as in `errors.py`.
     """
+    is_count = type(processes) is int and processes >= 1
+    if not (processes is None or processes == "auto" or is_count):
+        raise UsageError(f"processes: found {processes!r}; allowed: None, 'auto', 1 or more")
     overrides = [_setting(key, value) for key, value in settings.items()]
     file = Path(source) if isinstance(source, str | Path) else None
     beside = file.resolve().parent if file else Path.cwd()

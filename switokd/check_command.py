@@ -115,7 +115,7 @@ def _needs(config: Config, found: DryRun) -> list[str]:
     kind = "images of noise" if known(config.data) else "of its own images"
     lines = [
         f"one step  {found.batch} {kind}, {shape}, {found.images.classes} classes, on "
-        f"{found.device}; memory is an estimate, per rank, for batches of "
+        f"{found.device}; memory is an estimate, of each network on a rank, for batches of "
         f"{config.data.batch_size}",
         f"data      {_data(config)}",
     ]

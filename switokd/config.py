@@ -90,8 +90,12 @@ class Config(Section):
         spread = [name for name, network in self.networks.items() if network.ranks > 1]
         if spread and self.placement != "dedicated":
             raise ValueError(
-                f"networks.{spread[0]}.ranks is for placement: dedicated; a table says itself "
-                "which ranks a network has"
+                f"networks.{spread[0]}.ranks is for placement: dedicated; leave it out, for "
+                + (
+                    "the table says which ranks a network has"
+                    if isinstance(self.placement, dict)
+                    else f"{self.placement} gives each network its ranks itself"
+                )
             )
         if isinstance(self.placement, dict):
             words = "placement: the table must name each network once"

@@ -155,6 +155,7 @@ class Desk:
             "seed": self._config.seed,
             "world_size": self._placement.world_size,
             "placement": str(self._placement),
+            "placement_table": {name: dict(row) for name, row in self._placement.table},
             "samples_per_second": student.samples / self._training_seconds,
             "wall_seconds": time.monotonic() - self._started,
             "training_seconds": self._training_seconds,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from switokd.decision import Decision
 from switokd.environment import Environment
 from switokd.errors import SwitokdError, UsageError
 from switokd.exchange import Exchange
+from switokd.given import expected_pauses, saved_profile
 from switokd.known_data import KnownData, known
 from switokd.learner import Learner
 from switokd.objective import objective
@@ -141,6 +143,10 @@ def dry_run(config: Config, batch: int = 4) -> DryRun:
     try:
         if config.placement != "auto":
             check_shards(config, config.placement_on(1), images)
+        else:
+            expected_pauses(config.method, config.auto)
+            for path in config.auto.profiles:
+                saved_profile(config, Path(path), images.shape, images.classes)
     except SwitokdError as error:
         problems.append(str(error))
     if problems:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from switokd.config import Config
+from switokd.errors import UsageError
 from switokd.method import Method
 from switokd.pauses import Pauses
 from switokd.sections import Auto
@@ -36,7 +37,10 @@ def expected_pauses(method: Method, given: Auto) -> Pauses:
 def saved_profile(config: Config, path: Path, image: tuple[int, int, int], classes: int) -> Profile:
     """Read a profile for `config` and its images; UsageError if it is of something else."""
     found = Profile.load(path)
-    found.check(config.networks, config.method.strategy.frozen_teachers)
-    found.check_conditions(image, classes, config.compute)
+    try:
+        found.check(config.networks, config.method.strategy.frozen_teachers)
+        found.check_conditions(image, classes, config.compute)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     soft, steps = config.data.has_soft_targets, config.schedule.accumulate
     return found.model_copy(update={"soft_targets": soft, "accumulate": steps})

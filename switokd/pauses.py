@@ -88,7 +88,10 @@ class Pauses:
         try:
             for line in path.read_text(encoding="utf-8").splitlines():
                 pair = json.loads(line)
-                modes[pair["step"]][pair["teacher"]].append(pair["mode"])
+                teacher, mode = pair["teacher"], pair["mode"]
+                if not (isinstance(teacher, str) and isinstance(mode, str)):
+                    raise TypeError
+                modes[pair["step"]][teacher].append(mode)
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError):

@@ -76,9 +76,10 @@ class Placement:
         for name, row in self.table:
             shards = self.shards(name, n).values()
             if len(row) > 1 and min(shard.stop - shard.start for shard in shards) < 2:
+                larger = "" if which else "a larger batch, or "
                 return (
                     f"data.batch_size: {n} images{which} leave a rank of {self.whose(name)} fewer "
-                    "than 2; use a larger batch, or fewer ranks for this network"
+                    f"than 2; use {larger}fewer ranks for this network"
                 )
         return ""
 
@@ -115,8 +116,10 @@ class Placement:
         return f"rank {rank} ({', '.join(self.networks_of(rank))})"
 
     def __str__(self) -> str:
-        """Such as "teacher1: ranks 0-5, teacher2: rank 6"."""
-        return ", ".join(f"{name}: {_ranks_in_words(row)}" for name, row in self.table)
+        """Such as "teacher1: ranks 0-1 (34:30), teacher2: rank 2"; even shares are not named."""
+        return ", ".join(
+            f"{name}: {_ranks_in_words(row)}{_shares_in_words(row)}" for name, row in self.table
+        )
 
 
 @dataclass(frozen=True)
@@ -187,3 +190,8 @@ def _ranks_in_words(row: tuple[tuple[int, float], ...]) -> str:
             spans.append([rank, rank])
     words = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
     return f"rank{'s' if len(ranks) > 1 else ''} {words}"
+
+
+def _shares_in_words(row: tuple[tuple[int, float], ...]) -> str:
+    weights = [weight for _, weight in row]
+    return f" ({':'.join(f'{w:g}' for w in weights)})" if len(set(weights)) > 1 else ""

@@ -80,6 +80,19 @@ def shard_sizes(batch_size: int, devices: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
+def check_devices(topology: Topology, batch_size: int, devices: int) -> None:
+    """UsageError if there are too many for any placement; needs no profile."""
+    if devices > len(list(topology)) * max(batch_size // 2, 1):
+        raise _too_many(batch_size, devices)
+
+
+def _too_many(batch_size: int, devices: int) -> UsageError:
+    return UsageError(
+        f"{batch_size} images (data.batch_size) cannot be shared by {devices} devices with 2 "
+        "for each rank of a network; use a larger batch or fewer devices"
+    )
+
+
 def choose(
     profile: Profile, topology: Topology, batch_size: int, devices: int, pauses: Pauses
 ) -> Prediction:
@@ -112,10 +125,7 @@ def rank_placements(
     found = candidates(topology, works, batch_size, devices, limit)
     found = [p for p in found if not p.problem_with(batch_size)]
     if not found:
-        raise UsageError(
-            f"{batch_size} images (data.batch_size) cannot be shared by {devices} devices with 2 "
-            "for each rank of a network; use a larger batch or fewer devices"
-        )
+        raise _too_many(batch_size, devices)
     return sorted((predict(profile, p, batch_size, pauses) for p in found), key=_badness)
 
 

@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Optional
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ from switokd.placement import Placement
 from switokd.plan import (
     NOISE,
     Prediction,
+    check_devices,
     rank_placements,
     shard_sizes,
     simplest_of_the_best,
@@ -90,15 +91,15 @@ def plan(
             )
         config = load_importable(recipe, settings or [])
         pauses = _pauses(config, paused or [], run)
-        timings = _profile(config, profile, devices)
-        if save_profile:
-            timings.save(save_profile)
-        found = rank_placements(timings, config.topology, config.data.batch_size, devices, pauses)
+        data = _data(config)
+        check_devices(config.topology, data.batch, devices)
+        timings = _profile(config, data, profile, save_profile, devices)
+        found = rank_placements(timings, config.topology, data.batch, devices, pauses)
     except SwitokdError as error:
         print(f"switokd: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
     if as_json:
-        print(json.dumps(_as_json(config, timings, pauses, found), indent=2))
+        print(json.dumps(_as_json(config, data.batch, timings, pauses, found), indent=2))
     else:
         _print([recipe, *(settings or [])], config, timings, pauses, found, top)
 
@@ -152,19 +153,22 @@ def _pauses(config: Config, paused: list[str], run: Path | None) -> Pauses:
     return expected_pauses(config.method, given)
 
 
-def _profile(config: Config, given: Path | None, devices: int) -> Profile:
-    """Read the profile, or measure one."""
+def _profile(
+    config: Config, data: _Data, given: Path | None, save_as: Path | None, devices: int
+) -> Profile:
+    """Read the profile, or measure one, and save it."""
     if given:
-        return saved_profile(config, given, *_images(config))
-    shape, classes = _images(config)
+        return saved_profile(config, given, data.image, data.classes)
     device = _device(config, devices)
+    if save_as:  # measuring may take minutes
+        _check_writable(save_as)
     if config.compute.keep_memory and device.type == "cpu":  # as in training
         from switokd.memory import keep_freed_memory
 
         keep_freed_memory()
     from switokd.profile_networks import profile
 
-    sizes = shard_sizes(config.data.batch_size, devices)
+    sizes = shard_sizes(data.batch, devices)
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%")
     with Progress(*columns, console=console, transient=True) as bar:
@@ -173,17 +177,39 @@ def _profile(config: Config, given: Path | None, devices: int) -> Profile:
         def show(name: str, done: int, total: int) -> None:
             bar.update(task, description=f"profiling {name}", completed=done, total=total)
 
-        return profile(config, shape, classes, device, sizes, show)
+        measured = profile(config, data.image, data.classes, device, sizes, show)
+    if save_as:
+        measured.save(save_as)
+    return measured
 
 
-def _images(config: Config) -> tuple[tuple[int, int, int], int]:
-    """Image shape (channels, height, width) and classes; opens the data only where it must."""
+def _check_writable(path: Path) -> None:
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(
+            f"--save-profile: {path} cannot be written; name a file in a folder of yours"
+        )
+
+
+class _Data(NamedTuple):
+    """What a plan has to know of the data."""
+
+    image: tuple[int, int, int]
+    """Channels, height, width."""
+    classes: int
+    batch: int
+    """Images of a batch: data.batch_size, or all where there are fewer."""
+
+
+def _data(config: Config) -> _Data:
+    """Opens the data only where it must."""
+    held_out = config.method.strategy.held_out
     if found := known(config.data):
-        return found.image, found.classes
+        samples = min(config.data.train_samples or found.samples, found.samples) - held_out
+        return _Data(found.image, found.classes, min(config.data.batch_size, samples))
     from switokd.data import open_images
 
-    images = open_images(config.data, config.seed)
-    return images.shape, images.classes
+    images = open_images(config.data, config.seed, held_out)
+    return _Data(images.shape, images.classes, images.size_of(0))
 
 
 def _device(config: Config, devices: int) -> torch.device:
@@ -205,11 +231,11 @@ def _device(config: Config, devices: int) -> torch.device:
 
 
 def _as_json(
-    config: Config, profile: Profile, pauses: Pauses, found: list[Prediction]
+    config: Config, batch: int, profile: Profile, pauses: Pauses, found: list[Prediction]
 ) -> dict[str, Any]:
     return {
         "name": config.name,
-        "batch_size": config.data.batch_size,
+        "batch_size": batch,
         "devices": found[0].placement.world_size,
         "pauses": [{"paused": sorted(paused), "share": share} for paused, share in pauses.patterns],
         "placements": [
@@ -243,7 +269,7 @@ def _print(
     devices = found[0].placement.world_size
     for line in _assumptions(config, profile, pauses, devices):
         console.print(line, markup=False)
-    words = [in_words(p.placement) for p in found[:top]]
+    words = [str(p.placement) for p in found[:top]]
     title = f"{config.name}: {config.topology.name} on {devices} device{'s' * (devices > 1)}"
     wraps = max(len(line) for line in words) + OTHER_COLUMNS > console.width
     table = Table(title=title, show_lines=wraps)
@@ -262,12 +288,15 @@ def _print(
     if len(found) > top:
         console.print(f"... and {len(found) - top} more (--top, --json)", markup=False)
     chosen = simplest_of_the_best(found)
-    console.print(
-        f"simplest within {NOISE:.0%} of the best  {in_words(chosen.placement)}", markup=False
-    )
+    console.print(f"simplest within {NOISE:.0%} of the best  {chosen.placement}", markup=False)
     if config.compute.batch_norm == "rank" and _spreads(chosen.placement):
         console.print(
             "note  BatchNorm, where there is any, has statistics of each rank's own images",
+            markup=False,
+        )
+    if not chosen.fits:
+        console.print(
+            f"note  no placement fits into memory, this one needs {_memory(chosen)} on a rank",
             markup=False,
         )
     arguments = shlex.join([*command, *arguments_for(chosen.placement, config)])
@@ -276,16 +305,6 @@ def _print(
 
 def _spreads(placement: Placement) -> bool:
     return any(len(row) > 1 for _, row in placement.table)
-
-
-def in_words(placement: Placement) -> str:
-    """Say which ranks, and in which proportion where that is not even."""
-    words = []
-    for row in placement.table:
-        weights = [weight for _, weight in row[1]]
-        uneven = f" ({':'.join(f'{w:g}' for w in weights)})" if len(set(weights)) > 1 else ""
-        words.append(str(Placement((row,))) + uneven)
-    return ", ".join(words)
 
 
 def _assumptions(config: Config, profile: Profile, pauses: Pauses, devices: int) -> list[str]:
@@ -301,8 +320,10 @@ def _assumptions(config: Config, profile: Profile, pauses: Pauses, devices: int)
         f"pauses  {pauses.source}",
     ]
     here = cores()
-    if profile.device == "cpu" and devices > here:
-        lines.append(f"note  {devices} ranks on this machine's {here} cores would be slower")
+    if profile.device == "cpu" and devices * profile.threads > here:
+        ranks = f"{devices} ranks" if devices > 1 else "a rank"
+        of = f"{threads} each on" if profile.threads > 1 else "on"
+        lines.append(f"note  {ranks} of {of} this machine's {here} cores would be slower")
     return lines
 
 

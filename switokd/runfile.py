@@ -43,8 +43,13 @@ def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict
         if key_node.tag == "tag:yaml.org,2002:merge":
             continue
         key, mark = loader.construct_object(key_node, deep=True), key_node.start_mark
-        if not isinstance(key, str | int | float | bool):
+        if not isinstance(key, str | int | float):
             raise yaml.MarkedYAMLError(problem=f"{key!r} cannot be a key", problem_mark=mark)
+        if isinstance(key, bool):
+            raise yaml.MarkedYAMLError(
+                problem=f"the key {key_node.value} is a truth value in YAML; quote it",
+                problem_mark=mark,
+            )
         if key in seen:
             raise yaml.MarkedYAMLError(problem=f"key {key!r} is there twice", problem_mark=mark)
         seen.add(key)
@@ -214,6 +219,12 @@ def _explain(error: ValidationError, raw: Mapping[str, Any]) -> tuple[str, str]:
         sentence = f"{key}: found {found}; allowed: keys and values, like {{name: adam, lr: 1e-3}}"
     elif kind == "extra_forbidden":
         sentence = f"unknown key {key}{_nearest_key(key)}"
+    elif kind == "missing" and len(loc) == 3 and not _is_network(problem["input"]):
+        known = [name for name, given in raw["networks"].items() if _is_network(given)]
+        sentence = (
+            f"networks.{loc[1]} has neither role nor model{nearest(str(loc[1]), known)} "
+            f"(networks: {', '.join(known) or 'none'})"
+        )
     elif kind == "missing":
         sentence = f"{key} is missing"
     elif kind == "union_tag_invalid":
@@ -228,6 +239,11 @@ def _explain(error: ValidationError, raw: Mapping[str, Any]) -> tuple[str, str]:
                 allowed = allowed.replace(pydantics, plain)
         sentence = f"{key}: found {_short(problem['input'])}; allowed: {allowed}"
     return key, sentence + more
+
+
+def _is_network(given: Any) -> bool:
+    """Whether it is meant to be one, and not a setting of another whose name is misspelt."""
+    return isinstance(given, dict) and ("role" in given or "model" in given)
 
 
 def _keys(loc: Sequence[str | int], raw: Any) -> Iterator[str]:

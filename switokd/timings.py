@@ -18,13 +18,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from switokd.errors import UsageError
-from switokd.sections import Compute, Network, NonNegative, Positive, Section
+from switokd.sections import Compute, Network, Section
 
 BUCKET_BYTES = 8 * 2**20
 """Of the gradients that travel together, about (`gradients.py`)."""
 
-Bytes = Annotated[int, Field(ge=0)]
-Seconds = tuple[NonNegative, ...]
+MUCH = 1e18
+"""More bytes than that are a mistake; so are 1e9 seconds, thirty years."""
+Bytes = Annotated[int, Field(ge=0, le=MUCH)]
+Duration = Annotated[float, Field(ge=0, le=1e9)]
+Seconds = tuple[Duration, ...]
 
 
 class Communication(Section):
@@ -32,11 +35,11 @@ class Communication(Section):
 
     description: str
     """What the constants stand for, and whether they were measured."""
-    latency_seconds: NonNegative
+    latency_seconds: Duration
     """Of one collective, however small."""
-    bandwidth_bytes_per_second: Positive
+    bandwidth_bytes_per_second: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     """Between one rank and its neighbour, in each direction."""
-    decision_seconds: NonNegative
+    decision_seconds: Duration
     """From the exchange of logits until the decision is here; teachers' updates wait for it."""
 
     def all_reduce(self, ranks: int, size: float) -> float:
@@ -83,14 +86,14 @@ class NetworkTimes(Section):
     forward_seconds: Seconds
     backward_seconds: Seconds
     """Loss and gradients, without adding them up over ranks."""
-    update_seconds: NonNegative
+    update_seconds: Duration
     """Of all that is done with the gradients; the same for any shard."""
     parameter_bytes: Bytes
     """Weights and buffers, and their moving average if it is kept."""
     gradient_bytes: Bytes
     optimizer_bytes: Bytes
     """The optimizer's state."""
-    activation_bytes_per_sample: NonNegative
+    activation_bytes_per_sample: Annotated[float, Field(ge=0, le=MUCH)]
     """What forward keeps for backward."""
     activation_bytes_fixed: Bytes = 0
     """Of that, what does not grow with the samples, such as weights in bfloat16."""
@@ -201,14 +204,17 @@ class Profile(Section):
     def load(cls, path: Path) -> Profile:
         """Read one; UsageError, of one line, if it is none."""
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate_json(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise UsageError(f"{path}: cannot be read as a profile: {reason}") from None
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
+            problems = error.errors(include_url=False)
+            # A misspelt key is missing as well; the misspelling is the better news.
+            problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
             key = ".".join(str(part) for part in problem["loc"])
-            words = f"{key}: {problem['msg']}" if key else problem["msg"]
+            words = problem["msg"].removeprefix("Value error, ")
+            words = f"{key}: {words}" if key else words
             raise UsageError(f"{path}: not a profile of 'switokd plan': {words}") from None
 
 

@@ -234,6 +234,14 @@ MISTAKES = {
     ),
     "setting": (["schedule.epochs=0"], "schedule.epochs: found 0"),
     "weights": (["networks.teacher.weights=no.pt"], "networks.teacher.weights: no.pt cannot be re"),
+    "no profile for auto": (
+        ["placement=auto", "auto.profiles=[no.json]"],
+        "no.json: cannot be read as a profile: No such file",
+    ),
+    "no run for auto": (
+        ["placement=auto", "auto.run=nowhere"],
+        "nowhere/decisions.jsonl cannot be read: No such file",
+    ),
     "no data": (["data.dataset=image-folder"], "must hold train/CLASS/... and val/CLASS/..."),
 }
 

@@ -94,11 +94,19 @@ def test_shares_on_the_command_line() -> None:
 def test_errors_are_one_line(tmp_path: Path) -> None:
     topology = TOPOLOGY
     other = record(tmp_path, {"x y": "expert"})
+    for folder, line in (
+        ("1", '{"step": 1, "teacher": "x", "mode": [1]}'),
+        ("2", '{"step": 1, "teacher": 5, "mode": "expert"}'),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "decisions.jsonl").write_text(line + "\n")
     cases: dict[str, Callable[[], object]] = {
         "no teacher 'larg'; did you mean 'large'": lambda: parse_shares(["larg=1"], topology),
         "from 0 to 1": lambda: parse_shares(["1.5"], topology),
         "a share is a number": lambda: parse_shares(["large=x"], topology),
         "of the teachers x; the run file has": lambda: Pauses.of_run(other, topology),
+        "1/decisions.jsonl is not a run's record": lambda: Pauses.of_run(tmp_path / "1", topology),
+        "2/decisions.jsonl is not a run's record": lambda: Pauses.of_run(tmp_path / "2", topology),
         "cannot be read": lambda: Pauses.of_run(tmp_path / "none", topology),
     }
     for words, call in cases.items():

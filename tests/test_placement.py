@@ -38,7 +38,7 @@ def test_any_table_with_weights() -> None:
     assert placement.networks_of(1) == ("big", "small")
     assert placement.shards("small", 64) == {1: slice(0, 48), 2: slice(48, 64)}
     assert placement.part(1, 64) == slice(0, 48)
-    assert str(placement) == "big: ranks 0-1, 3, small: ranks 1-2, s: rank 2"
+    assert str(placement) == "big: ranks 0-1, 3, small: ranks 1-2 (3:1), s: rank 2"
     place = Place(placement, 1)
     assert place.networks == ("big", "small")
     assert place.shard("big", 64) == place.local("big", 64) == slice(21, 43)

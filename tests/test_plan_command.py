@@ -15,10 +15,11 @@ import yaml
 from typer.testing import CliRunner
 
 from switokd.cli import app
+from switokd.environment import cores
 from switokd.pauses import Pauses
 from switokd.placement import Placement, dedicated, replicated
 from switokd.plan import predict
-from switokd.plan_command import _profile, arguments_for, in_words, setting
+from switokd.plan_command import _data, _profile, arguments_for, setting
 from switokd.runfile import load
 from switokd.timings import Communication, NetworkTimes, Profile
 from tests.support import BIN, run
@@ -142,7 +143,7 @@ def test_soft_targets_travel_as_distributions(setting: str, tmp_path: Path) -> N
     path, seconds = tmp_path / saved_profile(tmp_path), []
     one_each = dedicated(CONFIG.topology, dict.fromkeys(CONFIG.topology, 1))
     for config in (CONFIG, load("digits-2t1s", [setting])):
-        found = _profile(config, path, 3)
+        found = _profile(config, _data(config), path, None, 3)
         slow = found.communication.model_copy(update={"bandwidth_bytes_per_second": 1000.0})
         found = found.model_copy(update={"communication": slow})
         seconds.append(predict(found, one_each, 64, Pauses.none()).step_seconds - 0.1)
@@ -192,7 +193,10 @@ def test_what_the_strategy_makes_certain_counts_before_any_option(tmp_path: Path
         (["--run=nowhere"], "nowhere/decisions.jsonl cannot be read"),
         (["--profile=none.json"], "none.json: cannot be read as a profile"),
         (["--profile=p.json", "--save-profile=q.json"], "--profile measures nothing"),
-        (["--profile=p.json", "networks.student.model=wrn-10-3"], "student is a student, wrn-10-1"),
+        (
+            ["--profile=p.json", "networks.student.model=wrn-10-3"],
+            "p.json: the profile's student is a student, wrn-10-1",
+        ),
         (["--profile=p.json", "compute.compile=true"], "compute.compile False, the run file has"),
         (["device=cuda"], "there is no GPU to measure on"),
         (["no.such.key=1"], "no.such.key"),
@@ -209,6 +213,51 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert words in err
     assert err.startswith("switokd: ")
     assert err.count("\n") == 1
+
+
+def test_what_cannot_be_planned_or_kept_is_refused_before_anything_is_measured(
+    tmp_path: Path,
+) -> None:
+    """Measuring says which network it is at on standard error."""
+    for told, words in {
+        ("--devices=97",): "64 images (data.batch_size) cannot be shared by 97 devices",
+        ("--devices=2", "--save-profile=none/p.json"): "none/p.json cannot be written; name a file",
+        ("--devices=2", "--save-profile=."): "--save-profile: . cannot be written; name a file",
+    }.items():
+        code, out, err = run([*PLAN, "digits-2t1s", *told], tmp_path, CUDA_VISIBLE_DEVICES="")
+        assert (code, out) == (2, "")
+        assert err.startswith("switokd: ")
+        assert words in err
+        assert "profiling" not in err
+
+
+def test_the_batch_is_what_there_is(tmp_path: Path) -> None:
+    told = ["--profile", saved_profile(tmp_path), "--paused=0", "data.drop_last=false"]
+    found = planned(tmp_path, *told, "--devices=2", "data.train_samples=6")
+    assert found["batch_size"] == 6
+    three_each = "teacher1: ranks 0-1, teacher2: rank 0, student: rank 1"
+    assert three_each in [p["placement"] for p in found["placements"]]
+    code, _, err = run(
+        [*PLAN, "digits-2t1s", *told, "--devices=10", "data.train_samples=6"], tmp_path
+    )
+    assert (code, "6 images (data.batch_size) cannot be shared by 10" in err) == (2, True)
+
+
+def test_notes_say_what_does_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / saved_profile(tmp_path)
+    text = path.read_text()
+    told = [*PLAN, "digits-2t1s", "--devices=1", "--profile", path.name]
+    path.write_text(text.replace('"threads": 1', f'"threads": {cores() + 1}'))
+    path.write_text(path.read_text().replace('"a device"', '"cpu"'))
+    code, out, err = run(told, tmp_path, COLUMNS="160")
+    assert (code, err) == (0, "")
+    assert f"note  a rank of {cores() + 1} threads each on this machine's {cores()} cores" in out
+    assert "fits into memory" not in out
+    path.write_text(text.replace('"device_memory_bytes": null', '"device_memory_bytes": 100'))
+    code, out, err = run(told, tmp_path, COLUMNS="160")
+    assert (code, err) == (0, "")
+    assert "note  no placement fits into memory, this one needs 0.00919 MB on a rank" in out
+    assert "would be slower" not in out
 
 
 def test_settings_say_the_placement() -> None:
@@ -242,6 +291,6 @@ def test_settings_say_the_placement() -> None:
     key, _, value = line.partition("=")
     assert key == "placement"
     assert Placement.of(yaml.safe_load(value)) == Placement.of(table)
-    assert in_words(Placement.of(table)) == (
+    assert str(Placement.of(table)) == (
         "teacher1: ranks 0-1 (40:24), teacher2: rank 1, student: rank 1"
     )

@@ -179,6 +179,10 @@ def test_digest_follows_what_the_training_depends_on(setting: str, matters: bool
         ("networks={}", "at least one teacher and one student"),
         ("networks.big.role=student", "one teacher and one student (there is no teacher)"),
         ("networks.third.role=student", "networks.third.model is missing"),
+        (
+            "networks.bog.optimizer.lr=0.2",
+            "networks.bog has neither role nor model; did you mean 'big'? (networks: big, little)",
+        ),
         ("schedule.epohs=3", "unknown key schedule.epohs; did you mean schedule.epochs?"),
         ("epochs=3", "unknown key epochs; did you mean schedule.epochs?"),
         ("networks.big.modell=x", "key networks.big.modell; did you mean networks.big.model?"),
@@ -212,6 +216,7 @@ def test_refusal_names_the_file_and_the_setting_at_fault(run_file: Path) -> None
         ("- name\n", "a run file holds keys and values"),
         ("name: x\n", "networks is missing"),
         (MINIMAL + "? [1, 2]\n: 3\n", "not valid YAML: [1, 2] cannot be a key"),
+        ("on: 3\n", "line 1: not valid YAML: the key on is a truth value in YAML; quote it"),
         (MINIMAL + "2001-01-01: 3\n", "cannot be a key"),
         (MINIMAL + "3: 4\n", "unknown key 3; known keys here: name, description, seed"),
     ],

@@ -41,7 +41,26 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     torn = json.loads(profile.model_dump_json())
     torn["networks"]["large"]["forward_seconds"] = [1.0]
     (tmp_path / "torn.json").write_text(json.dumps(torn))
+    for name, old, new in (
+        ("misspelt", '"image"', '"images"'),
+        ("endless", '"activation_bytes_per_sample": ', '"activation_bytes_per_sample": 1e300'),
+        ("slow", '"bandwidth_bytes_per_second": ', '"bandwidth_bytes_per_second": 1e-300'),
+        ("late", '"update_seconds": ', '"update_seconds": 1e100'),
+    ):
+        text = json.dumps(json.loads(profile.model_dump_json()), indent=1)
+        line = next(line for line in text.splitlines() if old in line)
+        comma = "," if line.endswith(",") else ""
+        other = line.replace(old, new) if name == "misspelt" else f"{new}{comma}"
+        (tmp_path / f"{name}.json").write_text(text.replace(line, other))
     cases: dict[str, Callable[[], object]] = {
+        "images: Extra inputs are not permitted": lambda: Profile.load(tmp_path / "misspelt.json"),
+        "activation_bytes_per_sample: Input should be less": (
+            lambda: Profile.load(tmp_path / "endless.json")
+        ),
+        "bandwidth_bytes_per_second: Input should be gr": (
+            lambda: Profile.load(tmp_path / "slow.json")
+        ),
+        "update_seconds: Input should be less": lambda: Profile.load(tmp_path / "late.json"),
         "the profile has no network huge": lambda: predict(
             profile, Placement.of({"huge": [0]}), BATCH, Pauses.none()
         ),
@@ -72,6 +91,9 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
 def test_profile_survives_its_file(tmp_path: Path) -> None:
     profile = some_profile(7)
     profile.save(tmp_path / "p.json")
+    assert Profile.load(tmp_path / "p.json") == profile
+    text = (tmp_path / "p.json").read_text()
+    (tmp_path / "p.json").write_text("\ufeff" + text, encoding="utf-8")  # as some editors save it
     assert Profile.load(tmp_path / "p.json") == profile
 
 

@@ -153,6 +153,8 @@ def test_the_summary_says_what_pauses_saved_and_waiting_cost(tmp_path: Path) -> 
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["networks"]["teacher"]["steps_paused"] == paused
     assert summary["placement"] == "teacher: ranks 0-1, student: ranks 0-1"
+    even = {"0": 1.0, "1": 1.0}
+    assert summary["placement_table"] == {"teacher": even, "student": even}
 
     # A sleep may take longer than it should on a busy machine, but never less; half or twice of
     # what there is would be one rank's for both, or both's for one.
