@@ -175,8 +175,8 @@ class Config(Section):
             )
         if self.compute.cuda_graphs and self.compute.batch_norm == "sync":
             raise ValueError(
-                "compute.batch_norm: sync waits for the GPU, which a recording cannot; use "
-                "batch_norm=rank or compute.cuda_graphs=false"
+                "compute.batch_norm: sync cannot be recorded; use batch_norm=rank or "
+                "compute.cuda_graphs=false"
             )
         if self.compute.batch_norm == "sync" and self.compute.compile:
             # Each rank compiles its own shards' sizes by real passes, and those would wait for

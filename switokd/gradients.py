@@ -56,9 +56,9 @@ class Bucket:
 
         The marks are read, which waits for a GPU, only where this rank's loss left some out.
         """
+        reached = self.reached if all(self.reached) else flat[-len(self.parameters) :].tolist()
         sizes = [p.numel() for p in self.parameters]
-        *parts, marks = torch.split(flat, [*sizes, len(sizes)])
-        reached = self.reached if all(self.reached) else marks.tolist()
+        *parts, _ = torch.split(flat.to(self.parameters[0].device), [*sizes, len(sizes)])
         for i, (parameter, part) in enumerate(zip(self.parameters, parts, strict=True)):
             if reached[i]:  # a view of the sum: nothing is copied
                 parameter.grad = part.as_strided(parameter.shape, self._strides[i])
@@ -128,7 +128,7 @@ class Gradients:
                 assert bucket.work is not None
                 assert bucket.flat is not None
                 bucket.work.wait()
-                bucket.unpack(bucket.flat.to(bucket.parameters[0].device))
+                bucket.unpack(bucket.flat)
 
     def _hook(self, bucket: Bucket):  # type: ignore[no-untyped-def]
         def ready(parameter: Tensor) -> None:

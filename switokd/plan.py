@@ -5,10 +5,10 @@ The model. In a step each rank, in this order,
 1. forwards its shards of all networks that it holds;
 2. takes part in the exchange of logits, which all ranks wait for: the step's only barrier;
 3. runs backward of its students, then of its teachers that are not paused, in the topology's
-   order. The gradients of a network on several ranks leave in b buckets, evenly over its backward,
-   each once the last rank has it; a rank takes part in one sum at a time, and computes meanwhile;
-   Where `schedule.accumulate` makes k steps share an update, sums and updates (4.) are in every
-   k-th step only; a step is then the mean of the k;
+   order. The gradients of a network on several ranks leave in b buckets, evenly over its backward
+   (after it where it is a CUDA graph), each once the last rank has it; a rank takes part in one
+   sum at a time, and computes meanwhile. Where `schedule.accumulate` makes k steps share an
+   update, sums and updates (4.) are in every k-th step only; a step is then the mean of the k;
 4. updates the same networks in the same order, each once its gradients are added up, and a teacher
    once the decision is here;
 5. goes on to the next step's forward. Nothing waits for all ranks here.
@@ -88,8 +88,8 @@ def check_devices(topology: Topology, batch_size: int, devices: int) -> None:
 
 def _too_many(batch_size: int, devices: int) -> UsageError:
     return UsageError(
-        f"{batch_size} images (data.batch_size) cannot be shared by {devices} devices with 2 "
-        "for each rank of a network; use a larger batch or fewer devices"
+        f"batches of {batch_size} images cannot be shared by {devices} devices with 2 for each "
+        "rank of a network; use fewer devices, or a larger data.batch_size if there are more images"
     )
 
 
@@ -180,6 +180,7 @@ class _Step:
         self.world_size = placement.world_size
         self.communication = profile.communication
         self.accumulate = profile.accumulate
+        self.recorded = profile.cuda_graphs
         target = profile.classes if profile.soft_targets else VALUES_OF_LABEL
         self.values_per_sample = profile.classes + target
         self.times = {name: profile.network(name) for name in names}
@@ -219,7 +220,7 @@ class _Step:
             buckets = -(-times.gradient_bytes // BUCKET_BYTES) or 1
             starts = 0.0
             for rank, n in shards.items():
-                first = at[rank] + times.backward(n) / buckets
+                first = at[rank] + times.backward(n) / (1 if self.recorded else buckets)
                 starts = max(starts, first, sums_end[rank])
                 at[rank] += times.backward(n)
             if len(shards) > 1 and updates:

@@ -202,13 +202,13 @@ class _Data(NamedTuple):
 
 def _data(config: Config) -> _Data:
     """Opens the data only where it must."""
-    held_out = config.method.strategy.held_out
-    if found := known(config.data):
-        samples = min(config.data.train_samples or found.samples, found.samples) - held_out
-        return _Data(found.image, found.classes, min(config.data.batch_size, samples))
-    from switokd.data import open_images
+    found, held_out = known(config.data), config.method.strategy.held_out
+    left = min(config.data.train_samples or found.samples, found.samples) - held_out if found else 0
+    if found and config.data.batch_size <= left:
+        return _Data(found.image, found.classes, config.data.batch_size)
+    from switokd.dry_run import images_for
 
-    images = open_images(config.data, config.seed, held_out)
+    images = images_for(config)
     return _Data(images.shape, images.classes, images.size_of(0))
 
 
@@ -321,9 +321,8 @@ def _assumptions(config: Config, profile: Profile, pauses: Pauses, devices: int)
     ]
     here = cores()
     if profile.device == "cpu" and devices * profile.threads > here:
-        ranks = f"{devices} ranks" if devices > 1 else "a rank"
-        of = f"{threads} each on" if profile.threads > 1 else "on"
-        lines.append(f"note  {ranks} of {of} this machine's {here} cores would be slower")
+        ranks = f"{devices} rank{'s' * (devices > 1)}"
+        lines.append(f"note  {ranks}, {threads} each: slower on this machine's {here} cores")
     return lines
 
 

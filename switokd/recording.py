@@ -8,7 +8,7 @@ waits for the GPU. Gradients come all together, after backward: where a network 
 ranks, no sum travels beside it.
 
 Not covered: several backward passes that share an update (each overwrites the gradients of the
-last); SyncBatchNorm, which waits for the GPU; loss, exchange and update.
+last); SyncBatchNorm, whose ranks would have to record in step; loss, exchange and update.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ def can_record(device: torch.device) -> bool:
 
 
 class Recorder:
-    """Records what is launched on a GPU, on memory that nothing else takes."""
+    """Records what is launched on a GPU, on memory that nothing else takes.
+
+    A network's recordings share it: only one of them may be between forward and backward.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -62,7 +65,7 @@ class Recording:
     """One network's forward for batches as large as `x`, and its backward if it learns.
 
     compute: logits `[b, C]` of images `[b, ...]`, with their graph. parameters: those whose
-    gradients backward gives; none where the network only answers.
+    gradients backward gives; none where the network only answers. recorder: this network's.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Recording:
         x: Tensor,
         recorder: Recorder,
     ) -> None:
+        self.recorder = recorder
         self._compute, self._parameters = compute, parameters
         self._x = torch.empty_like(x).copy_(x)
         self._dz = torch.zeros_like(recorder.warm_up(self._forward))
@@ -108,8 +112,7 @@ class Recording:
 
     def _backward(self) -> list[Tensor | None]:
         found = torch.autograd.grad(self._live, self._parameters, self._dz, allow_unused=True)
-        both = zip(found, self._parameters, strict=True)
-        return [None if g is None else _as_it_lies(g, parameter) for g, parameter in both]
+        return _each_its_own(found, self._parameters)
 
 
 class _Replayed(torch.autograd.Function):
@@ -126,8 +129,19 @@ class _Replayed(torch.autograd.Function):
         return None, None, None
 
 
-def _as_it_lies(gradient: Tensor, parameter: nn.Parameter) -> Tensor:
-    """In the memory order of its parameter, as fused optimizers need it."""
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
+def _each_its_own(
+    gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]
+) -> list[Tensor | None]:
+    """As PyTorch leaves them in `grad`: in the memory order of their parameters, which fused
+    optimizers need, and no two in one memory, though parameters that are added up have the same.
+    """
+    found: list[Tensor | None] = []
+    taken = set()
+    for gradient, parameter in zip(gradients, parameters, strict=True):
+        if gradient is not None:
+            memory = gradient.untyped_storage().data_ptr()
+            if gradient.stride() != parameter.stride() or memory in taken:
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            taken.add(memory)
+        found.append(gradient)
+    return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
@@ -206,12 +207,18 @@ def compile_ahead(learner: Learner, x: Tensor) -> None:
 def record_ahead(learner: Learner, x: Tensor) -> None:
     """Record forward and backward as CUDA graphs; UsageError if the network does not allow it."""
     parameters = [] if learner.frozen else learner.gradients.parameters
+    compute = replace(learner, recordings={}).compute  # else each would keep the other
+    earlier = next(iter(learner.recordings.values()), None)
     try:
-        learner.recordings[len(x)] = Recording(learner.compute, parameters, x, Recorder(x.device))
-    except torch.cuda.OutOfMemoryError:
-        raise
+        recorder = earlier.recorder if earlier else Recorder(x.device)
+        learner.recordings[len(x)] = Recording(compute, parameters, x, recorder)
     except Exception as error:
-        error_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = error  # ending a recording that has failed fails as well
+        while isinstance(first.__context__, Exception):
+            first = first.__context__
+        if isinstance(first, torch.cuda.OutOfMemoryError):
+            raise first from None
+        error_line = (str(first).strip().splitlines() or [type(first).__name__])[0]
         usage = UsageError(
             f"compute.cuda_graphs: {learner.name} cannot be recorded: {error_line}; its forward "
             "must do the same every time and read nothing from the GPU, or use "

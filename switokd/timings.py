@@ -140,7 +140,7 @@ class Profile(Section):
     channels_last: bool = True
     compile: bool = False
     cuda_graphs: bool = False
-    """These three as in the run file's compute."""
+    """These four as in the run file's compute."""
     soft_targets: bool = False
     """Whether the exchange carries a distribution over the classes for each sample, not a label."""
     accumulate: Annotated[int, Field(ge=1)] = 1

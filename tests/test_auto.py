@@ -174,7 +174,7 @@ def test_what_a_small_data_set_has_not_enough_images_for_is_left_out(tmp_path: P
     crews, few = (Crew(8, 1), Crew(1, 2)), "data.train_samples=4"
     assert chosen(crews, [fast, slow], "data.drop_last=false").world_size == 8
     assert chosen(crews, [fast, slow], "data.drop_last=false", few).world_size == 1
-    with pytest.raises(UsageError, match=r"4 images \(data.batch_size\) cannot be shared by 8"):
+    with pytest.raises(UsageError, match=r"batches of 4 images cannot be shared by 8"):
         chosen(crews[:1], [fast], "data.drop_last=false", few)
 
 

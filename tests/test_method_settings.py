@@ -228,7 +228,7 @@ REFUSED = {
     ),
     "recorded statistics over ranks": (
         ["topology=1T1S", "compute.cuda_graphs=true", "compute.batch_norm=sync"],
-        "compute.batch_norm: sync waits for the GPU, which a recording cannot; use batch_norm=rank",
+        "compute.batch_norm: sync cannot be recorded; use batch_norm=rank or compute.cuda_graphs=f",
     ),
     "recorded gradients that are kept": (
         ["topology=1T1S", "compute.cuda_graphs=true", "schedule.accumulate=2"],

@@ -176,13 +176,17 @@ def test_large_gradients_leave_while_backward_runs() -> None:
         )
         for seconds in (1.0, 0.2)
     )
-    for link, end in (
+    for link, graphs, end in (
         # Backward of 30 samples: 4. From the first bucket on at 1: 4 (0.1 + 2 (1/2) 1).
-        (slow, 1 + 4 * 1.1),
+        (slow, False, 1 + 4 * 1.1),
         # What travels faster than it is computed: the last bucket alone is left over.
-        (fast, 4 + 0.1 + 0.2),
+        (fast, False, 4 + 0.1 + 0.2),
+        # A CUDA graph has no gradient before it has them all.
+        (slow, True, 4 + 4 * 1.1),
+        (fast, True, 4 + 4 * 0.3),
     ):
         profile = a_profile(link, t=times(Role.TEACHER, 12, size=size), s=times(Role.STUDENT, 0))
+        profile = profile.model_copy(update={"cuda_graphs": graphs})
         both = Placement.of({"t": [0, 1], "s": [0]})
         exchange = predict(profile, both, BATCH, Pauses.independent({"t": 1.0})).step_seconds - 2
         assert step(profile, both) - exchange == pytest.approx(end + 2)
@@ -390,5 +394,5 @@ def test_no_rank_is_given_less_than_two_samples() -> None:
         found = rank_placements(profile, topology, batch_size, devices, Pauses.none())
         shards = [p.placement.shards(n, batch_size).values() for p in found for n in topology]
         assert all(s.stop - s.start >= 2 for each in shards for s in each)
-    with pytest.raises(UsageError, match=r"2 images .* cannot be shared by 4 devices"):
+    with pytest.raises(UsageError, match=r"batches of 2 images cannot be shared by 4 devices"):
         choose(profile, topology, 2, 4, Pauses.none())

@@ -220,7 +220,14 @@ def test_what_cannot_be_planned_or_kept_is_refused_before_anything_is_measured(
 ) -> None:
     """Measuring says which network it is at on standard error."""
     for told, words in {
-        ("--devices=97",): "64 images (data.batch_size) cannot be shared by 97 devices",
+        ("--devices=97",): "batches of 64 images cannot be shared by 97 devices with 2 for each",
+        ("--devices=2", "data.train_samples=6"): "64 is more than the 6 training images; choose a",
+        (
+            "--devices=2",
+            "data.drop_last=false",
+            "data.train_samples=10",
+            "distillation={strategy: kdcl-general, strategy_kwargs: {held_out: 10}}",
+        ): "it holds out 10 images, which must leave 2 or more of the 10 training images",
         ("--devices=2", "--save-profile=none/p.json"): "none/p.json cannot be written; name a file",
         ("--devices=2", "--save-profile=."): "--save-profile: . cannot be written; name a file",
     }.items():
@@ -240,7 +247,7 @@ def test_the_batch_is_what_there_is(tmp_path: Path) -> None:
     code, _, err = run(
         [*PLAN, "digits-2t1s", *told, "--devices=10", "data.train_samples=6"], tmp_path
     )
-    assert (code, "6 images (data.batch_size) cannot be shared by 10" in err) == (2, True)
+    assert (code, "batches of 6 images cannot be shared by 10 devices" in err) == (2, True)
 
 
 def test_notes_say_what_does_not_fit(tmp_path: Path) -> None:
@@ -251,13 +258,18 @@ def test_notes_say_what_does_not_fit(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"a device"', '"cpu"'))
     code, out, err = run(told, tmp_path, COLUMNS="160")
     assert (code, err) == (0, "")
-    assert f"note  a rank of {cores() + 1} threads each on this machine's {cores()} cores" in out
+    slow = f"each: slower on this machine's {cores()} cores"
+    assert f"note  1 rank, {cores() + 1} threads {slow}" in out
     assert "fits into memory" not in out
     path.write_text(text.replace('"device_memory_bytes": null', '"device_memory_bytes": 100'))
     code, out, err = run(told, tmp_path, COLUMNS="160")
     assert (code, err) == (0, "")
     assert "note  no placement fits into memory, this one needs 0.00919 MB on a rank" in out
-    assert "would be slower" not in out
+    assert "slower" not in out
+    path.write_text(text.replace('"a device"', '"cpu"'))
+    code, out, err = run([*told, f"--devices={cores() + 1}"], tmp_path, COLUMNS="160")
+    assert (code, err) == (0, "")
+    assert f"note  {cores() + 1} ranks, 1 thread {slow}" in out
 
 
 def test_settings_say_the_placement() -> None:

@@ -15,7 +15,7 @@ from switokd.config import Config
 from switokd.errors import UsageError
 from switokd.learner import Learner
 from switokd.models import build
-from switokd.profile_networks import profile
+from switokd.profile_networks import FEWEST, profile
 from switokd.runfile import load
 from switokd.sections import Compute
 from switokd.setup import compile_ahead
@@ -207,17 +207,25 @@ def test_a_network_that_does_not_fit_the_images_is_an_error_of_one_line() -> Non
 def test_recorded_networks_are_measured_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what they keep is what they would keep without."""
     recorded: list[int] = []
+    replayed: list[int] = []
     monkeypatch.setattr("switokd.setup.can_record", lambda device: True)
 
     def counted(compute: Any, parameters: Any, x: Tensor, recorder: Any) -> Any:
         recorded.append(len(x))
-        return compute
+
+        def replay(x: Tensor) -> Any:
+            replayed.append(len(x))
+            return compute(x)
+
+        replay.recorder = recorder  # type: ignore[attr-defined]
+        return replay
 
     monkeypatch.setattr("switokd.setup.Recording", counted)
     monkeypatch.setattr("switokd.setup.Recorder", lambda device: None)
     small = [f"networks.{name}.model=tests.sleepers:Flat" for name in ("teacher", "student")]
     found = measured(load("digits-1t1s", [*small, "compute.cuda_graphs=true"]), (4, 8))
     assert recorded == [4, 8] * 2
+    assert min(replayed.count(4), replayed.count(8)) >= 2 * FEWEST
     assert found.cuda_graphs
     usual = measured(load("digits-1t1s", small), (4, 8))
     for name, network in usual.networks.items():

@@ -8,6 +8,8 @@ Not covered: recording on a GPU (`test_gpu.py`), and how much faster it is (`ben
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,11 +57,11 @@ class Net(nn.Module):
         self.convolution, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
         self.dropout, self.head = nn.Dropout(0.2), nn.Linear(4, 10)
         self.unused = nn.Linear(4, 4)
+        self.shift = nn.Parameter(torch.zeros(10))  # of the same gradient as the head's own
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.norm(self.convolution(x)).relu().mean(dim=(2, 3))
-        logits: Tensor = self.head(self.dropout(z))
-        return logits
+        return F.linear(self.dropout(z), self.head.weight, self.head.bias + self.shift)
 
 
 class Rerun(Recorder):
@@ -190,7 +192,10 @@ def test_ranks_add_up_what_was_recorded() -> None:
 
 def test_a_network_that_cannot_be_recorded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(recorder: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nCUDA errors")
+        finally:  # as PyTorch ends a recording
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     monkeypatch.setattr(Rerun, "record", refuse)
     with pytest.raises(UsageError) as caught:
@@ -200,3 +205,32 @@ def test_a_network_that_cannot_be_recorded_is_named(monkeypatch: pytest.MonkeyPa
         "capturing; its forward must do the same every time and read nothing from the GPU, or use "
         "compute.cuda_graphs=false"
     )
+
+
+def test_memory_that_ran_out_is_no_fault_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(recorder: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(Rerun, "record", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
+
+
+def test_a_network_and_its_recordings_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, not when Python next looks for cycles: a GPU's memory is scarce."""
+    # A graph knows nothing of what it was made of, other than what is run again.
+    monkeypatch.setattr(Rerun, "record", lambda recorder, run: (run(), lambda: None))
+    ours = InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
+    learner = ours.learners.pop()
+    recorders = {id(recording.recorder) for recording in learner.recordings.values()}
+    assert len(recorders) == 1
+    models = [weakref.ref(learner.model)]
+    gc.disable()
+    try:
+        del learner
+        assert models[0]() is None
+    finally:
+        gc.enable()

@@ -74,7 +74,10 @@ def crop_and_flip(x: Tensor, keys: Keys, padding: int, flip: bool) -> Tensor:
 
     x: `[B, C, H, W]`, keys: `[B]`. The same key always gives the same picture.
     """
-    if not (padding or flip):
+    if not padding:
+        if flip:  # no pixel moves but those of every second image
+            mirrored = onto(x.device, draw(keys, 3, 2).bool())
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
         return x.contiguous()
     _, _, height, width = x.shape
     x = torch.nn.functional.pad(x, (padding,) * 4)
