@@ -289,11 +289,11 @@ def _print(
         console.print(f"... and {len(found) - top} more (--top, --json)", markup=False)
     chosen = simplest_of_the_best(found)
     console.print(f"simplest within {NOISE:.0%} of the best  {chosen.placement}", markup=False)
-    if config.compute.batch_norm == "rank" and _spreads(chosen.placement):
-        console.print(
-            "note  BatchNorm, where there is any, has statistics of each rank's own images",
-            markup=False,
-        )
+    if _spreads(chosen.placement):
+        own = "note  BatchNorm, where there is any, has statistics of each rank's own images"
+        all_ranks = "note  compute.batch_norm=sync needs a GPU of its own for each rank"
+        is_own = config.compute.batch_norm == "rank"
+        console.print(own if is_own else all_ranks, markup=False)
     if not chosen.fits:
         console.print(
             f"note  no placement fits into memory, this one needs {_memory(chosen)} on a rank",

@@ -337,7 +337,7 @@ class Compute(Section):
     compile: bool = False
     """Compile each network with torch.compile: a minute at the start, faster steps after it."""
     cuda_graphs: bool = False
-    """On GPUs: launch a network's forward and backward as a whole, for models without a choice."""
+    """On GPUs: replay forward and backward as CUDA graphs, for models that always do the same."""
     fused_optimizer: bool = True
     """Update all of a network's weights by one fused kernel."""
     keep_memory: bool = True

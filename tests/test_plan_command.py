@@ -136,6 +136,11 @@ def test_what_it_says_to_use_is_what_it_planned(
     assert last == f"to use it  switokd train digits-2t1s {placements[devices]}"
     note = "note  BatchNorm, where there is any, has statistics of each rank's own images"
     assert (note in out) == is_spread
+    sync = [*told, "compute.batch_norm=sync"]
+    code, out, err = run([*PLAN, "digits-2t1s", *sync], tmp_path, COLUMNS="160")
+    assert (code, err) == (0, "")
+    assert ("note  compute.batch_norm=sync needs a GPU of its own" in out) == is_spread
+    assert note not in out
 
 
 @pytest.mark.parametrize("setting", ["data.mixup=0.2", "data.label_smoothing=0.1"])
