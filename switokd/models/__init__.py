@@ -72,8 +72,6 @@ def build(
     for key, value in of_data.items():
         if key in accepted and value is not None:
             arguments.setdefault(key, value)
-    if name in _torchvision_names():  # takes num_classes through **kwargs
-        arguments.setdefault("num_classes", num_classes)
     try:
         network = factory(**arguments)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
@@ -169,15 +167,24 @@ def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     if ":" in name:
         return import_callable(name, "model"), {}
     if name in _torchvision_names():
-        from torchvision.models import get_model_builder
-
-        builder: Callable[..., Any] = get_model_builder(name)
-        return builder, {"weights": None}
+        return _torchvision(name), {}
     known = ["wrn-16-2", "resnet-20", "mobilenet", "mobilenetv2", *_torchvision_names()]
     raise UsageError(
         f"no model {name!r}{nearest(name, known)} (allowed: {', '.join(FAMILIES)}; "
         "see 'switokd networks')"
     )
+
+
+def _torchvision(name: str) -> Callable[..., Any]:
+    """A network of torchvision's, which has its arguments in **kwargs, with what data decide."""
+    from torchvision.models import get_model_builder
+
+    builder: Callable[..., Any] = get_model_builder(name)
+
+    def make(num_classes: int, weights: Any = None, **more: Any) -> Any:
+        return builder(num_classes=num_classes, weights=weights, **more)
+
+    return make
 
 
 def _torchvision_names() -> list[str]:
