@@ -3,8 +3,8 @@
     grouped   the networks are parted into groups; each group has ranks of its own, and each of
               the group's networks is on all of them. Groups of one are `dedicated`, a single
               group is `replicated`.
-    filled    the largest networks are on all ranks, by weights that fill up what the others, each
-              whole on one rank, leave over
+    filled    the largest networks are on all ranks, each sample where there is least to do beside
+              the others, which are whole on one rank each
 
 Heuristics bound what there is too much of:
 
@@ -21,6 +21,7 @@ Not covered: groups that share some of their ranks (but for filled); devices of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from heapq import heapify, heapreplace
 from itertools import accumulate, combinations, islice, pairwise, permutations
 from math import comb
 
@@ -129,9 +130,7 @@ def _filled(
         lightest = loads.index(min(loads))
         table[name] = {lightest: 1.0}
         loads[lightest] += work[name]
-    even = sum(work.values()) / devices
-    room = [max(even - load, 0.0) for load in loads]
-    samples = _whole_samples(room, batch_size)
+    samples = _whole_samples(loads, sum(work[name] for name in by_work[:spread]), batch_size)
     table |= {
         name: {rank: float(n) for rank, n in enumerate(samples) if n} for name in by_work[:spread]
     }
@@ -147,13 +146,19 @@ def _filled(
     )
 
 
-def _whole_samples(room: Sequence[float], batch_size: int) -> list[int]:
-    """Part `batch_size` in proportion to `room`, in whole numbers, none of them 1."""
-    total = sum(room)
-    if total <= 0:  # all work is so small that nothing can be said of it
-        return [batch_size, *[0] * (len(room) - 1)]
-    ends = [round(batch_size * end / total) for end in accumulate(room, initial=0.0)]
-    samples = [b - a for a, b in pairwise(ends)]
+def _whole_samples(loads: Sequence[float], work: float, batch_size: int) -> list[int]:
+    """Deal out samples, each to the rank with least to do; none of them has 1.
+
+    loads: what ranks have to do beside them. work: all samples'. No other way has a rank with most
+    to do that has less to do, if each sample takes as long.
+    """
+    samples = [0] * len(loads)
+    queue = [(load, rank) for rank, load in enumerate(loads)]
+    heapify(queue)
+    for _ in range(batch_size):
+        load, rank = queue[0]
+        samples[rank] += 1
+        heapreplace(queue, (load + work / batch_size, rank))
     samples = [n if n > 1 else 0 for n in samples]
     samples[samples.index(max(samples))] += batch_size - sum(samples)
     return samples
