@@ -29,7 +29,7 @@ from switokd.links import measure_links
 from switokd.memory import give_back_freed_memory
 from switokd.pauses import Pauses
 from switokd.placement import Placement, replicated
-from switokd.plan import NOISE, Prediction, choose, shard_sizes
+from switokd.plan import NOISE, Prediction, choose, most_devices, shard_sizes
 from switokd.profile_networks import profile
 from switokd.timings import ASSUMED_DECISION_SECONDS, Communication, Profile
 from switokd.world import World, device_memory
@@ -58,8 +58,10 @@ def choose_placement(config: Config, world: World, images: Images) -> Choice:
     Every rank must call it, and has the threads that go with the choice afterwards. UsageError
     for files that cannot be used, and for networks that cannot be built.
     """
-    env = world.env
+    env, batch = world.env, images.size_of(0)
     crews = env.crews or (Crew(env.world_size, torch.get_num_threads()),)
+    most = most_devices(config.topology, batch)  # a small data set may be too few images for many
+    crews = tuple(crew for crew in crews if crew.processes <= most) or crews[-1:]
     pauses = world.on_rank_0(lambda: expected_pauses(config.method, config.auto))
     measured: dict[Crew, Profile] = {}
     if config.auto.profiles:
@@ -76,16 +78,9 @@ def choose_placement(config: Config, world: World, images: Images) -> Choice:
         def best(crew: Crew, processes: int) -> Prediction:
             own = own_memory(world, crew)
             found = given[crew].model_copy(update={"device_memory_bytes": own})
-            return choose(found, config.topology, images.size_of(0), processes, pauses)
+            return choose(found, config.topology, batch, processes, pauses)
 
-        offers, problem = [], None
-        for crew in given:
-            try:
-                offers.append(Offer(crew, best(crew, crew.processes)))
-            except UsageError as error:  # noqa: PERF203, a small data set has too few images for it
-                problem = error
-        if problem and not offers:
-            raise problem
+        offers = [Offer(crew, best(crew, crew.processes)) for crew in given]
         chosen = fewest_of_the_best(offers)
         alone = None
         if not env.crews and world.device.type == "cpu":  # as many as the user has started

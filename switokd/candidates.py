@@ -147,10 +147,10 @@ def _filled(
 
 
 def _whole_samples(loads: Sequence[float], work: float, batch_size: int) -> list[int]:
-    """Deal out samples, each to the rank with least to do; none of them has 1.
+    """Deal out samples, each to the rank with least to do.
 
-    loads: what ranks have to do beside them. work: all samples'. No other way has a rank with most
-    to do that has less to do, if each sample takes as long.
+    loads: what ranks have to do beside them. work: all samples'. If each sample takes as long, no
+    other way has less to do for the rank with most. But a single sample goes where most are.
     """
     samples = [0] * len(loads)
     queue = [(load, rank) for rank, load in enumerate(loads)]

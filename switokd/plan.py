@@ -80,9 +80,14 @@ def shard_sizes(batch_size: int, devices: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
+def most_devices(topology: Topology, batch_size: int) -> int:
+    """Of which each has a network of its own, or two samples or more of one on several."""
+    return len(list(topology)) * max(batch_size // 2, 1)
+
+
 def check_devices(topology: Topology, batch_size: int, devices: int) -> None:
     """UsageError if there are too many for any placement; needs no profile."""
-    if devices > len(list(topology)) * max(batch_size // 2, 1):
+    if devices > most_devices(topology, batch_size):
         raise _too_many(batch_size, devices)
 
 

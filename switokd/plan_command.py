@@ -203,8 +203,8 @@ class _Data(NamedTuple):
 def _data(config: Config) -> _Data:
     """Opens the data only where it must."""
     found, held_out = known(config.data), config.method.strategy.held_out
-    left = min(config.data.train_samples or found.samples, found.samples) - held_out if found else 0
-    if found and config.data.batch_size <= left:
+    is_part = config.data.train_samples is not None or held_out > 0
+    if found and not is_part and config.data.batch_size <= found.samples:
         return _Data(found.image, found.classes, config.data.batch_size)
     from switokd.dry_run import images_for
 

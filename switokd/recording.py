@@ -54,9 +54,12 @@ class Recorder:
     def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         """What `run` makes, and what makes it anew in the same memory."""
         graph = torch.cuda.CUDAGraph()
-        # NCCL's thread may go on asking the GPU how far it is.
-        options: dict[str, Any] = {"capture_error_mode": "thread_local"}
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, **options):
+        with torch.cuda.graph(
+            graph,
+            pool=self._pool,
+            stream=self._stream,
+            capture_error_mode="thread_local",  # NCCL's thread may go on asking the GPU
+        ):
             made = run()
         return made, graph.replay
 

@@ -227,6 +227,7 @@ def test_what_cannot_be_planned_or_kept_is_refused_before_anything_is_measured(
     for told, words in {
         ("--devices=97",): "batches of 64 images cannot be shared by 97 devices with 2 for each",
         ("--devices=2", "data.train_samples=6"): "64 is more than the 6 training images; choose a",
+        ("--devices=2", "data.train_samples=1438"): "1438 is more than the 1437 train",
         (
             "--devices=2",
             "data.drop_last=false",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -148,10 +149,11 @@ def test_recordings_train_as_the_networks_themselves(sections: dict[str, Any]) -
 
 def test_a_size_that_was_not_recorded_is_computed_as_usual() -> None:
     ours = InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
-    learner = ours.learners[0]
-    assert torch.equal(learner.forward(x := torch.randn(3, 1, 8, 8)), learner.forward(x))
-    with pytest.raises(KeyError):
-        learner.recordings[3]
+    learner, x = ours.learners[0], torch.randn(3, 1, 8, 8)
+    assert sorted(learner.recordings) == [4, 8]
+    usual = replace(learner, recordings={})
+    assert torch.equal(learner.forward(x, 1), usual.forward(x, 1))
+    assert not torch.equal(learner.forward(x, 1), usual.forward(x, 2))  # by another dropout
 
 
 def test_a_teacher_that_only_answers_is_recorded_without_backward(tmp_path: Path) -> None:
