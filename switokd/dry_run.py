@@ -28,7 +28,7 @@ from switokd.data.sources import Sources
 from switokd.data.subset import with_fewer
 from switokd.decision import Decision
 from switokd.environment import Environment
-from switokd.errors import SwitokdError, UsageError
+from switokd.errors import SwitokdError, UsageError, first_line
 from switokd.exchange import Exchange
 from switokd.given import expected_pauses, saved_profile
 from switokd.known_data import KnownData, known
@@ -110,7 +110,7 @@ class Watched:
         except Exception as error:
             raise UsageError(
                 f"networks.{self.name}: its forward pass fails in training, on images of "
-                f"{list(x.shape)}: {_first_line(error)}"
+                f"{list(x.shape)}: {first_line(error)}"
             ) from error
         self.seconds += _now(self.device) - started
         self.kept = sum(kept.values())
@@ -215,7 +215,7 @@ def _step(
                 learner.update(1)
                 losses[learner.name] = loss.item()
     except RuntimeError as error:  # autograd's, or out of memory
-        raise UsageError(f"the training step fails: {_first_line(error)}") from error
+        raise UsageError(f"the training step fails: {first_line(error)}") from error
     problems = [line for learner in learners for line in _problems(learner, losses)]
     if problems:
         return DryRun(tuple(problems))
@@ -269,7 +269,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -67,6 +67,11 @@ class CoordinatorError(PeerError):
     """The coordinator cannot be reached, is gone, or refused this rank."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first; its kind, if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(found: str, allowed: Iterable[str]) -> str:
     """Return ", did you mean X?" for the closest allowed word, or nothing."""
     close = difflib.get_close_matches(found, list(allowed), n=1, cutoff=0.6)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switokd.artefact import Format, Manifest, Run
-from switokd.errors import UsageError
+from switokd.errors import UsageError, first_line
 from switokd.imports import look_in
 from switokd.interface import Interface
 from switokd.pictures import Floats
@@ -215,4 +215,4 @@ def reason_of(error: BaseException) -> str:
     """The first line of what an exporter says, of the error that was the first one."""
     while error.__cause__:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

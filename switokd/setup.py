@@ -20,7 +20,7 @@ from switokd.config import Config
 from switokd.data import Images
 from switokd.data.augment import mix, seeding
 from switokd.data.feed import in_order
-from switokd.errors import UsageError
+from switokd.errors import UsageError, first_line
 from switokd.gradients import Gradients
 from switokd.learner import Learner
 from switokd.placement import Place, Placement
@@ -195,10 +195,9 @@ def compile_ahead(learner: Learner, x: Tensor) -> None:
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
-        error_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         usage = UsageError(
-            f"compute.compile: torch.compile cannot compile {learner.name}: {error_line}; a CPU "
-            "needs a C++ compiler (g++), a GPU a C compiler (gcc), or use compute.compile=false"
+            f"compute.compile: torch.compile cannot compile {learner.name}: {first_line(error)}; a "
+            "CPU needs a C++ compiler (g++), a GPU a C compiler (gcc), or use compute.compile=false"
         )
         usage.seen_by_every_rank = False
         raise usage from error
@@ -218,10 +217,9 @@ def record_ahead(learner: Learner, x: Tensor) -> None:
             first = first.__context__
         if isinstance(first, torch.cuda.OutOfMemoryError):
             raise first from None
-        error_line = (str(first).strip().splitlines() or [type(first).__name__])[0]
         usage = UsageError(
-            f"compute.cuda_graphs: {learner.name} cannot be recorded: {error_line}; its forward "
-            "must do the same every time and read nothing from the GPU, or use "
+            f"compute.cuda_graphs: {learner.name} cannot be recorded: {first_line(first)}; its "
+            "forward must do the same every time and read nothing from the GPU, or use "
             "compute.cuda_graphs=false"
         )
         usage.seen_by_every_rank = False

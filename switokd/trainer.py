@@ -24,7 +24,7 @@ from switokd.data import Batch, Batches, Images, open_images
 from switokd.data.feed import feed
 from switokd.desk import Desk
 from switokd.environment import Environment
-from switokd.errors import CollectiveError, NonFiniteError, PeerError
+from switokd.errors import CollectiveError, NonFiniteError, PeerError, first_line
 from switokd.evaluate import top1
 from switokd.exchange import Exchange, adding_up
 from switokd.held_out import HeldOut
@@ -342,5 +342,5 @@ def joined(seat: Seat, config: Config, placement: Placement, desk: Desk | None) 
         client.close(failure=str(error) or "stopped by SIGTERM")
         raise reason or error from error
     except BaseException as error:
-        client.close(failure=(str(error).splitlines() or [type(error).__name__])[0])
+        client.close(failure=first_line(error))
         raise

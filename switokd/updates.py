@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from switokd.errors import UsageError
+from switokd.errors import UsageError, first_line
 from switokd.gradients import Gradients
 from switokd.schedules import Windows
 
@@ -158,10 +158,9 @@ def moving_average(name: str, model: nn.Module, decay: float) -> MovingAverage:
     try:
         return MovingAverage(model, decay)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         usage = UsageError(
             f"schedule.ema_decay: the average starts as a copy of {name}, which cannot be copied: "
-            f"{reason}; leave ema_decay out, or mend the model's __deepcopy__"
+            f"{first_line(error)}; leave ema_decay out, or mend the model's __deepcopy__"
         )
         usage.seen_by_every_rank = False
         raise usage from error

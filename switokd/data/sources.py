@@ -31,7 +31,7 @@ from torch import Tensor
 from switokd import objects
 from switokd.data import tiny_imagenet
 from switokd.data.augment import Keys, seeding
-from switokd.errors import UsageError, nearest
+from switokd.errors import UsageError, first_line, nearest
 from switokd.imports import import_callable
 from switokd.objects import is_object
 from switokd.sections import Data
@@ -319,8 +319,8 @@ def _pair(items: Any, index: int, where: str) -> tuple[Any, int]:
     try:
         item = items[index]
     except (OSError, SyntaxError) as error:  # what Pillow says of files that are no whole pictures
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{_file_of(items, index, where)} cannot be read: {reason}") from error
+        file = _file_of(items, index, where)
+        raise UsageError(f"{file} cannot be read: {first_line(error)}") from error
     try:
         image, label = item
         return image, operator.index(label.item() if hasattr(label, "item") else label)

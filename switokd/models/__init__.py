@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from switokd import objects
-from switokd.errors import UsageError, nearest
+from switokd.errors import UsageError, first_line, nearest
 from switokd.imports import import_callable
 from switokd.models.from_timm import PREFIX, timm_builder
 from switokd.models.mobilenet import MobileNet
@@ -76,7 +76,7 @@ def build(
         network = factory(**arguments)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise UsageError(
-            f"model {name} cannot be made with {arguments}: {_first_line(error)}"
+            f"model {name} cannot be made with {arguments}: {first_line(error)}"
         ) from error
     if not isinstance(network, nn.Module):
         raise UsageError(
@@ -99,7 +99,7 @@ def check_output(network: nn.Module, name: str, image: tuple[int, int, int], cla
     except Exception as error:
         raise UsageError(
             f"model {name} does not take images of {image[0]} x {image[1]} x {image[2]} "
-            f"(channels, height, width): {_first_line(error)}"
+            f"(channels, height, width): {first_line(error)}"
         ) from error
     finally:
         network.train(was_training)
@@ -145,10 +145,6 @@ def _form(value: Any) -> tuple[int, ...] | str:
 def parameter_count(network: nn.Module) -> int:
     """Number of trainable values."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
