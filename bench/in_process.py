@@ -26,7 +26,7 @@ from switokd.environment import Environment
 from switokd.exchange import Exchange
 from switokd.placement import Place
 from switokd.schedules import Windows
-from switokd.setup import make_learners, make_models
+from switokd.setup import make_learners, make_models, make_routines
 from switokd.step import StepResult, train_step
 from switokd.trainer import total_steps
 from switokd.world import World
@@ -76,7 +76,10 @@ class InProcess:
         )
         classes, soft = self.images.classes, config.data.has_soft_targets
         self.learners = make_learners(config, place, models, world, self.images, windows)
-        self._exchange = Exchange(place, config.digest, classes, soft_targets=soft)
+        routines = make_routines(config.compute, self.device)
+        self._exchange = Exchange(
+            place, config.digest, classes, soft_targets=soft, routines=routines
+        )
         self.decider = decider or Alone(config, lambda decision: None)
         self._done = 0
 

@@ -10,6 +10,7 @@ Not covered: means, threshold and what is decided on them (`gap.py`, `decision.p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -65,14 +66,24 @@ def _distance_to_target(p: Tensor, y: Tensor) -> Tensor:
     return (p - y).abs().sum(dim=1)
 
 
+def hits(logits: Mapping[str, Tensor], y: Tensor, shards: Mapping[str, slice]) -> Tensor:
+    """How many of its shard's samples each network has right, in float64, `[len(shards)]`.
+
+    logits, y: as for `pair_sums`. shards: by network, the part of the batch that counts.
+    """
+    labels = y if y.dim() == 1 else y.argmax(dim=1)
+    right = [(logits[name][at].argmax(dim=1) == labels[at]).sum() for name, at in shards.items()]
+    return torch.stack(right).double()
+
+
 def as_parts(
-    pairs: Sequence[Pair], shards: Mapping[str, Sequence[slice]], sums: Sequence[Sequence[float]]
+    pairs: Sequence[Pair], shards: Mapping[str, Sequence[slice]], sums: Sequence[float]
 ) -> Parts:
-    """`pair_sums`' rows, once they are on the host, by pair and shard."""
-    rows = iter(sums)
+    """`pair_sums`, once it is on the host and flat, by pair and shard."""
+    numbers = iter(sums)
 
     def part(shard: slice) -> PairSums:
-        gap, e_s, e_t = next(rows)
+        gap, e_s, e_t = islice(numbers, 3)
         return PairSums(gap, e_s, e_t, shard.stop - shard.start)
 
     return {pair: [part(shard) for shard in shards[pair.teacher]] for pair in pairs}
@@ -83,8 +94,7 @@ def means(parts: Parts) -> dict[Pair, Distances]:
     return {pair: sum(rest, first).mean() for pair, (first, *rest) in parts.items()}
 
 
-def to_host(vitals: Tensor, sums: Tensor) -> tuple[list[float], list[list[float]]]:
-    """Both as lists, by one copy from the device."""
-    everything: list[float] = torch.cat([vitals, sums.flatten()]).tolist()
-    rest = everything[len(vitals) :]
-    return everything[: len(vitals)], [rest[i : i + 3] for i in range(0, len(rest), 3)]
+def to_host(*tensors: Tensor) -> list[list[float]]:
+    """Each one's numbers, flat, by one copy from the device; all of one type."""
+    numbers = iter(torch.cat([tensor.flatten() for tensor in tensors]).tolist())
+    return [list(islice(numbers, tensor.numel())) for tensor in tensors]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from torch import Tensor
 from switokd.errors import NonFiniteError, PeerError, UsageError
 from switokd.lifecycle import Overdue
 from switokd.placement import Place
+from switokd.recording import Routines
 from switokd.transfer import onto
 from switokd.world import naming
 
@@ -30,12 +31,16 @@ from switokd.world import naming
 all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 HEADER = 2  # step, digest: int64, each as long as two float32
 
+Offsets = dict[str, dict[int, tuple[int, int]]]
+"""By network and rank: where its shard begins in the rank's row, and its samples."""
+
 
 @dataclass(frozen=True)
 class Gathered:
     """Every network's logits `[n, C]` in float32, detached, by name; the batch's targets.
 
-    Those are labels `[n]`, or distributions `[n, C]` in float32 where they are soft.
+    Those are labels `[n]`, or distributions `[n, C]` in float32 where they are soft. All of it is
+    the step's: by CUDA graphs the next exchange writes over it.
 
     `vitals` is for `Exchange.check`, once it is on the host. `seconds`: what the collective took,
     mostly waiting for the slowest rank; unknown where it runs in a GPU's queue.
@@ -57,6 +62,7 @@ class Exchange:
 
     place: this rank's. transport: device of the collective's tensors, None for the logits' own.
     soft_targets: whether targets are distributions; from the configuration, so that ranks agree.
+    routines: what records the work before and after the collective, by default nothing.
     """
 
     def __init__(
@@ -67,8 +73,10 @@ class Exchange:
         group: dist.ProcessGroup | None = None,
         transport: torch.device | None = None,
         soft_targets: bool = False,
+        routines: Routines | None = None,
     ) -> None:
         self.place = place
+        self.routines = routines or Routines()
         self.passed_at = 0.0
         """When the last exchange was over, on the clock of `time.perf_counter`."""
         self.overdue: Overdue | None = None
@@ -81,6 +89,8 @@ class Exchange:
         # What a sample's target takes, in float32: a label's 64 bits, or a distribution.
         self._target_length = classes if soft_targets else 2
         self._digest = int(digest[:12], 16)  # 48 bits: exact in float64 as well
+        self._header: Tensor | None = None
+        """On the logits' device, where nothing has to be brought to."""
         self._transport = transport
         self._layout = cache(self._lay_out)
 
@@ -98,35 +108,38 @@ class Exchange:
         self._check_shapes(z, y)
         if self.overdue:
             self.overdue.begin(doing)
-        device = next(iter(y.values())).device
-        header = onto(device, torch.tensor([step, self._digest]))
-        pieces = [header.view(torch.float32)]  # the bits travel as they are
-        for name in self.place.networks:
-            if name in z:
-                pieces += [z[name].detach().float(), y[name].view(torch.float32)]
-        mine = self._row(torch.cat([piece.flatten() for piece in pieces]), length)
+        if self._header is None:
+            device = next(iter(y.values())).device
+            self._header = onto(device, torch.tensor([step, self._digest]))
+        self._header[:1].fill_(step)
+        names = [name for name in self.place.networks if name in z]
+        mine = [tensor for name in names for tensor in (z[name].detach(), y[name])]
+        row = self.routines(length, partial(_pack, length), self._header, *mine)
         started = time.perf_counter()
-        everyone = self._gather(mine, doing)
+        everyone = self._gather(self._for_transport(row), doing)
         seconds = time.perf_counter() - started if everyone.device.type == "cpu" else None
         if seconds is not None:
             self.seconds = (self.seconds or 0.0) + seconds
-        everyone = everyone.to(device)
-        logits, labels = {}, {}
-        for name in self.place.placement.networks:
+        everyone = everyone.to(row.device)
+        vitals, targets, *logits = self.routines(n, partial(self._unpack, offsets), everyone)
+        return Gathered(dict(zip(offsets, logits, strict=True)), targets, vitals, seconds)
+
+    def _unpack(self, offsets: Offsets, everyone: Tensor) -> list[Tensor]:
+        """Vitals, targets, and each network's logits, of all ranks' rows."""
+        logits, labels = [], []
+        for shards in offsets.values():
             rows, targets = [], []
-            for rank, (start, b) in offsets[name].items():
+            for rank, (start, b) in shards.items():
                 middle = start + b * self._classes
                 stop = middle + b * self._target_length
                 rows.append(everyone[rank, start:middle].view(b, self._classes))
                 targets.append(self._as_targets(everyone[rank, middle:stop].clone()))
-            logits[name] = torch.cat(rows) if len(rows) > 1 else rows[0]
-            labels[name] = torch.cat(targets) if len(targets) > 1 else targets[0]
+            logits.append(torch.cat(rows) if len(rows) > 1 else rows[0])
+            labels.append(torch.cat(targets) if len(targets) > 1 else targets[0])
         headers = everyone[:, : 2 * HEADER].flatten().view(torch.int64)
-        y_0 = next(iter(labels.values()))
-        bad = (~torch.stack(list(logits.values())).isfinite()).flatten(1).sum(dim=1)
-        other = (torch.stack(list(labels.values())) != y_0).flatten(1).sum(dim=1)
-        vitals = torch.cat([headers, bad, other]).double()
-        return Gathered(logits, y_0, vitals, seconds)
+        bad = (~torch.stack(logits).isfinite()).flatten(1).sum(dim=1)
+        other = (torch.stack(labels) != labels[0]).flatten(1).sum(dim=1)
+        return [torch.cat([headers, bad, other]).double(), labels[0], *logits]
 
     def check(self, vitals: Sequence[float]) -> None:
         """Raise if the ranks are not at the same point of the same run, or one has diverged.
@@ -195,13 +208,13 @@ class Exchange:
                 error.seen_by_every_rank = False
                 raise error
 
-    def _lay_out(self, n: int) -> tuple[dict[str, dict[int, tuple[int, int]]], int]:
-        """Where each shard of a batch of `n` begins in its rank's row, its samples; rows' length.
+    def _lay_out(self, n: int) -> tuple[Offsets, int]:
+        """Where the shards of a batch of `n` lie in the ranks' rows, and the rows' length.
 
         Rows are as long as the longest, because Gloo gathers only equal ones.
         """
         placement = self.place.placement
-        offsets: dict[str, dict[int, tuple[int, int]]] = {}
+        offsets: Offsets = {}
         ends = dict.fromkeys(range(placement.world_size), 2 * HEADER)
         for name in placement.networks:
             offsets[name] = {}
@@ -211,12 +224,10 @@ class Exchange:
                 ends[rank] += b * (self._classes + self._target_length)
         return offsets, max(ends.values())
 
-    def _row(self, mine: Tensor, length: int) -> Tensor:
-        """What this rank sends, as long as everyone's and where the collective needs it."""
-        if len(mine) < length:
-            mine = torch.cat([mine, mine.new_zeros(length - len(mine))])
+    def _for_transport(self, row: Tensor) -> Tensor:
+        """What this rank sends, where the collective needs it."""
         alone = self._transport is None or self.place.placement.world_size == 1
-        return mine if alone else mine.to(self._transport)
+        return row if alone else row.to(self._transport)
 
     def _gather(self, row: Tensor, doing: str) -> Tensor:
         """All ranks' rows `[world size, length]`."""
@@ -227,3 +238,14 @@ class Exchange:
         with naming(doing):
             all_gather(everyone, row, group=self._group)
         return everyone.view(world_size, len(row))
+
+
+def _pack(length: int, header: Tensor, *mine: Tensor) -> Tensor:
+    """One row of a rank's header, and of its networks' logits and targets in turn.
+
+    It is as long as everyone's. Whole numbers travel as the bits that they are.
+    """
+    pieces = [t if t.is_floating_point() else t.view(torch.float32) for t in (header, *mine)]
+    row = torch.cat([piece.float().flatten() for piece in pieces])
+    missing = length - len(row)
+    return torch.cat([row, row.new_zeros(missing)]) if missing else row

@@ -5,7 +5,7 @@ Not covered: what it learns from (`strategies/`, `objective.py`); building it (`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,9 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from switokd.data.augment import mix, seed_torch
+from switokd.couplings import Term
+from switokd.data.augment import mix_one, seed_torch
 from switokd.gradients import Gradients
-from switokd.recording import Recording
+from switokd.objective import objective
+from switokd.recording import Recording, Routines
 from switokd.stopwatch import Stopwatch
 from switokd.topology import Role
 from switokd.updates import Updates
@@ -40,6 +42,8 @@ class Learner:
     """What its forward pass computes in; None: float32."""
     recordings: dict[int, Recording] = field(default_factory=dict)
     """What computes batches of so many images by a CUDA graph."""
+    routines: Routines = field(default_factory=Routines)
+    """What records its losses, if they shall be."""
     updates: Updates = field(default_factory=Updates)
     learning: Stopwatch = field(default_factory=Stopwatch)
     """Time that backward and update take: what a pause saves."""
@@ -61,7 +65,7 @@ class Learner:
         What the network draws from PyTorch's generators (dropout) depends on `key`, the step, and
         where in its batch x begins, not on what else was computed in this process.
         """
-        seed_torch(int(mix(self.key, step, begin)), x.device)
+        seed_torch(mix_one(self.key, step, begin), x.device)
         return self.recordings.get(len(x), self.compute)(x)
 
     def compute(self, x: Tensor) -> Tensor:
@@ -76,6 +80,17 @@ class Learner:
         """
         with autocast(x.device, self.low):
             return _in_fp32((model or self.model)(x))
+
+    def loss(
+        self, z: Tensor, y: Tensor, logits: Mapping[str, Tensor], terms: Sequence[Term]
+    ) -> Tensor:
+        """See `objective`."""
+        peers = {term.peer: logits[term.peer] for term in terms}
+
+        def run(z: Tensor, y: Tensor, *z_peers: Tensor) -> Tensor:
+            return objective(z, y, dict(zip(peers, z_peers, strict=True)), terms)
+
+        return self.routines.differentiable(tuple(terms), run, z, y, *peers.values())
 
     def backward(self, loss: Tensor | None, step: int) -> None:
         """Compute this rank's gradients, and start to add up those of the network's ranks.

@@ -30,7 +30,7 @@ from switokd.data.feed import in_order
 from switokd.environment import Environment
 from switokd.errors import UsageError
 from switokd.learner import Learner
-from switokd.objective import objective
+from switokd.recording import Routines
 from switokd.schedules import Windows
 from switokd.sections import Compute, Network
 from switokd.setup import make_learner, make_ready, tf32
@@ -188,7 +188,8 @@ class Bench:
                 if found and self._is_too_much(n / max(found), *found[max(found)], memory):
                     break
                 make_ready(self.learner, n, self.image, self.compute)
-                usual = replace(self, learner=replace(self.learner, recordings={}))
+                learner = replace(self.learner, recordings={}, routines=Routines())
+                usual = replace(self, learner=learner)
                 with kept_by_forward(self.learner.model) as kept:  # a recording shows nothing
                     split = usual._step(n)
                 found[n] = split, sum(kept.values())
@@ -226,7 +227,7 @@ class Bench:
         z = self.learner.forward(x)
         marks.append(self._now())
         if not self.learner.frozen:
-            loss = objective(z, y, peers, [Term(peer, 1.0, 1.0) for peer in peers])
+            loss = self.learner.loss(z, y, peers, [Term(peer, 1.0, 1.0) for peer in peers])
             self.learner.backward(loss, 1)
         marks.append(self._now())
         if not self.learner.frozen:

@@ -1,19 +1,24 @@
-"""A network's forward and backward as CUDA graphs: recorded once, then launched as a whole.
+"""CUDA graphs: what a GPU does in a step, recorded once, then launched as a whole.
 
 A GPU is done with a small network's hundreds of kernels sooner than the processor has launched
 them one by one. A recording launches them all at once: the same kernels, on the same memory.
 
-So it holds for one size of batch, and only for a network that does the same every time and never
-waits for the GPU. Gradients come all together, after backward: where a network is on several
+    Recording    a network's forward and backward
+    Routines     functions of a few tensors: losses, distances, what is exchanged
+
+So a recording holds for one size of batch, and only for what does the same every time and never
+waits for the GPU. What it makes lies in the same memory every time, and is written over when it is
+launched again. A network's gradients come all together, after backward: where it is on several
 ranks, no sum travels beside it.
 
 Not covered: several backward passes that share an update (each overwrites the gradients of the
-last); SyncBatchNorm, whose ranks would have to record in step; loss, exchange and update.
+last); SyncBatchNorm, whose ranks would have to record in step; collectives and updates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +29,9 @@ T = TypeVar("T")
 WARM_UP = 3
 """Times that libraries are given to choose their kernels, and to take their memory."""
 
+_held: set[int] = set()
+"""Where the memory of recordings' results begins: what others read there need not be copied."""
+
 
 def can_record(device: torch.device) -> bool:
     """Whether it has CUDA graphs."""
@@ -33,7 +41,8 @@ def can_record(device: torch.device) -> bool:
 class Recorder:
     """Records what is launched on a GPU, on memory that nothing else takes.
 
-    A network's recordings share it: only one of them may be between forward and backward.
+    Recordings may share it if no two of them are in use at a time: a network's, of which only one
+    is ever between forward and backward.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -87,6 +96,7 @@ class Recording:
         if parameters:
             recorder.warm_up(lambda: (self._forward(), self._backward()))
         self._z, self._replay_forward = recorder.record(self._forward)
+        _hold(self, self._z)
         if parameters:
             self._gradients, self._replay_backward = recorder.record(self._backward)
         del self._live  # PyTorch's own graph of it
@@ -100,7 +110,7 @@ class Recording:
         """Logits, without a graph."""
         self._x.copy_(x)
         self._replay_forward()
-        return self._z.clone()  # the next batch's are written over them
+        return self._z.detach()  # one tensor cannot have every step's graph
 
     def backward(self, dz: Tensor) -> None:
         """Set the parameters' gradients, from that of the last logits."""
@@ -148,3 +158,89 @@ def _each_its_own(
             taken.add(memory)
         found.append(gradient)
     return found
+
+
+class Routines:
+    """Functions of tensors, each recorded the second time that it is called with such tensors."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        """device: the GPU that the tensors are on; None: nothing is recorded."""
+        self._device = device
+        self._known: dict[Hashable, _Routine | None] = {}
+
+    def __call__(self, key: Hashable, run: Callable[..., T], *given: Tensor) -> T:
+        """What `run` makes of tensors: one or several, which the next call with `key` writes over.
+
+        key: what `run` depends on beside tensors, and their shapes and types.
+        """
+        if self._device is None:
+            return run(*given)
+        form = key, *map(_form, given)
+        if form not in self._known:  # libraries load; what comes once only is not recorded
+            self._known[form] = None
+            return run(*given)
+        routine = self._known[form]
+        if routine is None:
+            routine = self._known[form] = _Routine(run, given, Recorder(self._device))
+        made: T = routine(*given)
+        return made
+
+    def differentiable(
+        self, key: Hashable, run: Callable[..., Tensor], z: Tensor, *given: Tensor
+    ) -> Tensor:
+        """The same for a scalar that has a gradient by z."""
+        if self._device is None:
+            return run(z, *given)
+
+        def with_gradient(z: Tensor, *given: Tensor) -> list[Tensor]:
+            leaf = z.requires_grad_()
+            scalar = run(leaf, *given)
+            return [scalar.detach(), *torch.autograd.grad(scalar, leaf)]
+
+        scalar: Tensor = _Known.apply(z, *self(key, with_gradient, z.detach(), *given))
+        return scalar
+
+
+class _Routine:
+    """One function, recorded on tensors of one form."""
+
+    def __init__(self, run: Callable[..., Any], given: Sequence[Tensor], recorder: Recorder):
+        mine = [tensor if _is_held(tensor) else tensor.clone() for tensor in given]
+        self._copied = [(i, to) for i, to in enumerate(mine) if to is not given[i]]
+        self._made, self._replay = recorder.record(lambda: run(*(t.detach() for t in mine)))
+        _hold(self, *([self._made] if isinstance(self._made, Tensor) else self._made))
+
+    def __call__(self, *given: Tensor) -> Any:
+        for i, to in self._copied:
+            to.copy_(given[i])
+        self._replay()
+        return self._made
+
+
+class _Known(torch.autograd.Function):
+    """A scalar whose gradient by z is known."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, scalar: Tensor, dz: Tensor) -> Tensor:
+        ctx.dz = dz
+        return scalar.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient[0] * ctx.dz, None, None
+
+
+def _form(tensor: Tensor) -> Hashable:
+    """What a recording on this tensor may be used for: such ones, or this one's memory."""
+    return tensor.shape, tensor.dtype, tensor.data_ptr() if _is_held(tensor) else None
+
+
+def _is_held(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().data_ptr() in _held
+
+
+def _hold(owner: object, *made: Tensor) -> None:
+    """Note where an owner has its results, for as long as it lives."""
+    for begin in {tensor.untyped_storage().data_ptr() for tensor in made}:
+        _held.add(begin)
+        weakref.finalize(owner, _held.discard, begin)

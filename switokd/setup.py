@@ -18,13 +18,13 @@ from torch.distributed import ProcessGroup
 from switokd import models
 from switokd.config import Config
 from switokd.data import Images
-from switokd.data.augment import mix, seeding
+from switokd.data.augment import mix_one, seeding
 from switokd.data.feed import in_order
 from switokd.errors import UsageError, first_line
 from switokd.gradients import Gradients
 from switokd.learner import Learner
 from switokd.placement import Place, Placement
-from switokd.recording import Recorder, Recording, can_record
+from switokd.recording import Recorder, Recording, Routines, can_record
 from switokd.schedules import Windows, learning_rate
 from switokd.sections import Compute, Network
 from switokd.stopwatch import Stopwatch
@@ -72,7 +72,7 @@ def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
 
 def key_of(config: Config, name: str) -> int:
     """What a network draws from, of the run's seed and its name."""
-    return int(mix(config.seed, crc32(name.encode())))
+    return mix_one(config.seed, crc32(name.encode()))
 
 
 def make_learners(
@@ -137,6 +137,7 @@ def make_learner(
         frozen=frozen,
         key=key_of(config, name),
         low=AUTOCAST.get(precision),
+        routines=make_routines(config.compute, world.device),
         updates=Updates(
             windows,
             config.networks[name].clip_norm,
@@ -145,6 +146,11 @@ def make_learner(
         ),
         learning=Stopwatch(world.device),
     )
+
+
+def make_routines(compute: Compute, device: torch.device) -> Routines:
+    """What records functions of tensors, where the run file and the device have it so."""
+    return Routines(device if compute.cuda_graphs and can_record(device) else None)
 
 
 def compiled(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:

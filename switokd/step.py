@@ -16,11 +16,10 @@ from typing import Protocol
 from torch import Tensor
 
 from switokd.decision import Decision
-from switokd.distances import Parts, as_parts, pair_sums, to_host
+from switokd.distances import Parts, as_parts, hits, pair_sums, to_host
 from switokd.exchange import Exchange, adding_up
 from switokd.learner import Learner
 from switokd.method import Method
-from switokd.objective import objective
 from switokd.topology import Pair
 
 
@@ -49,12 +48,14 @@ class StepResult:
     """What a step leaves behind for whoever watches: the whole batch's logits and targets.
 
     `losses` are this rank's parts of the batch's mean losses, of those networks that learned;
-    `paused` names those of its teachers that did not.
+    `correct` is how many samples of its part each of its networks had right; `paused` names those
+    of its teachers that did not learn. By CUDA graphs the next step writes over the tensors.
     """
 
     logits: Mapping[str, Tensor]
     y: Tensor
     losses: Mapping[str, Tensor]
+    correct: Mapping[str, int]
     paused: tuple[str, ...]
 
     @cached_property
@@ -86,10 +87,17 @@ def train_step(
 
     # The distances of this rank's teachers to their students, by shard. A student needs none.
     shards = {pair.teacher: place.shards(pair.teacher, n) for pair in decider.pairs}
-    sums = pair_sums(decider.pairs, everyone.logits, everyone.y, shards, method.taus)
-    vitals, rows = to_host(everyone.vitals, sums)  # the step's only wait for the device
+    parts_of = {learner.name: place.shard(learner.name, n) for learner in learners}
+
+    def measured(y: Tensor, *z: Tensor) -> tuple[Tensor, Tensor]:
+        logits = dict(zip(everyone.logits, z, strict=True))
+        sums = pair_sums(decider.pairs, logits, y, shards, method.taus)
+        return sums, hits(logits, y, parts_of)
+
+    made = exchange.routines("measured", measured, everyone.y, *everyone.logits.values())
+    vitals, sums, right = to_host(everyone.vitals, *made)  # the step's only wait for the device
     exchange.check(vitals)
-    parts = as_parts(decider.pairs, shards, rows)
+    parts = as_parts(decider.pairs, shards, sums)
     decider.report(step, parts, everyone.seconds)
 
     # While the report travels: whoever has the numbers can decide, and a student need not wait.
@@ -108,7 +116,7 @@ def train_step(
             shard = place.shard(learner.name, n)
             logits = {name: z_i[shard] for name, z_i in peers.items()}
             terms = method.terms(learner.name, decision)
-            loss = objective(z[learner.name], everyone.y[shard], logits, terms)
+            loss = learner.loss(z[learner.name], everyone.y[shard], logits, terms)
             if (share := (shard.stop - shard.start) / n) != 1:
                 loss = loss * share  # of the batch's mean
             losses[learner.name] = loss.detach()
@@ -121,5 +129,6 @@ def train_step(
             decider.decision(step)  # nothing is applied that the authority has not decided
         with exchange.watched(adding_up(step)):
             learner.update(step)  # by what it has learned, in this step or in several
+    correct = dict(zip(parts_of, map(int, right), strict=True))
     stood_still = tuple(learner.name for learner in learners if learner not in learning)
-    return StepResult(everyone.logits, everyone.y, losses, stood_still)
+    return StepResult(everyone.logits, everyone.y, losses, correct, stood_still)

@@ -25,30 +25,27 @@ FEED_SECONDS = 0.5
 class Meter:
     """Training loss and accuracy over this rank's shards of one network.
 
-    Sums stay on the device until they are read.
+    The loss stays on the device until it is read.
     """
 
     def __init__(self, name: str, place: Place, device: torch.device) -> None:
         self._name, self._place = name, place
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=device)
-        self.samples = self.learned = 0
+        self.samples = self.learned = self.correct = 0
 
     def add(self, result: StepResult, n: int) -> None:
         """Count one step's batch of `n`."""
         shard = self._place.shard(self._name, n)
         size = shard.stop - shard.start
         self.samples += size
-        hits = result.logits[self._name][shard].argmax(dim=1) == result.labels[shard]
-        self._correct += hits.sum()
+        self.correct += result.correct[self._name]
         if self._name in result.losses:
             self._loss.add_(result.losses[self._name], alpha=n)  # its part of the batch's sum
             self.learned += size
 
     def sums(self) -> Sums:
         """All so far; waits for the device."""
-        loss, correct = torch.stack([self._loss, self._correct.double()]).tolist()
-        return Sums(loss, correct, self.learned, self.samples)
+        return Sums(self._loss.item(), self.correct, self.learned, self.samples)
 
 
 class Sums(NamedTuple):

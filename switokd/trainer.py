@@ -40,7 +40,15 @@ from switokd.lifecycle import (
 from switokd.memory import keep_freed_memory
 from switokd.placement import Place, Placement
 from switokd.schedules import Windows
-from switokd.setup import Models, check_shards, make_learners, make_models, set_learning_rate, tf32
+from switokd.setup import (
+    Models,
+    check_shards,
+    make_learners,
+    make_models,
+    make_routines,
+    set_learning_rate,
+    tf32,
+)
 from switokd.step import train_step
 from switokd.telemetry import EpochLog, Waiting
 from switokd.threads import stay_within_limits
@@ -216,8 +224,10 @@ def train(config: Config, env: Environment) -> Path | None:
         if desk:
             stack.callback(desk.folder.discard_if_unused)
         decider, where = stack.enter_context(decided_by(config, world, placement, desk))
-        soft, classes = config.data.has_soft_targets, images.classes
-        exchange = Exchange(place, config.digest, classes, world.steps, world.transport, soft)
+        soft, routines = config.data.has_soft_targets, make_routines(config.compute, device)
+        exchange = Exchange(
+            place, config.digest, images.classes, world.steps, world.transport, soft, routines
+        )
         if world.is_silent and isinstance(decider, Client):
             exchange.overdue = Overdue(config.coordinator.timeout, decider.stall)
         trainer = Trainer(config, world, images, batches, learners, exchange, decider, desk)

@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from switokd.data import Batch, Images, View, open_images
-from switokd.data.augment import crop_and_flip, mix
+from switokd.data.augment import crop_and_flip, mix, mix_one
 from switokd.data.sources import ArraySource
 from switokd.errors import UsageError
 from switokd.sections import Data
@@ -289,6 +289,8 @@ def test_hash_is_splitmix64() -> None:
     assert int(mix(0)) == 0xE220A8397B1DCDAF  # the generator's published first output
     found = mix(7, np.array([0, 1, 2**62]), 3)
     assert found.tolist() == [splitmix(7, part, 3) for part in (0, 1, 2**62)]
+    assert [mix_one(7, part, 3) for part in (0, 1, 2**62)] == found.tolist()
+    assert mix_one(-1, 5) == int(mix(np.int64(-1), 5))
 
 
 def test_own_bytes_are_scaled_and_classes_counted(own_data: Open) -> None:

@@ -21,6 +21,7 @@ from switokd.sections import Compute
 from switokd.setup import compile_ahead
 from switokd.timings import Profile
 from switokd.updates import MovingAverage
+from tests.test_recording import Rerun
 
 CPU = torch.device("cpu")
 SLEEPERS = [
@@ -221,7 +222,8 @@ def test_recorded_networks_are_measured_recorded(monkeypatch: pytest.MonkeyPatch
         return replay
 
     monkeypatch.setattr("switokd.setup.Recording", counted)
-    monkeypatch.setattr("switokd.setup.Recorder", lambda device: None)
+    for module in ("setup", "recording"):
+        monkeypatch.setattr(f"switokd.{module}.Recorder", Rerun)
     small = [f"networks.{name}.model=tests.sleepers:Flat" for name in ("teacher", "student")]
     found = measured(load("digits-1t1s", [*small, "compute.cuda_graphs=true"]), (4, 8))
     assert recorded == [4, 8] * 2

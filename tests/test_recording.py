@@ -87,13 +87,15 @@ class Rerun(Recorder):
 
 def _tensors(made: Any) -> Sequence[Tensor]:
     """Those of one or several, which may be None."""
-    return [each for each in (made if isinstance(made, list) else [made]) if each is not None]
+    several = made if isinstance(made, (list, tuple)) else [made]
+    return [each for each in several if each is not None]
 
 
 @pytest.fixture(autouse=True)
 def _recorder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("switokd.setup.can_record", lambda device: True)
-    monkeypatch.setattr("switokd.setup.Recorder", Rerun)
+    for module in ("setup", "recording"):
+        monkeypatch.setattr(f"switokd.{module}.Recorder", Rerun)
 
 
 class Trained:
@@ -107,7 +109,7 @@ class Trained:
         self.paused = 0
         for x, y in ours.batches(STEPS):
             result = ours.step(x, y)
-            self.losses += result.losses.values()
+            self.losses += [loss.clone() for loss in result.losses.values()]
             self.paused += len(result.paused)
         self.models = {li.name: li.model for li in ours.learners}
         self.averages = [li.averaged for li in ours.learners if li.averaged is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from switokd.data import Images, open_images
+from switokd import data
+from switokd.data import Batch, Images, open_images
 from switokd.data.augment import mix
+from switokd.data.loader import in_blocks
 from switokd.data.soft_targets import SoftTargets, beta_draws
 from switokd.placement import Placement
 from switokd.sections import Data
@@ -128,6 +131,25 @@ def test_parts_of_a_batch_are_the_whole_bit_for_bit(case: str) -> None:
             assert torch.equal(torch.cat(got), expected), step
     differing = zip(whole[:14], list(images.stream(30))[15:29], strict=True)
     assert all(not torch.equal(one[0], other[0]) for one, other in differing)
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_batches_that_are_made_together_are_the_same(case: str) -> None:
+    """As those are that a GPU holds; blocks end within an epoch and reach into the next."""
+    images = digits(**SETTINGS[case], drop_last=False, batch_size=200)
+    assert images.steps_per_epoch == 8
+    calls = []
+
+    def load(positions: Sequence[tuple[int, ...]]) -> Batch:
+        calls.append(len(positions))
+        return images._view(train=True).batch(positions)
+
+    positions = data._Positions(images, 2, 17, lambda n: slice(0, n))
+    blocks = in_blocks(load, positions, 4)
+    for one, other in zip(blocks, images.stream(17, first=2), strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+    assert calls == [800, 637, 800, 437]
 
 
 def test_loader_processes_and_a_later_start_change_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from switokd import progress
 from switokd.decision import Decision
+from switokd.distances import hits
 from switokd.evaluate import top1
 from switokd.gradients import Gradients
 from switokd.learner import Learner
@@ -34,7 +36,7 @@ def result(correct: int, loss: float | None, of: int = 4) -> StepResult:
     z[:correct, 0] = 1.0
     z[correct:, 1] = 1.0
     losses = {} if loss is None else {"s": torch.tensor(loss)}
-    return StepResult({"s": z}, y, losses, () if losses else ("s",))
+    return StepResult({"s": z}, y, losses, {"s": correct}, () if losses else ("s",))
 
 
 def test_meter_averages_loss_over_learned_and_accuracy_over_all_samples() -> None:
@@ -56,12 +58,10 @@ def test_a_soft_targets_class_is_the_one_with_most_of_it(
 ) -> None:
     hard = result(correct=3, loss=1.0)
     y = torch.tensor([[0.5, 0.2, 0.3]] * 3 + [[0.1, 0.6, 0.3]])  # the last: wrong turns right
-    soft = StepResult(hard.logits, y, hard.losses, hard.paused)
-    meter = Meter("s", Place(Placement.of({"s": [0]}), 0), CPU)
-    meter.add(soft, 4)
-    assert meter.sums().accuracy == 1.0
-    meter.add(hard, 4)
-    assert meter.sums().accuracy == pytest.approx(7 / 8)
+    soft = StepResult(hard.logits, y, hard.losses, {"s": 4}, hard.paused)
+    whole = {"s": slice(0, 4)}
+    assert hits(hard.logits, hard.y, whole).tolist() == [3]
+    assert hits(soft.logits, soft.y, whole).tolist() == [4]
     with ProgressBar("name", steps=4, epochs=1, paused=PausedShare(TOPOLOGY)) as bar:
         bar._interval = 0.0
         for step in (1, 2):
@@ -74,8 +74,11 @@ def test_ranks_meters_add_up_to_the_whole_batchs() -> None:
     sums = []
     # Of 8 samples, 6 on rank 0; the parts of the mean loss are 0.5 and 0.25.
     for rank, loss in ((0, 0.5), (1, 0.25)):
-        meter = Meter("s", Place(placement, rank), CPU)
-        meter.add(result(correct=7, loss=loss, of=8), 8)
+        place = Place(placement, rank)
+        whole = result(correct=7, loss=loss, of=8)
+        (right,) = hits(whole.logits, whole.y, {"s": place.shard("s", 8)}).tolist()
+        meter = Meter("s", place, CPU)
+        meter.add(replace(whole, correct={"s": int(right)}), 8)
         sums.append(tuple(meter.sums()))
     assert sums == [(4.0, 6.0, 6, 6), (2.0, 1.0, 2, 2)]
 

@@ -16,6 +16,7 @@ Not covered: streams without a length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -27,7 +28,7 @@ from torch.utils.data import Dataset
 
 from switokd.data.augment import crop_and_flip, mix, order
 from switokd.data.labels import check_labels
-from switokd.data.loader import Batch, Batches, Positions
+from switokd.data.loader import Batch, Batches, Positions, in_blocks
 from switokd.data.soft_targets import SoftTargets
 from switokd.data.sources import ArraySource, Source, Sources, load
 from switokd.data.subset import with_fewer
@@ -39,6 +40,8 @@ __all__ = ["Batch", "Batches", "Images", "open_images"]
 
 NO_EPOCH = 2**40
 """Number of the shuffle that the images held out are drawn by; no run comes to this epoch."""
+BLOCK_BYTES, BLOCK_BATCHES = 64 * 2**20, 16
+"""Most that are made at once of images that a GPU holds."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,12 @@ class Images:
 
         part: which part of a batch of n samples is wanted; all of it by default.
         """
-        positions = _Positions(self, first, steps, part)
-        return iter(self._batches(self._view(train=True), positions))
+        positions, view = _Positions(self, first, steps, part), self._view(train=True)
+        if self._are_on_gpu:
+            image = 4 * math.prod(self.shape)  # bytes, in float32
+            most = BLOCK_BYTES // (image * self.config.batch_size)
+            return in_blocks(view.batch, positions, min(max(most, 1), BLOCK_BATCHES))
+        return iter(self._batches(view, positions))
 
     def held_out_batches(self, part: Callable[[int], slice]) -> Batches:
         """The images held out, without augmentation, in batches of data.batch_size; see `stream`.
@@ -214,9 +221,13 @@ class Images:
         train, test = (array.to(device) for array in arrays)
         return replace(self, sources=replace(self.sources, train=train, test=test))
 
+    @property
+    def _are_on_gpu(self) -> bool:
+        train = self.sources.train
+        return isinstance(train, ArraySource) and train.images.is_cuda
+
     def _batches(self, view: View, positions: Positions) -> Batches:
-        is_on_gpu = isinstance(view.source, ArraySource) and view.source.images.is_cuda
-        return Batches(view, positions, 0 if is_on_gpu else self.config.workers)
+        return Batches(view, positions, 0 if self._are_on_gpu else self.config.workers)
 
     def _view(self, train: bool) -> View:
         if not train:

@@ -32,9 +32,20 @@ def mix(*parts: NDArray[np.int64] | int) -> Keys:
     return np.asarray(h)
 
 
+def mix_one(*parts: int) -> int:
+    """The same of single integers, for which numpy's calls take fifteen times as long."""
+    most, h = 2**64 - 1, 0
+    for part in parts:
+        h = (h ^ (part & most)) + 0x9E3779B97F4A7C15 & most
+        h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9 & most
+        h = (h ^ (h >> 27)) * 0x94D049BB133111EB & most
+        h ^= h >> 31
+    return h
+
+
 def order(seed: int, epoch: int, samples: int) -> list[int]:
     """The epoch's order of the samples."""
-    generator = torch.Generator().manual_seed(int(mix(seed, epoch)) % 2**63)
+    generator = torch.Generator().manual_seed(mix_one(seed, epoch) % 2**63)
     return torch.randperm(samples, generator=generator).tolist()
 
 

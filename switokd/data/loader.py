@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from multiprocessing import active_children, parent_process
 from multiprocessing.connection import wait
 from typing import Any
@@ -70,6 +71,21 @@ class Batches:
             if isinstance(batch, UsageError):
                 raise batch
             yield batch
+
+
+def in_blocks(
+    load: Callable[[Sequence[tuple[int, ...]]], Batch], positions: Positions, most: int
+) -> Iterator[Batch]:
+    """Batches at given positions, loaded up to `most` at a time and cut apart.
+
+    For images that a GPU holds: to launch its kernels takes the host as long for one batch as for
+    many.
+    """
+    left = iter(positions)
+    while block := list(islice(left, most)):
+        sizes = [len(batch) for batch in block]
+        x, y = load([position for batch in block for position in batch])
+        yield from zip(torch.split(x, sizes), torch.split(y, sizes), strict=True)
 
 
 def _end_with_rank(worker: int) -> None:
