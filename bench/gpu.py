@@ -7,11 +7,9 @@ at both ends of the steps that count.
 What is fp32 to PyTorch has convolutions in TF32 on a GPU, on both sides.
 
 Small networks keep a GPU waiting for the processor that launches their kernels one by one. CUDA
-graphs launch them together, and compiling joins some: the targets are for both, in fp32-class
-precision for tf32.
+graphs, which are on by default, launch them together, and compiling joins some.
 
-Not covered: several GPUs (`nccl.py`); the record of decisions. It has never run where it was
-written, without a GPU, but for the tests, on a CPU.
+Not covered: several GPUs (`nccl.py`); the record of decisions.
 """
 
 from __future__ import annotations
@@ -37,22 +35,23 @@ from switokd.setup import tf32
 from switokd.telemetry import EpochLog
 
 TRACES = Path(__file__).parent
-TF32_FAST = {"precision": "tf32", "compile": True, "cuda_graphs": True}
-BF16_FAST = {**TF32_FAST, "precision": "bf16"}
+FP32, BF16 = {"precision": "fp32"}, {"precision": "bf16"}
+COMPILED, EAGER = {"compile": True}, {"cuda_graphs": False}
 CONFIGURATIONS: dict[str, tuple[dict[str, Any], bool, float | None]] = {
-    "gpu_tf32_compiled_graphs": (TF32_FAST, False, 2.0),
-    "gpu_bf16_compiled_graphs": (BF16_FAST, False, 4.0),
-    "gpu_fp32": ({"precision": "fp32"}, False, None),
-    "gpu_fp32_graphs": ({"precision": "fp32", "cuda_graphs": True}, False, None),
-    "gpu_bf16": ({"precision": "bf16"}, True, None),
-    "gpu_bf16_compiled": ({"precision": "bf16", "compile": True}, False, None),
-    "gpu_bf16_compiled_graphs_over_bf16": (BF16_FAST, True, None),
+    "gpu_fp32": (FP32, False, 2.0),
+    "gpu_bf16_compiled": (BF16 | COMPILED, False, 4.0),
+    "gpu_tf32_compiled": ({"precision": "tf32"} | COMPILED, False, None),
+    "gpu_bf16": (BF16, False, None),
+    "gpu_bf16_compiled_over_bf16": (BF16 | COMPILED, True, None),
+    "gpu_fp32_without_graphs": (FP32 | EAGER, False, None),
+    "gpu_bf16_compiled_without_graphs": (BF16 | COMPILED | EAGER, False, None),
 }
 """Ours, whether the plain side is in bf16 as well (else in fp32), and the ratio to reach."""
 
 TRACED: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpu_waits_per_step": ("eager", {"precision": "fp32"}),
-    "gpu_waits_per_step_compiled_graphs": ("compiled-graphs", BF16_FAST),
+    "gpu_waits_per_step": ("fp32", FP32),
+    "gpu_waits_per_step_bf16_compiled": ("bf16-compiled", BF16 | COMPILED),
+    "gpu_waits_per_step_without_graphs": ("without-graphs", FP32 | EAGER),
 }
 """By figure: the trace's name, and ours."""
 

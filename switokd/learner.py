@@ -40,6 +40,8 @@ class Learner:
     """What it draws from, given by the run's seed and its name."""
     low: torch.dtype | None = None
     """What its forward pass computes in; None: float32."""
+    is_recorded: bool = False
+    """Whether it is to be launched as CUDA graphs."""
     recordings: dict[int, Recording] = field(default_factory=dict)
     """What computes batches of so many images by a CUDA graph."""
     routines: Routines = field(default_factory=Routines)

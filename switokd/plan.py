@@ -185,7 +185,6 @@ class _Step:
         self.world_size = placement.world_size
         self.communication = profile.communication
         self.accumulate = profile.accumulate
-        self.recorded = profile.cuda_graphs
         target = profile.classes if profile.soft_targets else VALUES_OF_LABEL
         self.values_per_sample = profile.classes + target
         self.times = {name: profile.network(name) for name in names}
@@ -225,7 +224,7 @@ class _Step:
             buckets = -(-times.gradient_bytes // BUCKET_BYTES) or 1
             starts = 0.0
             for rank, n in shards.items():
-                first = at[rank] + times.backward(n) / (1 if self.recorded else buckets)
+                first = at[rank] + times.backward(n) / (1 if times.recorded else buckets)
                 starts = max(starts, first, sums_end[rank])
                 at[rank] += times.backward(n)
             if len(shards) > 1 and updates:

@@ -29,6 +29,9 @@ T = TypeVar("T")
 WARM_UP = 3
 """Times that libraries are given to choose their kernels, and to take their memory."""
 
+MOST = 256
+"""Forms of routines that are told apart: a strategy's weights may be others in every step."""
+
 _held: set[int] = set()
 """Where the memory of recordings' results begins: what others read there need not be copied."""
 
@@ -177,7 +180,8 @@ class Routines:
             return run(*given)
         form = key, *map(_form, given)
         if form not in self._known:  # libraries load; what comes once only is not recorded
-            self._known[form] = None
+            if len(self._known) < MOST:
+                self._known[form] = None
             return run(*given)
         routine = self._known[form]
         if routine is None:

@@ -336,8 +336,8 @@ class Compute(Section):
     """Keep images and convolutions in NHWC order, which most processors are faster in."""
     compile: bool = False
     """Compile each network with torch.compile: a minute at the start, faster steps after it."""
-    cuda_graphs: bool = False
-    """On GPUs: replay forward and backward as CUDA graphs, for models that always do the same."""
+    cuda_graphs: bool | None = None
+    """On GPUs: record a step's work and launch it as a whole; null: of switokd's own networks."""
     fused_optimizer: bool = True
     """Update all of a network's weights by one fused kernel."""
     keep_memory: bool = True

@@ -137,6 +137,7 @@ def make_learner(
         frozen=frozen,
         key=key_of(config, name),
         low=AUTOCAST.get(precision),
+        is_recorded=can_record(world.device) and wants_recording(config, name),
         routines=make_routines(config.compute, world.device),
         updates=Updates(
             windows,
@@ -148,9 +149,20 @@ def make_learner(
     )
 
 
+def wants_recording(config: Config, name: str) -> bool:
+    """Whether a network is recorded where there is a GPU: as the run file says, else if it is safe.
+
+    A network of someone else's may choose anew in each step what it does.
+    """
+    if config.compute.cuda_graphs is None:
+        alone = config.schedule.accumulate == 1 and config.compute.batch_norm == "rank"
+        return alone and models.is_own(config.networks[name].model)
+    return config.compute.cuda_graphs
+
+
 def make_routines(compute: Compute, device: torch.device) -> Routines:
-    """What records functions of tensors, where the run file and the device have it so."""
-    return Routines(device if compute.cuda_graphs and can_record(device) else None)
+    """What records functions of tensors, where the run file and the device allow it."""
+    return Routines(device if compute.cuda_graphs is not False and can_record(device) else None)
 
 
 def compiled(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
@@ -174,15 +186,14 @@ def make_ready(
     Statistics and random numbers stay as they are. UsageError if it cannot be done.
     """
     device = next(learner.model.parameters()).device
-    records = compute.cuda_graphs and can_record(device)
-    if not (compute.compile or records):
+    if not (compute.compile or learner.is_recorded):
         return
     buffers = {name: buffer.clone() for name, buffer in learner.model.named_buffers()}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         x = in_order(torch.randn(samples, *shape, device=device), compute.channels_last)
         if compute.compile:
             compile_ahead(learner, x)
-        if records:
+        if learner.is_recorded:
             record_ahead(learner, x)
     for name, buffer in learner.model.named_buffers():
         buffer.copy_(buffers[name])

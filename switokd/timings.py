@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -82,6 +82,8 @@ class NetworkTimes(Section):
     """Its name."""
     frozen: bool = False
     """Whether it only ever answers: nothing is learned then, and there is no time for that."""
+    recorded: bool = False
+    """Whether forward and backward were launched as CUDA graphs."""
     samples: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
     forward_seconds: Seconds
     backward_seconds: Seconds
@@ -139,8 +141,7 @@ class Profile(Section):
     precision: str = "fp32"
     channels_last: bool = True
     compile: bool = False
-    cuda_graphs: bool = False
-    """These four as in the run file's compute."""
+    """These three as in the run file's compute."""
     soft_targets: bool = False
     """Whether the exchange carries a distribution over the classes for each sample, not a label."""
     accumulate: Annotated[int, Field(ge=1)] = 1
@@ -161,10 +162,16 @@ class Profile(Section):
             raise UsageError(f"the profile has no network {name} (it has {known}); profile again")
         return self.networks[name]
 
-    def check(self, networks: Mapping[str, Network], frozen_teachers: bool = False) -> None:
+    def check(
+        self,
+        networks: Mapping[str, Network],
+        frozen_teachers: bool = False,
+        recorded: Collection[str] = (),
+    ) -> None:
         """UsageError unless it was made of these.
 
         What was frozen has no time for learning; what learned may be frozen now, and always pauses.
+        recorded: those that a GPU launches as CUDA graphs.
         """
         for name, n in networks.items():
             found = self.network(name)
@@ -176,6 +183,12 @@ class Profile(Section):
                 raise UsageError(
                     f"the profile's {name} is {theirs}; the run file's {ours}; profile again"
                 )
+            if found.recorded != (name in recorded and self.device != "cpu"):
+                raise UsageError(
+                    f"the profile's {name} was measured with{'' if found.recorded else 'out'} CUDA "
+                    f"graphs, and is trained with{'out' if found.recorded else ''} them "
+                    "(compute.cuda_graphs); profile again"
+                )
 
     def check_conditions(self, image: tuple[int, int, int], classes: int, compute: Compute) -> None:
         """UsageError unless it was measured on such images, and computing like this."""
@@ -185,7 +198,6 @@ class Profile(Section):
             ("compute.precision", self.precision, compute.precision),
             ("compute.channels_last", self.channels_last, compute.channels_last),
             ("compute.compile", self.compile, compute.compile),
-            ("compute.cuda_graphs", self.cuda_graphs, compute.cuda_graphs),
         ):
             if here != there:
                 raise UsageError(

@@ -185,8 +185,8 @@ def test_large_gradients_leave_while_backward_runs() -> None:
         (slow, True, 4 + 4 * 1.1),
         (fast, True, 4 + 4 * 0.3),
     ):
-        profile = a_profile(link, t=times(Role.TEACHER, 12, size=size), s=times(Role.STUDENT, 0))
-        profile = profile.model_copy(update={"cuda_graphs": graphs})
+        teacher = times(Role.TEACHER, 12, size=size).model_copy(update={"recorded": graphs})
+        profile = a_profile(link, t=teacher, s=times(Role.STUDENT, 0))
         both = Placement.of({"t": [0, 1], "s": [0]})
         exchange = predict(profile, both, BATCH, Pauses.independent({"t": 1.0})).step_seconds - 2
         assert step(profile, both) - exchange == pytest.approx(end + 2)

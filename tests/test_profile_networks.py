@@ -17,7 +17,6 @@ from switokd.learner import Learner
 from switokd.models import build
 from switokd.profile_networks import FEWEST, profile
 from switokd.runfile import load
-from switokd.sections import Compute
 from switokd.setup import compile_ahead
 from switokd.timings import Profile
 from switokd.updates import MovingAverage
@@ -228,10 +227,13 @@ def test_recorded_networks_are_measured_recorded(monkeypatch: pytest.MonkeyPatch
     found = measured(load("digits-1t1s", [*small, "compute.cuda_graphs=true"]), (4, 8))
     assert recorded == [4, 8] * 2
     assert min(replayed.count(4), replayed.count(8)) >= 2 * FEWEST
-    assert found.cuda_graphs
-    usual = measured(load("digits-1t1s", small), (4, 8))
+    assert all(network.recorded for network in found.networks.values())
+    recorded.clear()
+    config = load("digits-1t1s", small)  # null: not of others' networks
+    usual = measured(config, (4, 8))
+    assert not recorded
     for name, network in usual.networks.items():
         kept = network.activation_bytes_per_sample
         assert found.networks[name].activation_bytes_per_sample == kept > 0
-    with pytest.raises(UsageError, match=r"with compute.cuda_graphs True, the run file has False"):
-        found.check_conditions((1, 8, 8), 10, Compute())
+    with pytest.raises(UsageError, match=r"teacher was measured with CUDA graphs, and is trained "):
+        found.check(config.networks)

@@ -25,9 +25,8 @@ from bench.in_process import ONE_PROCESS, InProcess
 from switokd.config import Config
 from switokd.environment import Environment
 from switokd.errors import UsageError
-from switokd.recording import Recorder
+from switokd.recording import Recorder, Routines
 from switokd.schedules import Windows
-from switokd.sections import Compute
 from switokd.setup import make_learner, make_ready
 from switokd.world import World
 
@@ -171,7 +170,6 @@ def test_a_teacher_that_only_answers_is_recorded_without_backward(tmp_path: Path
 
 def test_ranks_add_up_what_was_recorded() -> None:
     """No hook sees these gradients: they leave once backward is over."""
-    config = Config.model_validate(RUN_FILE)
     x, y = torch.randn(3, 8, 1, 8, 8), torch.randint(10, (3, 8))
     store = HashStore()  # of this process alone
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
@@ -180,8 +178,9 @@ def test_ranks_add_up_what_was_recorded() -> None:
         for recorded in (True, False):
             torch.manual_seed(0)
             world, group = World(Environment(), torch.device("cpu")), torch.distributed.group.WORLD
+            config = Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": recorded}})
             learner = make_learner(config, "t1", Net(), world, group, Windows())
-            make_ready(learner, 8, (1, 8, 8), Compute(cuda_graphs=recorded))
+            make_ready(learner, 8, (1, 8, 8), config.compute)
             assert len(learner.recordings) == recorded
             for step in range(3):
                 loss = F.cross_entropy(learner.forward(x[step], step), y[step])
@@ -192,6 +191,57 @@ def test_ranks_add_up_what_was_recorded() -> None:
         torch.distributed.destroy_process_group()
     assert all(torch.equal(found[0][key], value) for key, value in found[1].items())
     assert not torch.equal(found[0]["head.bias"], torch.zeros(10))
+
+
+def test_a_routine_reads_the_memory_that_recordings_keep_and_copies_of_others() -> None:
+    routines, calls = Routines(torch.device("cpu")), []
+
+    def double(x: Tensor) -> Tensor:
+        calls.append(x.data_ptr())
+        return 2 * x
+
+    def triple(x: Tensor) -> Tensor:
+        calls.append(x.data_ptr())
+        return 3 * x
+
+    for n in range(4):
+        given = torch.full((3,), float(n))
+        found = routines("double", double, given)
+        assert found.tolist() == [2.0 * n] * 3
+        assert routines("triple", triple, found).tolist() == [6.0 * n] * 3
+    kept = found.data_ptr()
+    # Recorded at the second call, on a copy; what it made then has its own place from there on,
+    # which is a form of its own for the other: called, recorded, replayed.
+    assert calls[2] not in (kept, given.data_ptr())
+    assert calls[-1] == calls[-3] == kept
+    # Another's memory is neither written into nor read through the one above.
+    other = torch.ones(3)
+    assert [routines("triple", triple, other).tolist() for _ in range(3)] == [[3.0] * 3] * 3
+    assert (other.tolist(), found.tolist()) == ([1.0] * 3, [6.0] * 3)
+
+
+def test_a_routines_gradient_is_the_functions() -> None:
+    routines, leaf = Routines(torch.device("cpu")), torch.randn(4, 3)
+    for _ in range(4):
+        y = torch.randint(3, (4,))
+        pair = []
+        for by in (routines, Routines()):
+            z = leaf.clone().requires_grad_()
+            loss = by.differentiable("loss", F.cross_entropy, z, y)
+            (loss * 0.25).backward()  # type: ignore[no-untyped-call]
+            assert z.grad is not None
+            pair.append((loss.item(), z.grad))
+        assert pair[0][0] == pair[1][0]
+        assert torch.equal(pair[0][1], pair[1][1])
+
+
+def test_what_never_comes_again_is_not_noted_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strategy's weights may be others in every step."""
+    monkeypatch.setattr("switokd.recording.MOST", 5)
+    routines = Routines(torch.device("cpu"))
+    for weight in range(20):
+        assert routines(weight, lambda x, w=weight: w * x, torch.ones(())).item() == weight
+    assert len(routines._known) == 5
 
 
 def test_a_network_that_cannot_be_recorded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

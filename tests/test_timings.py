@@ -36,6 +36,10 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     profile = ten_one_one()
     networks = {"large": profile.networks["large"].model_copy(update={"frozen": True})}
     frozen = profile.model_copy(update={"networks": networks})
+    on_gpu = profile.model_copy(update={"device": "NVIDIA H200"})
+    networks = {"large": profile.networks["large"].model_copy(update={"recorded": True})}
+    recorded = profile.model_copy(update={"networks": networks})
+    large = Network(role="teacher", model="any")
     (tmp_path / "text.json").write_text("no JSON")
     (tmp_path / "other.json").write_text('{"device": "cpu"}')
     torn = json.loads(profile.model_dump_json())
@@ -75,6 +79,12 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         ),
         "file's a teacher, any, adam; profile again": lambda: profile.check(
             {"large": Network(role="teacher", model="any", optimizer=Adam(name="adam"))}
+        ),
+        "large was measured without CUDA graphs, and is trained with them": lambda: on_gpu.check(
+            {"large": large}, recorded=["large"]
+        ),
+        "large was measured with CUDA graphs, and is trained without them": lambda: recorded.check(
+            {"large": large}
         ),
         "No such file": lambda: Profile.load(tmp_path / "none.json"),
         "text.json: not a profile": lambda: Profile.load(tmp_path / "text.json"),

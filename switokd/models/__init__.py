@@ -85,6 +85,11 @@ def build(
     return network
 
 
+def is_own(name: str) -> bool:
+    """Whether it is of this package: it does the same every time, and reads nothing from a GPU."""
+    return _own(name) is not None
+
+
 def check_output(network: nn.Module, name: str, image: tuple[int, int, int], classes: int) -> None:
     """Send two blank images through; UsageError unless logits `[2, classes]` come out.
 
@@ -147,7 +152,8 @@ def parameter_count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+def _own(name: str) -> tuple[Callable[..., Any], dict[str, Any]] | None:
+    """This package's builder of that name, and its arguments."""
     if match := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
         return WideResNet, {"depth": int(match[1]), "width": int(match[2])}
     if match := re.fullmatch(r"mobilenet(?:-(\d+(?:\.\d+)?))?", name):
@@ -156,6 +162,12 @@ def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         return resnet, {"depth": int(match[1])}
     if match := re.fullmatch(r"mobilenetv2(?:-(\d+(?:\.\d+)?))?", name):
         return mobilenet_v2, {"width": float(match[1] or 1)}
+    return None
+
+
+def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    if own := _own(name):
+        return own
     if name.startswith(PREFIX):
         return timm_builder(name), {}
     if is_object(name):
