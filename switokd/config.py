@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from switokd.couplings import Coupling, Couplings
 from switokd.errors import UsageError, nearest
+from switokd.families import is_own
 from switokd.method import Method
 from switokd.objects import is_object
 from switokd.placement import Placement, dedicated, replicated
@@ -234,6 +235,16 @@ class Config(Section):
             return
         if problem := self.placement_on(world_size).problem_with(self.data.batch_size):
             raise UsageError(problem)
+
+    def wants_recording(self, name: str) -> bool:
+        """Whether a GPU launches a network as CUDA graphs: as the file says, else if it is safe.
+
+        A network of someone else's may choose anew in each step what it does.
+        """
+        if self.compute.cuda_graphs is None:
+            alone = self.schedule.accumulate == 1 and self.compute.batch_norm == "rank"
+            return alone and is_own(self.networks[name].model)
+        return self.compute.cuda_graphs
 
     @property
     def world_size(self) -> int | None:

@@ -14,7 +14,6 @@ from switokd.errors import UsageError
 from switokd.method import Method
 from switokd.pauses import Pauses
 from switokd.sections import Auto
-from switokd.setup import wants_recording
 from switokd.timings import Profile
 
 
@@ -39,7 +38,7 @@ def saved_profile(config: Config, path: Path, image: tuple[int, int, int], class
     """Read a profile for `config` and its images; UsageError if it is of something else."""
     found = Profile.load(path)
     try:
-        recorded = [name for name in config.networks if wants_recording(config, name)]
+        recorded = [name for name in config.networks if config.wants_recording(name)]
         found.check(config.networks, config.method.strategy.frozen_teachers, recorded)
         found.check_conditions(image, classes, config.compute)
     except UsageError as error:

@@ -115,6 +115,8 @@ def make_learner(
 ) -> Learner:
     """One network with its optimizer, on this rank's device. `group`: its ranks, if several."""
     role = config.topology.role(name)
+    if world.device.type == "cuda":
+        wake_backward(world.device)
     frozen = config.method.strategy.frozen_teachers and role is Role.TEACHER
     model = prepare(model, config.compute, world.device)
     decay, average = config.schedule.ema_decay, None
@@ -137,7 +139,7 @@ def make_learner(
         frozen=frozen,
         key=key_of(config, name),
         low=AUTOCAST.get(precision),
-        is_recorded=can_record(world.device) and wants_recording(config, name),
+        is_recorded=can_record(world.device) and config.wants_recording(name),
         routines=make_routines(config.compute, world.device),
         updates=Updates(
             windows,
@@ -149,15 +151,9 @@ def make_learner(
     )
 
 
-def wants_recording(config: Config, name: str) -> bool:
-    """Whether a network is recorded where there is a GPU: as the run file says, else if it is safe.
-
-    A network of someone else's may choose anew in each step what it does.
-    """
-    if config.compute.cuda_graphs is None:
-        alone = config.schedule.accumulate == 1 and config.compute.batch_norm == "rank"
-        return alone and models.is_own(config.networks[name].model)
-    return config.compute.cuda_graphs
+def wake_backward(device: torch.device) -> None:
+    """Let PyTorch's thread for backward find the GPU: cuBLAS warns where it is the first to."""
+    torch.zeros((), device=device, requires_grad=True).mul(2).backward()  # type: ignore[no-untyped-call]
 
 
 def make_routines(compute: Compute, device: torch.device) -> Routines:

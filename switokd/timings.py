@@ -183,7 +183,7 @@ class Profile(Section):
                 raise UsageError(
                     f"the profile's {name} is {theirs}; the run file's {ours}; profile again"
                 )
-            if found.recorded != (name in recorded and self.device != "cpu"):
+            if found.recorded != (self.device != "cpu" and name in recorded):
                 raise UsageError(
                     f"the profile's {name} was measured with{'' if found.recorded else 'out'} CUDA "
                     f"graphs, and is trained with{'out' if found.recorded else ''} them "

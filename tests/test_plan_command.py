@@ -46,7 +46,7 @@ def saved_profile(folder: Path) -> str:
         )
 
     Profile(
-        device="a device",
+        device="cpu",
         threads=1,
         torch="2",
         image=(1, 8, 8),
@@ -117,7 +117,7 @@ def test_json_is_for_programs(tmp_path: Path) -> None:
     assert everywhere["efficiency"] == pytest.approx(1, abs=0.05)
     assert found["placements"][found["chosen"]]["step_seconds"] == pytest.approx(0.04, rel=0.05)
     assert found["pauses"] == [{"paused": [], "share": 1.0}]
-    assert found["profile"]["device"] == "a device"
+    assert found["profile"]["device"] == "cpu"
 
 
 @pytest.mark.parametrize(("devices", "is_spread"), [(1, False), (2, True)])

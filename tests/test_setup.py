@@ -30,7 +30,6 @@ from switokd.setup import (
     compile_ahead,
     make_learner,
     tf32,
-    wants_recording,
 )
 from switokd.world import World
 
@@ -177,6 +176,21 @@ BACKENDS: Any = torch.backends
 """Their precisions are set as programs do, and mypy does not know them."""
 
 
+def test_networks_of_this_package_are_recorded_unless_something_stands_against_it() -> None:
+    def wanted(*settings: str) -> list[bool]:
+        config = load("digits-2t1s", list(settings))
+        return [config.wants_recording(name) for name in config.networks]
+
+    theirs = "networks.student.model=tests.sleepers:Flat"
+    assert wanted() == [True] * 3
+    assert wanted(theirs) == [True, True, False]
+    assert wanted("networks.student.model=resnet18", "data.dataset=cifar10")[2] is False
+    assert wanted("schedule.accumulate=2") == [False] * 3
+    assert wanted("device=auto", "compute.batch_norm=sync") == [False] * 3
+    assert wanted(theirs, "compute.cuda_graphs=true") == [True] * 3
+    assert wanted("compute.cuda_graphs=false") == [False] * 3
+
+
 @pytest.fixture
 def _usual_precision() -> Iterator[None]:
     """What PyTorch starts with, after a test that changes it."""
@@ -193,21 +207,6 @@ def _usual_precision() -> Iterator[None]:
     not hasattr(BACKENDS.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9"
 )
 @pytest.mark.usefixtures("_usual_precision")
-def test_networks_of_this_package_are_recorded_unless_something_stands_against_it() -> None:
-    def wanted(*settings: str) -> list[bool]:
-        config = load("digits-2t1s", list(settings))
-        return [wants_recording(config, name) for name in config.networks]
-
-    theirs = "networks.student.model=tests.sleepers:Flat"
-    assert wanted() == [True] * 3
-    assert wanted(theirs) == [True, True, False]
-    assert wanted("networks.student.model=resnet18", "data.dataset=cifar10")[2] is False
-    assert wanted("schedule.accumulate=2") == [False] * 3
-    assert wanted("device=auto", "compute.batch_norm=sync") == [False] * 3
-    assert wanted(theirs, "compute.cuda_graphs=true") == [True] * 3
-    assert wanted("compute.cuda_graphs=false") == [False] * 3
-
-
 @pytest.mark.parametrize("set_before", ["nothing", "matmul", "everything", "older"])
 def test_tf32_leaves_a_programs_precision_as_it_was(set_before: str) -> None:
     if set_before == "matmul":

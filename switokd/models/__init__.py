@@ -20,7 +20,6 @@ Not covered: downloading pretrained weights, inputs that are not images.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from switokd import objects
+from switokd import families, objects
 from switokd.errors import UsageError, first_line, nearest
 from switokd.imports import import_callable
 from switokd.models.from_timm import PREFIX, timm_builder
@@ -83,11 +82,6 @@ def build(
             f"model {name} must return a torch.nn.Module, got {type(network).__name__}"
         )
     return network
-
-
-def is_own(name: str) -> bool:
-    """Whether it is of this package: it does the same every time, and reads nothing from a GPU."""
-    return _own(name) is not None
 
 
 def check_output(network: nn.Module, name: str, image: tuple[int, int, int], classes: int) -> None:
@@ -152,22 +146,15 @@ def parameter_count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def _own(name: str) -> tuple[Callable[..., Any], dict[str, Any]] | None:
-    """This package's builder of that name, and its arguments."""
-    if match := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
-        return WideResNet, {"depth": int(match[1]), "width": int(match[2])}
-    if match := re.fullmatch(r"mobilenet(?:-(\d+(?:\.\d+)?))?", name):
-        return MobileNet, {"width": float(match[1] or 1)}
-    if match := re.fullmatch(r"resnet-(\d+)", name):
-        return resnet, {"depth": int(match[1])}
-    if match := re.fullmatch(r"mobilenetv2(?:-(\d+(?:\.\d+)?))?", name):
-        return mobilenet_v2, {"width": float(match[1] or 1)}
-    return None
-
-
 def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    if own := _own(name):
-        return own
+    if match := families.WIDE_RESNET.fullmatch(name):
+        return WideResNet, {"depth": int(match[1]), "width": int(match[2])}
+    if match := families.MOBILENET.fullmatch(name):
+        return MobileNet, {"width": float(match[1] or 1)}
+    if match := families.RESNET.fullmatch(name):
+        return resnet, {"depth": int(match[1])}
+    if match := families.MOBILENET_V2.fullmatch(name):
+        return mobilenet_v2, {"width": float(match[1] or 1)}
     if name.startswith(PREFIX):
         return timm_builder(name), {}
     if is_object(name):
