@@ -242,8 +242,8 @@ class Config(Section):
         A network of someone else's may choose anew in each step what it does.
         """
         if self.compute.cuda_graphs is None:
-            alone = self.schedule.accumulate == 1 and self.compute.batch_norm == "rank"
-            return alone and is_own(self.networks[name].model)
+            can_be = self.schedule.accumulate == 1 and self.compute.batch_norm == "rank"
+            return can_be and is_own(self.networks[name].model)
         return self.compute.cuda_graphs
 
     @property

@@ -10,7 +10,6 @@ Not covered: means, threshold and what is decided on them (`gap.py`, `decision.p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -77,13 +76,13 @@ def hits(logits: Mapping[str, Tensor], y: Tensor, shards: Mapping[str, slice]) -
 
 
 def as_parts(
-    pairs: Sequence[Pair], shards: Mapping[str, Sequence[slice]], sums: Sequence[float]
+    pairs: Sequence[Pair], shards: Mapping[str, Sequence[slice]], sums: Sequence[Sequence[float]]
 ) -> Parts:
-    """`pair_sums`, once it is on the host and flat, by pair and shard."""
-    numbers = iter(sums)
+    """`pair_sums`' rows, once they are on the host, by pair and shard."""
+    rows = iter(sums)
 
     def part(shard: slice) -> PairSums:
-        gap, e_s, e_t = islice(numbers, 3)
+        gap, e_s, e_t = next(rows)
         return PairSums(gap, e_s, e_t, shard.stop - shard.start)
 
     return {pair: [part(shard) for shard in shards[pair.teacher]] for pair in pairs}
@@ -94,7 +93,10 @@ def means(parts: Parts) -> dict[Pair, Distances]:
     return {pair: sum(rest, first).mean() for pair, (first, *rest) in parts.items()}
 
 
-def to_host(*tensors: Tensor) -> list[list[float]]:
-    """Each one's numbers, flat, by one copy from the device; all of one type."""
-    numbers = iter(torch.cat([tensor.flatten() for tensor in tensors]).tolist())
-    return [list(islice(numbers, tensor.numel())) for tensor in tensors]
+def to_host(
+    vitals: Tensor, sums: Tensor, right: Tensor
+) -> tuple[list[float], list[list[float]], list[float]]:
+    """All three as lists, the sums by rows, by one copy from the device."""
+    numbers: list[float] = torch.cat([vitals, sums.flatten(), right]).tolist()
+    begin, end = len(vitals), len(vitals) + sums.numel()
+    return numbers[:begin], [numbers[i : i + 3] for i in range(begin, end, 3)], numbers[end:]

@@ -40,7 +40,7 @@ class Gathered:
     """Every network's logits `[n, C]` in float32, detached, by name; the batch's targets.
 
     Those are labels `[n]`, or distributions `[n, C]` in float32 where they are soft. All of it is
-    the step's: by CUDA graphs the next exchange writes over it.
+    the step's: by CUDA graphs the next exchange writes over it; whoever may keep it takes `copies`.
 
     `vitals` is for `Exchange.check`, once it is on the host. `seconds`: what the collective took,
     mostly waiting for the slowest rank; unknown where it runs in a GPU's queue.
@@ -50,6 +50,10 @@ class Gathered:
     y: Tensor
     vitals: Tensor
     seconds: float | None
+
+    def copies(self) -> tuple[Mapping[str, Tensor], Tensor]:
+        """Logits and targets in memory of their own."""
+        return {name: z.clone() for name, z in self.logits.items()}, self.y.clone()
 
 
 def adding_up(step: int) -> str:

@@ -5,8 +5,8 @@ Not covered: what it learns from (`strategies/`, `objective.py`); building it (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -50,6 +50,10 @@ class Learner:
     learning: Stopwatch = field(default_factory=Stopwatch)
     """Time that backward and update take: what a pause saves."""
 
+    def eager(self) -> Learner:
+        """The same one, but that nothing is recorded."""
+        return replace(self, is_recorded=False, recordings={}, routines=Routines())
+
     @property
     def is_teacher(self) -> bool:
         """Whether the decision concerns it."""
@@ -84,9 +88,10 @@ class Learner:
             return _in_fp32((model or self.model)(x))
 
     def loss(
-        self, z: Tensor, y: Tensor, logits: Mapping[str, Tensor], terms: Sequence[Term]
+        self, z: Tensor, y: Tensor, logits: Mapping[str, Tensor], terms: Iterable[Term]
     ) -> Tensor:
         """See `objective`."""
+        terms = [Term(each.peer, float(each.weight), float(each.tau)) for each in terms]
         peers = {term.peer: logits[term.peer] for term in terms}
 
         def run(z: Tensor, y: Tensor, *z_peers: Tensor) -> Tensor:

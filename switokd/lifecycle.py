@@ -25,8 +25,8 @@ from switokd.errors import (
 )
 
 LESS_MEMORY = (
-    "choose a smaller data.batch_size, compute.precision=bf16, or more ranks for this network "
-    "(networks.NAME.ranks)"
+    "choose a smaller data.batch_size, compute.precision=bf16, more ranks for this network "
+    "(networks.NAME.ranks), or compute.cuda_graphs=false"
 )
 
 UNWIND_SECONDS = 5.0

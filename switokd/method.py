@@ -36,6 +36,11 @@ class Method:
         return rule_of(self.strategy, self.semantics, self.topology)
 
     @cached_property
+    def combines(self) -> bool:
+        """Whether there are peers beside the networks."""
+        return type(self.strategy).combine is not Strategy.combine
+
+    @cached_property
     def taus(self) -> Mapping[Pair, float]:
         """Temperature of each pair's distances."""
         return {pair: self.couplings.tau(pair) for pair in self.topology.pairs}

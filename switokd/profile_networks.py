@@ -30,7 +30,6 @@ from switokd.data.feed import in_order
 from switokd.environment import Environment
 from switokd.errors import UsageError
 from switokd.learner import Learner
-from switokd.recording import Routines
 from switokd.schedules import Windows
 from switokd.sections import Compute, Network
 from switokd.setup import make_learner, make_ready, tf32
@@ -186,11 +185,13 @@ class Bench:
                 tell(stage)
                 if found and self._is_too_much(n / max(found), *found[max(found)], memory):
                     break
-                make_ready(self.learner, n, self.image, self.compute)
-                learner = replace(self.learner, recordings={}, routines=Routines())
-                usual = replace(self, learner=learner)
-                with kept_by_forward(self.learner.model) as kept:  # a recording shows nothing
+                # Eager first: a recording shows nothing, and keeps the memory that it takes.
+                usual = replace(self, learner=self.learner.eager())
+                make_ready(usual.learner, n, self.image, self.compute)
+                with kept_by_forward(self.learner.model) as kept:
                     split = usual._step(n)
+                if self.learner.is_recorded:
+                    make_ready(self.learner, n, self.image, self.compute)
                 found[n] = split, sum(kept.values())
         return found
 

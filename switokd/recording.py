@@ -24,16 +24,32 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from switokd.errors import UsageError, first_line
+
 T = TypeVar("T")
 
 WARM_UP = 3
 """Times that libraries are given to choose their kernels, and to take their memory."""
 
-MOST = 256
-"""Forms of routines that are told apart: a strategy's weights may be others in every step."""
+MOST = 32
+"""Forms that are kept of one's routines: a strategy's weights may be others in every step."""
 
 _held: set[int] = set()
 """Where the memory of recordings' results begins: what others read there need not be copied."""
+
+
+def refusal(what: str, error: Exception, remedy: str = "") -> Exception:
+    """What to raise where a recording failed: a UsageError, or what says that memory ran out."""
+    while isinstance(error.__context__, Exception):  # to end a recording that failed fails as well
+        error = error.__context__
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return error
+    usage = UsageError(
+        f"compute.cuda_graphs: {what} cannot be recorded: {first_line(error)}; {remedy}use "
+        "compute.cuda_graphs=false"
+    )
+    usage.seen_by_every_rank = False
+    return usage
 
 
 def can_record(device: torch.device) -> bool:
@@ -91,6 +107,8 @@ class Recording:
         recorder: Recorder,
     ) -> None:
         self.recorder = recorder
+        self._live: Tensor | None = None
+        """What forward has made last, with PyTorch's own graph of it."""
         self._compute, self._parameters = compute, parameters
         self._x = torch.empty_like(x).copy_(x)
         self._dz = torch.zeros_like(recorder.warm_up(self._forward))
@@ -102,7 +120,7 @@ class Recording:
         _hold(self, self._z)
         if parameters:
             self._gradients, self._replay_backward = recorder.record(self._backward)
-        del self._live  # PyTorch's own graph of it
+        self._live = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits; backward from them sets each parameter's `grad`, whatever it was."""
@@ -123,10 +141,12 @@ class Recording:
             parameter.grad = gradient
 
     def _forward(self) -> Tensor:
-        self._live = self._compute(self._x)
-        return self._live.detach()
+        self._live = None  # what an earlier one has kept for its backward pass goes first
+        self._live = z = self._compute(self._x)
+        return z.detach()
 
     def _backward(self) -> list[Tensor | None]:
+        assert self._live is not None
         found = torch.autograd.grad(self._live, self._parameters, self._dz, allow_unused=True)
         return _each_its_own(found, self._parameters)
 
@@ -179,15 +199,25 @@ class Routines:
         if self._device is None:
             return run(*given)
         form = key, *map(_form, given)
-        if form not in self._known:  # libraries load; what comes once only is not recorded
-            if len(self._known) < MOST:
-                self._known[form] = None
+        is_new, routine = form not in self._known, self._known.pop(form, None)
+        if is_new:  # libraries load; what comes once only is not recorded
+            if len(self._known) == MOST:
+                del self._known[next(iter(self._known))]  # what has not come for longest
+            self._known[form] = None
             return run(*given)
-        routine = self._known[form]
         if routine is None:
-            routine = self._known[form] = _Routine(run, given, Recorder(self._device))
+            routine = self._record(run, given, self._device)
+        self._known[form] = routine
         made: T = routine(*given)
         return made
+
+    def _record(
+        self, run: Callable[..., Any], given: Sequence[Tensor], device: torch.device
+    ) -> _Routine:
+        try:
+            return _Routine(run, given, Recorder(device))
+        except Exception as error:
+            raise refusal("a step's losses or distances", error) from error
 
     def differentiable(
         self, key: Hashable, run: Callable[..., Tensor], z: Tensor, *given: Tensor
@@ -209,14 +239,14 @@ class _Routine:
     """One function, recorded on tensors of one form."""
 
     def __init__(self, run: Callable[..., Any], given: Sequence[Tensor], recorder: Recorder):
-        mine = [tensor if _is_held(tensor) else tensor.clone() for tensor in given]
+        mine = [tensor if _is_held(tensor) else tensor.detach().clone() for tensor in given]
         self._copied = [(i, to) for i, to in enumerate(mine) if to is not given[i]]
         self._made, self._replay = recorder.record(lambda: run(*(t.detach() for t in mine)))
         _hold(self, *([self._made] if isinstance(self._made, Tensor) else self._made))
 
     def __call__(self, *given: Tensor) -> Any:
         for i, to in self._copied:
-            to.copy_(given[i])
+            to.copy_(given[i].detach())
         self._replay()
         return self._made
 
@@ -236,7 +266,8 @@ class _Known(torch.autograd.Function):
 
 def _form(tensor: Tensor) -> Hashable:
     """What a recording on this tensor may be used for: such ones, or this one's memory."""
-    return tensor.shape, tensor.dtype, tensor.data_ptr() if _is_held(tensor) else None
+    place = (tensor.data_ptr(), tensor.stride()) if _is_held(tensor) else None
+    return tensor.shape, tensor.dtype, place
 
 
 def _is_held(tensor: Tensor) -> bool:

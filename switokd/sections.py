@@ -337,7 +337,7 @@ class Compute(Section):
     compile: bool = False
     """Compile each network with torch.compile: a minute at the start, faster steps after it."""
     cuda_graphs: bool | None = None
-    """On GPUs: record a step's work and launch it as a whole; null: of switokd's own networks."""
+    """On GPUs: record work and launch it as a whole; null: all, but for networks of others."""
     fused_optimizer: bool = True
     """Update all of a network's weights by one fused kernel."""
     keep_memory: bool = True

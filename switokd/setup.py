@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
@@ -24,7 +23,7 @@ from switokd.errors import UsageError, first_line
 from switokd.gradients import Gradients
 from switokd.learner import Learner
 from switokd.placement import Place, Placement
-from switokd.recording import Recorder, Recording, Routines, can_record
+from switokd.recording import Recorder, Recording, Routines, can_record, refusal
 from switokd.schedules import Windows, learning_rate
 from switokd.sections import Compute, Network
 from switokd.stopwatch import Stopwatch
@@ -219,24 +218,14 @@ def compile_ahead(learner: Learner, x: Tensor) -> None:
 def record_ahead(learner: Learner, x: Tensor) -> None:
     """Record forward and backward as CUDA graphs; UsageError if the network does not allow it."""
     parameters = [] if learner.frozen else learner.gradients.parameters
-    compute = replace(learner, recordings={}).compute  # else each would keep the other
+    compute = learner.eager().compute  # else each would keep the other
     earlier = next(iter(learner.recordings.values()), None)
     try:
         recorder = earlier.recorder if earlier else Recorder(x.device)
         learner.recordings[len(x)] = Recording(compute, parameters, x, recorder)
     except Exception as error:
-        first = error  # ending a recording that has failed fails as well
-        while isinstance(first.__context__, Exception):
-            first = first.__context__
-        if isinstance(first, torch.cuda.OutOfMemoryError):
-            raise first from None
-        usage = UsageError(
-            f"compute.cuda_graphs: {learner.name} cannot be recorded: {first_line(first)}; its "
-            "forward must do the same every time and read nothing from the GPU, or use "
-            "compute.cuda_graphs=false"
-        )
-        usage.seen_by_every_rank = False
-        raise usage from error
+        remedy = "its forward must do the same every time and read nothing from the GPU, or "
+        raise refusal(learner.name, error, remedy) from error
 
 
 def prepare(model: torch.nn.Module, compute: Compute, device: torch.device) -> torch.nn.Module:

@@ -102,7 +102,9 @@ def train_step(
 
     # While the report travels: whoever has the numbers can decide, and a student need not wait.
     foreseen = decider.foresee(step, parts)
-    peers = {**everyone.logits, **method.strategy.combine(everyone.logits, everyone.y)}
+    peers = dict(everyone.logits)
+    if method.combines:
+        peers |= method.strategy.combine(*everyone.copies())
     losses: dict[str, Tensor] = {}
     learning = []
     ordered = sorted(learners, key=lambda learner: learner.is_teacher)

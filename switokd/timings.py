@@ -187,7 +187,7 @@ class Profile(Section):
                 raise UsageError(
                     f"the profile's {name} was measured with{'' if found.recorded else 'out'} CUDA "
                     f"graphs, and is trained with{'out' if found.recorded else ''} them "
-                    "(compute.cuda_graphs); profile again"
+                    "(compute.cuda_graphs, schedule.accumulate, compute.batch_norm); profile again"
                 )
 
     def check_conditions(self, image: tuple[int, int, int], classes: int, compute: Compute) -> None:

@@ -76,6 +76,7 @@ def saved(
         return NetworkTimes(
             role=CONFIG.networks[name].role,
             model=CONFIG.networks[name].model,
+            recorded=device != "cpu",
             samples=(64,),
             forward_seconds=(seconds / 3,),
             backward_seconds=(seconds * 2 / 3,),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,11 +23,14 @@ from torch._C._distributed_c10d import HashStore
 
 from bench.in_process import ONE_PROCESS, InProcess
 from switokd.config import Config
+from switokd.couplings import Couplings
+from switokd.decision import Decision
 from switokd.environment import Environment
 from switokd.errors import UsageError
-from switokd.recording import Recorder, Routines
+from switokd.recording import Recorder, Recording, Routines
 from switokd.schedules import Windows
 from switokd.setup import make_learner, make_ready
+from switokd.strategies import Strategy
 from switokd.world import World
 
 T = TypeVar("T")
@@ -111,6 +114,7 @@ class Trained:
             self.losses += [loss.clone() for loss in result.losses.values()]
             self.paused += len(result.paused)
         self.models = {li.name: li.model for li in ours.learners}
+        self.routines = [li.routines for li in ours.learners]
         self.averages = [li.averaged for li in ours.learners if li.averaged is not None]
 
 
@@ -218,6 +222,12 @@ def test_a_routine_reads_the_memory_that_recordings_keep_and_copies_of_others() 
     other = torch.ones(3)
     assert [routines("triple", triple, other).tolist() for _ in range(3)] == [[3.0] * 3] * 3
     assert (other.tolist(), found.tolist()) == ([1.0] * 3, [6.0] * 3)
+    # Nor is the same memory in another order.
+    for _ in range(3):
+        square = routines("double", double, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    for _ in range(3):
+        whole = [routines("triple", triple, each).tolist() for each in (square, square.T)]
+        assert whole == [[[6.0, 12.0], [18.0, 24.0]], [[6.0, 18.0], [12.0, 24.0]]]
 
 
 def test_a_routines_gradient_is_the_functions() -> None:
@@ -235,13 +245,86 @@ def test_a_routines_gradient_is_the_functions() -> None:
         assert torch.equal(pair[0][1], pair[1][1])
 
 
-def test_what_never_comes_again_is_not_noted_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A strategy's weights may be others in every step."""
+def test_what_has_not_come_for_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strategy's weights may be others in every step, and then the same for long."""
     monkeypatch.setattr("switokd.recording.MOST", 5)
-    routines = Routines(torch.device("cpu"))
+    routines, called = Routines(torch.device("cpu")), []
+
+    def usual(x: Tensor) -> Tensor:
+        called.append(1)
+        return x
+
     for weight in range(20):
         assert routines(weight, lambda x, w=weight: w * x, torch.ones(())).item() == weight
-    assert len(routines._known) == 5
+        assert routines("usual", usual, torch.ones(())).item() == 1
+        assert len(routines._known) <= 5
+    kept = {key: routine is not None for (key, *_), routine in routines._known.items()}
+    assert kept == {16: False, 17: False, 18: False, 19: False, "usual": True}
+
+
+def test_a_routine_that_cannot_be_recorded_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(recorder: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA errors")
+
+    monkeypatch.setattr(Rerun, "record", refuse)
+    routines = Routines(torch.device("cpu"))
+    routines("double", lambda x: 2 * x, torch.ones(1))
+    with pytest.raises(UsageError) as caught:
+        routines("double", lambda x: 2 * x, torch.ones(1))
+    assert str(caught.value) == (
+        "compute.cuda_graphs: a step's losses or distances cannot be recorded: operation not "
+        "permitted when stream is capturing; use compute.cuda_graphs=false"
+    )
+
+
+def test_a_recording_takes_the_memory_of_one_forward() -> None:
+    network, made, alive = nn.Linear(3, 2), [], []
+
+    def compute(x: Tensor) -> Tensor:
+        alive.append(sum(ref() is not None for ref in made))
+        z: Tensor = network(x)
+        made.append(weakref.ref(z))
+        return z
+
+    Recording(compute, list(network.parameters()), torch.ones(4, 3), Rerun(torch.device("cpu")))
+    assert alive == [0] * len(made)
+    assert len(made) >= 5
+
+
+class Remembers(Strategy):
+    """What a strategy may do: keep logits, give terms one by one, and peers that have a gradient.
+
+    All learn from the mean of the step before.
+    """
+
+    def __init__(self) -> None:
+        self.last: Mapping[str, Tensor] | None = None
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def terms(self, network: str, couplings: Couplings, decision: Decision | None) -> Any:
+        yield from couplings.terms(network, ["before"])
+
+    def combine(self, logits: Mapping[str, Tensor], y: Tensor) -> Mapping[str, Tensor]:
+        before, self.last = self.last or logits, logits
+        return {"before": self.scale * torch.stack(list(before.values())).mean(dim=0)}
+
+
+def test_a_strategy_may_keep_what_it_is_told() -> None:
+    data = {**RUN_FILE["data"], "train_samples": 24}
+    replayed, usual, alone = (
+        Trained(recorded, data=data, distillation={"strategy": strategy})
+        for recorded, strategy in (
+            (True, "tests.test_recording:Remembers"),
+            (False, "tests.test_recording:Remembers"),
+            (False, "vanilla"),
+        )
+    )
+    same(replayed, usual)
+    assert not torch.allclose(torch.stack(usual.losses), torch.stack(alone.losses))
+    routines = [routine for each in replayed.routines for routine in each._known.values()]
+    inputs = [to for routine in routines if routine for _, to in routine._copied]
+    assert inputs
+    assert not any(tensor.requires_grad for tensor in inputs), "each would keep all steps' graphs"
 
 
 def test_a_network_that_cannot_be_recorded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
