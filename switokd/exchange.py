@@ -118,14 +118,14 @@ class Exchange:
         self._header[:1].fill_(step)
         names = [name for name in self.place.networks if name in z]
         mine = [tensor for name in names for tensor in (z[name].detach(), y[name])]
-        row = self.routines(length, partial(_pack, length), self._header, *mine)
+        row = self.routines(("pack", length), partial(_pack, length), self._header, *mine)
         started = time.perf_counter()
         everyone = self._gather(self._for_transport(row), doing)
         seconds = time.perf_counter() - started if everyone.device.type == "cpu" else None
         if seconds is not None:
             self.seconds = (self.seconds or 0.0) + seconds
-        everyone = everyone.to(row.device)
-        vitals, targets, *logits = self.routines(n, partial(self._unpack, offsets), everyone)
+        everyone, unpack = everyone.to(row.device), partial(self._unpack, offsets)
+        vitals, targets, *logits = self.routines(("unpack", n), unpack, everyone)
         return Gathered(dict(zip(offsets, logits, strict=True)), targets, vitals, seconds)
 
     def _unpack(self, offsets: Offsets, everyone: Tensor) -> list[Tensor]:

@@ -217,7 +217,7 @@ class Routines:
         try:
             return _Routine(run, given, Recorder(device))
         except Exception as error:
-            raise refusal("a step's losses or distances", error) from error
+            raise refusal("a step's losses, distances or exchange", error) from error
 
     def differentiable(
         self, key: Hashable, run: Callable[..., Tensor], z: Tensor, *given: Tensor

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 from torch import Tensor
@@ -87,15 +87,10 @@ def train_step(
 
     # The distances of this rank's teachers to their students, by shard. A student needs none.
     shards = {pair.teacher: place.shards(pair.teacher, n) for pair in decider.pairs}
-    parts_of = {learner.name: place.shard(learner.name, n) for learner in learners}
-
-    def measured(y: Tensor, *z: Tensor) -> tuple[Tensor, Tensor]:
-        logits = dict(zip(everyone.logits, z, strict=True))
-        sums = pair_sums(decider.pairs, logits, y, shards, method.taus)
-        return sums, hits(logits, y, parts_of)
-
-    made = exchange.routines("measured", measured, everyone.y, *everyone.logits.values())
-    vitals, sums, right = to_host(everyone.vitals, *made)  # the step's only wait for the device
+    own = {learner.name: place.shard(learner.name, n) for learner in learners}
+    measured = partial(_measured, tuple(everyone.logits), decider.pairs, shards, method.taus, own)
+    found = exchange.routines("measured", measured, everyone.y, *everyone.logits.values())
+    vitals, sums, right = to_host(everyone.vitals, *found)  # the step's only wait for the device
     exchange.check(vitals)
     parts = as_parts(decider.pairs, shards, sums)
     decider.report(step, parts, everyone.seconds)
@@ -115,7 +110,7 @@ def train_step(
         learning.append(learner)
         loss = None
         if learner.name in z:
-            shard = place.shard(learner.name, n)
+            shard = own[learner.name]
             logits = {name: z_i[shard] for name, z_i in peers.items()}
             terms = method.terms(learner.name, decision)
             loss = learner.loss(z[learner.name], everyone.y[shard], logits, terms)
@@ -131,6 +126,20 @@ def train_step(
             decider.decision(step)  # nothing is applied that the authority has not decided
         with exchange.watched(adding_up(step)):
             learner.update(step)  # by what it has learned, in this step or in several
-    correct = dict(zip(parts_of, map(int, right), strict=True))
+    correct = dict(zip(own, map(int, right), strict=True))
     stood_still = tuple(learner.name for learner in learners if learner not in learning)
     return StepResult(everyone.logits, everyone.y, losses, correct, stood_still)
+
+
+def _measured(
+    names: Sequence[str],
+    pairs: Sequence[Pair],
+    shards: Mapping[str, Sequence[slice]],
+    taus: Mapping[Pair, float],
+    own: Mapping[str, slice],
+    y: Tensor,
+    *z: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Sums of the distances, and how many samples of this rank's parts its networks have right."""
+    logits = dict(zip(names, z, strict=True))
+    return pair_sums(pairs, logits, y, shards, taus), hits(logits, y, own)

@@ -272,8 +272,8 @@ def test_a_routine_that_cannot_be_recorded_says_what_helps(monkeypatch: pytest.M
     with pytest.raises(UsageError) as caught:
         routines("double", lambda x: 2 * x, torch.ones(1))
     assert str(caught.value) == (
-        "compute.cuda_graphs: a step's losses or distances cannot be recorded: operation not "
-        "permitted when stream is capturing; use compute.cuda_graphs=false"
+        "compute.cuda_graphs: a step's losses, distances or exchange cannot be recorded: operation "
+        "not permitted when stream is capturing; use compute.cuda_graphs=false"
     )
 
 
