@@ -10,8 +10,8 @@ it, as is theirs.
 Shares are of the profiled step, by torch.profiler. Time belongs to what it was spent for: that of
 allocating a convolution's result to the convolution.
 
-Not covered: what the profiler itself costs, some 5 % of a step; GPUs (`gpu.py`). Additions of
-losses count as the networks', and are next to nothing.
+Not covered: what the profiler itself costs (`unprofiled_ms` stands beside it); GPUs (`gpu.py`).
+Additions of losses count as the networks', and are next to nothing.
 """
 
 from __future__ import annotations

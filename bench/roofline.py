@@ -1,9 +1,12 @@
-"""What bounds speed on a CPU: a plain fp32 step of WRN-16-2 over its convolutions alone.
+"""What bounds speed on a CPU: plain fp32 steps of networks over their convolutions alone.
 
 The convolutions are run by themselves, in fp32 and in bf16, forward and both halves of backward, in
 NHWC order, as ours runs them, with everything between them left out. Nothing that calls the same
 kernels and never pauses can be faster against the plain loop than this, and how close the kernels
-come to a large matrix product says whether better ones are to be expected.
+come to a large matrix product says whether better ones are to be expected. Beside it stand the
+bytes that convolutions hand to BatchNorm and ReLU, and how fast this machine copies bytes.
+
+Once for WRN-16-2, and once for the unequal networks, with each one's part.
 
 Not covered: algorithms with fewer multiplications (Winograd), which oneDNN has not for training.
 """
@@ -11,56 +14,82 @@ Not covered: algorithms with fewer multiplications (Winograd), which oneDNN has 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.against import LARGE, LARGEST, SMALLER, SMALLEST
 from bench.figures import Figure, Say, alternate
 from bench.runs import BATCH, CLASSES
 from switokd.models import build
 
-FIGURES = ("plain_over_convolutions", "plain_over_convolutions_bf16")
-NETWORK, SIDE = "wrn-16-2", 32
+FIGURES: dict[str, tuple[tuple[str, ...], torch.dtype]] = {
+    "plain_over_convolutions": ((LARGE,), torch.float32),
+    "plain_over_convolutions_bf16": ((LARGE,), torch.bfloat16),
+    "plain_over_convolutions_unequal": ((LARGEST, SMALLER, SMALLEST), torch.float32),
+}
+"""The networks, and what their convolutions are in."""
+SIDE = 32
+COPIED = 2**28
+"""Bytes: more than any cache holds."""
 convolution_backward = torch.ops.aten.convolution_backward
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give plain_over_convolutions, of fp32 and of bf16."""
-    rounds = 1 if quick else 7
-    plain = plain_step()
-    for name, dtype in zip(FIGURES, (torch.float32, torch.bfloat16), strict=True):
-        say(f"a plain step of {NETWORK} against its convolutions alone, {dtype}")
-        yield _over_convolutions(name, plain, dtype, rounds)
+    """Give the three, of fp32, of bf16 and of unequal networks."""
+    for name, (networks, dtype) in FIGURES.items():
+        say(f"a plain step of {', '.join(networks)} against its convolutions alone, {dtype}")
+        yield _over_convolutions(name, networks, dtype, 1 if quick else 7)
 
 
 def _over_convolutions(
-    name: str, plain: Callable[[], None], dtype: torch.dtype, rounds: int
+    name: str, networks: Sequence[str], dtype: torch.dtype, rounds: int
 ) -> Figure:
-    alone, operations = convolutions(dtype)
-    pairs = alternate(rounds, lambda: _seconds(plain), lambda: _seconds(alone))
-    matrix = torch.randn(2048, 2048).to(dtype)
+    plain = {network: plain_step(network) for network in networks}
+    alone = {network: Convolutions.of(network, dtype) for network in networks}
+    taken: dict[str, list[tuple[float, float]]] = {network: [] for network in networks}
+    for _ in range(rounds):
+        for network, pairs in taken.items():
+            pairs += alternate(
+                1, lambda n=network: _seconds(plain[n]), lambda n=network: _seconds(alone[n].run)
+            )
+    sums = [tuple(map(sum, zip(*each, strict=True))) for each in zip(*taken.values(), strict=True)]
+    matrix, bytes_ = torch.randn(2048, 2048).to(dtype), torch.ones(COPIED, dtype=torch.uint8)
+    other = torch.empty_like(bytes_)
     product = min(_seconds(lambda: matrix @ matrix) for _ in range(rounds))
+    copy = min(_seconds(lambda: other.copy_(bytes_)) for _ in range(rounds))
+    seconds = {n: [median(side) for side in zip(*pairs, strict=True)] for n, pairs in taken.items()}
     return Figure.of_pairs(
         name,
-        pairs,
+        [(a, b) for a, b in sums],
         what=f"a plain fp32 step over its convolutions alone, NHWC, {dtype}: what these kernels "
         "allow",
         details={
-            "network": NETWORK,
+            "rows": [
+                {
+                    "network": network,
+                    "plain_ms": 1000 * seconds[network][0],
+                    "convolutions_ms": 1000 * seconds[network][1],
+                    "gflops": alone[network].operations / seconds[network][1] / 1e9,
+                    "outputs_mb": alone[network].bytes_made / 1e6,
+                }
+                for network in networks
+            ],
             "batch_size": BATCH,
             "threads": torch.get_num_threads(),
-            "gflops_of_convolutions": operations / median(b for _, b in pairs) / 1e9,
             "gflops_of_a_matrix_product": 2 * 2048**3 / product / 1e9,
+            "gbytes_per_second_read_and_written": 2 * COPIED / copy / 1e9,
         },
     )
 
 
-def plain_step() -> Callable[[], None]:
+def plain_step(name: str) -> Callable[[], None]:
     """One network's step as in the plain loop, without the other networks."""
-    network = build(NETWORK, 3, CLASSES)
+    network = build(name, 3, CLASSES)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     x, y = torch.randn(BATCH, 3, SIDE, SIDE), torch.randint(CLASSES, (BATCH,))
 
@@ -72,35 +101,48 @@ def plain_step() -> Callable[[], None]:
     return step
 
 
-def convolutions(dtype: torch.dtype = torch.float32) -> tuple[Callable[[], None], float]:
-    """All its convolutions, forward and backward, and the floating-point operations in them."""
-    network = build(NETWORK, 3, CLASSES).to(memory_format=torch.channels_last)
-    layers: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
+@dataclass(frozen=True)
+class Convolutions:
+    """All of a network's convolutions, without what lies between them."""
 
-    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(layer, nn.Conv2d)
-        layers.append((layer, inputs[0].detach().to(dtype), torch.randn_like(output).to(dtype)))
+    run: Callable[[], None]
+    """Forward and backward of them."""
+    operations: float
+    """Floating-point operations in that."""
+    bytes_made: int
+    """By their forward passes, in float32: what BatchNorm and ReLU have to read."""
 
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(keep)
-    x = torch.randn(BATCH, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        network(x)
-    network = network.to(dtype)
-    forward = [
-        2 * g.numel() * layer.weight[0].numel() for layer, _, g in layers
-    ]  # a multiplication and an addition for each weight of an output channel
-    operations = 3 * sum(forward) - forward[0]  # the images need no gradient
+    @classmethod
+    def of(cls, name: str, dtype: torch.dtype = torch.float32) -> Convolutions:
+        """Those of the network `name`, on a batch of noise."""
+        network = build(name, 3, CLASSES).to(memory_format=torch.channels_last)
+        layers: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
 
-    @torch.no_grad()
-    def run() -> None:
-        for i, (layer, x, g) in enumerate(layers):
-            F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
-            sizes = layer.stride, layer.padding, (1, 1), False, (0, 0), 1
-            convolution_backward(g, x, layer.weight, None, *sizes, [i > 0, True, False])
+        def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            assert isinstance(layer, nn.Conv2d)
+            layers.append((layer, inputs[0].detach().to(dtype), torch.randn_like(output).to(dtype)))
 
-    return run, float(operations)
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_hook(keep)
+        x = torch.randn(BATCH, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            network(x)
+        network = network.to(dtype)
+        forward = [
+            2 * g.numel() * layer.weight[0].numel() for layer, _, g in layers
+        ]  # a multiplication and an addition for each weight of an output channel
+
+        @torch.no_grad()
+        def run() -> None:
+            for i, (layer, x, g) in enumerate(layers):
+                sizes = layer.stride, layer.padding, layer.dilation
+                F.conv2d(x, layer.weight, None, *sizes, layer.groups)
+                backward = *sizes, False, (0, 0), layer.groups, [i > 0, True, False]
+                convolution_backward(g, x, layer.weight, None, *backward)
+
+        operations = 3 * sum(forward) - forward[0]  # the images need no gradient
+        return cls(run, float(operations), sum(4 * g.numel() for _, _, g in layers))
 
 
 def _seconds(run: Callable[[], object], repetitions: int = 5) -> float:

@@ -119,8 +119,9 @@ class Exchange:
         names = [name for name in self.place.networks if name in z]
         mine = [tensor for name in names for tensor in (z[name].detach(), y[name])]
         row = self.routines(("pack", length), partial(_pack, length), self._header, *mine)
+        sent = self._for_transport(row)  # from a GPU it comes when its forward passes are over
         started = time.perf_counter()
-        everyone = self._gather(self._for_transport(row), doing)
+        everyone = self._gather(sent, doing)
         seconds = time.perf_counter() - started if everyone.device.type == "cpu" else None
         if seconds is not None:
             self.seconds = (self.seconds or 0.0) + seconds

@@ -1,5 +1,7 @@
 """Gradients of a network on several ranks: added up over its ranks while backward still runs.
 
+Those of a recorded network come all at once, and are added up after it.
+
 Each rank's loss is its shard's mean times its share of the batch, so that the sum over the ranks
 is the gradient of the whole batch's mean, also where shards are uneven or empty.
 

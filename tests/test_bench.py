@@ -28,9 +28,10 @@ from bench import (
 )
 from bench.__main__ import PARTS, chosen
 from bench.figures import Figure
-from bench.runs import BATCH
+from bench.runs import BATCH, CLASSES
 from switokd.config import Config
 from switokd.environment import cores
+from switokd.models.arithmetic import size_of
 from switokd.pauses import Pauses
 from switokd.placement import replicated
 from switokd.plan import predict
@@ -180,11 +181,14 @@ def test_simulated_networks_have_gradients_as_large_as_real_ones() -> None:
     assert devices.parameters()["wrn-16-10"] == pytest.approx(17.1e6, rel=0.01)
 
 
-def test_convolutions_alone_count_their_operations() -> None:
-    run, operations = roofline.convolutions()
-    run()
-    # WRN-16-2, images of 32 x 32: some 0.1 G multiplications and additions forward.
-    assert operations / (3 * 2 * BATCH) == pytest.approx(0.1e9, rel=0.05)
+@pytest.mark.parametrize("network", ["wrn-16-2", "mobilenet-0.5"])  # the latter's are in groups
+def test_convolutions_alone_count_their_operations(network: str) -> None:
+    alone = roofline.Convolutions.of(network)
+    alone.run()
+    forward = size_of(network, (3, 32, 32), CLASSES).multiply_adds
+    assert alone.operations / (3 * 2 * BATCH) == pytest.approx(forward, rel=0.05)
+    assert size_of("wrn-16-2", (3, 32, 32), CLASSES).multiply_adds == pytest.approx(1e8, rel=0.05)
+    assert alone.bytes_made % (4 * BATCH) == 0
 
 
 def test_the_matrix_of_comparisons_is_complete() -> None:

@@ -105,7 +105,8 @@ def test_a_gpu_without_memory_left_is_one_line(tmp_path: Path) -> None:
     assert (code, "epoch" in out) == (2, False)
     (line,) = err.splitlines()
     assert line.startswith("switokd: rank 0 (teacher, student): CUDA out of memory. Tried to ")
-    assert "20.00 GiB; choose a smaller data.batch_size, compute.precision=bf16, or" in line
+    assert "20.00 GiB; choose a smaller data.batch_size, compute.precision=bf16, more " in line
+    assert line.endswith(", or compute.cuda_graphs=false")
 
 
 @pytest.mark.parametrize(
