@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -37,17 +37,36 @@ from switokd.telemetry import EpochLog
 TRACES = Path(__file__).parent
 FP32, BF16 = {"precision": "fp32"}, {"precision": "bf16"}
 COMPILED, EAGER = {"compile": True}, {"cuda_graphs": False}
-CONFIGURATIONS: dict[str, tuple[dict[str, Any], bool, float | None]] = {
-    "gpu_fp32": (FP32, False, 2.0),
-    "gpu_bf16_compiled": (BF16 | COMPILED, False, 4.0),
-    "gpu_tf32_compiled": ({"precision": "tf32"} | COMPILED, False, None),
-    "gpu_bf16": (BF16, False, None),
-    "gpu_bf16_compiled_over_bf16": (BF16 | COMPILED, True, None),
-    "gpu_fp32_without_graphs": (FP32 | EAGER, False, None),
-    "gpu_bf16_compiled_without_graphs": (BF16 | COMPILED | EAGER, False, None),
+SMALL = EQUAL["2T1S"]
+PAPERS = {
+    "t1": ("teacher", "wrn-16-10"),
+    "t2": ("teacher", "wrn-16-2"),
+    "s": ("student", "mobilenet"),
 }
-"""Ours, whether the plain side is in bf16 as well (else in fp32), and the ratio to reach."""
+"""Unequal, and the first large enough to keep a GPU busy."""
 
+
+@dataclass(frozen=True)
+class Case:
+    """What is compared: ours, and the plain loop in fp32 unless `bf16`."""
+
+    compute: Mapping[str, Any]
+    bf16: bool = False
+    target: float | None = None
+    networks: Mapping[str, tuple[str, str]] = field(default_factory=lambda: SMALL)
+
+
+CASES = {
+    "gpu_fp32": Case(FP32, target=2.0),
+    "gpu_bf16_compiled": Case(BF16 | COMPILED, target=4.0),
+    "gpu_unequal_fp32": Case(FP32, networks=PAPERS),
+    "gpu_unequal_bf16_compiled": Case(BF16 | COMPILED, networks=PAPERS),
+    "gpu_tf32_compiled": Case({"precision": "tf32"} | COMPILED),
+    "gpu_bf16": Case(BF16),
+    "gpu_bf16_compiled_over_bf16": Case(BF16 | COMPILED, bf16=True),
+    "gpu_fp32_without_graphs": Case(FP32 | EAGER),
+    "gpu_bf16_compiled_without_graphs": Case(BF16 | COMPILED | EAGER),
+}
 TRACED: dict[str, tuple[str, dict[str, Any]]] = {
     "gpu_waits_per_step": ("fp32", FP32),
     "gpu_waits_per_step_bf16_compiled": ("bf16-compiled", BF16 | COMPILED),
@@ -55,7 +74,7 @@ TRACED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """By figure: the trace's name, and ours."""
 
-FIGURES = (*CONFIGURATIONS, *TRACED, "gpu_ranks_over_one_process")
+FIGURES = (*CASES, *TRACED, "gpu_ranks_over_one_process")
 STEP, ALL = "bench: step", "bench: step and input"
 """What the traces call these."""
 WAIT = re.compile(r"^cuda(\w*Synchronize|Memcpy)$")
@@ -68,28 +87,35 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     if not torch.cuda.is_available():
         say("no GPU: nothing to measure")
         return ()
-    device = torch.device("cuda")
     steps, rounds = (20, 2) if quick else (100, 3)
-    base = runs.run_file(EQUAL["2T1S"], steps, **ONE_PROCESS, device="cuda")
+    return figures(torch.device("cuda"), steps, rounds, say)
+
+
+def figures(device: torch.device, steps: int, rounds: int, say: Say) -> Iterable[Figure]:
+    """All figures, one by one, of `steps` steps each that count."""
+
+    def base(networks: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+        return runs.run_file(networks, steps, **{**ONE_PROCESS, "device": device.type})
 
     def compared(name: str) -> Figure:
-        compute, bf16, target = CONFIGURATIONS[name]
-        what = f"plain loop ({'bf16' if bf16 else 'fp32'}) over ours, seconds per step"
-        sides = Compared({**base, "compute": compute}, bf16, device, steps)
-        return sides.figure(name, rounds, target=target, what=what)
+        case = CASES[name]
+        what = f"plain loop ({'bf16' if case.bf16 else 'fp32'}) over ours, seconds per step, of "
+        models = ", ".join(model for _, model in case.networks.values())
+        sides = Compared({**base(case.networks), "compute": case.compute}, case.bf16, device, steps)
+        return sides.figure(name, rounds, target=case.target, what=what + models)
 
     def traced(figure: str) -> Figure:
         name, compute = TRACED[figure]
         path = TRACES / f"gpu-trace-{name}"
-        found = trace({**base, "compute": compute}, device, path, 4)
+        found = trace({**base(SMALL), "compute": compute}, device, path, 4)
         say(f"where a step's time goes, {name}: {path}.txt, and {path}.json.gz for a browser")
         return waits(figure, found, f"ours, {name}")
 
     return one_by_one(
         {
-            **{name: partial(compared, name) for name in CONFIGURATIONS},
+            **{name: partial(compared, name) for name in CASES},
             **{name: partial(traced, name) for name in TRACED},
-            "gpu_ranks_over_one_process": partial(_ranks, base, rounds),
+            "gpu_ranks_over_one_process": partial(_ranks, base(SMALL), rounds),
         },
         say,
     )
@@ -102,7 +128,7 @@ def _ranks(base: Mapping[str, Any], rounds: int) -> Figure:
         "gpu_ranks_over_one_process",
         alternate(
             rounds,
-            lambda: runs.train(shared, len(EQUAL["2T1S"])).step_seconds,
+            lambda: runs.train(shared, len(base["networks"])).step_seconds,
             lambda: runs.train(base, 1).step_seconds,
         ),
         what="seconds per step of three ranks that share one GPU, over one process's, fp32",
@@ -169,6 +195,12 @@ class Traced:
     with_input: float
     calls: dict[str, int]
     """Of all, by name."""
+    kernels: float = 0.0
+    """That a GPU ran per step, with its copies."""
+    kernel_ms: float = 0.0
+    """What they took."""
+    launches: float = 0.0
+    """Calls of CUDA's per step, of any kind."""
 
 
 def trace(raw: Mapping[str, Any], device: torch.device, path: Path, steps: int) -> Traced:
@@ -199,12 +231,27 @@ def trace(raw: Mapping[str, Any], device: torch.device, path: Path, steps: int) 
     events = profiler.events() or []
     if device.type == "cuda" and not calls_within(ALL, events, CALL):
         raise RuntimeError(f"the profiler has seen no call of CUDA's; {path}.txt has what it saw")
-    every = calls_within(ALL, events)
+    every, on_gpu = calls_within(ALL, events), kernels_of(events)
     return Traced(
         in_steps=sum(calls_within(STEP, events).values()) / steps,
         with_input=sum(every.values()) / steps,
         calls=every,
+        kernels=len(on_gpu) / steps,
+        kernel_ms=sum(on_gpu) / steps,
+        launches=sum(calls_within(ALL, events, CALL).values()) / steps,
     )
+
+
+def kernels_of(events: Iterable[Any]) -> list[float]:
+    """Milliseconds of each kernel and copy on a GPU; not of what the steps are called there."""
+    marks = {STEP, ALL}
+    return [
+        event.time_range.elapsed_us() / 1000
+        for event in events
+        if event.device_type.name == "CUDA"
+        and event.name not in marks
+        and not getattr(event, "is_user_annotation", False)
+    ]
 
 
 def calls_within(
@@ -232,5 +279,11 @@ def waits(name: str, traced: Traced, whose: str) -> Figure:
         target=1.0,
         at_least=False,
         what=f"how often the processor waits for the GPU in a step, but for its input; {whose}",
-        details={"per_step_with_input": traced.with_input, "calls": traced.calls},
+        details={
+            "per_step_with_input": traced.with_input,
+            "calls": traced.calls,
+            "kernels_per_step": traced.kernels,
+            "kernel_ms_per_step": traced.kernel_ms,
+            "cuda_calls_per_step": traced.launches,
+        },
     )

@@ -46,6 +46,7 @@ class Results:
         new: set[str] = set()
         provenance: dict[str, Any] = {}
         others, begun, started = machine.Others(), self._provenance(part), time.monotonic()
+        self._content["failed"][part] = "it was not ended"
         for figure in figures:
             seconds = time.monotonic() - started
             if seconds > AT_ONCE or not provenance:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.against import LARGE, LARGEST, SMALLER, SMALLEST
-from bench.figures import Figure, Say, alternate
+from bench.figures import Figure, Say
 from bench.runs import BATCH, CLASSES
 from switokd.models import build
 
@@ -54,9 +54,7 @@ def _over_convolutions(
     taken: dict[str, list[tuple[float, float]]] = {network: [] for network in networks}
     for _ in range(rounds):
         for network, pairs in taken.items():
-            pairs += alternate(
-                1, lambda n=network: _seconds(plain[n]), lambda n=network: _seconds(alone[n].run)
-            )
+            pairs.append((_seconds(plain[network]), _seconds(alone[network].run)))
     sums = [tuple(map(sum, zip(*each, strict=True))) for each in zip(*taken.values(), strict=True)]
     matrix, bytes_ = torch.randn(2048, 2048).to(dtype), torch.ones(COPIED, dtype=torch.uint8)
     other = torch.empty_like(bytes_)
@@ -136,10 +134,10 @@ class Convolutions:
         @torch.no_grad()
         def run() -> None:
             for i, (layer, x, g) in enumerate(layers):
-                sizes = layer.stride, layer.padding, layer.dilation
-                F.conv2d(x, layer.weight, None, *sizes, layer.groups)
-                backward = *sizes, False, (0, 0), layer.groups, [i > 0, True, False]
-                convolution_backward(g, x, layer.weight, None, *backward)
+                w, groups = layer.weight, layer.groups
+                F.conv2d(x, w, None, layer.stride, layer.padding, layer.dilation, groups)
+                sizes = layer.stride, layer.padding, layer.dilation, False, (0, 0), groups
+                convolution_backward(g, x, w, None, *sizes, [i > 0, True, False])
 
         operations = 3 * sum(forward) - forward[0]  # the images need no gradient
         return cls(run, float(operations), sum(4 * g.numel() for _, _, g in layers))

@@ -41,6 +41,7 @@ FIGURES = (
         for case in (LEARNING, PAUSING)
         for name in ("decision_wait_share", "decision_wait_over_round_trip", "step_over_compute")
     ),
+    "overhead_over_bare",
     "exchange_over_all_gather",
 )
 
@@ -54,19 +55,22 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
 
 def _measure(case: Case, quick: bool, say: Say) -> Iterable[Figure]:
     rounds = 1 if quick else 5
-    records, bare, paced = [], [], []
+    records, bare, paced, gathers = [], [], [], []
     for i in range(rounds):
         say(f"waits for decisions, {case.distillation['strategy']}, round {i + 1} of {rounds}")
         config = run_file(3 if quick else 10, case.distillation)
         records.append(ranks.train(config, len(NETWORKS)))
         bare.append(round_trip(300))
         paced.append(round_trip(100, FORWARD + BACKWARD))
+        ((_, gather),), _ = collectives.exchange(len(NETWORKS), "cpu", 1)
+        gathers.append(gather)
     waits = [r.summary["waiting"]["decision_mean_seconds"] for r in records]
     steps = [r.step_seconds for r in records]
     details = {
         "step_seconds": steps,
         "decision_p99_seconds": [r.summary["waiting"]["decision_p99_seconds"] for r in records],
         "round_trip_seconds_between_steps_of_20_ms": paced,
+        "bare_all_gather_seconds": gathers,
         "paused": [r.paused for r in records],
     }
     yield Figure.of_pairs(
@@ -94,6 +98,17 @@ def _measure(case: Case, quick: bool, say: Say) -> Iterable[Figure]:
         simulation=True,
         details=details,
     )
+    if case is LEARNING:  # in every step of it
+        yield Figure.of_pairs(
+            "overhead_over_bare",
+            [
+                (step - FORWARD - BACKWARD, gather + trip)
+                for step, gather, trip in zip(steps, gathers, bare, strict=True)
+            ],
+            what="what a step takes beside its compute, over a bare all_gather and a round trip",
+            simulation=True,
+            details=details,
+        )
 
 
 def run_file(epochs: int, distillation: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,6 +83,43 @@ def test_a_trace_has_its_steps_and_counts_waits_in_them(tmp_path: Path) -> None:
     assert figure.reached
 
 
+@pytest.mark.timeout(180)
+def test_all_figures_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU; its unequal networks and the ranks that share it, smaller."""
+    assert [case.target for case in gpu.CASES.values()][:2] == [2.0, 4.0]
+    monkeypatch.setattr(gpu, "SMALL", SMALL)
+    cases = {"gpu_fp32": gpu.Case(gpu.FP32, target=2.0), "gpu_bf16": gpu.Case(gpu.BF16, bf16=True)}
+    monkeypatch.setattr(gpu, "CASES", cases)
+    monkeypatch.setattr(gpu, "TRACED", {"gpu_waits_per_step": ("fp32", gpu.FP32)})
+    monkeypatch.setattr(gpu, "TRACES", tmp_path)
+    said: list[str] = []
+    found = {f.name: f for f in gpu.figures(torch.device("cpu"), 2, 1, said.append)}
+    assert set(found) == {*cases, "gpu_waits_per_step", "gpu_ranks_over_one_process"}
+    assert said == [*found][:3] + said[3:4] + [*found][3:], "nothing went wrong"
+    assert all(a > 0 and b > 0 for f in found.values() for a, b in f.pairs)
+    assert "(bf16) over ours, seconds per step, of wrn-10-1, wrn" in found["gpu_bf16"].what
+    assert (tmp_path / "gpu-trace-fp32.txt").exists()
+
+
+def test_kernels_are_told_from_what_only_names_them() -> None:
+    def event(name: str, device: str, us: float, is_mark: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=name,
+            device_type=SimpleNamespace(name=device),
+            time_range=SimpleNamespace(elapsed_us=lambda: us),
+            is_user_annotation=is_mark,
+        )
+
+    events = [
+        event("wgrad", "CUDA", 500.0),
+        event("Memcpy DtoD", "CUDA", 2.0),
+        event("_Replayed", "CUDA", 700.0, is_mark=True),
+        event(gpu.STEP, "CUDA", 900.0),
+        event("aten::conv2d", "CPU", 40.0),
+    ]
+    assert gpu.kernels_of(events) == [0.5, 0.002]
+
+
 def test_calls_are_counted_while_steps_go_on() -> None:
     names = {
         gpu.STEP: [(10, 20), (30, 40)],

@@ -91,6 +91,14 @@ def test_a_part_that_fails_leaves_what_was_there(out: Path) -> None:
     assert again.failed == written(out)["failed"] == {}
 
 
+def test_a_part_that_was_not_ended_says_so(tmp_path: Path) -> None:
+    """As where the machine is taken away."""
+    file = Results(tmp_path / "results.json", quick=False)
+    for _ in file.add("plain", figures("a", "b")):
+        assert written(file.path)["failed"] == {"plain": "it was not ended"}
+    assert written(file.path)["failed"] == file.failed == {}
+
+
 def test_without_merging_a_file_is_written_anew(out: Path) -> None:
     list(Results(out, quick=False).add("waits", figures("c")))
     assert list(written(out)["figures"]) == ["c"]

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from switokd.runfile import load
+from switokd.timings import Profile
 from tests.conftest import GPUS
 from tests.support import REPOSITORY, lines, run, torchrun
 
@@ -197,6 +198,20 @@ def test_cuda_graphs_train_as_without_them(tmp_path: Path) -> None:
     settings = [f"device={DEVICE}", "data.drop_last=false", "data.train_samples=157"]
     usual = decisions(command, tmp_path, "usual", *settings, "compute.cuda_graphs=false")
     check_close(decisions(command, tmp_path, "graphs", *settings), usual)
+
+
+def test_a_plan_is_of_networks_as_they_are_recorded(tmp_path: Path) -> None:
+    plan = [sys.executable, "-m", "switokd", "plan", "digits-2t1s", f"device={DEVICE}"]
+    code, _, err = seeing([*plan, "--devices", "2", "--save-profile", "p.json"], tmp_path)
+    assert code == 0, err
+    profile = Profile.load(tmp_path / "p.json")
+    assert profile.device_memory_bytes
+    assert all(network.recorded for network in profile.networks.values())
+    plan += ["--devices", "2", "--profile", "p.json"]
+    assert seeing(plan, tmp_path)[0] == 0
+    code, _, err = seeing([*plan, "compute.cuda_graphs=false"], tmp_path)
+    assert code == 2
+    assert "teacher1 was measured with CUDA graphs, and is trained without them" in err
 
 
 @pytest.mark.parametrize("model", MODELS)
