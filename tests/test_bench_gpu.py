@@ -87,7 +87,8 @@ def test_a_trace_has_its_steps_and_counts_waits_in_them(tmp_path: Path) -> None:
 def test_all_figures_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU; its unequal networks and the ranks that share it, smaller."""
     assert [case.target for case in gpu.CASES.values()][:2] == [2.0, 4.0]
-    monkeypatch.setattr(gpu, "SMALL", SMALL)
+    two = {name: SMALL[name] for name in ("t1", "s")}
+    monkeypatch.setattr(gpu, "SMALL", two)
     cases = {"gpu_fp32": gpu.Case(gpu.FP32, target=2.0), "gpu_bf16": gpu.Case(gpu.BF16, bf16=True)}
     monkeypatch.setattr(gpu, "CASES", cases)
     monkeypatch.setattr(gpu, "TRACED", {"gpu_waits_per_step": ("fp32", gpu.FP32)})
@@ -97,7 +98,7 @@ def test_all_figures_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert set(found) == {*cases, "gpu_waits_per_step", "gpu_ranks_over_one_process"}
     assert said == [*found][:3] + said[3:4] + [*found][3:], "nothing went wrong"
     assert all(a > 0 and b > 0 for f in found.values() for a, b in f.pairs)
-    assert "(bf16) over ours, seconds per step, of wrn-10-1, wrn" in found["gpu_bf16"].what
+    assert "(bf16) over ours, seconds per step, of wrn-10-1, wrn-10-1" in found["gpu_bf16"].what
     assert (tmp_path / "gpu-trace-fp32.txt").exists()
 
 
