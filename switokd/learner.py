@@ -91,6 +91,7 @@ class Learner:
         self, z: Tensor, y: Tensor, logits: Mapping[str, Tensor], terms: Iterable[Term]
     ) -> Tensor:
         """See `objective`."""
+        # What a strategy gives may come one by one, with tensors for numbers.
         terms = [Term(each.peer, float(each.weight), float(each.tau)) for each in terms]
         peers = {term.peer: logits[term.peer] for term in terms}
 

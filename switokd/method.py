@@ -38,7 +38,7 @@ class Method:
     @cached_property
     def combines(self) -> bool:
         """Whether there are peers beside the networks."""
-        return type(self.strategy).combine is not Strategy.combine
+        return getattr(self.strategy.combine, "__func__", None) is not Strategy.combine
 
     @cached_property
     def taus(self) -> Mapping[Pair, float]:

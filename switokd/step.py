@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
 
 from switokd.decision import Decision
 from switokd.distances import Parts, as_parts, hits, pair_sums, to_host
-from switokd.exchange import Exchange, adding_up
+from switokd.exchange import Exchange, Gathered, adding_up
 from switokd.learner import Learner
 from switokd.method import Method
 from switokd.topology import Pair
@@ -78,21 +78,16 @@ def train_step(
     place = exchange.place
     # Forward, in train mode also when paused, so that BatchNorm's statistics keep moving.
     mine = {learner.name: place.local(learner.name, n) for learner in learners}
+    shards = {learner.name: place.shard(learner.name, n) for learner in learners}
     z: dict[str, Tensor] = {}
     for learner in learners:
-        shard = place.shard(learner.name, n)
+        shard = shards[learner.name]
         if shard.stop > shard.start:
             z[learner.name] = learner.forward(x[mine[learner.name]], step, shard.start)
     everyone = exchange(step, z, {name: y[mine[name]] for name in mine}, n)  # detached, all of it
 
     # The distances of this rank's teachers to their students, by shard. A student needs none.
-    shards = {pair.teacher: place.shards(pair.teacher, n) for pair in decider.pairs}
-    own = {learner.name: place.shard(learner.name, n) for learner in learners}
-    measured = partial(_measured, tuple(everyone.logits), decider.pairs, shards, method.taus, own)
-    found = exchange.routines("measured", measured, everyone.y, *everyone.logits.values())
-    vitals, sums, right = to_host(everyone.vitals, *found)  # the step's only wait for the device
-    exchange.check(vitals)
-    parts = as_parts(decider.pairs, shards, sums)
+    parts, correct = _measure(everyone, shards, method, exchange, decider.pairs)
     decider.report(step, parts, everyone.seconds)
 
     # While the report travels: whoever has the numbers can decide, and a student need not wait.
@@ -110,7 +105,7 @@ def train_step(
         learning.append(learner)
         loss = None
         if learner.name in z:
-            shard = own[learner.name]
+            shard = shards[learner.name]
             logits = {name: z_i[shard] for name, z_i in peers.items()}
             terms = method.terms(learner.name, decision)
             loss = learner.loss(z[learner.name], everyone.y[shard], logits, terms)
@@ -126,20 +121,31 @@ def train_step(
             decider.decision(step)  # nothing is applied that the authority has not decided
         with exchange.watched(adding_up(step)):
             learner.update(step)  # by what it has learned, in this step or in several
-    correct = dict(zip(own, map(int, right), strict=True))
     stood_still = tuple(learner.name for learner in learners if learner not in learning)
     return StepResult(everyone.logits, everyone.y, losses, correct, stood_still)
 
 
-def _measured(
-    names: Sequence[str],
-    pairs: Sequence[Pair],
-    shards: Mapping[str, Sequence[slice]],
-    taus: Mapping[Pair, float],
+def _measure(
+    everyone: Gathered,
     own: Mapping[str, slice],
-    y: Tensor,
-    *z: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Sums of the distances, and how many samples of this rank's parts its networks have right."""
-    logits = dict(zip(names, z, strict=True))
-    return pair_sums(pairs, logits, y, shards, taus), hits(logits, y, own)
+    method: Method,
+    exchange: Exchange,
+    pairs: Sequence[Pair],
+) -> tuple[Parts, dict[str, int]]:
+    """Distances of these pairs, and how many samples each network of `own` has right in its shard.
+
+    They come to the host with the exchange's vitals, which are checked: the step's only wait for
+    the device.
+    """
+    n, place = len(everyone.y), exchange.place
+    shards = {pair.teacher: place.shards(pair.teacher, n) for pair in pairs}
+
+    def measured(y: Tensor, *z: Tensor) -> tuple[Tensor, Tensor]:
+        logits = dict(zip(everyone.logits, z, strict=True))
+        return pair_sums(pairs, logits, y, shards, method.taus), hits(logits, y, own)
+
+    found = exchange.routines("measured", measured, everyone.y, *everyone.logits.values())
+    vitals, sums, right = to_host(everyone.vitals, *found)
+    exchange.check(vitals)
+    correct = {name: int(number) for name, number in zip(own, right, strict=True)}
+    return as_parts(pairs, shards, sums), correct
