@@ -2,8 +2,7 @@
 
 Beside them what a small and a large sum cost (`switokd.links`).
 
-Not covered: several machines. Over NCCL it has never run, for want of a
-second GPU.
+Not covered: several machines. Over NCCL it has never run, for want of a second GPU.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 NCCL takes one rank per GPU, so this needs two GPUs or more, and takes all there are.
 
-Not covered: GPUs of several machines. It has never run, for want of a
-second GPU.
+Not covered: GPUs of several machines. It has never run, for want of a second GPU.
 """
 
 from __future__ import annotations
