@@ -33,6 +33,7 @@ from switokd.runfile import load
 from tests.support import REPOSITORY, process, run, wait_until
 
 FEW = {"schedule.max_steps": 3}
+ONE = "digits-1t1s"
 OFF = ["placement=replicated", "coordinator=off"]
 
 
@@ -321,24 +322,22 @@ def test_names_and_tensors_go_as_objects(tmp_path: Path) -> None:
     ("call", "words"),
     [
         (lambda: switokd.train("digits-9t9s"), "no recipe of that name"),
-        (
-            lambda: switokd.train("digits-1t1s", {"schedule.epohs": 3}),
-            "did you mean schedule.epochs?",
-        ),
+        (lambda: switokd.train(ONE, {"schedule.epohs": 3}), "did you mean schedule.epochs?"),
         (
             lambda: switokd.train({"name": "x", "networks": {}}),
             "the configuration: a run needs at least one teacher",
         ),
         (
-            lambda: switokd.train("digits-1t1s", {"coordinator.address": "127.0.0.1:1"}),
+            lambda: switokd.train(ONE, {"coordinator.address": "127.0.0.1:1"}),
             "give processes=1",
         ),
-        (lambda: switokd.train("digits-1t1s", processes=3), "needs 2 processes, found 3"),
+        (lambda: switokd.train(ONE, processes=3), "needs 2 processes, found 3"),
+        (lambda: switokd.train(ONE, processes=0), "processes: found 0; allowed: None, 'a"),
+        (lambda: switokd.train(ONE, processes=True), "processes: found True; allowed"),
         (
-            lambda: switokd.train("digits-1t1s", processes=0),
-            "processes: found 0; allowed: None, 'a",
+            lambda: switokd.train(ONE, processes="all"),  # type: ignore[arg-type]
+            "processes: found 'all'; allowed: None, 'auto', 1 or more",
         ),
-        (lambda: switokd.train("digits-1t1s", processes=True), "processes: found True; allowed"),
         (lambda: switokd.load_run("nowhere"), "nowhere is no run folder"),
         (lambda: distil(Path("out"), teachers={}), "there is no teacher"),
         (lambda: distil(Path("out"), teachers={"small": small}), "name them apart"),

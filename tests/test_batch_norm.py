@@ -1,6 +1,6 @@
 """BatchNorm of a network on several ranks: its statistics, and what a run says of them.
 
-Not covered: statistics over all ranks in training (`batch_norm: sync`), which needs several GPUs.
+Not covered: training with statistics over all ranks (`batch_norm: sync`), which needs several GPUs.
 """
 
 from __future__ import annotations
@@ -9,13 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch._C._distributed_c10d import HashStore
 
+from switokd import models
 from switokd.environment import Environment
 from switokd.placement import Placement
 from switokd.runfile import load
+from switokd.schedules import Windows
+from switokd.setup import make_learner
 from switokd.trainer import describe
 from switokd.world import World
 from tests.support import train
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 # Leaves what it has normalised in training, and its statistics as they are after the last test.
 NET = """
@@ -114,3 +121,26 @@ def test_a_run_says_how_it_exchanges_and_over_what_it_normalises(
     assert first == f"2 processes on {device}, somewhere"
     assert where == f"placement {placement}"
     assert more == expected
+
+
+def test_statistics_over_all_ranks_are_those_of_the_networks_own_group() -> None:
+    """What is made of a network; PyTorch computes it on GPUs only."""
+    config = load("digits-1t1s", ["device=auto", "compute.batch_norm=sync"])
+    store = HashStore()  # of this process alone
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        group, world = torch.distributed.group.WORLD, World(Environment(), torch.device("cpu"))
+        for shared in (group, None):
+            network = models.build("wrn-10-1", 1, 10)
+            before = {name: value.clone() for name, value in network.state_dict().items()}
+            made = make_learner(config, "student", network, world, shared, Windows()).model
+            norms = [m for m in made.modules() if isinstance(m, BATCH_NORMS)]
+            assert len(norms) == 7
+            kind = nn.SyncBatchNorm if shared else nn.BatchNorm2d
+            assert all(type(norm) is kind for norm in norms)
+            assert all(getattr(norm, "process_group", None) is shared for norm in norms)
+            after = made.state_dict()
+            assert before.keys() == after.keys()
+            assert all(torch.equal(after[name], value) for name, value in before.items())
+    finally:
+        torch.distributed.destroy_process_group()

@@ -214,6 +214,16 @@ def test_a_plan_is_of_networks_as_they_are_recorded(tmp_path: Path) -> None:
     assert "teacher1 was measured with CUDA graphs, and is trained without them" in err
 
 
+def test_auto_measures_and_trains_on_a_gpu(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "placement=auto"]
+    few = ["schedule.max_steps=8", f"device={DEVICE}", "run_dir=out"]
+    code, out, err = seeing([*command, *few, "--processes", "2"], tmp_path)
+    assert code == 0, f"{out}\n{err}"
+    (profile,) = map(Profile.load, (tmp_path / "out" / "profiles").iterdir())
+    assert all(network.recorded for network in profile.networks.values())
+    assert len(lines(tmp_path / "out" / "decisions.jsonl")) == 8
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_networks_of_this_package_compute_the_same_by_cuda_graphs(
     model: str, tmp_path: Path

@@ -24,13 +24,7 @@ from switokd.errors import UsageError
 from switokd.runfile import load
 from switokd.schedules import Windows
 from switokd.sections import Compute
-from switokd.setup import (
-    check_batch_norm,
-    check_shards,
-    compile_ahead,
-    make_learner,
-    tf32,
-)
+from switokd.setup import check_batch_norm, check_shards, compile_ahead, make_learner, tf32
 from switokd.world import World
 
 NAMES = ("t1", "t2", "t3", "t4", "s")  # each in two forms: more than PyTorch's limit for a class

@@ -36,10 +36,6 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     profile = ten_one_one()
     networks = {"large": profile.networks["large"].model_copy(update={"frozen": True})}
     frozen = profile.model_copy(update={"networks": networks})
-    on_gpu = profile.model_copy(update={"device": "NVIDIA H200"})
-    networks = {"large": profile.networks["large"].model_copy(update={"recorded": True})}
-    recorded = profile.model_copy(update={"networks": networks})
-    large = Network(role="teacher", model="any")
     (tmp_path / "text.json").write_text("no JSON")
     (tmp_path / "other.json").write_text('{"device": "cpu"}')
     torn = json.loads(profile.model_dump_json())
@@ -80,12 +76,6 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         "file's a teacher, any, adam; profile again": lambda: profile.check(
             {"large": Network(role="teacher", model="any", optimizer=Adam(name="adam"))}
         ),
-        "large was measured without CUDA graphs, and is trained with them": lambda: on_gpu.check(
-            {"large": large}, recorded=["large"]
-        ),
-        "large was measured with CUDA graphs, and is trained without them": lambda: recorded.check(
-            {"large": large}
-        ),
         "No such file": lambda: Profile.load(tmp_path / "none.json"),
         "text.json: not a profile": lambda: Profile.load(tmp_path / "text.json"),
         "device_memory_bytes|threads": lambda: Profile.load(tmp_path / "other.json"),
@@ -96,6 +86,20 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_a_gpus_profile_is_of_networks_that_are_recorded_as_they_will_be() -> None:
+    large, measured = Network(role="teacher", model="any"), ten_one_one()
+    eager = measured.model_copy(update={"device": "NVIDIA H200"})
+    times = measured.networks["large"].model_copy(update={"recorded": True})
+    recorded = eager.model_copy(update={"networks": {"large": times}})
+    eager.check({"large": large})
+    recorded.check({"large": large}, recorded=["large"])
+    measured.check({"large": large}, recorded=["large"])  # a CPU records nothing
+    with pytest.raises(UsageError, match="large was measured without CUDA graphs, and is trained "):
+        eager.check({"large": large}, recorded=["large"])
+    with pytest.raises(UsageError, match=r"with CUDA graphs, and is trained without them \(comp"):
+        recorded.check({"large": large})
 
 
 def test_profile_survives_its_file(tmp_path: Path) -> None:
