@@ -32,9 +32,9 @@ from bench import (
 )
 from bench.figures import Figure
 from bench.results import Results
-from switokd.environment import cores
 from switokd.errors import nearest
-from switokd.threads import wait_briefly
+from switokd.runtime.environment import cores
+from switokd.runtime.threads import wait_briefly
 
 PARTS: Mapping[str, ModuleType] = {
     "plain": against,

@@ -35,9 +35,9 @@ from bench import runs
 from bench.figures import Figure, Say
 from bench.in_process import ONE_PROCESS, configured
 from bench.machine import describe
-from switokd.data import Images, open_images
-from switokd.environment import cores
-from switokd.setup import make_model
+from switokd.data.images import Images, open_images
+from switokd.runtime.environment import cores
+from switokd.training.build import make_model
 
 LARGE = "wrn-16-2"
 EQUAL = {

@@ -1,6 +1,6 @@
 """The exchange of a step against a bare all_gather of the same tensors, over Gloo or NCCL.
 
-Beside them what a small and a large sum cost (`switokd.links`).
+Beside them what a small and a large sum cost (`switokd.planning.measure_links`).
 
 Not covered: several machines. Over NCCL it has never run, for want of a second GPU.
 """
@@ -21,11 +21,11 @@ import torch.distributed as dist
 
 from bench import ranks
 from bench.runs import BATCH, CLASSES
-from switokd.environment import environment
-from switokd.exchange import Exchange, all_gather
-from switokd.links import measure_links
-from switokd.placement import Place, Placement
-from switokd.world import join_world
+from switokd.planning.measure_links import measure_links
+from switokd.runtime.environment import environment
+from switokd.runtime.placement import Place, Placement
+from switokd.runtime.process_group import join_world
+from switokd.training.exchange import Exchange, all_gather
 
 CALLS = 100
 """Exchanges per round and side."""

@@ -28,16 +28,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import ranks
-from switokd import models
-from switokd.config import Config
-from switokd.environment import cores, environment
-from switokd.links import measure_links
-from switokd.pauses import Pauses
-from switokd.placement import Placement
-from switokd.plan import choose, predict
-from switokd.profile_networks import profile
-from switokd.timings import Communication, Profile
-from switokd.world import join_world
+from switokd.config.config import Config
+from switokd.models import registry
+from switokd.planning.cost_model import choose, predict
+from switokd.planning.measure_links import measure_links
+from switokd.planning.pauses import Pauses
+from switokd.planning.profile import Communication, Profile
+from switokd.planning.profiler import profile
+from switokd.runtime.environment import cores, environment
+from switokd.runtime.placement import Placement
+from switokd.runtime.process_group import join_world
 
 NETWORKS = {"wrn-16-10": "teacher", "wrn-16-2": "teacher", "mobilenet": "student"}
 BATCH, PER_DEVICE = 256, 32
@@ -178,7 +178,7 @@ def operations() -> dict[str, tuple[float, float]]:
     counts = {}
     for name in NETWORKS:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            models.build(name, 3, 100)(torch.zeros(2, 3, 32, 32))
+            registry.build(name, 3, 100)(torch.zeros(2, 3, 32, 32))
         counts[name] = counter.get_total_flops()
     total = 3 * sum(counts.values())
     return {name: (count / total, 2 * count / total) for name, count in counts.items()}
@@ -187,7 +187,7 @@ def operations() -> dict[str, tuple[float, float]]:
 @cache
 def parameters() -> dict[str, int]:
     """Each network's number of weights."""
-    return {name: models.parameter_count(models.build(name, 3, 100)) for name in NETWORKS}
+    return {name: registry.parameter_count(registry.build(name, 3, 100)) for name in NETWORKS}
 
 
 def slowed(profiled: Profile, times: float, links: Communication | None = None) -> Profile:

@@ -31,8 +31,8 @@ from bench import plain, runs
 from bench.against import EQUAL, plain_inputs
 from bench.figures import Figure, Say, alternate, one_by_one
 from bench.in_process import ONE_PROCESS, InProcess, configured, in_memory
-from switokd.setup import tf32
-from switokd.telemetry import EpochLog
+from switokd.training.build import tf32
+from switokd.training.meters import EpochLog
 
 TRACES = Path(__file__).parent
 FP32, BF16 = {"precision": "fp32"}, {"precision": "bf16"}

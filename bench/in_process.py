@@ -17,19 +17,20 @@ from torch import Tensor
 
 from bench.images import Noise
 from bench.runs import CLASSES
-from switokd.alone import Alone
-from switokd.config import Config
-from switokd.data import Batch, Images, open_images
-from switokd.data.feed import feed
+from switokd.config.config import Config
+from switokd.coordination.local import Alone
+from switokd.data.images import Images, open_images
+from switokd.data.loader import Batch
+from switokd.data.prefetch import feed
 from switokd.data.sources import ArraySource, Sources
-from switokd.environment import Environment
-from switokd.exchange import Exchange
-from switokd.placement import Place
-from switokd.schedules import Windows
-from switokd.setup import make_learners, make_models, make_routines
-from switokd.step import StepResult, train_step
-from switokd.trainer import total_steps
-from switokd.world import World
+from switokd.runtime.environment import Environment
+from switokd.runtime.placement import Place
+from switokd.runtime.process_group import World
+from switokd.training.build import make_learners, make_models, make_routines
+from switokd.training.exchange import Exchange
+from switokd.training.schedules import Windows
+from switokd.training.step import StepResult, train_step
+from switokd.training.trainer import total_steps
 
 ONE_PROCESS: Mapping[str, Any] = {"placement": "replicated", "coordinator": "off"}
 """A run file's settings for it."""

@@ -24,8 +24,8 @@ from bench.figures import Figure, Say, alternate
 from bench.images import Noise
 from bench.in_process import ONE_PROCESS, InProcess, configured, in_memory
 from bench.runs import BATCH, run_file
-from switokd.environment import cores
-from switokd.memory import keep_freed_memory
+from switokd.runtime.allocator import keep_freed_memory
+from switokd.runtime.environment import cores
 
 FIGURES = ("input_over_training", "input_files_over_training")
 SMALLEST = {"t": ("teacher", "wrn-10-1"), "s": ("student", "wrn-10-1")}

@@ -19,7 +19,7 @@ import grpc
 import psutil
 import torch
 
-from switokd.environment import cores
+from switokd.runtime.environment import cores
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -17,10 +17,10 @@ from typing import Any
 from bench.figures import Figure, Say
 from bench.in_process import ONE_PROCESS, InProcess, configured
 from bench.runs import run_file
-from switokd.alone import Alone
-from switokd.decision import Mode, Rule, decide
-from switokd.distances import Parts, means
-from switokd.memory import keep_freed_memory
+from switokd.coordination.local import Alone
+from switokd.distillation.decision import Mode, Rule, decide
+from switokd.distillation.distances import Parts, means
+from switokd.runtime.allocator import keep_freed_memory
 
 FIGURES = ("paused_over_learning", "paused_over_learning_bf16")
 

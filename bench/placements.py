@@ -28,7 +28,7 @@ from bench.devices import (
     operations,
 )
 from bench.figures import Figure, Say
-from switokd.placement import Placement, dedicated, replicated
+from switokd.runtime.placement import Placement, dedicated, replicated
 
 FIGURES = (
     *(f"simulated_efficiency{s}" for s in ("", "_replicated", "_unslowed", "_with_gradients")),

@@ -159,7 +159,7 @@ def loop(
     inputs: Mapping[str, Any], device: torch.device, bf16: bool = False, warm_up: int = 0
 ) -> Callable[[Batches], Trace]:
     """What trains on batches, from the first weights of `inputs`, which `against.py` writes."""
-    from switokd.models import build
+    from switokd.models.registry import build
 
     networks: dict[str, nn.Module] = {}
     for name, model in inputs["models"].items():

@@ -23,11 +23,11 @@ from bench import ranks
 from bench.against import Candidate, Case, cases
 from bench.figures import Figure, Say
 from bench.in_process import configured
-from switokd.config import Config
-from switokd.environment import cores
-from switokd.pauses import Pauses
-from switokd.plan import predict
-from switokd.timings import Profile
+from switokd.config.config import Config
+from switokd.planning.cost_model import predict
+from switokd.planning.pauses import Pauses
+from switokd.planning.profile import Profile
+from switokd.runtime.environment import cores
 
 FIGURES = ("plan_error_real",)
 CASE = "unequal_fp32"
@@ -118,11 +118,11 @@ def _profiling_rank(folder: Path, arguments: Mapping[str, Any]) -> None:
     """One of the ranks; all measure at the same time, as they will compute."""
     import torch
 
-    from switokd.auto import measured_profiles
-    from switokd.data import open_images
-    from switokd.environment import Crew, environment
-    from switokd.memory import keep_freed_memory
-    from switokd.world import join_world
+    from switokd.data.images import open_images
+    from switokd.planning.auto import measured_profiles
+    from switokd.runtime.allocator import keep_freed_memory
+    from switokd.runtime.environment import Crew, environment
+    from switokd.runtime.process_group import join_world
 
     keep_freed_memory()  # as in training, by default
     env, config = environment(), configured(arguments)

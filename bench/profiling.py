@@ -33,7 +33,7 @@ from bench import plain, runs
 from bench.against import EQUAL, plain_inputs
 from bench.figures import Figure, Say, alternate
 from bench.in_process import ONE_PROCESS, InProcess, configured
-from switokd.memory import keep_freed_memory
+from switokd.runtime.allocator import keep_freed_memory
 
 SIDES = ("compiled", "eager", "plain")
 KINDS = {

@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.runs import Record, read
 
-PRELOADED = ["switokd.trainer", "bench.ranks", "matplotlib.figure"]
+PRELOADED = ["switokd.training.trainer", "bench.ranks", "matplotlib.figure"]
 """What ranks would else import each by itself; the digits and the curves take seconds."""
 Body = Callable[[Path, Mapping[str, Any]], None]
 """What a rank does: called with a folder that all ranks share, and the arguments."""
@@ -88,9 +88,9 @@ def _rank(
 
 
 def _train(folder: Path, arguments: Mapping[str, Any]) -> None:
-    from switokd.config import Config
-    from switokd.environment import environment
-    from switokd.trainer import train
+    from switokd.config.config import Config
+    from switokd.runtime.environment import environment
+    from switokd.worker import train
 
     config = Config.model_validate_json(json.dumps({**arguments, "run_dir": str(folder / "out")}))
     train(config, environment(os.environ))

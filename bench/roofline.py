@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from bench.against import LARGE, LARGEST, SMALLER, SMALLEST
 from bench.figures import Figure, Say
 from bench.runs import BATCH, CLASSES
-from switokd.models import build
+from switokd.models.registry import build
 
 FIGURES: dict[str, tuple[tuple[str, ...], torch.dtype]] = {
     "plain_over_convolutions": ((LARGE,), torch.float32),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from switokd.api import distil, train
-    from switokd.results import Run, load_run
+    from switokd.runs.run import Run, load_run
 
 __version__ = version("switokd")
 __all__ = ["Run", "__version__", "distil", "load_run", "train"]

@@ -1,5 +1,5 @@
 """`python -m switokd` is the command `switokd`."""
 
-from switokd.cli import main
+from switokd.cli.main import main
 
 main()

@@ -22,12 +22,22 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from switokd import objects, trainer
-from switokd.config import Config
-from switokd.environment import Environment, environment
-from switokd.errors import NonFiniteError, PeerError, SwitokdError, UsageError
-from switokd.results import NOTHING, Run, importing_from
-from switokd.runfile import checked, import_folders, load, with_folders
+from switokd import plugins, worker
+from switokd.config.config import Config
+from switokd.config.run_file import (
+    checked,
+    import_folders,
+    load,
+    with_folders,
+)
+from switokd.errors import (
+    NonFiniteError,
+    PeerError,
+    SwitokdError,
+    UsageError,
+)
+from switokd.runs.run import NOTHING, Run, importing_from
+from switokd.runtime.environment import Environment, environment
 
 Source = str | Path | Mapping[str, Any] | Config
 """A recipe's name, a run file's path, a run file's content, or a configuration."""
@@ -83,8 +93,8 @@ def distil(
     (image, label), as for `data.dataset` of a run file. classes: how many, None to find out.
     UsageError and NonFiniteError as in `errors.py`.
     """
-    data = objects.name_of("data", train)
-    lent: dict[str, Any] = {data: objects.Datasets(train, test, classes)}
+    data = plugins.name_of("data", train)
+    lent: dict[str, Any] = {data: plugins.Datasets(train, test, classes)}
     networks: dict[str, dict[str, Any]] = {}
     for role, given in (("teacher", teachers), ("student", students)):
         for name, thing in given.items():
@@ -95,7 +105,7 @@ def distil(
                     f"distil: {role} {name!r} is a {type(thing).__name__}; allowed: a "
                     "torch.nn.Module, a callable that makes one, or the name of a model"
                 )
-            model = thing if isinstance(thing, str) else objects.name_of(name, thing)
+            model = thing if isinstance(thing, str) else plugins.name_of(name, thing)
             networks[name] = {"role": role, "model": model}
             lent[model] = thing
     raw = {
@@ -160,9 +170,9 @@ def _train_here(config: Config, lent: Mapping[str, Any] = NOTHING) -> Run:
     alone += [f"networks.{name}.ranks=1" for name in config.networks]
     config = checked(config.model_dump(mode="json"), config.name, alone)
     folders = import_folders(config, Path.cwd())
-    with _as_it_was(), objects.lent(lent), importing_from(folders):
+    with _as_it_was(), plugins.lent(lent), importing_from(folders):
         _refuse_untrained(config, lent)
-        path = trainer.train(config, Environment(embedded=True))
+        path = worker.train(config, Environment(embedded=True))
     assert path is not None, "one process, which is rank 0"
     return Run(path, lent)
 

@@ -4,12 +4,12 @@ The loop is in `trainer.py`, the step in `step.py`. Nobody imports this module: 
 package, `switokd.train` is the function in `api.py`.
 """
 
-from switokd.environment import environment
-from switokd.lifecycle import follow_launcher
+from switokd.runtime.environment import environment
+from switokd.runtime.lifecycle import follow_launcher
 
 if __name__ == "__main__":
     # Before all else: whoever starts this may die while PyTorch is being imported.
     follow_launcher(environment())
-    from switokd.cli import worker_main
+    from switokd.cli.main import worker_main
 
     worker_main()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
-from switokd.decision import Decision, Mode, PairDecision
-from switokd.gap import Distances, PairSums
-from switokd.topology import Pair, Role
+from switokd.distillation.decision import Decision, Mode, PairDecision
+from switokd.distillation.gap import Distances, PairSums
+from switokd.distillation.topology import Pair, Role
 from switokd.v1 import coordinator_pb2 as pb
 
 ROLE_TO_WIRE = {Role.TEACHER: pb.ROLE_TEACHER, Role.STUDENT: pb.ROLE_STUDENT}

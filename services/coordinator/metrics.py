@@ -9,23 +9,20 @@ Not covered: authentication of the port.
 from __future__ import annotations
 
 import math
-import threading
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, Metric, make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from switokd.decision import Decision, Mode, PairDecision
+from switokd.distillation.decision import Decision, Mode, PairDecision
+from switokd.distillation.topology import Pair
 from switokd.services.coordinator.rounds import Run, State
-from switokd.topology import Pair
 
 # From 50 microseconds: a round trip on one machine takes a few hundred.
 SECONDS_BUCKETS = (
@@ -249,36 +246,3 @@ def _series(numbers: RunNumbers) -> Iterator[Series]:
     for rank, exchange in list(numbers.exchanges.items()):
         if any(exchange.counts):
             yield "exchange_seconds", (run_id, str(rank)), exchange
-
-
-class _Quiet(WSGIRequestHandler):
-    """Logs no line per scrape."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def serve_http(
-    registry: CollectorRegistry, host: str, port: int
-) -> tuple[int, ThreadingWSGIServer]:
-    """Serve /metrics and /healthz from a daemon thread; return the port (0 takes a free one).
-
-    OSError if the port is taken.
-    """
-    metrics = make_wsgi_app(registry)
-
-    def app(environ, start_response):  # type: ignore[no-untyped-def]
-        path = environ["PATH_INFO"]
-        if path == "/metrics":
-            return metrics(environ, start_response)
-        status, body = (
-            ("200 OK", b"ok\n")
-            if path == "/healthz"
-            else ("404 Not Found", b"see /metrics, /healthz\n")
-        )
-        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-        return [body]
-
-    server = make_server(host, port, app, ThreadingWSGIServer, handler_class=_Quiet)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server.server_port, server

@@ -23,7 +23,8 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from switokd.errors import UsageError
-from switokd.services.coordinator.metrics import Metrics, serve_http
+from switokd.services.coordinator.http_server import serve_http
+from switokd.services.coordinator.metrics import Metrics
 from switokd.services.coordinator.servicer import SERVICE, Coordinator
 
 CHANNEL_OPTIONS = [

@@ -21,11 +21,17 @@ from typing import Any
 
 import grpc
 
+from switokd.distillation.topology import Pair, Topology
 from switokd.services.coordinator.metrics import Distribution, Metrics, RunNumbers
-from switokd.services.coordinator.rounds import Plan, Refusal, Run, State
-from switokd.topology import Pair, Topology
+from switokd.services.coordinator.plan import Plan, Refusal
+from switokd.services.coordinator.rounds import Run, State
 from switokd.v1 import coordinator_pb2 as pb
-from switokd.wire import ROLE_FROM_WIRE, ROLE_TO_WIRE, decision_to_wire, sums_from_wire
+from switokd.wire import (
+    ROLE_FROM_WIRE,
+    ROLE_TO_WIRE,
+    decision_to_wire,
+    sums_from_wire,
+)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from switokd.transfer import onto
+from switokd.runtime.device import onto
 
 Keys = NDArray[np.uint64]
 

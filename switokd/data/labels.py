@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from switokd.data.augment import seeding
-from switokd.data.sources import ArraySource, ItemSource, Source, Sources, label_of
+from switokd.data.sources import (
+    ArraySource,
+    ItemSource,
+    Source,
+    Sources,
+    label_of,
+)
 from switokd.errors import UsageError
 
 Labels = NDArray[np.int64]

@@ -1,0 +1,1 @@
+"""The run file: its sections, checks and reader. Imports no torch."""

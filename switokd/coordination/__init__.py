@@ -1,0 +1,1 @@
+"""How a rank reaches a decision: through the coordinator, or in its own process."""

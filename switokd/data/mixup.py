@@ -1,0 +1,119 @@
+"""Targets that are distributions over the classes: label smoothing, mixup, cutmix.
+
+    label smoothing   y = (1 - s) y + s / C                            Szegedy et al., CVPR 2016
+    mixup             x = l x + (1 - l) x', y likewise                 Zhang et al., ICLR 2018
+    cutmix            a box of x' in x, y by the shares of the area    Yun et al., ICCV 2019
+
+(x', y') is the sample's partner: the next one of the same batch, whose order is random. So a rank
+that has a part of a batch loads one sample more, and no sample twice. l is drawn from
+Beta(alpha, alpha), and the box's place evenly, for every sample from its own key: neither depends
+on ranks or loader processes. Where mixup and cutmix are both on, a sample's key says which it gets,
+half and half.
+
+Not covered: one l for a whole batch, as the papers' code has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from switokd.config.sections import Data
+from switokd.data.augment import Keys, draw, mix
+from switokd.runtime.device import onto
+
+# Streams of draws; crop_and_flip has those before.
+WHICH, SHARE, TOP, LEFT = 4, 5, 6, 7
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """How a run's targets are softened; see `Data` for the settings."""
+
+    classes: int
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @classmethod
+    def of(cls, data: Data, classes: int) -> SoftTargets | None:
+        """As the run file has it; None where targets are labels."""
+        if not data.has_soft_targets:
+            return None
+        return cls(classes, data.label_smoothing, data.mixup, data.cutmix)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples need a partner."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Distributions `[B, C]` in float32 of labels `[B]`."""
+        return self._smooth(F.one_hot(labels, self.classes).float())
+
+    def mixed(
+        self, x: Sequence[Tensor], labels: Sequence[Tensor], keys: Keys
+    ) -> tuple[Tensor, Tensor]:
+        """Images `[B, C, H, W]` and targets `[B, classes]` of samples and partners.
+
+        x, labels: the samples' and the partners', `[B, C, H, W]` in float32 and `[B]`. keys: the
+        samples', `[B]`.
+        """
+        device, (own, other) = x[0].device, x
+        is_cut = draw(keys, WHICH, 2).numpy().astype(bool)
+        if not (self.mixup and self.cutmix):
+            is_cut[:] = self.cutmix > 0
+        shares = beta_draws(keys, np.where(is_cut, self.cutmix, self.mixup))
+        boxes, shares_outside = _boxes(keys, shares, own.shape[2], own.shape[3])
+        share = onto(device, torch.from_numpy(np.where(is_cut, shares_outside, shares)).float())
+        cut = onto(device, torch.from_numpy(is_cut))[:, None, None, None]
+        # Plain products and sums, which round alike wherever in a batch a sample stands; lerp's
+        # vectorised loop and its remainder do not.
+        weight = share[:, None, None, None]
+        blended = weight * own + (1 - weight) * other
+        x_mixed = torch.where(cut, torch.where(onto(device, boxes), other, own), blended)
+        y, y_other = (F.one_hot(part, self.classes).float() for part in labels)
+        y_mixed = share[:, None] * y + (1 - share[:, None]) * y_other
+        return x_mixed, self._smooth(y_mixed)
+
+    def _smooth(self, y: Tensor) -> Tensor:
+        s = self.label_smoothing
+        return (1 - s) * y + s / self.classes if s else y
+
+
+def beta_draws(keys: Keys, alphas: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One draw of Beta(alpha, alpha) per key, a function of the two; both `[B]`."""
+    bits = np.random.Philox(key=0)
+    generator, state = np.random.Generator(bits), bits.state
+    draws = []
+    seeds = mix(keys.astype(np.int64), SHARE)
+    for seed, alpha in zip(seeds.tolist(), alphas.tolist(), strict=True):
+        state["state"]["key"][0] = seed  # a new generator for each would take ten times as long
+        bits.state = state
+        draws.append(generator.beta(alpha, alpha))
+    return np.array(draws)
+
+
+def _boxes(
+    keys: Keys, shares: NDArray[np.float64], height: int, width: int
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """Cutmix's boxes as a mask `[B, 1, H, W]`, and the share of each image that lies outside `[B]`.
+
+    A box covers 1 - share of an image, less where its centre is so near an edge that it sticks out.
+    """
+    sides = np.sqrt(1 - shares) / 2
+    inside = []
+    for stream, length in ((TOP, height), (LEFT, width)):
+        centre, half = draw(keys, stream, length).numpy(), (sides * length).astype(np.int64)
+        at = np.arange(length)
+        inside.append((at >= (centre - half)[:, None]) & (at < (centre + half)[:, None]))
+    rows, columns = inside
+    area = rows.sum(axis=1) * columns.sum(axis=1)
+    mask = rows[:, :, None] & columns[:, None, :]
+    return torch.from_numpy(mask)[:, None], 1 - area / (height * width)

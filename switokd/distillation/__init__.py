@@ -1,0 +1,1 @@
+"""The paper: topology, gap, distances, decision, losses, strategies."""

@@ -1,0 +1,40 @@
+"""Losses: cross-entropy and the KL terms.
+
+    L_i = CE(z_i, y) + sum over peers j of w_ij tau_ij^2 KL(p_j || p_i)
+
+Source: Qian et al., ECCV 2022, arXiv:2209.04996, the losses of teacher and student. Which peers,
+with which weights and temperatures, the strategy says. Every z_j but the network's own is detached,
+so no gradient crosses networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from switokd.distillation.couplings import Term
+from switokd.distillation.distances import over
+
+
+def kl(z_peer: Tensor, z_self: Tensor, tau: float) -> Tensor:
+    """KL(p_peer || p_self), summed over classes and averaged over the batch; logits `[B, C]`."""
+    log_p_self = F.log_softmax(over(z_self, tau), dim=1)
+    p_peer = F.softmax(over(z_peer.detach(), tau), dim=1)
+    return F.kl_div(log_p_self, p_peer, reduction="batchmean")
+
+
+def objective(
+    z_self: Tensor, y: Tensor, logits: Mapping[str, Tensor], terms: Iterable[Term]
+) -> Tensor:
+    """Loss of one network, a scalar.
+
+    z_self: its logits `[B, C]` with gradient. y: labels `[B]` or distributions `[B, C]`.
+    logits: every peer's detached logits `[B, C]`, by name. terms: what it learns from them.
+    """
+    loss = F.cross_entropy(z_self, y)
+    for term in terms:
+        divergence, weight = kl(logits[term.peer], z_self, term.tau), term.weight * term.tau**2
+        loss = loss + (divergence if weight == 1 else weight * divergence)
+    return loss

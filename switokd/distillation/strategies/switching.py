@@ -1,0 +1,37 @@
+"""Strategies that pause a teacher where the gap to its student is too large."""
+
+from __future__ import annotations
+
+from switokd.distillation.couplings import Couplings, Term
+from switokd.distillation.decision import Decision, Mode
+from switokd.distillation.gap import Distances
+from switokd.distillation.strategies.base import Strategy
+from switokd.distillation.topology import Pair, Role
+
+
+class SwitOKD(Strategy):
+    """Qian et al., ECCV 2022: the threshold adapts to how far both are from the labels."""
+
+    pauses = True
+
+    def switch(self, d: Distances, delta: float) -> Mode:
+        """Expert mode if G > delta and the teacher is the better one."""
+        return Mode.EXPERT if d.gap > delta and d.e_t < d.e_s else Mode.LEARNING
+
+    def terms(self, network: str, couplings: Couplings, decision: Decision | None) -> list[Term]:
+        """All other networks, but for a teacher no student whose pair is in expert mode."""
+        teachers, students = (couplings.peers(network, role) for role in Role)
+        if couplings.topology.role(network) is Role.STUDENT:
+            return couplings.terms(network, [*teachers, *students])
+        assert decision is not None, "a teacher waits for the decision"
+        learners = [s for s in students if decision.mode(Pair(network, s)) is Mode.LEARNING]
+        return couplings.terms(network, [*learners, *teachers])
+
+
+class Threshold(SwitOKD):
+    """The paper's ablation: the same with a fixed threshold `delta`, from 0 to 2."""
+
+    def __init__(self, delta: float) -> None:
+        if not 0 <= delta <= 2:
+            raise ValueError(f"delta is an L1 distance, from 0 to 2, got {delta}")
+        self.fixed_delta = float(delta)

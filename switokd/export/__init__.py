@@ -1,0 +1,1 @@
+"""Trained networks as artefacts, and predictions from artefacts."""

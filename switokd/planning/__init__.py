@@ -1,0 +1,1 @@
+"""Which placement is fastest: profiles, cost model, search, dry run."""

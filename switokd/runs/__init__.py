@@ -1,0 +1,1 @@
+"""The run folder: what a run records, and how it is read."""

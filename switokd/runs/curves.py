@@ -1,0 +1,98 @@
+"""The end of a run: the table, and the picture.
+
+Not covered: the live metrics (`meters.py`), comparing runs.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from switokd.runs.run_folder import read_lines
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+EXPERT_SHADE, SPARED_SHADE = "#f8dd9e", "#ececec"
+
+
+def draw_curves(folder: Path) -> Path:
+    """Draw gap against threshold with the expert mode shaded, and accuracy; return the file."""
+    # Not pyplot, whose backend belongs to the program (or notebook) around us.
+    from matplotlib.figure import Figure
+
+    decisions = read_lines(folder / "decisions.jsonl")
+    metrics = read_lines(folder / "metrics.jsonl")
+    decisions.sort(key=lambda d: (d["teacher"], d["student"], d["step"]))
+    pairs = [(k, list(g)) for k, g in groupby(decisions, lambda d: (d["teacher"], d["student"]))]
+    rows = len(pairs) + 1
+    figure = Figure(figsize=(11, 2.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=True)
+    for axis, ((teacher, student), lines) in zip(axes[:-1], pairs, strict=True):
+        _draw_pair(axis, lines)
+        paused = sum(d["mode"] == "expert" for d in lines) / len(lines)
+        axis.set_title(
+            f"{teacher} and {student}: expert mode in {paused:.0%} of the steps", fontsize=10
+        )
+    _draw_accuracy(axes[-1], metrics)
+    axes[-1].set_xlabel("step")
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _draw_pair(axis: Axes, lines: list[dict[str, Any]]) -> None:
+    steps = [d["step"] for d in lines]
+    # Thin raw lines, and a running mean to read the trend from.
+    for key, label, colour in (("gap", "gap G", "tab:blue"), ("delta", "threshold δ", "tab:red")):
+        values = [d[key] for d in lines]
+        axis.plot(steps, values, color=colour, alpha=0.3, linewidth=0.7)
+        axis.plot(steps, _smooth(values), color=colour, linewidth=1.5, label=label)
+    wide = [d["gap"] > d["delta"] for d in lines]
+    expert = [d["mode"] == "expert" for d in lines]
+    spared = [w and not e for w, e in zip(wide, expert, strict=True)]
+    _shade(axis, steps, expert, EXPERT_SHADE, "expert mode: G > δ, $e_t < e_s$")
+    _shade(axis, steps, spared, SPARED_SHADE, "G > δ, but teacher not better")
+    axis.set_ylabel("L1 distance")
+    _legend(axis)
+
+
+def _shade(axis: Axes, steps: list[int], where: list[bool], colour: str, label: str) -> None:
+    """Shade the steps at which `where` holds, each from half a step before to half a step after."""
+    edges = [steps[0] - 0.5, *(s + 0.5 for s in steps)]
+    axis.fill_between(
+        edges,
+        0,
+        1,
+        where=[*where, where[-1]],
+        transform=axis.get_xaxis_transform(),
+        step="post",
+        color=colour,
+        linewidth=0,
+        label=label,
+        zorder=0,
+    )
+
+
+def _legend(axis: Axes) -> None:
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+
+
+def _draw_accuracy(axis: Axes, metrics: list[dict[str, Any]]) -> None:
+    for name in dict.fromkeys(line["network"] for line in metrics):
+        of_network = [line for line in metrics if line["network"] == name]
+        style = "-" if of_network[0]["role"] == "student" else "--"
+        lines = [line for line in of_network if line["test_top1"] is not None]
+        steps, accuracy = [m["step"] for m in lines], [m["test_top1"] for m in lines]
+        axis.plot(steps, accuracy, style, marker=".", label=name)
+    axis.set_ylabel("test top-1 (%)")
+    if metrics:
+        _legend(axis)
+    axis.grid(alpha=0.3)
+
+
+def _smooth(values: list[float], half: int = 10) -> list[float]:
+    """Mean over `half` neighbours to each side."""
+    windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))
+    return [sum(w) / len(w) for w in windows]

@@ -1,0 +1,53 @@
+"""The closing table of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_table(console: Console, summary: dict[str, Any]) -> None:
+    """Print the closing table: a row per network."""
+    table = Table(title=f"{summary['name']}: {summary['topology']}, {summary['strategy']}")
+    table.add_column("network")
+    table.add_column("role")
+    averaged = any(n.get("top1_ema_last") is not None for n in summary["networks"].values())
+    ema_heading = ("EMA last",) if averaged else ()
+    for heading in ("parameters", "top-1 last", "top-1 best", *ema_heading, "paused"):
+        table.add_column(heading, justify="right")
+    for name, network in summary["networks"].items():
+        emas = [network["top1_ema_last"]] if averaged else []
+        is_teacher = network["role"] == "teacher"
+        table.add_row(
+            name,
+            network["role"],
+            f"{network['parameters']:,}",
+            f"{network['top1_last']:.2f} %",
+            f"{network['top1_best']:.2f} %",
+            *("-" if ema is None else f"{ema:.2f} %" for ema in emas),
+            f"{network['steps_paused'] / network['steps']:.0%}" if is_teacher else "-",
+        )
+    console.print(table)
+    for line in _in_words(summary):
+        console.print(line)
+
+
+def _in_words(summary: dict[str, Any]) -> Iterator[str]:
+    """What the pauses saved, and what waiting for decisions cost."""
+    saved, seconds = summary["saved_by_pauses"], summary["training_seconds"]
+    if saved["device_seconds"]:
+        line = f"pauses saved {saved['device_seconds']:.1f} device-seconds of backward and update"
+        if saved["wall_seconds"] is not None and saved["wall_seconds"] > 0:
+            share = saved["wall_seconds"] / (seconds + saved["wall_seconds"])
+            line += f", about {saved['wall_seconds']:.1f} s ({share:.0%}) of the training's time"
+        yield line
+    steps = max(network["steps"] for network in summary["networks"].values())
+    wait = summary["waiting"]["decision_mean_seconds"]
+    if summary["waiting"]["decision_p99_seconds"]:
+        yield (
+            f"teachers stood still for decisions {1000 * wait:.2f} ms a step on average, "
+            f"{wait * steps / seconds:.1%} of the time"
+        )

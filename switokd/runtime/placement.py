@@ -1,0 +1,201 @@
+"""Which rank holds which network, and which part of each batch: a table, and nothing else knows it.
+
+    dedicated    each network on ranks of its own, one or several
+    replicated   every network on every rank, each with its part of the batch
+    (any other)  a rank may hold several networks, a network may span several ranks, evenly or not
+
+A network on several ranks is one network: each of its ranks computes on its shard of the batch,
+and their gradients are added up (`reducer.py`).
+
+Not covered: choosing the table (`cost_model.py`); a network split over ranks by layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import accumulate, pairwise
+
+from switokd.distillation.topology import Topology
+
+MOST = 1e6
+"""A larger weight than this is a mistake, and an infinite one has no shard."""
+
+Weights = Mapping[int, float]
+"""By rank: how much of each batch it takes, in proportion to the others' of the same network."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The table: by network, in the topology's order, its ranks (ascending) with their weights."""
+
+    table: tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
+
+    @classmethod
+    def of(cls, table: Mapping[str, Sequence[int] | Weights]) -> Placement:
+        """Make a placement of {network: ranks} or {network: {rank: weight}}.
+
+        ValueError, with a sentence, unless ranks are 0 to world size - 1 and weights positive.
+        """
+        rows = {
+            name: dict(row) if isinstance(row, Mapping) else dict.fromkeys(row, 1.0)
+            for name, row in table.items()
+        }
+        for name, row in rows.items():
+            if not row or not all(0 < weight <= MOST for weight in row.values()):
+                raise ValueError(f"{name} needs at least one rank, and weights above 0 to {MOST:g}")
+        used = {rank for row in rows.values() for rank in row}
+        if used != set(range(len(used))):
+            raise ValueError(f"ranks must be 0 to world size - 1, each used; got {sorted(used)}")
+        return cls(tuple((name, tuple(sorted(row.items()))) for name, row in rows.items()))
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return 1 + max(rank for _, row in self.table for rank, _ in row)
+
+    def ranks_of(self, network: str) -> tuple[int, ...]:
+        """Ranks that hold `network`, ascending; KeyError if there is none of that name."""
+        return self._ranks[network]
+
+    def networks_of(self, rank: int) -> tuple[str, ...]:
+        """Networks that `rank` holds, in the topology's order."""
+        return self._networks.get(rank, ())
+
+    def shards(self, network: str, n: int) -> dict[int, slice]:
+        """By rank, ascending: its part of a batch of `n` for `network`. A part may be empty."""
+        return _shards(dict(self.table)[network], n)
+
+    def problem_with(self, n: int, which: str = "") -> str:
+        """What is wrong with a batch of `n`, in words; nothing if each rank of a network on several
+        has two samples.
+
+        which: of what is so many, where that is not the batch size as it is set.
+        """
+        for name, row in self.table:
+            shards = self.shards(name, n).values()
+            if len(row) > 1 and min(shard.stop - shard.start for shard in shards) < 2:
+                larger = "" if which else "a larger batch, or "
+                return (
+                    f"data.batch_size: {n} images{which} leave a rank of {self.whose(name)} fewer "
+                    f"than 2; use {larger}fewer ranks for this network"
+                )
+        return ""
+
+    def part(self, rank: int, n: int) -> slice:
+        """The part of a batch of `n` that contains all shards of `rank`."""
+        shards = [self.shards(name, n)[rank] for name in self.networks_of(rank)]
+        shards = [s for s in shards if s.stop > s.start] or [slice(0, 0)]
+        return slice(min(s.start for s in shards), max(s.stop for s in shards))
+
+    @cached_property
+    def networks(self) -> tuple[str, ...]:
+        """All networks, in the topology's order."""
+        return tuple(name for name, _ in self.table)
+
+    @cached_property
+    def _ranks(self) -> Mapping[str, tuple[int, ...]]:
+        """By network; every step asks for it many times."""
+        return {name: tuple(rank for rank, _ in row) for name, row in self.table}
+
+    @cached_property
+    def _networks(self) -> Mapping[int, tuple[str, ...]]:
+        """By rank."""
+        return {
+            rank: tuple(name for name, ranks in self._ranks.items() if rank in ranks)
+            for rank in range(self.world_size)
+        }
+
+    def whose(self, network: str) -> str:
+        """A network as people know it: "teacher2 (rank 1)"."""
+        return f"{network} ({_ranks_in_words(dict(self.table)[network])})"
+
+    def who(self, rank: int) -> str:
+        """A rank as people know it: "rank 1 (teacher2)"."""
+        return f"rank {rank} ({', '.join(self.networks_of(rank))})"
+
+    def __str__(self) -> str:
+        """Such as "teacher1: ranks 0-1 (34:30), teacher2: rank 2"; even shares are not named."""
+        return ", ".join(
+            f"{name}: {_ranks_in_words(row)}{_shares_in_words(row)}" for name, row in self.table
+        )
+
+
+@dataclass(frozen=True)
+class Place:
+    """One rank's place in the table."""
+
+    placement: Placement
+    rank: int
+
+    @cached_property
+    def networks(self) -> tuple[str, ...]:
+        """Networks that the rank holds."""
+        return self.placement.networks_of(self.rank)
+
+    def shard(self, network: str, n: int) -> slice:
+        """Its part of a batch of `n` for one of its networks."""
+        return self.placement.shards(network, n)[self.rank]
+
+    def shards(self, network: str, n: int) -> list[slice]:
+        """The parts of all the network's ranks, in rank order."""
+        return list(self.placement.shards(network, n).values())
+
+    def part(self, n: int) -> slice:
+        """What the rank must load of a batch of `n`."""
+        return self.placement.part(self.rank, n)
+
+    def local(self, network: str, n: int) -> slice:
+        """A network's shard within what the rank has loaded."""
+        shard, start = self.shard(network, n), self.part(n).start
+        is_empty = shard.stop == shard.start
+        return slice(0, 0) if is_empty else slice(shard.start - start, shard.stop - start)
+
+
+def dedicated(topology: Topology, ranks: Mapping[str, int]) -> Placement:
+    """Each network on `ranks[network]` ranks of its own, in the run file's order."""
+    ends = list(accumulate((ranks[name] for name in topology), initial=0))
+    return Placement.of(
+        {name: range(a, b) for name, (a, b) in zip(topology, pairwise(ends), strict=True)}
+    )
+
+
+def replicated(topology: Topology, world_size: int) -> Placement:
+    """Every network on every rank."""
+    return Placement.of({name: range(world_size) for name in topology})
+
+
+@cache
+def _shards(row: tuple[tuple[int, float], ...], n: int) -> dict[int, slice]:
+    """Contiguous parts in rank order. A part of one sample would leave BatchNorm no variance."""
+    total = sum(weight for _, weight in row)
+    ends = [round(n * end / total) for end in accumulate(weight for _, weight in row)]
+    sizes = [b - a for a, b in pairwise([0, *ends])]
+    for i in reversed(range(len(sizes))):
+        if sizes[i] == 1 and n > 1:
+            sizes[i] = 0
+            sizes[sizes.index(max(sizes))] += 1
+    bounds = pairwise(accumulate(sizes, initial=0))
+    return {rank: slice(a, b) for (rank, _), (a, b) in zip(row, bounds, strict=True)}
+
+
+def _ranks_in_words(row: tuple[tuple[int, float], ...]) -> str:
+    ranks = [rank for rank, _ in row]
+    spans = [[ranks[0], ranks[0]]]
+    for rank in ranks[1:]:
+        if rank == spans[-1][1] + 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    words = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
+    return f"rank{'s' if len(ranks) > 1 else ''} {words}"
+
+
+def _shares_in_words(row: tuple[tuple[int, float], ...]) -> str:
+    weights = [weight for _, weight in row]
+    return f" ({':'.join(f'{w:g}' for w in weights)})" if len(set(weights)) > 1 else ""
+
+
+BUCKET_BYTES = 8 * 2**20
+"""Of the gradients that travel together, about (`reducer.py`)."""

@@ -1,0 +1,116 @@
+"""The command line: help, recipes, exit codes, and what it does not import.
+
+Not covered: training itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from switokd import __version__
+from switokd.cli.main import app
+from switokd.config.recipes import recipes
+from switokd.config.run_file import load
+from switokd.config.sections import PairSettings
+from tests.support import REPOSITORY, run
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    """Exit code and output of the command in this process."""
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120", "TERM": "dumb"})
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], ["train", "coordinator", "recipes", "Exit codes: 0 done, 2 a mistake"]),
+        (["train", "--help"], ["RECIPE_OR_FILE", "KEY.KEY=VALUE", "torchrun --nproc-per-node=N"]),
+        (["coordinator", "--help"], ["--host", "--port", "--http-port", "9464", "50051"]),
+        (["recipes", "--help"], ["List the run files that ship with switokd"]),
+    ],
+)
+def test_help(arguments: list[str], words: list[str]) -> None:
+    code, out = invoke(*arguments)
+    assert code == 0
+    for word in words:
+        assert word in " ".join(out.split())
+
+
+def test_version() -> None:
+    assert invoke("--version") == (0, f"switokd {__version__}\n")
+
+
+def test_recipes_are_listed_a_line_each() -> None:
+    code, out = invoke("recipes")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == recipes()
+    (line,) = (line for line in out.splitlines() if line.startswith("digits-2t1s "))
+    assert line.split()[1] == "2T1S"
+    assert load("digits-2t1s").description in line
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_printed_recipe_is_a_run_file(recipe: str, tmp_path: Path) -> None:
+    code, out = invoke("recipes", recipe)
+    assert code == 0
+    assert yaml.safe_load(out)["name"] == recipe
+    (tmp_path / "mine.yaml").write_text(out)
+    assert load(str(tmp_path / "mine.yaml")) == load(recipe)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "nope"], "switokd: nope: no such run file, and no recipe of that name"),
+        (["train", "digits-2t1s", "schedule.epohs=3"], "did you mean schedule.epochs?"),
+        (["recipes", "digits-2t1z"], "did you mean 'digits-2t1s'?"),
+    ],
+)
+def test_mistake_is_answered_with_one_line_and_exit_code_2(
+    arguments: list[str], words: str, tmp_path: Path
+) -> None:
+    code, out, err = run([sys.executable, "-m", "switokd", *arguments], tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith("switokd: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_worker_answers_a_mistake_in_the_same_way(tmp_path: Path) -> None:
+    code, out, err = run([sys.executable, "-m", "switokd.train", "nope"], tmp_path)
+    assert (code, out) == (2, "")
+    assert "nope: no such run file" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", ["switokd.cli.main", "switokd.services.coordinator.server"])
+def test_coordinators_side_imports_no_torch(module: str) -> None:
+    program = f"import sys, {module}; print(sorted({{'torch', 'torchvision'}} & set(sys.modules)))"
+    code, out, err = run([sys.executable, "-c", program], REPOSITORY)
+    assert (code, out.strip()) == (0, "[]"), err
+
+
+def test_settings_explains_every_setting_of_a_dumped_run_file() -> None:
+    code, output = invoke("settings")
+    assert code == 0
+    listed = {line.split()[0] for line in output.splitlines() if line and line[0] != "#"}
+    config = load("digits-1t1s").model_dump(mode="json")
+    config["networks"] = {"NAME": config["networks"]["student"]}
+    config["pairs"] = {"TEACHER": {"STUDENT": PairSettings().model_dump()}}
+
+    def keys(tree: dict[str, Any], prefix: str = "") -> set[str]:
+        found: set[str] = set()
+        for key, value in tree.items():
+            is_section = isinstance(value, dict) and not key.endswith("kwargs")
+            found |= keys(value, f"{prefix}{key}.") if is_section else {prefix + key}
+        return found
+
+    assert listed - {"networks.NAME.optimizer.betas"} == keys(config)

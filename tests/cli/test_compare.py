@@ -1,0 +1,192 @@
+"""`switokd compare`, started as a user does: small real runs, resumed, failed, interrupted.
+
+Not covered: the numbers (`test_compare.py`), the choice of runs (`test_trials.py`).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from switokd.cli.main import app
+from tests.support import BIN, process, run, wait_until
+
+COMPARE = [str(BIN / "switokd"), "compare", "digits-1t1s"]
+SMALL = [
+    "schedule.max_steps=2",
+    "placement=replicated",
+    "coordinator=off",
+    "networks.teacher.model=wrn-10-1",
+    "--out=out",
+]
+
+
+def changed(folder: Path) -> dict[str, int]:
+    """When each file was written, in nanoseconds."""
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def check_report(folder: Path) -> None:
+    """The csv, picture and table of one seed of vanilla, switokd and kd say what the runs say."""
+    with (folder / "compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["strategy"], row["network"]) for row in rows] == [
+        (strategy, network)
+        for strategy in ("vanilla", "switokd", "kd")
+        for network in ("teacher", "student")
+    ]
+    for row in rows:
+        summary = json.loads((folder / f"{row['strategy']}-0" / "summary.json").read_text())
+        network = summary["networks"][row["network"]]
+        assert float(row["top1_last"]) == network["top1_last"]
+        assert float(row["wall_seconds"]) == summary["wall_seconds"]
+        assert (row["seed"], row["steps"]) == ("0", "2")
+        learned = float(row["teachers_device_seconds"])
+        assert learned == 0 if row["strategy"] == "kd" else 0 < learned < summary["wall_seconds"]
+    # kd's teacher is vanilla's, and stood still.
+    vanilla, kd = rows[0], rows[4]
+    assert kd["top1_last"] == vanilla["top1_last"]
+    assert (vanilla["steps_paused"], kd["steps_paused"]) == ("0", "2")
+    with Image.open(folder / "compare.png") as picture:
+        assert picture.width > 500
+    table = (folder / "table.md").read_text()
+    assert "| network | role | parameters | vanilla | switokd | kd |" in table
+    assert "--strategies switokd,kd --seeds 0, --out out`" in table
+
+
+@pytest.mark.timeout(300)
+def test_small_comparison_from_nothing_resumed_and_reported(tmp_path: Path) -> None:
+    command = [*COMPARE, *SMALL, "--seeds=1", "--strategies=switokd,kd"]
+    code, out, err = run(command, tmp_path, 200)
+    assert (code, err) == (0, ""), out
+    folder = tmp_path / "out"
+    assert "kd: the teachers are those of the same seed's vanilla run" in out
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("[")] == [
+        "[1/3] vanilla, seed 0",
+        "[2/3] switokd, seed 0",
+        "[3/3] kd, seed 0",
+    ]
+    check_report(folder)
+
+    # The same again: only what is unfinished is run, and the csv comes out as before.
+    before, saved = changed(folder), (folder / "compare.csv").read_text()
+    (folder / "kd-0" / "summary.json").unlink()
+    (folder / "kd-0" / "stale").touch()
+    code, out, err = run(command, tmp_path, 200)
+    assert (code, err) == (0, ""), out
+    assert "out/kd-0 was unfinished: removed, trained again" in out
+    assert "2 of 3 runs finished before" in out
+    after = changed(folder)
+    for path, when in before.items():
+        if "/vanilla-0/" in path or "/switokd-0/" in path:
+            assert after[path] == when
+    assert not (folder / "kd-0" / "stale").exists()
+    assert (folder / "kd-0" / "summary.json").exists()
+
+    # The report alone trains nothing and needs no list of strategies.
+    now = (folder / "compare.csv").read_text()
+    (folder / "compare.csv").unlink()
+    code, out, err = run([*COMPARE, *SMALL, "--report-only"], tmp_path)
+    assert (code, err) == (0, ""), out
+    assert sorted((folder / "compare.csv").read_text().splitlines()) == sorted(now.splitlines())
+    assert saved.splitlines()[:5] == now.splitlines()[:5]  # vanilla and switokd, to the digit
+
+    # Another configuration does not mix with it.
+    code, out, err = run([*command, "data.batch_size=32"], tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "out/vanilla-0 holds a run with data.batch_size 64, and this comparison has 32" in err
+    assert changed(folder / "vanilla-0") == {
+        path: when for path, when in after.items() if "/vanilla-0/" in path
+    }
+
+
+OWN = """
+from switokd.distillation.strategies.base import Strategy
+
+class Fragile(Strategy):
+    def __init__(self, rate):
+        self.rate = rate
+
+    def terms(self, network, couplings, decision):
+        raise ValueError(f"no terms at rate {self.rate}")
+"""
+
+
+@pytest.mark.timeout(240)
+def test_failed_run_leaves_the_others_and_gives_its_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    arguments = ["--seeds=1", "--strategies=mine:Fragile:rate=2,dml", "--jobs=2"]
+    code, out, _ = run([*COMPARE, *SMALL, *arguments], tmp_path, 200)
+    assert code == 1, out
+    log = Path("out") / "logs" / "mine-Fragile-rate=2-0.log"
+    words = (
+        "failed: mine:Fragile:rate=2, seed 0: exit code 1: ValueError: no terms at rate 2 "
+        f"(see {log})"
+    )
+    assert words in out
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| finished runs |  |  | 0 of 1, 1 failed | 1 |" in table
+    assert words in table
+    assert (tmp_path / "out" / "dml-0" / "summary.json").exists()
+    assert "Traceback" in (tmp_path / log).read_text()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_comparison_leaves_no_process(
+    number: signal.Signals, expected: int, tmp_path: Path
+) -> None:
+    settings = ["schedule.epochs=500", *SMALL[1:], "--strategies=dml", "--seeds=2"]
+    with process([*COMPARE, *settings], tmp_path, tmp_path / "log") as child:
+        record = tmp_path / "out" / "dml-0" / "decisions.jsonl"
+        wait_until(lambda: record.exists() and record.stat().st_size, 100, "a first step")
+        runs = psutil.Process(child.pid).children(recursive=True)
+        if number == signal.SIGINT:  # as the terminal does it
+            os.killpg(child.pid, number)
+        else:
+            child.send_signal(number)
+        assert child.wait(60) == expected
+        _, alive = psutil.wait_procs(runs, timeout=10)
+        assert alive == []
+    words = (tmp_path / "log").read_text()
+    assert words.splitlines()[-1].startswith("switokd: stopped; the same command goes on")
+    assert "Traceback" not in words
+    assert not (tmp_path / "out" / "dml-1").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["digits-1t1z"], "did you mean 'digits-1t1s'"),
+        (["digits-1t1s", "--strategies", "dlm"], "did you mean 'dml'"),
+        (["digits-1t1s", "--seeds", "some"], "--seeds some: a number of seeds, like 3"),
+        (["digits-1t1s", "seed=3"], "seed=3: a comparison sets seed itself; use --seeds"),
+        (["digits-1t1s", "--report-only"], "runs/compare-digits-1t1s holds no finished run"),
+    ],
+)
+def test_mistake_is_answered_with_one_line_before_any_run(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["compare", *arguments])
+    assert result.exit_code == 2
+    assert words in result.output
+    assert (result.output.startswith("switokd: "), result.output.count("\n")) == (True, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_explains_arguments_of_strategies() -> None:
+    result = CliRunner().invoke(app, ["compare", "--help"], env={"COLUMNS": "120", "TERM": "dumb"})
+    assert result.exit_code == 0
+    shown = " ".join(result.output.split())
+    assert "threshold:delta=0.5,kdcl-general:held_out=256,mine:Own:rate=2" in shown
+    for option in ("--strategies", "--seeds", "--out", "--jobs", "--report-only"):
+        assert option in shown

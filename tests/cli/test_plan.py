@@ -1,0 +1,319 @@
+"""`switokd plan`, started as a user does, and the settings that it proposes.
+
+Not covered: the numbers themselves (`test_plan.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from switokd.cli.main import app
+from switokd.cli.plan import (
+    _data,
+    _profile,
+    arguments_for,
+    setting,
+)
+from switokd.config.run_file import load
+from switokd.planning.cost_model import predict
+from switokd.planning.pauses import Pauses
+from switokd.planning.profile import Communication, NetworkTimes, Profile
+from switokd.runtime.environment import cores
+from switokd.runtime.placement import Placement, dedicated, replicated
+from tests.support import BIN, run
+
+PLAN = [str(BIN / "switokd"), "plan"]
+CONFIG = load("digits-2t1s")
+
+
+def saved_profile(folder: Path) -> str:
+    """A profile of digits-2t1s, 10 : 1 : 1, without costs of communication."""
+
+    def network(name: str, whole: float) -> NetworkTimes:
+        return NetworkTimes(
+            role=CONFIG.networks[name].role,
+            model=CONFIG.networks[name].model,
+            samples=(64,),
+            forward_seconds=(whole / 3,),
+            backward_seconds=(whole * 2 / 3,),
+            update_seconds=0,
+            parameter_bytes=1000,
+            gradient_bytes=1000,
+            optimizer_bytes=1000,
+            activation_bytes_per_sample=1,
+        )
+
+    Profile(
+        device="cpu",
+        threads=1,
+        torch="2",
+        image=(1, 8, 8),
+        classes=10,
+        networks={
+            "teacher1": network("teacher1", 0.1),
+            "teacher2": network("teacher2", 0.01),
+            "student": network("student", 0.01),
+        },
+        communication=Communication(
+            description="a link",
+            latency_seconds=0,
+            bandwidth_bytes_per_second=1e15,
+            decision_seconds=0,
+        ),
+    ).save(folder / "p.json")
+    return "p.json"
+
+
+def planned(folder: Path, *arguments: str) -> Any:
+    code, out, err = run([*PLAN, "digits-2t1s", *arguments, "--json"], folder)
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_help_has_an_example() -> None:
+    result = CliRunner().invoke(app, ["plan", "--help"], env={"COLUMNS": "120", "TERM": "dumb"})
+    assert result.exit_code == 0
+    for word in ("--devices", "--save-profile", "--paused", "--run", "--json", "cifar100-2t1s"):
+        assert word in result.output
+
+
+def test_planning_from_a_profile_needs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from switokd.cli.main import app; "
+        f"app(['plan', 'digits-2t1s', '--devices=2', '--profile={saved_profile(tmp_path)}'], "
+        "standalone_mode=False); print('torch' in sys.modules)"
+    )
+    rc, out, err = run([sys.executable, "-c", code], tmp_path)
+    assert (rc, err) == (0, "")
+    assert out.splitlines()[-1] == "False"
+
+
+def test_plan_measures_and_its_profile_gives_the_same_plan_again(tmp_path: Path) -> None:
+    command = [*PLAN, "digits-2t1s", "data.batch_size=16", "--devices", "2"]
+    code, out, err = run([*command, "--save-profile", "p.json"], tmp_path, COLUMNS="160")
+    assert (code, err.strip()) == (0, "")
+    for words in ("profiled on  cpu, 1 thread", "shards of 8, 16", "assumed", "teacher1 30%"):
+        assert words in out
+    assert "digits-2t1s: 2T1S on 2 devices" in out
+    assert "to use it  switokd train digits-2t1s data.batch_size=16 " in out
+    profile = Profile.load(tmp_path / "p.json")
+    assert list(profile.networks) == list(CONFIG.topology)
+    assert profile.sizes == (8, 16)
+    again = run([*command, "--profile", "p.json"], tmp_path, COLUMNS="160")
+    assert again == (0, out, "")
+
+
+def test_json_is_for_programs(tmp_path: Path) -> None:
+    found = planned(tmp_path, "--devices=3", "--paused=0", "--profile", saved_profile(tmp_path))
+    by_name = {p["placement"]: p for p in found["placements"]}
+    one_each = by_name["teacher1: rank 0, teacher2: rank 1, student: rank 2"]
+    assert one_each["step_seconds"] == pytest.approx(0.1)
+    assert one_each["settings"] == ["placement=dedicated"]
+    assert one_each["memory_bytes"] == [3064, 3064, 3064]
+    everywhere = by_name["teacher1: ranks 0-2, teacher2: ranks 0-2, student: ranks 0-2"]
+    assert (everywhere["settings"], everywhere["processes"]) == (["placement=replicated"], 3)
+    assert everywhere["efficiency"] == pytest.approx(1, abs=0.05)
+    assert found["placements"][found["chosen"]]["step_seconds"] == pytest.approx(0.04, rel=0.05)
+    assert found["pauses"] == [{"paused": [], "share": 1.0}]
+    assert found["profile"]["device"] == "cpu"
+
+
+@pytest.mark.parametrize(("devices", "is_spread"), [(1, False), (2, True)])
+def test_what_it_says_to_use_is_what_it_planned(
+    devices: int, is_spread: bool, tmp_path: Path
+) -> None:
+    """Replicated would fit any number of processes, so the number is part of it."""
+    told = ["--profile", saved_profile(tmp_path), f"--devices={devices}", "--paused=0"]
+    code, out, err = run([*PLAN, "digits-2t1s", *told], tmp_path, COLUMNS="160")
+    assert (code, err) == (0, "")
+    placements = {
+        1: "placement=replicated --processes=1",
+        2: "'placement={teacher1: [0, 1], teacher2: [0], student: [1]}'",
+    }
+    *_, last = out.splitlines()
+    assert last == f"to use it  switokd train digits-2t1s {placements[devices]}"
+    note = "note  BatchNorm, where there is any, has statistics of each rank's own images"
+    assert (note in out) == is_spread
+    sync = [*told, "compute.batch_norm=sync"]
+    code, out, err = run([*PLAN, "digits-2t1s", *sync], tmp_path, COLUMNS="160")
+    assert (code, err) == (0, "")
+    assert ("note  compute.batch_norm=sync needs a GPU of its own" in out) == is_spread
+    assert note not in out
+
+
+@pytest.mark.parametrize("setting", ["data.mixup=0.2", "data.label_smoothing=0.1"])
+def test_soft_targets_travel_as_distributions(setting: str, tmp_path: Path) -> None:
+    path, seconds = tmp_path / saved_profile(tmp_path), []
+    one_each = dedicated(CONFIG.topology, dict.fromkeys(CONFIG.topology, 1))
+    for config in (CONFIG, load("digits-2t1s", [setting])):
+        found = _profile(config, _data(config), path, None, 3)
+        slow = found.communication.model_copy(update={"bandwidth_bytes_per_second": 1000.0})
+        found = found.model_copy(update={"communication": slow})
+        seconds.append(predict(found, one_each, 64, Pauses.none()).step_seconds - 0.1)
+    hard, soft = seconds
+    assert soft == pytest.approx(hard * (10 + 10) / (10 + 2))  # 10 logits, and 10 or a label
+
+
+def test_pauses_come_from_an_earlier_run(tmp_path: Path) -> None:
+    lines = [
+        {"step": step, "teacher": t, "student": "student", "mode": mode}
+        for step, mode in ((1, "expert"), (2, "expert"), (3, "expert"), (4, "learning"))
+        for t in ("teacher1", "teacher2")
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "decisions.jsonl").write_text(text)
+    found = planned(tmp_path, "--devices=1", "--run=.", "--profile", saved_profile(tmp_path))
+    assert found["pauses"] == [
+        {"paused": ["teacher1", "teacher2"], "share": 0.75},
+        {"paused": [], "share": 0.25},
+    ]
+    (only,) = found["placements"]
+    assert only["step_seconds"] == pytest.approx((0.12 + 3 * (0.11 / 3 + 0.01)) / 4)
+    assert only["efficiency"] == pytest.approx(1)
+
+
+def test_pauses_are_the_run_files_if_no_option_says_otherwise(tmp_path: Path) -> None:
+    told = ["--profile", saved_profile(tmp_path), "--devices=1", "placement=auto"]
+    told.append("auto.paused={teacher1: 1}")
+    assert planned(tmp_path, *told)["pauses"] == [{"paused": ["teacher1"], "share": 1.0}]
+    assert planned(tmp_path, *told, "--paused=0")["pauses"] == [{"paused": [], "share": 1.0}]
+
+
+def test_what_the_strategy_makes_certain_counts_before_any_option(tmp_path: Path) -> None:
+    told = ["--profile", saved_profile(tmp_path), "--devices=1", "--paused=0.5"]
+    both = ["teacher1", "teacher2"]
+    weights = [f"networks.{teacher}.weights=w.pt" for teacher in both]
+    for strategy, paused in (("dml", []), ("kd", both)):
+        found = planned(tmp_path, *told, f"distillation.strategy={strategy}", *weights)
+        assert found["pauses"] == [{"paused": paused, "share": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--paused=0.5", "--run=."], "--paused and --run both say how often"),
+        (["--paused=most"], "a share is a number from 0 to 1"),
+        (["--run=nowhere"], "nowhere/decisions.jsonl cannot be read"),
+        (["--profile=none.json"], "none.json: cannot be read as a profile"),
+        (["--profile=p.json", "--save-profile=q.json"], "--profile measures nothing"),
+        (
+            ["--profile=p.json", "networks.student.model=wrn-10-3"],
+            "p.json: the profile's student is a student, wrn-10-1",
+        ),
+        (["--profile=p.json", "compute.compile=true"], "compute.compile False, the run file has"),
+        (["device=cuda"], "there is no GPU to measure on"),
+        (["no.such.key=1"], "no.such.key"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    saved_profile(tmp_path)
+    command = [*PLAN, "digits-2t1s", "--devices=2", *arguments]
+    code, out, err = run(command, tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert code == 2
+    assert out == ""
+    assert words in err
+    assert err.startswith("switokd: ")
+    assert err.count("\n") == 1
+
+
+def test_what_cannot_be_planned_or_kept_is_refused_before_anything_is_measured(
+    tmp_path: Path,
+) -> None:
+    """Measuring says which network it is at on standard error."""
+    for told, words in {
+        ("--devices=97",): "batches of 64 images cannot be shared by 97 devices with 2 for each",
+        ("--devices=2", "data.train_samples=6"): "64 is more than the 6 training images; choose a",
+        ("--devices=2", "data.train_samples=1438"): "1438 is more than the 1437 train",
+        (
+            "--devices=2",
+            "data.drop_last=false",
+            "data.train_samples=10",
+            "distillation={strategy: kdcl-general, strategy_kwargs: {held_out: 10}}",
+        ): "it holds out 10 images, which must leave 2 or more of the 10 training images",
+        ("--devices=2", "--save-profile=none/p.json"): "none/p.json cannot be written; name a file",
+        ("--devices=2", "--save-profile=."): "--save-profile: . cannot be written; name a file",
+    }.items():
+        code, out, err = run([*PLAN, "digits-2t1s", *told], tmp_path, CUDA_VISIBLE_DEVICES="")
+        assert (code, out) == (2, "")
+        assert err.startswith("switokd: ")
+        assert words in err
+        assert "profiling" not in err
+
+
+def test_the_batch_is_what_there_is(tmp_path: Path) -> None:
+    told = ["--profile", saved_profile(tmp_path), "--paused=0", "data.drop_last=false"]
+    found = planned(tmp_path, *told, "--devices=2", "data.train_samples=6")
+    assert found["batch_size"] == 6
+    three_each = "teacher1: ranks 0-1, teacher2: rank 0, student: rank 1"
+    assert three_each in [p["placement"] for p in found["placements"]]
+    code, _, err = run(
+        [*PLAN, "digits-2t1s", *told, "--devices=10", "data.train_samples=6"], tmp_path
+    )
+    assert (code, "batches of 6 images cannot be shared by 10 devices" in err) == (2, True)
+
+
+def test_notes_say_what_does_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / saved_profile(tmp_path)
+    text = path.read_text()
+    told = [*PLAN, "digits-2t1s", "--devices=1", "--profile", path.name]
+    path.write_text(text.replace('"threads": 1', f'"threads": {cores() + 1}'))
+    path.write_text(path.read_text().replace('"a device"', '"cpu"'))
+    code, out, err = run(told, tmp_path, COLUMNS="160")
+    assert (code, err) == (0, "")
+    slow = f"each: slower on this machine's {cores()} cores"
+    assert f"note  1 rank, {cores() + 1} threads {slow}" in out
+    assert "fits into memory" not in out
+    path.write_text(text.replace('"device_memory_bytes": null', '"device_memory_bytes": 100'))
+    code, out, err = run(told, tmp_path, COLUMNS="160")
+    assert (code, err) == (0, "")
+    assert "note  no placement fits into memory, this one needs 0.00919 MB on a rank" in out
+    assert "slower" not in out
+    path.write_text(text.replace('"a device"', '"cpu"'))
+    code, out, err = run([*told, f"--devices={cores() + 1}"], tmp_path, COLUMNS="160")
+    assert (code, err) == (0, "")
+    assert f"note  {cores() + 1} ranks, 1 thread {slow}" in out
+
+
+def test_settings_say_the_placement() -> None:
+    topology = CONFIG.topology
+    one_each = dict.fromkeys(topology, 1)
+    for placement, expected in {
+        dedicated(topology, one_each): ["placement=dedicated"],
+        replicated(topology, 4): ["placement=replicated"],
+        dedicated(topology, {**one_each, "teacher1": 6}): ["networks.teacher1.ranks=6"],
+    }.items():
+        assert setting(placement, CONFIG) == expected
+    told = ["placement=auto", "auto.paused=0.5"]  # of no use to another placement
+    wanted = setting(replicated(topology, 4), load("digits-2t1s", told))
+    assert wanted == ["placement=replicated", "auto={}"]
+    assert load("digits-2t1s", [*told, *wanted]) == load("digits-2t1s", wanted[:1])
+    alone = load("digits-2t1s", ["placement=replicated", "coordinator=off"])
+    assert setting(replicated(topology, 1), alone) == ["placement=replicated"]
+    wanted = setting(dedicated(topology, one_each), alone)
+    assert wanted == ["placement=dedicated", "coordinator.address=auto"]
+    assert load("digits-2t1s", wanted) == CONFIG  # may run on several processes
+    table: dict[str, list[int] | dict[int, float]] = {
+        "teacher1": {0: 40.0, 1: 24.0},
+        "teacher2": [1],
+        "student": [1],
+    }
+    assert arguments_for(replicated(topology, 4), CONFIG) == [
+        "placement=replicated",
+        "--processes=4",
+    ]
+    (line,) = arguments_for(Placement.of(table), CONFIG)
+    key, _, value = line.partition("=")
+    assert key == "placement"
+    assert Placement.of(yaml.safe_load(value)) == Placement.of(table)
+    assert str(Placement.of(table)) == (
+        "teacher1: ranks 0-1 (40:24), teacher2: rank 1, student: rank 1"
+    )

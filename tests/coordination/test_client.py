@@ -1,0 +1,190 @@
+"""A rank's stream: what it reports and foresees, and a coordinator that decides otherwise.
+
+The coordinator here is a faulty one, which the real one cannot be told to be; the real one is in
+`test_coordinator.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import grpc
+import pytest
+
+from switokd.config.run_file import load
+from switokd.coordination.client import Client, Endpoint, Seat
+from switokd.distillation.decision import (
+    Decision,
+    Mode,
+    PairDecision,
+    decide,
+)
+from switokd.distillation.distances import Parts, means
+from switokd.distillation.gap import (
+    Distances,
+    PairSums,
+    delta,
+    epsilon,
+)
+from switokd.distillation.topology import Pair
+from switokd.errors import CoordinatorError, UsageError
+from switokd.v1 import coordinator_pb2 as pb
+from switokd.v1 import coordinator_pb2_grpc as pb_grpc
+from switokd.wire import decision_to_wire, sums_from_wire
+from tests.support import wait_until
+
+FIRST, SECOND = Pair("teacher1", "student"), Pair("teacher2", "student")
+PARTS: Parts = {  # of one rank each, 10 samples; both far from their thresholds
+    FIRST: [PairSums(15.0, 12.0, 2.0, 10)],
+    SECOND: [PairSums(1.0, 12.0, 11.0, 10)],
+}
+PUBLISHED = load("digits-2t1s", ["distillation.semantics=published"])
+PAPER = load("digits-2t1s")
+
+
+@dataclass
+class Faulty(pb_grpc.CoordinatorServiceServicer):
+    """Answers every report with `answer`, whatever it says."""
+
+    answer: Decision
+    reports: list[pb.Report] = field(default_factory=list)
+
+    def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
+        return pb.JoinResponse()
+
+    def GetRunStatus(
+        self, request: pb.GetRunStatusRequest, context: Any
+    ) -> pb.GetRunStatusResponse:
+        return pb.GetRunStatusResponse()
+
+    def Train(
+        self, requests: Iterator[pb.TrainRequest], context: Any
+    ) -> Iterator[pb.TrainResponse]:
+        for request in requests:
+            if request.WhichOneof("event") == "report":
+                self.reports.append(request.report)
+                yield pb.TrainResponse(decision=decision_to_wire(self.answer))
+
+
+@contextmanager
+def second_teacher(
+    config: Any, answer: Decision, on_decision: Callable[[Decision], None] = lambda decision: None
+) -> Iterator[tuple[Client, Faulty]]:
+    """The client of rank 1, at a coordinator that answers like this."""
+    coordinator = Faulty(answer)
+    server = grpc.server(ThreadPoolExecutor(4))
+    pb_grpc.add_CoordinatorServiceServicer_to_server(coordinator, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    seat = Seat(Endpoint(f"127.0.0.1:{port}"), "run", 1)
+    client = Client(seat, config, config.placement_on(3), on_decision)
+    try:
+        yield client, coordinator
+    finally:
+        client.close(failure="the test is over")
+        server.stop(None)
+
+
+def right(config: Any) -> Decision:
+    return decide(1, means(PARTS), config.method.rule)
+
+
+def switched(pair: PairDecision) -> PairDecision:
+    """The same numbers, the other mode."""
+    return replace(pair, mode=Mode.LEARNING if pair.mode is Mode.EXPERT else Mode.EXPERT)
+
+
+@pytest.mark.parametrize("config", [PAPER, PUBLISHED], ids=["paper", "published"])
+def test_every_teacher_foresees_and_reports_its_own_pairs(config: Any) -> None:
+    """As published, the second teacher's epsilon is made of the first one's distances."""
+    with second_teacher(config, right(config)) as (client, coordinator):
+        assert client.pairs == ([SECOND] if config is PAPER else [SECOND, FIRST])
+        measured = {pair: PARTS[pair] for pair in client.pairs}
+        client.report(1, measured)
+        foreseen = client.foresee(1, measured)
+        assert foreseen is not None
+        decided = client.decision(1)
+        assert foreseen.mode(SECOND) is decided.mode(SECOND)
+        assert foreseen == decide(1, means(measured), config.method.rule)
+        (report,) = coordinator.reports
+        assert sums_from_wire(report) == {SECOND: PARTS[SECOND][0]}
+        assert client.waits[0] > 0
+        assert not report.HasField("decision_wait_seconds")
+        client.report(2, measured, exchange_seconds=0.25)
+        wait_until(lambda: len(coordinator.reports) == 2, 10, "the second report")
+        assert coordinator.reports[1].decision_wait_seconds == client.waits[0]
+        assert coordinator.reports[1].exchange_seconds == 0.25
+
+
+def test_a_decision_other_than_foreseen_ends_the_rank_before_it_is_applied() -> None:
+    answer = right(PAPER)
+    answer = replace(answer, pairs=tuple(switched(pair) for pair in answer.pairs))
+    with second_teacher(PAPER, answer) as (client, _):
+        client.report(1, {SECOND: PARTS[SECOND]})
+        assert client.foresee(1, {SECOND: PARTS[SECOND]}) is not None
+        with pytest.raises(CoordinatorError, match="decided step 1 for teacher2 and student other"):
+            client.decision(1)
+
+
+def test_without_foresight_the_coordinators_word_counts() -> None:
+    """Where rounding may decide either way."""
+    e_s, e_t = 1.2, 1.0
+    gap = delta(Distances(0.0, e_s, e_t, 1), epsilon(Distances(0.0, e_s, e_t, 1)))
+    at_threshold = {SECOND: [PairSums(10 * gap, 10 * e_s, 10 * e_t, 10)]}
+    answer = decide(1, means(at_threshold), PAPER.method.rule)
+    other = replace(answer, pairs=tuple(switched(pair) for pair in answer.pairs))
+    for each in (answer, other):
+        with second_teacher(PAPER, each) as (client, _):
+            client.report(1, at_threshold)
+            assert client.foresee(1, at_threshold) is None
+            assert client.decision(1) == each
+
+
+def test_no_step_waits_for_the_record_but_the_end_does() -> None:
+    is_written = threading.Event()
+    kept: list[int] = []
+
+    def slow(decision: Decision) -> None:
+        assert is_written.wait(30)
+        kept.append(decision.step)
+
+    measured = {SECOND: PARTS[SECOND]}
+    with second_teacher(PAPER, right(PAPER), slow) as (client, coordinator):
+        client.report(1, measured)
+        client.decision(1)
+        coordinator.answer = replace(right(PAPER), step=2)
+        client.report(2, measured)
+        assert client.decision(2).step == 2
+        assert kept == []
+        threading.Timer(0.1, is_written.set).start()
+        client.close()
+        assert kept == [1, 2]
+
+
+def test_a_record_that_cannot_be_kept_ends_the_rank_at_the_latest_when_it_closes() -> None:
+    is_at_the_end = threading.Event()
+    measured = {SECOND: PARTS[SECOND]}
+
+    def full(decision: Decision) -> None:
+        raise UsageError(f"no space left for step {decision.step}")
+
+    def late(decision: Decision) -> None:
+        assert is_at_the_end.wait(30)
+        full(decision)
+
+    with second_teacher(PAPER, right(PAPER), full) as (client, _):
+        client.report(1, measured)
+        wait_until(lambda: client.failure, 10, "the record's end")
+        with pytest.raises(UsageError, match="left for step 1"):
+            client.report(2, measured)
+    with second_teacher(PAPER, right(PAPER), late) as (client, _):
+        client.report(1, measured)
+        client.decision(1)
+        threading.Timer(0.1, is_at_the_end.set).start()
+        with pytest.raises(UsageError, match="left for step 1"):
+            client.close()

@@ -1,0 +1,117 @@
+"""Picture files as an artefact takes them: the same pixels as in a run's evaluation.
+
+Not covered: what a network makes of them (`test_predict.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from switokd.config.sections import Data
+from switokd.data import pictures
+from switokd.data.images import open_images
+from switokd.data.signature import Interface
+from switokd.errors import UsageError
+
+SIZES = [(16, 16), (17, 31), (90, 40), (40, 90), (18, 18), (8, 200), (201, 199)]
+
+
+def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def greyscale(height: int, width: int) -> Interface:
+    return Interface(
+        channels=1,
+        height=height,
+        width=width,
+        values="bytes",
+        mean=(0.5,),
+        std=(0.5,),
+        resize=(height, width),
+        labels=("a", "b"),
+    )
+
+
+def test_pixels_are_those_of_the_runs_evaluation(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for i, (width, height) in enumerate(SIZES):
+            folder = tmp_path / part / ("cat", "dog")[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            photograph(width, height, ("RGB", "L", "RGBA")[i % 3]).save(folder / f"{i}.png")
+    data = Data(dataset="image-folder", root=str(tmp_path), image_size=16, batch_size=2)
+    images = open_images(data, seed=0)
+    interface = Interface.of(images)
+    assert interface.labels == ("cat", "dog")
+    assert (interface.shape, interface.resize) == ((3, 16, 16), (18, 18))
+    mean, std = (np.array(v)[:, None, None] for v in (interface.mean, interface.std))
+    (evaluated, _), *_ = images.test()
+    assert len(evaluated) == len(SIZES)
+    for path, expected in zip(pictures.find(tmp_path / "val"), evaluated.numpy(), strict=True):
+        found = (pictures.read(path, interface) - mean) / std
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_picture_of_the_right_size_keeps_its_pixels(tmp_path: Path) -> None:
+    image = photograph(6, 5, "L")
+    image.save(tmp_path / "a.png")
+    found = pictures.read(tmp_path / "a.png", greyscale(5, 6))
+    np.testing.assert_array_equal(found, np.asarray(image, dtype=np.float32)[None] / 255)
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 10), (10, 100), (7, 7), (1, 1)])
+def test_any_size_covers_what_is_cut_out(width: int, height: int) -> None:
+    white = Image.new("L", (width, height), 255)
+    found = pictures.prepare(white, greyscale(9, 12))
+    assert found.shape == (1, 9, 12)
+    assert found.min() == 1  # no black border
+
+
+def test_sixteen_bits_a_pixel_are_scaled_not_cut_off(tmp_path: Path) -> None:
+    deep = np.array([[0, 20_000], [40_000, 65_535]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    found = pictures.read(tmp_path / "deep.png", greyscale(2, 2))
+    np.testing.assert_allclose(found[0], deep / 65_535, atol=1 / 255)
+
+
+def test_folders_are_searched_below_for_pictures_alone(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("z.png", "a/x.JPG", "a/b/y.jpeg", "a/notes.txt"):
+        (tmp_path / name).touch()
+    found = [str(p.relative_to(tmp_path)) for p in pictures.find(tmp_path)]
+    assert found == ["a/b/y.jpeg", "a/x.JPG", "z.png"]
+    assert pictures.find(tmp_path / "a" / "notes.txt") == [tmp_path / "a" / "notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("notes.png", b"no picture", "notes.png: cannot be read as a picture: it is in no format"),
+        ("empty.jpg", b"", "empty.jpg: cannot be read as a picture: it is in no format"),
+        ("half.png", None, "half.png: cannot be read as a picture: "),
+    ],
+)
+def test_broken_picture_is_one_line(
+    name: str, content: bytes | None, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if content is None:
+        photograph(64, 64).save(path)
+        content = path.read_bytes()[:2000]
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        pictures.read(path, greyscale(8, 8))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_without_pictures_and_no_path_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no picture in this folder"):
+        pictures.find(tmp_path)
+    with pytest.raises(UsageError, match="no such file or folder"):
+        pictures.find(tmp_path / "none.png")

@@ -1,0 +1,180 @@
+"""`switokd train` as a launcher: exit codes, and what it says when a rank ends badly."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from switokd.cli.main import app
+from switokd.config.run_file import load
+from switokd.runtime.environment import Crew
+from switokd.runtime.launcher import processes_for
+from tests.support import process, run, torchrun, unshare, wait_until
+
+AUTO = ["placement=auto", "device=cpu"]
+TRAIN = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "run_dir=out"]
+LARGE = """
+import torch
+
+class Net(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(64, 10)
+
+    def forward(self, x):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of "
+                "15.77 GiB of which 14.60 GiB is free.\\nSee documentation")
+        return super().forward(x.flatten(1))
+"""
+
+
+def test_a_mistake_that_only_a_rank_finds_has_exit_code_2_and_one_line(tmp_path: Path) -> None:
+    code, out, err = run([*TRAIN, "networks.student.model=wrn-9-1"], tmp_path)
+    assert code == 2
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("switokd: rank 1 (student): model wrn-9-1 cannot be made")
+
+
+NAMELESS = """
+import os, socket, sys
+socket.sethostname("nowhere.invalid")
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("launcher", ["switokd train", "torchrun"])
+def test_a_machines_own_name_need_not_lead_anywhere(launcher: str, tmp_path: Path) -> None:
+    command = TRAIN
+    if launcher == "torchrun":  # with what README says that it needs then
+        program, *words = torchrun(2, "digits-1t1s", "run_dir=out")
+        command = [program, "--local-addr=127.0.0.1", *words]
+    nameless = [*unshare("-ru"), sys.executable, "-c", NAMELESS]
+    code, out, err = run([*nameless, *command, "schedule.max_steps=3"], tmp_path)
+    assert code == 0, f"{out}\n{err}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["networks.teacher.ranks=40"], "64 images leave a rank of teacher (ranks 0-39) fewer"),
+        (["placement=replicated", "data.batch_size=4", "-n3"], "4 images leave a rank of teacher"),
+        (["placement=replicated", "coordinator=off", "-n2"], "off is for a run of one process, fo"),
+    ],
+)
+def test_what_the_run_file_tells_is_refused_before_any_process_starts(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("switokd.runtime.launcher.launch", lambda *what: started.append(what))
+    result = CliRunner().invoke(app, ["train", "digits-1t1s", *arguments])
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert not started
+
+
+def test_under_torchrun_its_processes_count_not_those_that_would_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two of torchrun's, on a machine with eight GPUs: 12 images are enough."""
+    variables = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}
+    for key, value in variables.items():
+        monkeypatch.setenv(key, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    monkeypatch.setattr("switokd.runtime.device.gpu_count", lambda: 8)
+    worked: list[object] = []
+    monkeypatch.setattr("switokd.cli.main._work", lambda *what: worked.append(what))
+    settings = ["placement=replicated", "data.batch_size=12"]
+    result = CliRunner().invoke(app, ["train", "digits-1t1s", *settings])
+    assert result.exit_code == 0, result.stderr
+    assert worked == [("digits-1t1s", settings)]
+
+
+def test_a_gpu_without_memory_left_is_one_line(tmp_path: Path) -> None:
+    """In the words that a GPU's allocator has for it; there is none here to fill."""
+    (tmp_path / "large.py").write_text(LARGE)
+    alone = ["placement=replicated", "coordinator=off", "networks.student.model=large:Net"]
+    code, out, err = run([*TRAIN, *alone], tmp_path)
+    assert (code, "epoch" in out) == (2, False)
+    (line,) = err.splitlines()
+    assert line.startswith("switokd: rank 0 (teacher, student): CUDA out of memory. Tried to ")
+    assert "20.00 GiB; choose a smaller data.batch_size, compute.precision=bf16, more " in line
+    assert line.endswith(", or compute.cuda_graphs=false")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, 4)]
+)
+def test_signals(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """Ctrl-C and SIGTERM to the launcher; SIGKILL to the student's rank."""
+    log = tmp_path / "log"
+    with process([*TRAIN, "schedule.epochs=500"], tmp_path, log) as child:
+        record = tmp_path / "out" / "decisions.jsonl"
+        wait_until(lambda: record.exists() and record.stat().st_size > 999, 60, "some steps")
+        family = psutil.Process(child.pid).children(recursive=True)
+        if number == signal.SIGKILL:
+            (victim,) = [p for p in family if p.environ().get("RANK") == "1"]
+            victim.kill()
+        else:
+            child.send_signal(number)
+        assert child.wait(30) == code, log.read_text()
+        gone, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+        assert gone
+    text = log.read_text()
+    assert "Traceback" not in text
+    if number == signal.SIGKILL:
+        assert f"rank 1 (student), process {victim.pid}, was killed by SIGKILL" in text
+
+
+@pytest.fixture
+def twelve_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which PyTorch would use six: two of them are one of the processor's."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("switokd.runtime.environment.cores", lambda: 12)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "crews"),
+    [
+        ([], ["12x1", "6x2", "3x4", "1x6"]),
+        (["data.batch_size=8"], ["4x3", "2x6", "1x6"]),  # two images for each at least
+        (["data.batch_size=2"], ["1x6"]),
+        (["coordinator=off"], []),
+        (["placement=replicated"], []),
+    ],
+)
+@pytest.mark.usefixtures("twelve_cores")
+def test_auto_may_choose_half_as_many_processes_and_so_on(
+    settings: list[str], crews: list[str]
+) -> None:
+    config = load("digits-1t1s", [*AUTO, *settings])
+    count, found = processes_for(config)
+    assert [crew.code for crew in found] == crews
+    assert [Crew.of(crew.code) for crew in found] == found
+    assert count == (found[0].processes if found else 1)
+
+
+@pytest.mark.usefixtures("twelve_cores")
+def test_threads_that_the_user_has_set_are_every_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    count, found = processes_for(load("digits-1t1s", AUTO))
+    assert (count, [crew.code for crew in found]) == (2, ["2x6", "1x6"])
+
+
+@pytest.mark.usefixtures("twelve_cores")
+def test_on_gpus_there_is_a_process_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("switokd.runtime.device.gpu_count", lambda: 3)
+    config = load("digits-1t1s", ["placement=auto"])
+    assert processes_for(config) == (3, [])
+    alone = load("digits-1t1s", ["placement=replicated", "coordinator=off"])
+    assert processes_for(alone) == (1, [])
+    assert processes_for(load("digits-1t1s", AUTO))[1]  # device=cpu

@@ -1,0 +1,85 @@
+"""How a rank ends, without a training: what it says of a launcher that is gone.
+
+Not covered: whole runs whose parts are killed (`test_faults.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from switokd.runtime import lifecycle
+from switokd.runtime.watchdog import Overdue
+from tests.support import process, wait_until
+
+LAUNCHER = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "rank.py"], stdin=subprocess.PIPE).wait()
+"""
+RANK = """
+import sys
+from switokd.runtime.environment import environment
+from switokd.errors import CollectiveError
+from switokd.runtime.lifecycle import follow_launcher, one_line_errors
+
+env = environment()
+follow_launcher(env)
+with one_line_errors(env, "rank 0"):
+    print("ready", flush=True)
+    sys.stdin.read()  # as from the launcher's store, which ends just before the launcher
+    raise CollectiveError("joining the process group", "connection closed")
+"""
+TORCHRUNS = {
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "TORCHELASTIC_RUN_ID": "any",
+}
+
+
+def test_the_end_of_the_launchers_store_does_not_hide_that_the_launcher_is_gone(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    (tmp_path / "rank.py").write_text(RANK)
+    log = tmp_path / "log"
+    with process([sys.executable, "launcher.py"], tmp_path, log, **TORCHRUNS) as launcher:
+        wait_until(lambda: "ready" in log.read_text(), 30, "a rank")
+        (rank,) = psutil.Process(launcher.pid).children()
+        launcher.kill()
+        _, alive = psutil.wait_procs([rank], timeout=15)
+        assert not alive
+    said = f"switokd: rank 0: the launcher (process {launcher.pid}) is gone"
+    assert log.read_text().splitlines() == ["ready", said]
+
+
+def test_what_takes_too_long_is_told_once_and_only_while_it_lasts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def watching() -> int:
+        return sum(thread.name == "overdue" for thread in threading.enumerate())
+
+    monkeypatch.setattr(lifecycle, "WATCH_SECONDS", 0.01)
+    told: list[str] = []
+    before = watching()
+    patient, impatient = Overdue(60.0, told.append), Overdue(0.05, told.append)
+    patient.begin("the first")
+    for step in range(3):
+        impatient.begin(f"step {step}")
+        impatient.over()
+    with impatient.during("a fourth"):
+        pass
+    impatient.begin("the last")
+    begun = time.monotonic()
+    wait_until(lambda: told, 10, "a word")
+    assert time.monotonic() - begun > 0.05
+    impatient.begin("another")
+    wait_until(lambda: watching() == before + 1, 10, "the end of watching")
+    assert told == ["the last"]

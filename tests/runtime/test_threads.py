@@ -1,0 +1,53 @@
+"""How threads wait is set before PyTorch is loaded, unless the user has set it.
+
+Not covered: what it saves (README, and the reason in `switokd/threads.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import BIN, run
+
+MODEL = """
+import os
+from pathlib import Path
+from torch import nn
+
+def build(in_channels, num_classes):
+    Path("found.txt").write_text(os.environ.get("GOMP_SPINCOUNT", "not set"))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes))
+"""
+ONE_STEP = [
+    "digits-1t1s",
+    "placement=replicated",
+    "coordinator=off",
+    "schedule.epochs=1",
+    "schedule.max_steps=1",
+    "networks.student.model=spy:build",
+]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "command", [[str(BIN / "switokd"), "train"], [sys.executable, "-m", "switokd.train"]]
+)
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "not set")],
+)
+def test_commands_say_how_threads_wait(
+    tmp_path: Path, command: list[str], given: dict[str, str], expected: str
+) -> None:
+    (tmp_path / "spy.py").write_text(MODEL)
+    code, _, err = run([*command, *ONE_STEP], tmp_path, 60, PYTHONPATH=str(tmp_path), **given)
+    assert code == 0, err
+    assert (tmp_path / "found.txt").read_text() == expected
+
+
+def test_torch_is_not_loaded_for_it(tmp_path: Path) -> None:
+    code = "import sys, switokd.runtime.threads; sys.exit('torch' in sys.modules)"
+    assert run([sys.executable, "-c", code], tmp_path)[0] == 0

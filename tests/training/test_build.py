@@ -1,0 +1,230 @@
+"""Learners as they are made: compiled before the first step as far as a training needs, ready for
+any order in which gradients come.
+
+Not covered: GPUs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.in_process import ONE_PROCESS, InProcess
+from switokd.config.config import Config
+from switokd.config.run_file import load
+from switokd.config.sections import Compute
+from switokd.data.images import open_images
+from switokd.errors import UsageError
+from switokd.runtime.environment import Environment
+from switokd.runtime.process_group import World
+from switokd.training.batch_norm import check_batch_norm
+from switokd.training.build import check_shards, make_learner, tf32
+from switokd.training.schedules import Windows
+from switokd.training.warm_up import compile_ahead
+
+NAMES = ("t1", "t2", "t3", "t4", "s")  # each in two forms: more than PyTorch's limit for a class
+RUN_FILE: dict[str, Any] = {
+    **ONE_PROCESS,
+    "name": "compiled",
+    "device": "cpu",
+    "data": {"dataset": "digits", "batch_size": 8, "train_samples": 12, "drop_last": False},
+    "networks": {
+        name: {"role": "student" if name == "s" else "teacher", "model": "tests.sleepers:Flat"}
+        for name in NAMES
+    },
+    "compute": {"compile": True},
+    "schedule": {"epochs": 2},
+}
+
+
+@pytest.mark.timeout(180)
+def test_no_step_compiles_anything_not_even_an_epochs_last() -> None:
+    config = Config.model_validate(RUN_FILE)
+    torch.compiler.reset()
+    ours = InProcess(config)
+    strict = {"error_on_recompile": True, "fail_on_recompile_limit_hit": True}
+    with torch._dynamo.config.patch(strict), torch.compiler.set_stance("fail_on_recompile"):
+        sizes = [len(ours.step(x, y).y) for x, y in ours.batches(4)]
+    assert sizes == [8, 4, 8, 4]
+    assert torch._dynamo.config.recompile_limit >= 2 * len(NAMES)
+
+
+class Normed(nn.Module):
+    """As small as a network with a convolution and statistics can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.head(self.norm(self.convolution(x)).relu().mean(dim=(2, 3)))
+        return z
+
+
+@pytest.mark.timeout(180)
+def test_compiled_networks_learn_what_others_do() -> None:
+    """And compiling beforehand leaves nothing behind, neither in statistics nor in gradients."""
+    networks = {
+        name: {"role": role, "model": "tests.training.test_build:Normed", "optimizer": {"lr": 0.1}}
+        for name, role in {"t": "teacher", "s": "student"}.items()
+    }
+    ours = []
+    for compiled in (False, True):
+        torch.compiler.reset()
+        raw = {**RUN_FILE, "networks": networks, "compute": {"compile": compiled}}
+        ours.append(InProcess(Config.model_validate(raw)))
+    first, before = ([learner.model.state_dict() for learner in one.learners] for one in ours)
+    for mine, its in zip(first, before, strict=True):
+        assert all(torch.equal(mine[key], its[key]) for key in mine)
+    for one in ours:
+        for x, y in one.batches(6):
+            one.step(x, y)
+    eager, compiled_ones = (one.learners for one in ours)
+    for learner, other in zip(eager, compiled_ones, strict=True):
+        assert learner.network is learner.model
+        assert other.network is not other.model
+        torch.testing.assert_close(
+            dict(learner.model.state_dict()), dict(other.model.state_dict()), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_statistics_over_ranks_need_a_gpu_each_and_samples_for_all() -> None:
+    settings = ["device=auto", "compute.batch_norm=sync", "networks.student.ranks=2"]
+    config = load("digits-1t1s", settings)
+    placement = config.placement_on(3)
+    world = World(Environment(world_size=3), torch.device("cpu"))
+    with pytest.raises(UsageError, match=r"sync needs a GPU of its own for each rank of student"):
+        check_batch_norm(config, placement, world)
+    check_batch_norm(config, placement, replace(world, backend="nccl"))
+    one_rank_each = load("digits-1t1s", settings[:2])
+    check_batch_norm(one_rank_each, one_rank_each.placement_on(2), world)
+
+    def check(*more: str) -> None:
+        made = load("digits-1t1s", [*settings, *more])
+        check_shards(made, placement, open_images(made.data, made.seed))
+
+    check()
+    check("data.drop_last=false")  # 29 images are enough for two ranks
+    short = "data.batch_size=1436", "data.drop_last=false", "data.train_samples=1437"
+    check(*short)  # a last batch of one image is none
+    with pytest.raises(UsageError, match=r"last batch of 2 images leaves a rank of student"):
+        check("data.batch_size=1435", "data.drop_last=false", "networks.student.ranks=2")
+
+
+def test_a_gpu_without_memory_left_is_not_taken_for_a_compiler_that_is_missing() -> None:
+    """A profile leaves the size out then, and a training says what it is."""
+    config = Config.model_validate({**RUN_FILE, "compute": {"compile": False}})
+    learner = InProcess(config).learners[0]
+
+    def full(x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no g++")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        compile_ahead(replace(learner, network=full), torch.randn(2, 1, 8, 8))
+    with pytest.raises(UsageError, match=r"cannot compile t1: no g\+\+; a CPU needs"):
+        compile_ahead(replace(learner, network=broken), torch.randn(2, 1, 8, 8))
+
+
+class Branching(nn.Module):
+    """Its second layer comes in with the third of its forward passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 10), nn.Linear(10, 10)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.first(x.flatten(1))
+        self.calls += 1
+        return self.second(z) if self.calls > 2 else z
+
+
+def test_a_weight_may_have_its_first_gradient_later_than_others() -> None:
+    """PyTorch's fused SGD, which is the default, takes all first gradients at once by itself."""
+    config, model = load("digits-1t1s"), Branching()
+    reference = copy.deepcopy(model)
+    world = World(Environment(), torch.device("cpu"))
+    ours = make_learner(config, "student", model, world, None, Windows())
+    assert ours.optimizer.defaults["fused"]
+    theirs = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for step in range(1, 6):
+        x, y = torch.randn(8, 1, 8, 8), torch.randint(10, (8,))
+        ours.backward(F.cross_entropy(ours.forward(x, step), y), step)
+        ours.update(step)
+        theirs.zero_grad()
+        F.cross_entropy(reference(x), y).backward()  # type: ignore[no-untyped-call]
+        theirs.step()
+    torch.testing.assert_close(dict(model.named_parameters()), dict(reference.named_parameters()))
+
+
+BACKENDS: Any = torch.backends
+"""Their precisions are set as programs do, and mypy does not know them."""
+
+
+def test_networks_of_this_package_are_recorded_unless_something_stands_against_it() -> None:
+    def wanted(*settings: str) -> list[bool]:
+        config = load("digits-2t1s", list(settings))
+        return [config.wants_recording(name) for name in config.networks]
+
+    theirs = "networks.student.model=tests.sleepers:Flat"
+    assert wanted() == [True] * 3
+    assert wanted(theirs) == [True, True, False]
+    assert wanted("networks.student.model=resnet18", "data.dataset=cifar10")[2] is False
+    assert wanted("schedule.accumulate=2") == [False] * 3
+    assert wanted("device=auto", "compute.batch_norm=sync") == [False] * 3
+    assert wanted(theirs, "compute.cuda_graphs=true") == [True] * 3
+    assert wanted("compute.cuda_graphs=false") == [False] * 3
+
+
+@pytest.fixture
+def _usual_precision() -> Iterator[None]:
+    """What PyTorch starts with, after a test that changes it."""
+    backends = BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul
+    found = [backend.fp32_precision for backend in backends]
+    yield
+    BACKENDS.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    for backend, precision in zip(backends, found, strict=True):
+        backend.fp32_precision = precision
+
+
+@pytest.mark.skipif(
+    not hasattr(BACKENDS.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9"
+)
+@pytest.mark.usefixtures("_usual_precision")
+@pytest.mark.parametrize("set_before", ["nothing", "matmul", "everything", "older"])
+def test_tf32_leaves_a_programs_precision_as_it_was(set_before: str) -> None:
+    if set_before == "matmul":
+        BACKENDS.cuda.matmul.fp32_precision = "tf32"
+    elif set_before == "everything":
+        BACKENDS.fp32_precision = "tf32"
+    elif set_before == "older":
+        torch.set_float32_matmul_precision("medium")
+
+    def precisions() -> list[str]:
+        try:
+            named = torch.get_float32_matmul_precision()
+        except RuntimeError:
+            named = "no one name"
+        backends = BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul, BACKENDS
+        return [named, *(backend.fp32_precision for backend in backends)]
+
+    before = precisions()
+    with tf32(Compute(precision="fp32")):
+        assert precisions() == before
+    with tf32(Compute(precision="tf32")):
+        assert BACKENDS.cuda.matmul.fp32_precision == "tf32"
+    assert precisions() == before
+    BACKENDS.fp32_precision = "tf32"  # reaches what was left to it
+    assert precisions()[1] == "tf32"

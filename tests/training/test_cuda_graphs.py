@@ -1,0 +1,376 @@
+"""Training by recordings against training without: bit for bit the same.
+
+A CUDA graph launches the same kernels on the same memory again; here, without a GPU, a recorder
+does with PyTorch's calls what a GPU's does with kernels. What uses the recordings is real.
+
+Not covered: recording on a GPU (`test_gpu.py`), and how much faster it is (`bench/gpu.py`).
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+
+from bench.in_process import ONE_PROCESS, InProcess
+from switokd.config.config import Config
+from switokd.distillation.couplings import Couplings
+from switokd.distillation.decision import Decision
+from switokd.distillation.strategies.base import Strategy
+from switokd.errors import UsageError
+from switokd.runtime.environment import Environment
+from switokd.runtime.process_group import World
+from switokd.training.build import make_learner
+from switokd.training.cuda_graphs import Recorder, Recording, Routines
+from switokd.training.schedules import Windows
+from switokd.training.warm_up import make_ready
+
+T = TypeVar("T")
+STEPS = 12
+MODEL = "tests.training.test_cuda_graphs:Net"
+RUN_FILE: dict[str, Any] = {
+    **ONE_PROCESS,
+    "name": "recorded",
+    "device": "cpu",
+    "data": {"dataset": "digits", "batch_size": 8, "train_samples": 28, "drop_last": False},
+    "networks": {
+        "t1": {"role": "teacher", "model": MODEL, "optimizer": {"lr": 0.1}},
+        "t2": {"role": "teacher", "model": MODEL, "optimizer": {"lr": 0.05}, "clip_norm": 0.1},
+        "s": {"role": "student", "model": MODEL, "optimizer": {"name": "adam", "lr": 0.001}},
+    },
+    "distillation": {"temperature": 0.25},
+    "schedule": {"epochs": 4},
+}
+"""Batches of 8, 8, 8 and 4 images."""
+
+
+class Net(nn.Module):
+    """What a recording has to repeat: statistics, dropout, weights that nothing reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.dropout, self.head = nn.Dropout(0.2), nn.Linear(4, 10)
+        self.unused = nn.Linear(4, 4)
+        self.shift = nn.Parameter(torch.zeros(10))  # of the same gradient as the head's own
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.norm(self.convolution(x)).relu().mean(dim=(2, 3))
+        return F.linear(self.dropout(z), self.head.weight, self.head.bias + self.shift)
+
+
+class Rerun(Recorder):
+    """Runs it again instead, and writes over what it made before."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Needs neither a stream nor memory of its own."""
+
+    def warm_up(self, run: Callable[[], T]) -> T:
+        run()
+        return run()
+
+    def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        made = run()
+
+        def replay() -> None:
+            for old, new in zip(_tensors(made), _tensors(run()), strict=True):
+                old.copy_(new)
+
+        return made, replay
+
+
+def _tensors(made: Any) -> Sequence[Tensor]:
+    """Those of one or several, which may be None."""
+    several = made if isinstance(made, (list, tuple)) else [made]
+    return [each for each in several if each is not None]
+
+
+@pytest.fixture(autouse=True)
+def _recorder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("switokd.training.cuda_graphs.can_record", lambda device: True)
+    for module in ("setup", "recording"):
+        monkeypatch.setattr(f"switokd.{module}.Recorder", Rerun)
+
+
+class Trained:
+    """A training to its end; by recordings, or by the networks themselves."""
+
+    def __init__(self, recorded: bool, **sections: Any) -> None:
+        compute = {**sections.pop("compute", {}), "cuda_graphs": recorded}
+        ours = InProcess(Config.model_validate({**RUN_FILE, **sections, "compute": compute}))
+        self.recordings = {li.name: sorted(li.recordings) for li in ours.learners}
+        self.losses: list[Tensor] = []
+        self.paused = 0
+        for x, y in ours.batches(STEPS):
+            result = ours.step(x, y)
+            self.losses += [loss.clone() for loss in result.losses.values()]
+            self.paused += len(result.paused)
+        self.models = {li.name: li.model for li in ours.learners}
+        self.routines = [li.routines for li in ours.learners]
+        self.averages = [li.averaged for li in ours.learners if li.averaged is not None]
+
+
+def same(replayed: Trained, usual: Trained) -> None:
+    """Whether nothing tells them apart."""
+    assert replayed.paused == usual.paused
+    assert torch.equal(torch.stack(replayed.losses), torch.stack(usual.losses))
+    for one, other in zip(replayed.averages, usual.averages, strict=True):
+        pairs = zip(one.parameters(), other.parameters(), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs)
+    for name, model in usual.models.items():
+        its = replayed.models[name].state_dict()
+        assert all(torch.equal(its[key], value) for key, value in model.state_dict().items())
+        gradients = {key: p.grad for key, p in replayed.models[name].named_parameters()}
+        assert gradients["unused.weight"] is None
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"compute": {"precision": "bf16"}},
+        {"compute": {"precision": "fp16"}},
+        {"compute": {"channels_last": False, "fused_optimizer": False}},
+        {"schedule": {"epochs": 4, "ema_decay": 0.9}},
+        {"distillation": {"strategy": "dml"}},
+    ],
+    ids=str,
+)
+def test_recordings_train_as_the_networks_themselves(sections: dict[str, Any]) -> None:
+    replayed, usual = Trained(True, **sections), Trained(False, **sections)
+    same(replayed, usual)
+    assert replayed.recordings == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
+    assert usual.recordings == {"t1": [], "t2": [], "s": []}
+    assert (usual.paused > 0) == (sections.get("distillation") != {"strategy": "dml"})
+
+
+def test_a_size_that_was_not_recorded_is_computed_as_usual() -> None:
+    ours = InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
+    learner, x = ours.learners[0], torch.randn(3, 1, 8, 8)
+    assert sorted(learner.recordings) == [4, 8]
+    usual = replace(learner, recordings={})
+    assert torch.equal(learner.forward(x, 1), usual.forward(x, 1))
+    assert not torch.equal(learner.forward(x, 1), usual.forward(x, 2))  # by another dropout
+
+
+def test_a_teacher_that_only_answers_is_recorded_without_backward(tmp_path: Path) -> None:
+    torch.save(Net().state_dict(), tmp_path / "net.pt")
+    given = {"model": MODEL, "role": "teacher", "weights": str(tmp_path / "net.pt")}
+    networks = {**RUN_FILE["networks"], "t1": given, "t2": given}
+    kd = {"networks": networks, "distillation": {"strategy": "kd"}}
+    replayed, usual = Trained(True, **kd), Trained(False, **kd)
+    assert replayed.recordings == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
+    same(replayed, usual)
+    assert all(p.grad is None for p in replayed.models["t1"].parameters())
+
+
+def test_ranks_add_up_what_was_recorded() -> None:
+    """No hook sees these gradients: they leave once backward is over."""
+    x, y = torch.randn(3, 8, 1, 8, 8), torch.randint(10, (3, 8))
+    store = HashStore()  # of this process alone
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        found = []
+        for recorded in (True, False):
+            torch.manual_seed(0)
+            world, group = World(Environment(), torch.device("cpu")), torch.distributed.group.WORLD
+            config = Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": recorded}})
+            learner = make_learner(config, "t1", Net(), world, group, Windows())
+            make_ready(learner, 8, (1, 8, 8), config.compute)
+            assert len(learner.recordings) == recorded
+            for step in range(3):
+                loss = F.cross_entropy(learner.forward(x[step], step), y[step])
+                learner.backward(loss, step)
+                learner.update(step)
+            found.append(learner.model.state_dict())
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(torch.equal(found[0][key], value) for key, value in found[1].items())
+    assert not torch.equal(found[0]["head.bias"], torch.zeros(10))
+
+
+def test_a_routine_reads_the_memory_that_recordings_keep_and_copies_of_others() -> None:
+    routines, calls = Routines(torch.device("cpu")), []
+
+    def double(x: Tensor) -> Tensor:
+        calls.append(x.data_ptr())
+        return 2 * x
+
+    def triple(x: Tensor) -> Tensor:
+        calls.append(x.data_ptr())
+        return 3 * x
+
+    for n in range(4):
+        given = torch.full((3,), float(n))
+        found = routines("double", double, given)
+        assert found.tolist() == [2.0 * n] * 3
+        assert routines("triple", triple, found).tolist() == [6.0 * n] * 3
+    kept = found.data_ptr()
+    # Recorded at the second call, on a copy; what it made then has its own place from there on,
+    # which is a form of its own for the other: called, recorded, replayed.
+    assert calls[2] not in (kept, given.data_ptr())
+    assert calls[-1] == calls[-3] == kept
+    # Another's memory is neither written into nor read through the one above.
+    other = torch.ones(3)
+    assert [routines("triple", triple, other).tolist() for _ in range(3)] == [[3.0] * 3] * 3
+    assert (other.tolist(), found.tolist()) == ([1.0] * 3, [6.0] * 3)
+    # Nor is the same memory in another order.
+    for _ in range(3):
+        square = routines("double", double, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    for _ in range(3):
+        whole = [routines("triple", triple, each).tolist() for each in (square, square.T)]
+        assert whole == [[[6.0, 12.0], [18.0, 24.0]], [[6.0, 18.0], [12.0, 24.0]]]
+
+
+def test_a_routines_gradient_is_the_functions() -> None:
+    routines, leaf = Routines(torch.device("cpu")), torch.randn(4, 3)
+    for _ in range(4):
+        y = torch.randint(3, (4,))
+        pair = []
+        for by in (routines, Routines()):
+            z = leaf.clone().requires_grad_()
+            loss = by.differentiable("loss", F.cross_entropy, z, y)
+            (loss * 0.25).backward()  # type: ignore[no-untyped-call]
+            assert z.grad is not None
+            pair.append((loss.item(), z.grad))
+        assert pair[0][0] == pair[1][0]
+        assert torch.equal(pair[0][1], pair[1][1])
+
+
+def test_what_has_not_come_for_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strategy's weights may be others in every step, and then the same for long."""
+    monkeypatch.setattr("switokd.training.cuda_graphs.MOST", 5)
+    routines, called = Routines(torch.device("cpu")), []
+
+    def usual(x: Tensor) -> Tensor:
+        called.append(1)
+        return x
+
+    for weight in range(20):
+        assert routines(weight, lambda x, w=weight: w * x, torch.ones(())).item() == weight
+        assert routines("usual", usual, torch.ones(())).item() == 1
+        assert len(routines._known) <= 5
+    assert [routine is not None for routine in routines._known.values()] == [False] * 4 + [True]
+    assert len(called) == 1 + 1 + 19  # called, recorded, replayed ever since
+
+
+def test_a_routine_that_cannot_be_recorded_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(recorder: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA errors")
+
+    monkeypatch.setattr(Rerun, "record", refuse)
+    routines = Routines(torch.device("cpu"))
+    routines("double", lambda x: 2 * x, torch.ones(1))
+    with pytest.raises(UsageError) as caught:
+        routines("double", lambda x: 2 * x, torch.ones(1))
+    assert str(caught.value) == (
+        "compute.cuda_graphs: a step's losses, distances or exchange cannot be recorded: operation "
+        "not permitted when stream is capturing; use compute.cuda_graphs=false"
+    )
+
+
+def test_a_recording_takes_the_memory_of_one_forward() -> None:
+    network = nn.Linear(3, 2)
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def compute(x: Tensor) -> Tensor:
+        alive.append(sum(ref() is not None for ref in made))
+        z: Tensor = network(x)
+        made.append(weakref.ref(z))
+        return z
+
+    Recording(compute, list(network.parameters()), torch.ones(4, 3), Rerun(torch.device("cpu")))
+    assert alive == [0] * len(made)
+    assert len(made) >= 5
+
+
+class Remembers(Strategy):
+    """What a strategy may do: keep logits, give terms one by one, and peers that have a gradient.
+
+    All learn from the mean of the step before.
+    """
+
+    def __init__(self) -> None:
+        self.last: Mapping[str, Tensor] | None = None
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def terms(self, network: str, couplings: Couplings, decision: Decision | None) -> Any:
+        yield from couplings.terms(network, ["before"])
+
+    def combine(self, logits: Mapping[str, Tensor], y: Tensor) -> Mapping[str, Tensor]:
+        before, self.last = self.last or logits, logits
+        return {"before": self.scale * torch.stack(list(before.values())).mean(dim=0)}
+
+
+def test_a_strategy_may_keep_what_it_is_told() -> None:
+    data = {**RUN_FILE["data"], "train_samples": 24}
+    replayed, usual, alone = (
+        Trained(recorded, data=data, distillation={"strategy": strategy})
+        for recorded, strategy in (
+            (True, "tests.training.test_cuda_graphs:Remembers"),
+            (False, "tests.training.test_cuda_graphs:Remembers"),
+            (False, "vanilla"),
+        )
+    )
+    same(replayed, usual)
+    assert not torch.allclose(torch.stack(usual.losses), torch.stack(alone.losses))
+    routines = [routine for each in replayed.routines for routine in each._known.values()]
+    inputs = [to for routine in routines if routine for _, to in routine._copied]
+    assert inputs
+    assert not any(tensor.requires_grad for tensor in inputs), "each would keep all steps' graphs"
+
+
+def test_a_network_that_cannot_be_recorded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(recorder: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nCUDA errors")
+        finally:  # as PyTorch ends a recording
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(Rerun, "record", refuse)
+    with pytest.raises(UsageError) as caught:
+        InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
+    assert str(caught.value) == (
+        "compute.cuda_graphs: t1 cannot be recorded: operation not permitted when stream is "
+        "capturing; its forward must do the same every time and read nothing from the GPU, or use "
+        "compute.cuda_graphs=false"
+    )
+
+
+def test_memory_that_ran_out_is_no_fault_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(recorder: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(Rerun, "record", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
+
+
+def test_a_network_and_its_recordings_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, not when Python next looks for cycles: a GPU's memory is scarce."""
+    # A graph knows nothing of what it was made of, other than what is run again.
+    monkeypatch.setattr(Rerun, "record", lambda recorder, run: (run(), lambda: None))
+    ours = InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
+    learner = ours.learners.pop()
+    recorders = {id(recording.recorder) for recording in learner.recordings.values()}
+    assert len(recorders) == 1
+    models = [weakref.ref(learner.model)]
+    gc.disable()
+    try:
+        del learner
+        assert models[0]() is None
+    finally:
+        gc.enable()

@@ -1,0 +1,193 @@
+"""Numbers that are shown: meters, paused share, the bar's lines, top-1 accuracy."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import nn
+
+from switokd.distillation.decision import Decision
+from switokd.distillation.distances import hits
+from switokd.distillation.topology import Role, Topology
+from switokd.runs import progress
+from switokd.runs.progress import PausedShare, ProgressBar
+from switokd.runtime.placement import Place, Placement
+from switokd.training.evaluate import top1
+from switokd.training.learner import Learner
+from switokd.training.meters import Meter, Sums
+from switokd.training.reducer import Gradients
+from switokd.training.step import StepResult
+from switokd.training.timer import Stopwatch
+
+TOPOLOGY = Topology((("a", Role.TEACHER), ("b", Role.TEACHER), ("s", Role.STUDENT)))
+CPU = torch.device("cpu")
+
+
+def result(correct: int, loss: float | None, of: int = 4) -> StepResult:
+    """A step in which network "s" had the first `correct` of `of` labels right."""
+    y = torch.zeros(of, dtype=torch.long)
+    z = torch.zeros(of, 3)
+    z[:correct, 0] = 1.0
+    z[correct:, 1] = 1.0
+    losses = {} if loss is None else {"s": torch.tensor(loss)}
+    return StepResult({"s": z}, y, losses, {"s": correct}, () if losses else ("s",))
+
+
+def test_meter_averages_loss_over_learned_and_accuracy_over_all_samples() -> None:
+    meter = Meter("s", Place(Placement.of({"s": [0]}), 0), CPU)
+    assert (meter.sums().mean_loss, meter.sums().accuracy) == (None, None)
+    meter.add(result(correct=3, loss=1.0), 4)
+    meter.add(result(correct=1, loss=None), 4)  # paused: no loss
+    meter.add(result(correct=2, loss=4.0, of=2), 2)
+    sums = meter.sums()
+    assert sums.mean_loss == pytest.approx(2.0)
+    assert sums.accuracy == pytest.approx(0.6)
+    assert (sums.samples, sums.learned) == (10, 6)
+    before = Sums(loss=4.0, correct=3.0, learned=4, samples=8)
+    assert sums.since(before) == (8.0, 3.0, 2, 2)
+
+
+def test_a_soft_targets_class_is_the_one_with_most_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hard = result(correct=3, loss=1.0)
+    y = torch.tensor([[0.5, 0.2, 0.3]] * 3 + [[0.1, 0.6, 0.3]])  # the last: wrong turns right
+    soft = StepResult(hard.logits, y, hard.losses, {"s": 4}, hard.paused)
+    whole = {"s": slice(0, 4)}
+    assert hits(hard.logits, hard.y, whole).tolist() == [3]
+    assert hits(soft.logits, soft.y, whole).tolist() == [4]
+    with ProgressBar("name", steps=4, epochs=1, paused=PausedShare(TOPOLOGY)) as bar:
+        bar._interval = 0.0
+        for step in (1, 2):
+            bar.step(step, 0, soft)
+    assert "top-1 100%" in capsys.readouterr().out
+
+
+def test_ranks_meters_add_up_to_the_whole_batchs() -> None:
+    placement = Placement.of({"s": {0: 3, 1: 1}, "t": [0]})
+    sums = []
+    # Of 8 samples, 6 on rank 0; the parts of the mean loss are 0.5 and 0.25.
+    for rank, loss in ((0, 0.5), (1, 0.25)):
+        place = Place(placement, rank)
+        whole = result(correct=7, loss=loss, of=8)
+        (right,) = hits(whole.logits, whole.y, {"s": place.shard("s", 8)}).tolist()
+        meter = Meter("s", place, CPU)
+        meter.add(replace(whole, correct={"s": int(right)}), 8)
+        sums.append(tuple(meter.sums()))
+    assert sums == [(4.0, 6.0, 6, 6), (2.0, 1.0, 2, 2)]
+
+
+def test_a_stopwatch_adds_up_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([1.0, 1.5, 10.0, 12.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    watch = Stopwatch()
+    for _ in range(2):
+        with watch:
+            pass
+    assert watch.seconds == 2.5
+
+
+class Mark:
+    """A GPU's event, which the GPU passes when it is told to; a second lies between two marks."""
+
+    made = recorded = 0
+
+    def __init__(self) -> None:
+        Mark.made += 1
+        self.at, self.passed = -1, False
+
+    def record(self, stream: object) -> None:
+        Mark.recorded += 1
+        self.at, self.passed = Mark.recorded, False
+
+    def query(self) -> bool:
+        return self.passed
+
+    def synchronize(self) -> None:
+        self.passed = True
+
+    def elapsed_time(self, other: Mark) -> float:
+        assert other.passed
+        return 1000.0 * (other.at - self.at)
+
+
+def test_a_gpus_stopwatch_waits_for_nothing_and_keeps_few_marks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("switokd.training.timer._mark", Mark)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
+    watch, ends = Stopwatch(torch.device("cuda", 0)), []
+    for step in range(100):
+        with watch:
+            pass
+        ends.append(watch._marks[-1][1])
+        if step >= 3:  # the GPU is three parts behind
+            ends[step - 3].synchronize()
+    assert Mark.made == 2 * 4
+    assert watch.seconds == 100
+
+
+def test_paused_share_is_over_all_teachers_steps() -> None:
+    share = PausedShare(TOPOLOGY)
+    assert share.share == 0.0
+    for step, paused in enumerate([(), ("a",), ("a", "b"), ()], 1):
+        share.add(Decision(step, (), paused))
+    assert share.share == pytest.approx(3 / 8)
+    assert share.paused == {"a": 2, "b": 1}
+
+
+def test_bar_prints_epochs_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    share = PausedShare(TOPOLOGY)
+    share.add(Decision(1, (), ("a",)))
+    with ProgressBar("name", steps=2, epochs=1, paused=share) as bar:
+        bar.step(1, 0, result(correct=1, loss=1.0))
+        bar.epoch(0, {"a": 0.5, "s": 0.25})
+        bar.epoch(0, {})
+    assert capsys.readouterr().out == (
+        "epoch   1/1  test top-1  a 50.0%  s 25.0%  paused 50%\n"
+        "epoch   1/1  not tested  paused 50%\n"
+    )
+
+
+def test_bar_on_a_terminal_fits_and_shows_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=80, highlight=False)
+    monkeypatch.setattr(progress, "Console", lambda **_: terminal)
+    share = PausedShare(TOPOLOGY)
+    share.add(Decision(1, (), ("a", "b")))
+    with ProgressBar("digits-2t1s", steps=3, epochs=1, paused=share) as bar:
+        for step in (1, 2, 3):
+            bar.step(step, 0, result(correct=3, loss=1.0))
+    frames = re.split(r"[\r\n]", screen.getvalue())
+    shown = [Text.from_ansi(frame).plain.rstrip() for frame in frames]
+    pattern = r"digits-2t1s .*100%.*images/s student loss \d\.\d+ top-1 75% paused 100%"
+    last = [line for line in shown if "images/s" in line][-1]
+    assert re.search(pattern, last), shown
+    assert len(last) <= 80
+
+
+def test_top1_counts_over_batches_and_keeps_the_mode() -> None:
+    class Stub(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert not self.training
+            return nn.functional.one_hot(x[:, 0].long(), 3).float()
+
+    model = Stub().train()
+    batches = [
+        (torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([0, 1, 0])),
+        (torch.tensor([[2.0]]), torch.tensor([2])),
+    ]
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    none = Gradients("s", [])
+    learner = Learner("s", Role.STUDENT, model, model, optimizer, none)
+    assert top1(learner, batches, CPU) == (3, 4)
+    assert model.training
+    other = Stub().eval()
+    assert top1(learner, batches, CPU, other) == (3, 4)
+    assert not other.training

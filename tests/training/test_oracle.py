@@ -1,0 +1,370 @@
+"""Real processes against the oracle, for every placement: same decisions, same weights.
+
+Both sides compute in float32 with the same PyTorch operators on one thread of this machine. Where
+each network sees whole batches in one place, its weights must be equal bitwise after all steps.
+Where a network is spread over ranks, sums are rounded in another order, so that weights agree to
+a tolerance, and BatchNorm must be out of the picture, because its statistics are each rank's. The
+distances, which the oracle takes in float64 and the workers in float32, agree to 1e-5.
+
+Topologies, strategies and semantics are compared in this process, which is quick: the same trainer
+and step, with nobody to talk to. Two of these cases run as processes as well.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from switokd import worker
+from switokd.config.config import Config
+from switokd.config.optimizers import Adam
+from switokd.config.run_file import load
+from switokd.data.images import Images, open_images
+from switokd.data.loader import Batch
+from switokd.models import registry
+from switokd.runtime.environment import environment
+from tests import reference
+from tests.support import lines, train
+
+STEPS = 60
+SHARED = [f"schedule.max_steps={STEPS}", "schedule.milestones=[2]", "save_initial_weights=true"]
+# Powers of two, so that the order of multiplications rounds nothing differently.
+WEIGHTS = ["distillation.temperature=0.5", "distillation.alpha=0.5", "distillation.beta=0.25"]
+TWO_RANKS = "placement={teacher1: [1], teacher2: [0], student: [0]}"
+SOFT = ["data.label_smoothing=0.1", "data.mixup=0.2"]
+# At half the temperature teachers pause in some 25 of 60 steps, whatever the processor's rounding.
+SWITCHING = [*SOFT, "distillation.temperature=0.5"]
+CASES = {
+    "1T1S": ["digits-1t1s"],
+    "2T1S": ["digits-2t1s"],
+    "1T2S": ["digits-1t2s", "distillation.temperature=0.5", "distillation.beta=0.25"],
+    "2T1S-weights": ["digits-2t1s", *WEIGHTS],
+    "2T1S-dml": ["digits-2t1s", "distillation.strategy=dml"],
+    "2T1S-eager-forms": [
+        "digits-2t1s",
+        "compute.channels_last=false",
+        "compute.fused_optimizer=false",
+    ],
+    "2T1S-one-process": ["digits-2t1s", "placement=replicated", "coordinator=off"],
+    "2T1S-soft-targets": ["digits-2t1s", "placement=replicated", "coordinator=off", *SWITCHING],
+    "2T1S-soft-targets-two-ranks": ["digits-2t1s", TWO_RANKS, *SWITCHING],
+    "2T1S-two-ranks": ["digits-2t1s", TWO_RANKS],
+}
+# Batches of 64 in shards of unequal sizes, and a last one of 29.
+UNEVEN = ["data.drop_last=false"]
+# A last batch of 3, of which the second rank gets nothing.
+EMPTY = ["data.drop_last=false", "data.batch_size=239"]
+SPREAD = {
+    "ranks-2": ["networks.t1.ranks=2", *UNEVEN],
+    "soft-targets": ["networks.t1.ranks=2", *SOFT, *UNEVEN],
+    "replicated-3": ["placement=replicated", *UNEVEN],
+    "weights": ["placement={t1: {0: 5, 1: 1}, t2: [1, 2], s: {0: 1, 2: 3}}", *UNEVEN],
+    "empty-shards": ["networks.t1.ranks=2", *EMPTY],
+    "students-over-ranks": ["placement={t1: [0], t2: [0], s: [0, 1, 2]}", *UNEVEN],
+}
+# Two teachers and a student without BatchNorm.
+NETS = """
+from torch import nn
+
+def net(width, in_channels, num_classes):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(16 * width, 32), nn.ReLU(), nn.Linear(32, num_classes))
+"""
+RUN_FILE = """
+name: spread
+networks:
+  t1: {role: teacher, model: "nets:net", model_kwargs: {width: 16}, optimizer: {lr: 0.05}}
+  t2: {role: teacher, model: "nets:net", model_kwargs: {width: 8}, optimizer: {lr: 0.1}}
+  s: {role: student, model: "nets:net", model_kwargs: {width: 4}, optimizer: {name: adam, lr: 3e-4}}
+distillation: {temperature: 0.5}
+schedule: {epochs: 10}
+"""
+
+# Any topology, of networks with BatchNorm.
+TEMPLATE = """
+name: many
+teacher: {model: wrn-10-1, optimizer: {lr: 0.1}}
+student: {model: wrn-10-1, optimizer: {lr: 0.03}}
+distillation: {temperature: 0.25}
+schedule: {epochs: 10, milestones: [2]}
+save_initial_weights: true
+"""
+METHOD_STEPS = 25  # into the second epoch
+OWN = [
+    "topology=2T2S",
+    "distillation={temperature: 0.25, alpha: 0.5, beta: 2.0}",
+    "networks.teacher1={temperature: 0.5, beta: 0.25}",
+    "networks.student2={temperature: 0.125, alpha: 2.0}",
+    "pairs.teacher1.student2={enabled: false}",
+    "pairs.teacher2.student1={temperature: 0.0625, alpha: 0.25}",
+    "pairs.teacher2.student2={beta: 4.0}",
+]
+PUBLISHED = "distillation.semantics=published"
+KDCL_OWN = ["distillation.temperature=2.0", "networks.student.alpha=0.5"]
+METHODS = {
+    "2T2S": ["topology=2T2S"],
+    "3T1S": ["topology=3T1S"],
+    "2T2S-own": OWN,
+    "2T2S-own-dml": [*OWN, "distillation.strategy=dml"],
+    "2T1S-published": ["topology=2T1S", PUBLISHED],
+    "1T2S-published": ["topology=1T2S", PUBLISHED],
+    "2T1S-threshold": [
+        "topology=2T1S",
+        "distillation.strategy=threshold",
+        "distillation.strategy_kwargs={delta: 0.25}",
+    ],
+    "2T2S-vanilla": ["topology=2T2S", "distillation.strategy=vanilla"],
+    "2T1S-kd": [
+        "topology=2T1S",
+        "distillation={strategy: kd, temperature: 4.0, alpha: 0.5}",
+        "networks.teacher1.weights=teacher1.pt",
+        "networks.teacher2.weights=teacher2.pt",
+    ],
+    "2T1S-kdcl-naive": ["topology=2T1S", "distillation.strategy=kdcl-naive", *KDCL_OWN],
+    "1T2S-kdcl-linear": ["topology=1T2S", "distillation.strategy=kdcl-linear"],
+    "1T2S-kdcl-minlogit": ["topology=1T2S", "distillation.strategy=kdcl-minlogit"],
+}
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_every_topology_strategy_and_semantics_is_the_oracles(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = _method_config(case, "placement=replicated", "coordinator=off", "run_dir=out")
+    _in_this_process(config)
+    _check_method(case, config, tmp_path / "out")
+
+
+@pytest.mark.parametrize("case", ["2T2S-own", "2T1S-published"])
+def test_and_with_a_rank_for_each_network(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = _method_config(case)
+    settings = [*METHODS[case], f"schedule.max_steps={METHOD_STEPS}"]
+    folder = train(tmp_path, config.world_size or 0, "run.yaml", *settings)
+    _check_method(case, config, folder)
+
+
+def _method_config(case: str, *more: str) -> Config:
+    """Write a case's files into the current folder, and read its run file."""
+    Path("run.yaml").write_text(TEMPLATE)
+    if case.endswith("kd"):
+        for seed, name in enumerate(("teacher1", "teacher2")):
+            torch.manual_seed(seed)
+            torch.save(registry.build("wrn-10-1", 1, 10).state_dict(), f"{name}.pt")
+    return load("run.yaml", [*METHODS[case], f"schedule.max_steps={METHOD_STEPS}", *more])
+
+
+def _in_this_process(config: Config) -> None:
+    """Train as `python -m switokd.train` does, on one thread; leaves no handler behind."""
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    torch.set_num_threads(1)
+    try:
+        worker.train(config, environment({}))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        torch.set_num_threads(threads)
+
+
+def _check_method(case: str, config: Config, folder: Path) -> None:
+    """Compare with the oracle: decisions, weights, paused steps; and that the case is one."""
+    networks, records = _train_reference(config, folder, METHOD_STEPS)
+    strategy = config.distillation.strategy
+    solved = strategy == "kdcl-linear"  # by two solvers, which do not agree to the last bit
+    modes = _check_decisions(config, folder, records, tolerance=1e-5)
+    if strategy in ("switokd", "threshold"):
+        assert set(modes) == {"learning", "expert"}
+    else:
+        assert set(modes) == {"expert" if strategy == "kd" else "learning"}
+
+    by_step: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for r in records:
+        by_step[r["teacher"], r["step"]].add(r["mode"])
+    summary = json.loads((folder / "summary.json").read_text())
+    for teacher in config.topology.teachers:
+        paused = sum(by_step[teacher, step] == {"expert"} for step in range(1, METHOD_STEPS + 1))
+        assert (paused > 0) == (strategy in ("switokd", "threshold", "kd"))
+        if case == "1T2S-published":
+            paused = 0  # its loss was multiplied by 0, which saves nothing
+        assert summary["networks"][teacher]["steps_paused"] == paused
+    for name, network in networks.items():
+        saved = torch.load(folder / "weights" / f"{name}.pt", weights_only=True)
+        initial = torch.load(folder / "weights" / "initial" / f"{name}.pt", weights_only=True)
+        for key, value in network.state_dict().items():
+            if solved:
+                torch.testing.assert_close(value, saved[key], rtol=1e-4, atol=1e-5)
+            else:
+                assert torch.equal(value, saved[key]), (name, key)
+        moved = any(not torch.equal(initial[k], saved[k]) for k in saved)
+        assert moved != (strategy == "kd" and name in config.topology.teachers)
+
+
+@pytest.mark.parametrize("case", SPREAD)
+def test_same_decisions_and_nearly_the_same_weights_over_several_ranks(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "run.yaml").write_text(RUN_FILE)
+    settings = [*SPREAD[case], *SHARED]
+    config = load(str(tmp_path / "run.yaml"), settings)
+    folder = train(tmp_path, config.world_size or 3, "run.yaml", *settings)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("nets", None)
+
+    networks, records = _train_reference(config, folder)
+
+    modes = _check_decisions(config, folder, records, tolerance=1e-3)
+    assert set(modes) == {"learning", "expert"} or "empty" in case
+    assert {r["n"] for r in records} == {config.data.batch_size, 3 if "empty" in case else 29}
+    for name, network in networks.items():
+        saved = torch.load(folder / "weights" / f"{name}.pt", weights_only=True)
+        initial = torch.load(folder / "weights" / "initial" / f"{name}.pt", weights_only=True)
+        for key, value in network.state_dict().items():
+            moved = (value - initial[key]).norm()
+            assert (saved[key] - value).norm() < 1e-3 * moved, (name, key)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_decisions_and_weights_as_the_oracle(case: str, tmp_path: Path) -> None:
+    recipe, *settings = [*CASES[case], *SHARED]
+    config = load(recipe, settings)
+    folder = train(tmp_path, config.world_size or 1, recipe, *settings)
+
+    networks, records = _train_reference(config, folder)
+
+    _check_decisions(config, folder, records, tolerance=1e-5)
+    decisions = lines(folder / "decisions.jsonl")
+    _check_switching(config, [d["mode"] for d in decisions])
+    summary = json.loads((folder / "summary.json").read_text())
+    for teacher in config.topology.teachers:
+        modes = [d["mode"] for d in decisions if d["teacher"] == teacher]
+        students = len(config.topology.students)
+        paused = sum(
+            set(modes[i : i + students]) == {"expert"} for i in range(0, len(modes), students)
+        )
+        assert summary["networks"][teacher]["steps_paused"] == paused
+        assert (paused > 0) == (config.distillation.strategy == "switokd")
+    for name, network in networks.items():
+        saved = torch.load(folder / "weights" / f"{name}.pt", weights_only=True)
+        initial = torch.load(folder / "weights" / "initial" / f"{name}.pt", weights_only=True)
+        differing = [k for k, v in network.state_dict().items() if not torch.equal(v, saved[k])]
+        assert not differing, f"{name}: {differing}"
+        assert any(not torch.equal(initial[k], saved[k]) for k in saved)
+
+
+def _check_decisions(
+    config: Config, folder: Path, records: list[dict[str, Any]], tolerance: float
+) -> list[str]:
+    """The same modes at every step, on nearly the same numbers; returns the modes."""
+    decisions = lines(folder / "decisions.jsonl")
+    assert len(decisions) == len(records)
+    assert len(decisions) == (config.schedule.max_steps or 0) * len(config.topology.pairs)
+    for ours, oracles in zip(decisions, records, strict=True):
+        numbers = {k: oracles[k] for k in ("gap", "e_s", "e_t", "epsilon", "delta")}
+        found = {k: ours[k] for k in numbers}
+        assert found == pytest.approx(numbers, rel=tolerance, abs=tolerance / 10)
+        exact = ("step", "teacher", "student", "mode", "n")
+        assert {k: ours[k] for k in exact} == {k: oracles[k] for k in exact}
+    return [d["mode"] for d in decisions]
+
+
+def _check_switching(config: Config, modes: list[str]) -> None:
+    """The run must have switched in both directions, or the comparison says little."""
+    if config.distillation.strategy == "dml":
+        assert set(modes) == {"learning"}
+        return
+    pairs = len(config.topology.pairs)
+    changes = {change for pair in range(pairs) for change in pairwise(modes[pair::pairs])}
+    assert {("learning", "expert"), ("expert", "learning")} <= changes
+
+
+def _train_reference(
+    config: Config, folder: Path, steps: int = STEPS
+) -> tuple[dict[str, torch.nn.Module], list[dict[str, Any]]]:
+    """Train the oracle from the run's initial weights on the run's batches."""
+    images = open_images(config.data, config.seed)
+    networks: dict[str, torch.nn.Module] = {}
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    for name, settings in config.networks.items():
+        model = registry.build(
+            settings.model, images.shape[0], images.classes, settings.model_kwargs
+        )
+        path = folder / "weights" / "initial" / f"{name}.pt"
+        model.load_state_dict(torch.load(path, weights_only=True))
+        networks[name] = model
+        if config.compute.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        fused = config.compute.fused_optimizer
+        o = settings.optimizer
+        assert o.name != "adamw"
+        optimizers[name] = (
+            torch.optim.Adam(model.parameters(), lr=o.lr, weight_decay=o.weight_decay, fused=fused)
+            if isinstance(o, Adam)
+            else torch.optim.SGD(
+                model.parameters(), o.lr, o.momentum, 0, o.weight_decay, fused=fused
+            )
+        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        batches = _batches(config, images, optimizers, steps)
+        return networks, reference.train(setup_of(config), networks, optimizers, batches)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def setup_of(config: Config) -> reference.Setup:
+    """The run file's settings as the oracle takes them: as they are written, nothing resolved."""
+    own: dict[str | tuple[str, str], dict[str, float]] = {}
+    for name, n in config.networks.items():
+        own[name] = _given(tau=n.temperature, alpha=n.alpha, beta=n.beta)
+    for teacher, students in config.pairs.items():
+        for student, p in students.items():
+            given = _given(tau=p.temperature, alpha=p.alpha, beta=p.beta)
+            own[teacher, student] = {**given, "enabled": p.enabled}
+    d = config.distillation
+    return reference.Setup(
+        {name: network.role for name, network in config.networks.items()},
+        d.strategy,
+        d.temperature,
+        d.alpha,
+        d.beta,
+        own,
+        d.semantics,
+        d.strategy_kwargs.get("delta", math.nan),
+    )
+
+
+def _given(**settings: float | None) -> dict[str, float]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _batches(
+    config: Config, images: Images, optimizers: dict[str, torch.optim.Optimizer], steps: int
+) -> Iterator[Batch]:
+    """The run's batches; at the milestone, between two epochs, the learning rates drop."""
+    (milestone,) = config.schedule.milestones
+    for step, batch in enumerate(images.stream(steps)):
+        if step == milestone * images.steps_per_epoch:
+            for optimizer in optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = group["lr"] * config.schedule.gamma
+        x, y = batch
+        # A copy has the order's own strides, by which PyTorch chooses how to convolve; those of
+        # an image of one channel are ambiguous otherwise.
+        last = config.compute.channels_last
+        order = torch.channels_last if last else torch.contiguous_format
+        yield x.clone(memory_format=order), y

@@ -1,0 +1,183 @@
+"""The training step reads from the device once: nothing else keeps a GPU waiting for the host.
+
+There need not be a GPU to see it: what would wait for one are calls of a few kinds, and all of them
+are counted here, those of the telemetry that follows each step as well.
+
+Not covered: what a step computes (`test_oracle.py`); waits inside of a GPU's own kernels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.in_process import ONE_PROCESS, InProcess
+from switokd.config.config import Config
+from switokd.training.meters import EpochLog
+from tests.support import REPOSITORY, TORCHRUN, lines, run
+
+STEPS = 6
+NETWORKS = {
+    "t1": {"role": "teacher", "model": "wrn-10-1"},
+    "t2": {"role": "teacher", "model": "wrn-10-1"},
+    "s": {"role": "student", "model": "wrn-10-1"},
+}
+
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
+"""Operators that need values to go on, however they are reached: `item` and `if` are the first."""
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operators that wait, also those that PyTorch itself calls."""
+
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = found
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        name = func.overloadpacket.__name__
+        if name in WAITING or (name.startswith("index") and _has_mask(args)):
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def reading() -> Iterator[Counter[str]]:
+    """Count all reads inside."""
+    found: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patch, Waits(found):
+        # These are no operators on a CPU; what is made of numbers has to be brought to a GPU.
+        calls = [(Tensor, name) for name in ("tolist", "numpy", "cpu", "new_tensor")]
+        for place, name in [*calls, (torch, "tensor"), (torch, "as_tensor")]:
+            whole = getattr(place, name)
+
+            def call(*args: Any, name: str = name, whole: Any = whole, **more: Any) -> object:
+                found[name] += 1
+                return whole(*args, **more)
+
+            patch.setattr(place, name, call)
+        yield found
+
+
+def _has_mask(args: Any) -> bool:
+    return any(i is not None and i.dtype is torch.bool for i in args[1])
+
+
+def configured(strategy: str, **sections: Any) -> Config:
+    raw = {
+        **ONE_PROCESS,
+        "name": "step",
+        "device": "cpu",
+        "data": {"dataset": "digits", "batch_size": 16, **sections.pop("data", {})},
+        "networks": {n: {**each, **sections.pop(n, {})} for n, each in NETWORKS.items()},
+        "distillation": {"strategy": strategy},
+        "schedule": {"epochs": 1, "max_steps": STEPS, **sections.pop("schedule", {})},
+        "compute": sections.pop("compute", {}),
+    }
+    assert not sections
+    return Config.model_validate(raw)
+
+
+def reads_of(config: Config) -> list[Counter[str]]:
+    """Train, and give what each step and its telemetry read."""
+    ours = InProcess(config)
+    log = EpochLog(ours.learners, ours.place, ours.decider, ours.device)
+    log._feeds = []  # they read twice a second, whatever the steps
+    found = []
+    for x, y in ours.batches(STEPS):
+        with reading() as reads:
+            log.add(ours.step(x, y), len(y))
+        found.append(reads)
+    assert len(found) == STEPS
+    assert all(math.isfinite(sums) for meter in log._meters.values() for sums in meter.sums())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sections"),
+    [
+        ("switokd", {}),
+        ("switokd", {"compute": {"precision": "bf16"}}),
+        ("switokd", {"compute": {"precision": "fp16"}}),
+        ("switokd", {"schedule": {"accumulate": 2}}),
+        ("switokd", {"schedule": {"ema_decay": 0.9}}),
+        ("switokd", {"t1": {"clip_norm": 1.0}}),
+        ("switokd", {"data": {"mixup": 0.4}}),
+        ("dml", {}),
+        ("kdcl-naive", {}),
+        ("kdcl-linear", {}),
+        ("kdcl-minlogit", {}),
+        ("kdcl-general", {}),
+    ],
+    ids=str,
+)
+def test_a_step_reads_from_the_device_once(strategy: str, sections: dict[str, Any]) -> None:
+    first, *later = reads_of(configured(strategy, **sections))
+    assert first == {"tolist": 1, "tensor": 1}  # the header, from pinned memory
+    assert later == [{"tolist": 1}] * (STEPS - 1)
+
+
+# The training itself, with each step's reads counted.
+COUNTING = """
+import json
+import os
+import sys
+from switokd import worker
+from switokd.training import trainer
+from switokd.runtime.environment import environment
+from switokd.config.run_file import load
+from tests.training.test_step import reading
+
+train_step, found = trainer.train_step, []
+
+def counted(*arguments):
+    with reading() as reads:
+        result = train_step(*arguments)
+    found.append(reads)
+    return result
+
+trainer.train_step = counted
+worker.train(load("digits-2t1s", sys.argv[1:]), environment(os.environ))
+with open(f"rank{os.environ['RANK']}.json", "w") as file:
+    json.dump(found, file)
+"""
+
+
+def test_nor_does_a_rank_that_shares_its_networks_read_more(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(COUNTING)
+    settings = ["placement=replicated", "data.batch_size=16"]
+    settings += [f"networks.{name}.model=wrn-10-1" for name in ("teacher1", "teacher2", "student")]
+    settings += ["distillation.temperature=0.25", f"schedule.max_steps={STEPS}", "run_dir=out"]
+    command = [TORCHRUN, "--standalone", "--nproc-per-node=2", "script.py", *settings]
+    code, _, err = run(command, tmp_path, 110, PYTHONPATH=str(REPOSITORY))
+    assert code == 0, err
+    decisions = lines(tmp_path / "out" / "decisions.jsonl")
+    assert {d["teacher"] for d in decisions if d["mode"] == "learning"} == {"teacher1", "teacher2"}
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert found == [{"tolist": 1, "tensor": 1}, *[{"tolist": 1}] * (STEPS - 1)]
+
+
+def test_reads_are_seen_wherever_they_happen() -> None:
+    x = torch.arange(4.0, requires_grad=True)
+    inside: list[float] = []
+    with reading() as found:
+        y = (x * x).sum()
+        y.register_hook(lambda gradient: inside.append(gradient.item()))  # type: ignore[no-untyped-call]
+        y.backward()  # type: ignore[no-untyped-call]
+        if x[x > 1].sum() > 0:
+            x.detach().cpu().tolist()
+    assert inside == [1.0]
+    assert found == {"_local_scalar_dense": 2, "index": 1, "cpu": 1, "tolist": 1}
