@@ -23,7 +23,7 @@ from bench import ranks
 from bench.runs import BATCH, CLASSES
 from switokd.planning.measure_links import measure_links
 from switokd.runtime.environment import environment
-from switokd.runtime.placement import Place, Placement
+from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import join_world
 from switokd.training.exchange import Exchange, all_gather
 
@@ -50,7 +50,7 @@ def exchange_ranks(folder: Path, arguments: Mapping[str, Any]) -> None:
     with join_world(env, device, 60) as world:
         link = measure_links(world, decision_seconds=0.0)
         placement = Placement.of({f"n{i}": [i] for i in range(env.world_size)})
-        exchange = Exchange(Place(placement, env.rank), "0" * 12, CLASSES, world.steps)
+        exchange = Exchange(LocalPlacement(placement, env.rank), "0" * 12, CLASSES, world.steps)
         z = torch.randn(BATCH, CLASSES, device=device)
         y = torch.arange(BATCH, device=device) % CLASSES
         mine = torch.cat([z.flatten(), z.new_zeros(2 * BATCH + 4)])
@@ -58,7 +58,7 @@ def exchange_ranks(folder: Path, arguments: Mapping[str, Any]) -> None:
 
         def ours(step: int) -> None:
             gathered = exchange(step, {f"n{env.rank}": z}, {f"n{env.rank}": y}, BATCH)
-            exchange.check(gathered.vitals.tolist())
+            exchange.check(gathered.health.tolist())
 
         def bare(step: int) -> None:
             all_gather(everyone, mine, group=world.steps)

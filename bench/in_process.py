@@ -18,17 +18,17 @@ from torch import Tensor
 from bench.images import Noise
 from bench.runs import CLASSES
 from switokd.config.config import Config
-from switokd.coordination.local import Alone
+from switokd.coordination.local import LocalDecider
 from switokd.data.images import Images, open_images
 from switokd.data.loader import Batch
-from switokd.data.prefetch import feed
+from switokd.data.prefetch import prefetch
 from switokd.data.sources import ArraySource, Sources
 from switokd.runtime.environment import Environment
-from switokd.runtime.placement import Place
+from switokd.runtime.placement import LocalPlacement
 from switokd.runtime.process_group import World
-from switokd.training.build import make_learners, make_models, make_routines
+from switokd.training.build import make_graphed_functions, make_learners, make_models
 from switokd.training.exchange import Exchange
-from switokd.training.schedules import Windows
+from switokd.training.schedules import AccumulationWindow
 from switokd.training.step import StepResult, train_step
 from switokd.training.trainer import total_steps
 
@@ -61,32 +61,32 @@ class InProcess:
         config: Config,
         device: torch.device | None = None,
         images: Images | None = None,
-        decider: Alone | None = None,
+        decider: LocalDecider | None = None,
     ) -> None:
         self.config = config
         self.device = device or torch.device("cpu")
         self.images = images or open_images(config.data, config.seed)
-        self.place = place = Place(config.placement_on(1), 0)
+        self.place = place = LocalPlacement(config.placement_on(1), 0)
         models = make_models(config, place.networks, self.images)
         world = World(Environment(), self.device)
         self.images = self.images.on(self.device, config.compute.data_on_device)
-        windows = Windows(
+        windows = AccumulationWindow(
             config.schedule.accumulate,
             self.images.steps_per_epoch,
             total_steps(config, self.images),
         )
         classes, soft = self.images.classes, config.data.has_soft_targets
         self.learners = make_learners(config, place, models, world, self.images, windows)
-        routines = make_routines(config.compute, self.device)
+        graphed_functions = make_graphed_functions(config.compute, self.device)
         self._exchange = Exchange(
-            place, config.digest, classes, soft_targets=soft, routines=routines
+            place, config.digest, classes, soft_targets=soft, graphed_functions=graphed_functions
         )
-        self.decider = decider or Alone(config, lambda decision: None)
+        self.decider = decider or LocalDecider(config, lambda decision: None)
         self._done = 0
 
     def batches(self, steps: int) -> Iterator[Batch]:
         """The first batches of a training, as its steps take them."""
-        return feed(self.images.stream(steps), self.device, self.config.compute.channels_last)
+        return prefetch(self.images.stream(steps), self.device, self.config.compute.channels_last)
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """Train on one more batch."""

@@ -17,7 +17,7 @@ from typing import Any
 from bench.figures import Figure, Say
 from bench.in_process import ONE_PROCESS, InProcess, configured
 from bench.runs import run_file
-from switokd.coordination.local import Alone
+from switokd.coordination.local import LocalDecider
 from switokd.distillation.decision import Mode, Rule, decide
 from switokd.distillation.distances import Parts, means
 from switokd.runtime.allocator import keep_freed_memory
@@ -25,7 +25,7 @@ from switokd.runtime.allocator import keep_freed_memory
 FIGURES = ("paused_over_learning", "paused_over_learning_bf16")
 
 
-class Forced(Alone):
+class Forced(LocalDecider):
     """Decides as it is told."""
 
     mode = Mode.LEARNING

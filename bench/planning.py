@@ -121,16 +121,16 @@ def _profiling_rank(folder: Path, arguments: Mapping[str, Any]) -> None:
     from switokd.data.images import open_images
     from switokd.planning.auto import measured_profiles
     from switokd.runtime.allocator import keep_freed_memory
-    from switokd.runtime.environment import Crew, environment
+    from switokd.runtime.environment import ProcessLayout, environment
     from switokd.runtime.process_group import join_world
 
     keep_freed_memory()  # as in training, by default
     env, config = environment(), configured(arguments)
-    crew = Crew(env.world_size, max(cores() // env.world_size, 1))
-    torch.set_num_threads(crew.threads)
+    layout = ProcessLayout(env.world_size, max(cores() // env.world_size, 1))
+    torch.set_num_threads(layout.threads)
     images = open_images(config.data, config.seed)
     with join_world(env, torch.device("cpu"), config.coordinator.timeout) as world:
-        for found in measured_profiles(config, world, images, [crew]).values():  # on rank 0
+        for found in measured_profiles(config, world, images, [layout]).values():  # on rank 0
             found.save(folder / "profile.json")
 
 

@@ -18,7 +18,7 @@ LAYERS = 16
 """Parts of a network with weights of its own."""
 
 
-class Waiting(nn.Module):
+class WaitingTimes(nn.Module):
     """A linear layer on the means of the channels, that takes as long as it is told.
 
     parameters: how many weights it has besides. They do nothing, but their gradients (zeros) arrive

@@ -94,7 +94,7 @@ def distil(
     UsageError and NonFiniteError as in `errors.py`.
     """
     data = plugins.name_of("data", train)
-    lent: dict[str, Any] = {data: plugins.Datasets(train, test, classes)}
+    lend: dict[str, Any] = {data: plugins.Datasets(train, test, classes)}
     networks: dict[str, dict[str, Any]] = {}
     for role, given in (("teacher", teachers), ("student", students)):
         for name, thing in given.items():
@@ -107,7 +107,7 @@ def distil(
                 )
             model = thing if isinstance(thing, str) else plugins.name_of(name, thing)
             networks[name] = {"role": role, "model": model}
-            lent[model] = thing
+            lend[model] = thing
     raw = {
         "name": "distil",
         "data": {"dataset": data},
@@ -116,7 +116,7 @@ def distil(
     }
     config = checked(raw, "distil", [_setting(key, value) for key, value in settings.items()])
     _refuse_torchrun()
-    return _train_here(with_folders(config, Path.cwd()), lent)
+    return _train_here(with_folders(config, Path.cwd()), lend)
 
 
 def _config(source: Source, overrides: Sequence[str]) -> Config:
@@ -144,13 +144,13 @@ def _refuse_torchrun() -> None:
         )
 
 
-def _refuse_untrained(config: Config, lent: Mapping[str, Any]) -> None:
+def _refuse_untrained(config: Config, lend: Mapping[str, Any]) -> None:
     """UsageError if a strategy leaves teachers as they come, and one comes from a callable."""
     if not config.method.strategy.frozen_teachers:
         return
     for name in config.topology.teachers:
         network = config.networks[name]
-        thing = lent.get(network.model)
+        thing = lend.get(network.model)
         if thing is not None and network.weights is None and not isinstance(thing, nn.Module):
             raise UsageError(
                 f"distil: strategy {config.distillation.strategy} leaves its teachers as they "
@@ -158,7 +158,7 @@ def _refuse_untrained(config: Config, lent: Mapping[str, Any]) -> None:
             )
 
 
-def _train_here(config: Config, lent: Mapping[str, Any] = NOTHING) -> Run:
+def _train_here(config: Config, lend: Mapping[str, Any] = NOTHING) -> Run:
     """Train in this process."""
     if config.coordinator.address not in ("auto", "off"):
         raise UsageError(
@@ -170,11 +170,11 @@ def _train_here(config: Config, lent: Mapping[str, Any] = NOTHING) -> Run:
     alone += [f"networks.{name}.ranks=1" for name in config.networks]
     config = checked(config.model_dump(mode="json"), config.name, alone)
     folders = import_folders(config, Path.cwd())
-    with _as_it_was(), plugins.lent(lent), importing_from(folders):
-        _refuse_untrained(config, lent)
+    with _as_it_was(), plugins.lend(lend), importing_from(folders):
+        _refuse_untrained(config, lend)
         path = worker.train(config, Environment(embedded=True))
     assert path is not None, "one process, which is rank 0"
-    return Run(path, lent)
+    return Run(path, lend)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _lent: ContextVar[Mapping[str, Any]] = ContextVar("_lent", default=MappingProxyType({}))
 
 
-def look_in(folders: Iterable[str]) -> None:
+def add_import_folders(folders: Iterable[str]) -> None:
     """Let modules be imported from these folders as well."""
     for folder in folders:
         if folder not in sys.path:
@@ -81,7 +81,7 @@ def is_object(name: str) -> bool:
 
 
 @contextmanager
-def lent(things: Mapping[str, Any]) -> Iterator[None]:
+def lend(things: Mapping[str, Any]) -> Iterator[None]:
     """Within the body these objects are found under their names."""
     token = _lent.set(things)
     try:

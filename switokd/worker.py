@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from switokd.config.config import Config
-from switokd.coordination.client import Client, Endpoint, Seat
-from switokd.coordination.local import Alone
+from switokd.coordination.client import Client, Endpoint, Membership
+from switokd.coordination.local import LocalDecider
 from switokd.coordination.process import coordinator_process
 from switokd.data.images import Images, open_images
-from switokd.data.prefetch import feed
-from switokd.data.signature import Interface
+from switokd.data.prefetch import prefetch
+from switokd.data.signature import InputSignature
 from switokd.errors import (
     CollectiveError,
     PeerError,
@@ -24,7 +24,7 @@ from switokd.errors import (
 from switokd.models import registry
 from switokd.planning.auto import Choice, choose_placement
 from switokd.runs import run_folder
-from switokd.runs.recorder import Desk
+from switokd.runs.recorder import RunRecorder
 from switokd.runtime.allocator import keep_freed_memory
 from switokd.runtime.device import choose_device
 from switokd.runtime.environment import Environment
@@ -34,20 +34,20 @@ from switokd.runtime.lifecycle import (
     ignore_sigterm,
     unwind_on_sigterm,
 )
-from switokd.runtime.placement import Place, Placement
+from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import World, check_same_configuration, join_world
 from switokd.runtime.threads import stay_within_limits
-from switokd.runtime.watchdog import Overdue
+from switokd.runtime.watchdog import Watchdog
 from switokd.training.build import (
     Models,
     check_shards,
+    make_graphed_functions,
     make_learners,
     make_models,
-    make_routines,
     tf32,
 )
 from switokd.training.exchange import Exchange
-from switokd.training.schedules import Windows
+from switokd.training.schedules import AccumulationWindow
 from switokd.training.trainer import Trainer, total_steps
 
 
@@ -78,38 +78,47 @@ def train(config: Config, env: Environment) -> Path | None:
             return None
         built = built or make_models(config, placement.networks_of(env.rank), images)
         check_shards(config, placement, images)
-        place = Place(placement, env.rank)
-        windows = Windows(config.schedule.accumulate, images.steps_per_epoch, steps)
+        place = LocalPlacement(placement, env.rank)
+        windows = AccumulationWindow(config.schedule.accumulate, images.steps_per_epoch, steps)
         learners = make_learners(config, place, built, world, images, windows)
         images = images.on(device, config.compute.data_on_device)
         stream = images.stream(steps, part=place.part)
-        batches = feed(stream, device, config.compute.channels_last, config.compute.copy_ahead)
-        desk = world.on_rank_0(lambda: Desk(config, placement, steps))
-        if desk:
-            stack.callback(desk.folder.discard_if_unused)
-        decider, where = stack.enter_context(decided_by(config, world, placement, desk))
-        soft, routines = config.data.has_soft_targets, make_routines(config.compute, device)
+        batches = prefetch(stream, device, config.compute.channels_last, config.compute.copy_ahead)
+        recorder = world.on_rank_0(lambda: RunRecorder(config, placement, steps))
+        if recorder:
+            stack.callback(recorder.folder.discard_if_unused)
+        decider, where = stack.enter_context(decided_by(config, world, placement, recorder))
+        soft, graphed_functions = (
+            config.data.has_soft_targets,
+            make_graphed_functions(config.compute, device),
+        )
         exchange = Exchange(
-            place, config.digest, images.classes, world.steps, world.transport, soft, routines
+            place,
+            config.digest,
+            images.classes,
+            world.steps,
+            world.transport,
+            soft,
+            graphed_functions,
         )
         if world.is_silent and isinstance(decider, Client):
-            exchange.overdue = Overdue(config.coordinator.timeout, decider.stall)
-        trainer = Trainer(config, world, images, batches, learners, exchange, decider, desk)
+            exchange.watchdog = Watchdog(config.coordinator.timeout, decider.stall)
+        trainer = Trainer(config, world, images, batches, learners, exchange, decider, recorder)
         counts = {li.name: registry.parameter_count(li.model) for li in learners}
         gathered = world.gather(counts)
-        if desk:
-            desk.parameters = {name: n for rank in gathered for name, n in rank.items()}
-            desk.folder.save_interface(Interface.of(images))
-            desk.folder.save_profiles(choice.measured)
+        if recorder:
+            recorder.parameters = {name: n for rank in gathered for name, n in rank.items()}
+            recorder.folder.save_signature(InputSignature.of(images))
+            recorder.folder.save_profiles(choice.measured)
         if config.save_initial_weights:
             trainer.save_weights("weights/initial")
-        with desk.bar if desk else nullcontext():
-            if desk:
-                desk.bar.console.print(describe(config, world, placement, where))
+        with recorder.bar if recorder else nullcontext():
+            if recorder:
+                recorder.bar.console.print(describe(config, world, placement, where))
             trainer.run()
-        if desk:
-            desk.finish()
-        return desk.folder.path if desk else None
+        if recorder:
+            recorder.finish()
+        return recorder.folder.path if recorder else None
 
 
 def meet(
@@ -154,20 +163,22 @@ def describe(config: Config, world: World, placement: Placement, where: str) -> 
 
 @contextmanager
 def decided_by(
-    config: Config, world: World, placement: Placement, desk: Desk | None
-) -> Iterator[tuple[Client | Alone, str]]:
+    config: Config, world: World, placement: Placement, recorder: RunRecorder | None
+) -> Iterator[tuple[Client | LocalDecider, str]]:
     """Who decides, and where that is in words."""
     if config.coordinator.address == "off":
-        assert desk is not None, "one process, which is rank 0"
+        assert recorder is not None, "one process, which is rank 0"
         if not world.env.embedded:
             unwind_on_sigterm()
-        yield Alone(config, desk.on_decision), "no coordinator"
+        yield LocalDecider(config, recorder.on_decision), "no coordinator"
         return
     with meeting_point(config, world) as (endpoint, run_id):
         where = f"coordinator {endpoint}"
         if endpoint.http:
             where = f"live metrics http://{endpoint.http}/metrics"
-        with joined(Seat(endpoint, run_id, world.rank), config, placement, desk) as client:
+        with joined(
+            Membership(endpoint, run_id, world.rank), config, placement, recorder
+        ) as client:
             yield client, where
 
 
@@ -188,18 +199,20 @@ def meeting_point(config: Config, world: World) -> Iterator[tuple[Endpoint, str]
 
 
 @contextmanager
-def joined(seat: Seat, config: Config, placement: Placement, desk: Desk | None) -> Iterator[Client]:
+def joined(
+    membership: Membership, config: Config, placement: Placement, recorder: RunRecorder | None
+) -> Iterator[Client]:
     """A client that says goodbye with the reason if the body fails.
 
     Where a peer's loss shows here first as a broken collective, or as torchrun's SIGTERM, the
     coordinator may know more: then its PeerError is raised instead.
     """
     client = Client(
-        seat,
+        membership,
         config,
         placement,
-        on_decision=desk.on_decision if desk else lambda decision: None,
-        on_failure=end_if_stuck(placement.who(seat.rank)),
+        on_decision=recorder.on_decision if recorder else lambda decision: None,
+        on_failure=end_if_stuck(placement.who(membership.rank)),
     )
     unwind_on_sigterm()
     try:

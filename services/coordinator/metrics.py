@@ -22,7 +22,7 @@ from prometheus_client.utils import floatToGoString
 
 from switokd.distillation.decision import Decision, Mode, PairDecision
 from switokd.distillation.topology import Pair
-from switokd.services.coordinator.rounds import Run, State
+from switokd.services.coordinator.rounds import Phase, RunState
 
 # From 50 microseconds: a round trip on one machine takes a few hundred.
 SECONDS_BUCKETS = (
@@ -77,7 +77,7 @@ class NetworkNumbers:
 class RunNumbers:
     """All that is shown of one run."""
 
-    run: Run
+    run: RunState
     steps: int = 0
     round_duration: Distribution = field(default_factory=Distribution)
     pairs: dict[Pair, PairNumbers] = field(default_factory=dict)
@@ -178,7 +178,7 @@ class Metrics(Collector):
         self.registry.register(self)
         self._runs: dict[str, RunNumbers] = {}
 
-    def of(self, run: Run) -> RunNumbers:
+    def of(self, run: RunState) -> RunNumbers:
         """A run's numbers, shown from now on until it is forgotten."""
         return self._runs.setdefault(run.run_id, RunNumbers(run))
 
@@ -220,7 +220,7 @@ def _series(numbers: RunNumbers) -> Iterator[Series]:
     run_id = run.run_id
     yield "connected_ranks", (run_id,), len(run.connected)
     yield "expected_ranks", (run_id,), run.world_size
-    for state in State:
+    for state in Phase:
         yield "run_state", (run_id, state.value), state is run.state
     if steps:
         yield "steps", (run_id,), steps

@@ -24,7 +24,7 @@ STALL_SECONDS = 1.0
 """Ranks notice a peer's silence at the same time, give or take this."""
 
 
-class State(Enum):
+class Phase(Enum):
     """Life of a run."""
 
     JOINING = "joining"
@@ -49,7 +49,7 @@ class Decided(NamedTuple):
     duration: float
 
 
-class Run:
+class RunState:
     """One run's ranks, rounds, last decision. Methods that raise `Refusal` change nothing."""
 
     def __init__(
@@ -79,15 +79,15 @@ class Run:
         return len(self.plan.networks_of)
 
     @property
-    def state(self) -> State:
+    def state(self) -> Phase:
         """Where the run stands."""
         if self.failure:
-            return State.FAILED
+            return Phase.FAILED
         if len(self.finished) == self.world_size:
-            return State.FINISHED
+            return Phase.FINISHED
         attached = len(self.connected | self.finished)
         started = attached == self.world_size or any(self._step_of.values())
-        return State.TRAINING if started else State.JOINING
+        return Phase.TRAINING if started else Phase.JOINING
 
     def who(self, rank: int) -> str:
         """A rank as people know it, with all it holds: "rank 1 (teacher2, student)"."""
@@ -175,13 +175,13 @@ class Run:
         if self.ended_at is None:
             self.failure, self.ended_at = sentence, now
 
-    def overdue(self, now: float) -> str | None:
+    def watchdog(self, now: float) -> str | None:
         """Say which ranks keep the run waiting for longer than the plan allows, if any do."""
         if self.ended_at is not None:
             return None
         if self.stalled:
             return self._silent() if now - self._stalled_at > STALL_SECONDS else None
-        if self.state is State.JOINING:
+        if self.state is Phase.JOINING:
             waiting_since, what = self._created_at, "no stream"
             present = self.connected
         elif self._rounds:

@@ -24,7 +24,7 @@ import grpc
 from switokd.distillation.topology import Pair, Topology
 from switokd.services.coordinator.metrics import Distribution, Metrics, RunNumbers
 from switokd.services.coordinator.plan import Plan, Refusal
-from switokd.services.coordinator.rounds import Run, State
+from switokd.services.coordinator.rounds import Phase, RunState
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.wire import (
     ROLE_FROM_WIRE,
@@ -37,10 +37,10 @@ SERVICE = pb.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
 log = logging.getLogger(__name__)
 
 STATE_TO_WIRE = {
-    State.JOINING: pb.RUN_STATE_JOINING,
-    State.TRAINING: pb.RUN_STATE_TRAINING,
-    State.FINISHED: pb.RUN_STATE_FINISHED,
-    State.FAILED: pb.RUN_STATE_FAILED,
+    Phase.JOINING: pb.RUN_STATE_JOINING,
+    Phase.TRAINING: pb.RUN_STATE_TRAINING,
+    Phase.FINISHED: pb.RUN_STATE_FINISHED,
+    Phase.FAILED: pb.RUN_STATE_FAILED,
 }
 
 
@@ -82,11 +82,11 @@ class Outbox:
 
 
 @dataclass
-class Seat:
+class Session:
     """One stream: what is to be sent on it and, once it has said whose it is, the rank's place."""
 
     outbox: Outbox
-    run: Run | None = None
+    run: RunState | None = None
     rank: int = -1
     others: dict[int, Outbox] = field(default_factory=dict)
     """Outboxes of all ranks of the run, this one's among them."""
@@ -109,7 +109,7 @@ class Coordinator:
         forget_after: float = 600.0,
         strategies: Collection[str] = (),
     ) -> None:
-        self.runs: dict[str, Run] = {}
+        self.runs: dict[str, RunState] = {}
         self._metrics = metrics
         self._clock = clock
         self._forget_after = forget_after
@@ -148,7 +148,7 @@ class Coordinator:
             if not request.run_id:
                 raise Refusal(Refusal.Kind.INVALID_ARGUMENT, "a run needs an id")
             plan = _plan_from_wire(request.plan)
-            run = self.runs.get(request.run_id) or Run(
+            run = self.runs.get(request.run_id) or RunState(
                 request.run_id, plan, self._clock(), self._strategies
             )
             run.join(request.rank, plan)
@@ -178,17 +178,17 @@ class Coordinator:
 
     async def Train(self, _: object, context: Context) -> None:
         """See the contract."""
-        seat = Seat(Outbox())
-        reader = asyncio.create_task(self._read(context, seat))
+        session = Session(Outbox())
+        reader = asyncio.create_task(self._read(context, session))
         try:
-            while not isinstance(item := await seat.outbox.get(), End):
+            while not isinstance(item := await session.outbox.get(), End):
                 await context.write(item)
             reader.cancel()
             if item.code is not grpc.StatusCode.OK:
                 await context.abort(item.code, item.sentence)
         finally:  # also when the rank is gone: then this handler is cancelled
             reader.cancel()
-            self._close(seat)
+            self._close(session)
 
     async def watch(self, interval: float = 0.5) -> None:
         """End runs whose ranks hang, forget runs that ended long ago; forever."""
@@ -201,8 +201,8 @@ class Coordinator:
 
     def _tend(self, now: float) -> None:
         for run in list(self.runs.values()):
-            if overdue := run.overdue(now):
-                run.fail(overdue, now)
+            if watchdog := run.watchdog(now):
+                run.fail(watchdog, now)
                 self._after_change(run)
             if run.ended_at is not None and now - run.ended_at > self._forget_after:
                 del self.runs[run.run_id]
@@ -210,72 +210,72 @@ class Coordinator:
                 self._metrics.forget(run.run_id)
                 log.info("run %s: forgotten", run.run_id)
 
-    async def _read(self, context: Context, seat: Seat) -> None:
+    async def _read(self, context: Context, session: Session) -> None:
         """Handle one stream's messages until the rank leaves."""
         try:
             while (message := await context.read()) is not grpc.aio.EOF:
-                self._handle(message, seat)
+                self._handle(message, session)
         except Refusal as refusal:
-            if seat.run is not None:
-                seat.run.leave(seat.rank, str(refusal), self._clock())
-            seat.outbox.put(End(_code(refusal), str(refusal)))
+            if session.run is not None:
+                session.run.leave(session.rank, str(refusal), self._clock())
+            session.outbox.put(End(_code(refusal), str(refusal)))
         except Exception as error:  # a fault of ours: say so instead of leaving the rank to wait
             log.exception("stream failed")
-            seat.outbox.put(End(grpc.StatusCode.INTERNAL, f"coordinator fault: {error!r}"))
+            session.outbox.put(End(grpc.StatusCode.INTERNAL, f"coordinator fault: {error!r}"))
         else:
-            seat.outbox.put(End(grpc.StatusCode.OK))
+            session.outbox.put(End(grpc.StatusCode.OK))
 
-    def _handle(self, message: pb.TrainRequest, seat: Seat) -> None:
+    def _handle(self, message: pb.TrainRequest, session: Session) -> None:
         event = message.WhichOneof("event")
-        run = seat.run
+        run = session.run
         if run is None or event == "attach":
             if run is not None or event != "attach":
                 raise Refusal(
                     Refusal.Kind.INVALID_ARGUMENT,
                     f"attach must be the first message of a stream and only the first; got {event}",
                 )
-            self._attach(message.attach, seat)
+            self._attach(message.attach, session)
         elif event == "report":
-            self._report(message.report, run, seat)
+            self._report(message.report, run, session)
         elif event == "progress":
-            self._progress(message.progress, run, seat.rank)
+            self._progress(message.progress, run, session.rank)
         elif event == "stall":
-            run.stall(seat.rank, message.stall.doing, self._clock())
+            run.stall(session.rank, message.stall.doing, self._clock())
         elif event == "leave":
-            run.leave(seat.rank, message.leave.failure, self._clock())
-            seat.outbox.put(End(grpc.StatusCode.OK))
+            run.leave(session.rank, message.leave.failure, self._clock())
+            session.outbox.put(End(grpc.StatusCode.OK))
         else:
             raise Refusal(Refusal.Kind.INVALID_ARGUMENT, "a message without an event")
 
-    def _attach(self, message: pb.Attach, seat: Seat) -> None:
+    def _attach(self, message: pb.Attach, session: Session) -> None:
         run = self._find(message.run_id)
         run.attach(message.rank)
-        seat.run, seat.rank = run, message.rank
-        seat.others = self._outboxes.setdefault(run.run_id, {})
-        seat.others[message.rank] = seat.outbox
-        seat.numbers = self._metrics.of(run)
-        seat.exchanges = seat.numbers.exchange(seat.rank)
-        teachers = dict.fromkeys(pair.teacher for pair in run.plan.pairs_of[seat.rank])
-        seat.waits = [seat.numbers.decision_wait(teacher) for teacher in teachers]
-        seat.outbox.put(ATTACHED)
+        session.run, session.rank = run, message.rank
+        session.others = self._outboxes.setdefault(run.run_id, {})
+        session.others[message.rank] = session.outbox
+        session.numbers = self._metrics.of(run)
+        session.exchanges = session.numbers.exchange(session.rank)
+        teachers = dict.fromkeys(pair.teacher for pair in run.plan.pairs_of[session.rank])
+        session.waits = [session.numbers.decision_wait(teacher) for teacher in teachers]
+        session.outbox.put(ATTACHED)
         self._after_change(run)
 
-    def _report(self, message: pb.Report, run: Run, seat: Seat) -> None:
-        decided = run.report(seat.rank, message.step, sums_from_wire(message), self._clock())
+    def _report(self, message: pb.Report, run: RunState, session: Session) -> None:
+        decided = run.report(session.rank, message.step, sums_from_wire(message), self._clock())
         if decided:
             response = pb.TrainResponse(decision=decision_to_wire(decided.decision))
             data = response.SerializeToString()
-            for outbox in seat.others.values():
+            for outbox in session.others.values():
                 outbox.put(data)
-            assert seat.numbers is not None
-            seat.numbers.decided(decided.decision, decided.duration)
+            assert session.numbers is not None
+            session.numbers.decided(decided.decision, decided.duration)
         if message.HasField("decision_wait_seconds"):
-            for waits in seat.waits:
+            for waits in session.waits:
                 waits.add(message.decision_wait_seconds)
-        if seat.exchanges is not None and message.HasField("exchange_seconds"):
-            seat.exchanges.add(message.exchange_seconds)
+        if session.exchanges is not None and message.HasField("exchange_seconds"):
+            session.exchanges.add(message.exchange_seconds)
 
-    def _progress(self, message: pb.Progress, run: Run, rank: int) -> None:
+    def _progress(self, message: pb.Progress, run: RunState, rank: int) -> None:
         networks = run.plan.networks_of[rank]
         network = message.network or networks[0]
         if network not in run.plan.topology:  # rank 0 sends all networks' test accuracies
@@ -291,19 +291,19 @@ class Coordinator:
             message.test_accuracy if message.HasField("test_accuracy") else None,
         )
 
-    def _close(self, seat: Seat) -> None:
+    def _close(self, session: Session) -> None:
         """Give the seat up; a rank that did not say goodbye is lost, and its run with it."""
-        run = seat.run
+        run = session.run
         if run is None:
             return
-        del seat.others[seat.rank]
-        if not seat.others:
+        del session.others[session.rank]
+        if not session.others:
             self._outboxes.pop(run.run_id, None)
-        if seat.rank in run.connected:
-            run.lose(seat.rank, self._clock())
+        if session.rank in run.connected:
+            run.lose(session.rank, self._clock())
         self._after_change(run)
 
-    def _after_change(self, run: Run) -> None:
+    def _after_change(self, run: RunState) -> None:
         """If the run has failed, end its streams with the reason."""
         if run.failure and run.run_id not in self._announced:
             self._announced.add(run.run_id)
@@ -311,7 +311,7 @@ class Coordinator:
             for outbox in self._outboxes.get(run.run_id, {}).values():
                 outbox.put(End(grpc.StatusCode.ABORTED, run.failure))
 
-    def _find(self, run_id: str) -> Run:
+    def _find(self, run_id: str) -> RunState:
         if run_id not in self.runs:
             raise Refusal(
                 Refusal.Kind.NOT_FOUND,

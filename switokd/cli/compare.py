@@ -28,10 +28,10 @@ from switokd.runs.compare.runner import (
     locked,
     run_trials,
 )
-from switokd.runs.compare.statistics import Comparison, Run, read_summary
+from switokd.runs.compare.statistics import Comparison, TrialResult, read_summary
 from switokd.runs.compare.trials import (
-    State,
     Trial,
+    TrialState,
     Variant,
     base_config,
     find,
@@ -39,7 +39,7 @@ from switokd.runs.compare.trials import (
     parse_seeds,
     parse_strategies,
 )
-from switokd.runtime.lifecycle import Terminated, complain, unwind_on_sigterm
+from switokd.runtime.lifecycle import Terminated, print_error, unwind_on_sigterm
 
 USUAL_STRATEGIES, USUAL_SEEDS = "vanilla,dml,switokd", "3"
 
@@ -106,10 +106,10 @@ def compare(
         notes.append(f"Made by `{command_for(recipe, settings, wanted, numbers, options)}`.")
         report(config.name, trials, failed, out, notes, console)
     except SwitokdError as error:
-        complain(str(error))
+        print_error(str(error))
         raise typer.Exit(error.exit_code) from None
     except (KeyboardInterrupt, Terminated) as stopped:
-        complain("stopped; the same command goes on, with the runs that are not finished")
+        print_error("stopped; the same command goes on, with the runs that are not finished")
         is_ctrl_c = isinstance(stopped, KeyboardInterrupt)
         raise typer.Exit(EXIT_INTERRUPTED if is_ctrl_c else EXIT_TERMINATED) from None
     for failure in failed.values():
@@ -161,7 +161,7 @@ def train_all(
         states = {trial.folder: trial.state() for trial in trials}  # all, before any is touched
         for trial in clear_unfinished(trials):
             console.print(f"{trial.folder} was unfinished: removed, trained again", markup=False)
-        to_do = [trial for trial in trials if states[trial.folder] is not State.FINISHED]
+        to_do = [trial for trial in trials if states[trial.folder] is not TrialState.FINISHED]
         kept = len(trials) - len(to_do)
         if kept:
             console.print(f"{kept} of {len(trials)} runs finished before", markup=False)
@@ -181,14 +181,14 @@ def report(
     runs = []
     for trial in trials:
         failure = failed.get(trial.folder)
-        done = failure is None and trial.state() is State.FINISHED
+        done = failure is None and trial.state() is TrialState.FINISHED
         summary = read_summary(trial.folder) if done else None
         runs.append(
-            Run(trial.variant.label, trial.seed, summary, failure.reason if failure else "")
+            TrialResult(trial.variant.label, trial.seed, summary, failure.reason if failure else "")
         )
     if failed and not any(run.summary for run in runs):
         for line in (f"{run.strategy}, seed {run.seed}: {run.failure}" for run in runs):
-            complain(line)
+            print_error(line)
         return
     found = Comparison(name, tuple(runs))
     console.print(table.rich_table(found, console.width), soft_wrap=False)

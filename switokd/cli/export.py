@@ -22,7 +22,7 @@ from switokd.errors import SwitokdError, UsageError
 
 if TYPE_CHECKING:
     from switokd.export.artefact import Guess
-    from switokd.export.manifest import Format, Manifest, Weights
+    from switokd.export.manifest import Format, Manifest, WeightsChoice
 
 RUN_HELP = "A finished run's folder."
 SETTINGS_HELP = (
@@ -83,7 +83,7 @@ def export(
         from switokd.export.manifest import Manifest
 
         wanted = [name.strip() for name in formats.split(",")]
-        chosen = cast("Weights", weights)
+        chosen = cast("WeightsChoice", weights)
         folder = export_run(run, network, wanted, chosen, out, settings or [], scaling)
         manifest = Manifest.load(folder)
     except SwitokdError as error:
@@ -158,7 +158,7 @@ def _print_export(folder: Path, manifest: Manifest) -> None:
         )
     console.print(table, soft_wrap=False)
     console.print(f"checked on  {manifest.checked_on}", markup=False)
-    console.print(f"takes       {manifest.interface.takes}", markup=False)
+    console.print(f"takes       {manifest.signature.takes}", markup=False)
     console.print(f"artefact    {folder}", markup=False)
 
 

@@ -29,7 +29,7 @@ from switokd.config.recipes import recipe_text, recipes
 from switokd.config.run_file import load, load_importable
 from switokd.errors import SwitokdError
 from switokd.plugins import import_callable
-from switokd.runtime.environment import Crew
+from switokd.runtime.environment import ProcessLayout
 from switokd.runtime.threads import wait_briefly
 
 EPILOG = (
@@ -86,7 +86,7 @@ def train(
     if env.under_torchrun:
         _work(recipe, settings or [])
         return
-    crews: Sequence[Crew] = ()
+    layouts: Sequence[ProcessLayout] = ()
     try:
         config = load_importable(recipe, settings or [])
         needed = config.world_size
@@ -96,7 +96,7 @@ def train(
             check_world_size(needed, config.topology.name, command, found)
         count = needed or processes
         if count is None:
-            count, crews = processes_for(config)
+            count, layouts = processes_for(config)
         if config.coordinator.address == "off":
             check_alone(replace(env, world_size=count))
         config.check_batch(count)
@@ -105,7 +105,7 @@ def train(
     if count == 1:
         _work(recipe, settings or [])
         return
-    raise typer.Exit(launch(config, count, [recipe, *(settings or [])], crews))
+    raise typer.Exit(launch(config, count, [recipe, *(settings or [])], layouts))
 
 
 app.command(epilog=EPILOG)(plan)
@@ -211,7 +211,7 @@ def worker_main() -> None:
     def rank(
         recipe: RunFile,
         settings: Settings = None,
-        crews: Annotated[str, typer.Option(hidden=True)] = "",  # by `switokd train`
+        layouts: Annotated[str, typer.Option(hidden=True)] = "",  # by `switokd train`
     ) -> None:
         """Train one rank's networks; started once per rank by torchrun.
 
@@ -220,17 +220,19 @@ def worker_main() -> None:
         A run of one process needs no torchrun:
         python -m switokd.train digits-2t1s placement=replicated coordinator=off
         """
-        _work(recipe, settings or [], [Crew.of(code) for code in crews.split(",") if code])
+        _work(
+            recipe, settings or [], [ProcessLayout.of(code) for code in layouts.split(",") if code]
+        )
 
     worker(prog_name="torchrun ... -m switokd.train")
 
 
-def _work(recipe: str, settings: list[str], crews: Sequence[Crew] = ()) -> None:
+def _work(recipe: str, settings: list[str], layouts: Sequence[ProcessLayout] = ()) -> None:
     """One rank, from arguments to exit code."""
     from switokd.runtime.environment import check_alone, check_world_size, environment
     from switokd.runtime.lifecycle import one_line_errors
 
-    env = replace(environment(), crews=tuple(crews))
+    env = replace(environment(), layouts=tuple(layouts))
     with one_line_errors(env):
         config = load_importable(recipe, settings)
         needed = config.world_size or env.world_size

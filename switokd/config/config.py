@@ -233,7 +233,7 @@ class Config(Section):
         if problem := self.placement_on(world_size).problem_with(self.data.batch_size):
             raise UsageError(problem)
 
-    def wants_recording(self, name: str) -> bool:
+    def wants_cuda_graphs(self, name: str) -> bool:
         """Whether a GPU launches a network as CUDA graphs: as the file says, else if it is safe.
 
         A network of someone else's may choose anew in each step what it does.

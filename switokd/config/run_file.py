@@ -22,7 +22,7 @@ from switokd.config.recipes import recipe_text
 from switokd.config.templates import spell_out
 from switokd.config.yaml_loader import _Loader, _mapping_without_duplicates, _parse
 from switokd.errors import UsageError
-from switokd.plugins import look_in
+from switokd.plugins import add_import_folders
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -84,7 +84,7 @@ def load_importable(recipe_or_file: str, overrides: Sequence[str] = ()) -> Confi
     """
     config = load(recipe_or_file, overrides)
     beside = Path(recipe_or_file).resolve().parent
-    look_in(import_folders(config, beside))
+    add_import_folders(import_folders(config, beside))
     _ = config.method  # a strategy of the user's own can be imported now: its mistakes show here
     return with_folders(config, beside)
 

@@ -23,7 +23,7 @@ from queue import SimpleQueue
 import grpc
 
 from switokd.config.config import Config
-from switokd.distillation.decision import Decision, foresee
+from switokd.distillation.decision import Decision, decide_early
 from switokd.distillation.distances import Parts, means
 from switokd.errors import (
     CoordinatorError,
@@ -31,7 +31,7 @@ from switokd.errors import (
     SwitokdError,
     UsageError,
 )
-from switokd.runtime.placement import Place, Placement
+from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
 from switokd.wire import ROLE_TO_WIRE, decision_from_wire, sums_to_wire
@@ -63,7 +63,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class Seat:
+class Membership:
     """Where a rank reports, and as which rank of which run."""
 
     coordinator: Endpoint
@@ -76,7 +76,7 @@ class Client:
 
     def __init__(
         self,
-        seat: Seat,
+        membership: Membership,
         config: Config,
         placement: Placement,
         on_decision: Callable[[Decision], None] = lambda decision: None,
@@ -89,15 +89,17 @@ class Client:
         that has seen the failure. CoordinatorError if nobody answers at the address in time or
         the coordinator refuses this rank, UsageError if it refuses the run as such.
         """
-        self.seat = seat
+        self.membership = membership
         self._rule = config.method.rule
-        self._own = [p for p in config.topology.pairs if seat.rank in placement.ranks_of(p.teacher)]
+        self._own = [
+            p for p in config.topology.pairs if membership.rank in placement.ranks_of(p.teacher)
+        ]
         lenders = [self._rule.epsilon_from.get(pair, pair) for pair in self._own]
         self.pairs = list(dict.fromkeys([*self._own, *lenders]))
         """What this rank measures: it reports its own teachers', and foresees by all of them."""
         self.waits: list[float] = []
         """Seconds that this rank stood still for each step's decision; teachers' ranks only."""
-        self._place = Place(placement, seat.rank)
+        self._place = LocalPlacement(placement, membership.rank)
         self._foreseen: Decision | None = None
         self._timeout = config.coordinator.timeout
         self._on_decision, self._on_failure = on_decision, on_failure
@@ -110,17 +112,21 @@ class Client:
         self._step = 0
         self.failure: SwitokdError | None = None
 
-        self._channel = grpc.insecure_channel(seat.coordinator.grpc, options=CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(membership.coordinator.grpc, options=CHANNEL_OPTIONS)
         stub = pb_grpc.CoordinatorServiceStub(self._channel)
-        join = pb.JoinRequest(run_id=seat.run_id, rank=seat.rank, plan=_plan(config, placement))
+        join = pb.JoinRequest(
+            run_id=membership.run_id, rank=membership.rank, plan=_plan(config, placement)
+        )
         try:
             stub.Join(join, timeout=self._timeout, wait_for_ready=True)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:  # every rank brings the same plan
-                where = f"the coordinator at {seat.coordinator}"
+                where = f"the coordinator at {membership.coordinator}"
                 raise UsageError(f"{where} refuses the run: {error.details()}") from None
-            raise self._in_words(error) from None
-        self._outgoing.put(pb.TrainRequest(attach=pb.Attach(run_id=seat.run_id, rank=seat.rank)))
+            raise self._describe(error) from None
+        self._outgoing.put(
+            pb.TrainRequest(attach=pb.Attach(run_id=membership.run_id, rank=membership.rank))
+        )
         self._call = stub.Train(self._requests())
         self._receiver = threading.Thread(target=self._receive, daemon=True, name="decisions")
         self._recorder = threading.Thread(target=self._record, daemon=True, name="record")
@@ -136,7 +142,9 @@ class Client:
             self.decision(step - 1)
         self._raise_if_failed()
         sums = {
-            pair: parts[pair][self._place.placement.ranks_of(pair.teacher).index(self.seat.rank)]
+            pair: parts[pair][
+                self._place.placement.ranks_of(pair.teacher).index(self.membership.rank)
+            ]
             for pair in self._own
         }
         waited = self.waits[-1] if self.waits else None
@@ -151,12 +159,12 @@ class Client:
             self.waits.append(0.0)
         self._outgoing.put(pb.TrainRequest(report=message))
 
-    def foresee(self, step: int, parts: Parts) -> Decision | None:
+    def decide_early(self, step: int, parts: Parts) -> Decision | None:
         """Decide this rank's own pairs, where no rounding could make the coordinator differ.
 
         Its decision is compared when it comes; should it differ, every later call raises.
         """
-        self._foreseen = foresee(step, means(parts), self._rule) if parts else None
+        self._foreseen = decide_early(step, means(parts), self._rule) if parts else None
         return self._foreseen
 
     def decision(self, step: int) -> Decision:
@@ -169,8 +177,8 @@ class Client:
         self._raise_if_failed()
         if not in_time:
             raise CoordinatorError(
-                f"the coordinator at {self.seat.coordinator} did not decide step {step} within "
-                f"{self._timeout:g} s (coordinator.timeout)"
+                f"the coordinator at {self.membership.coordinator} did not decide step {step} "
+                f"within {self._timeout:g} s (coordinator.timeout)"
             )
         decision = self._last
         assert decision is not None
@@ -181,7 +189,7 @@ class Client:
             for pair in self._foreseen.pairs:
                 if decision.mode(pair.pair) is not pair.mode:
                     raise CoordinatorError(
-                        f"the coordinator at {self.seat.coordinator} decided step {step} for "
+                        f"the coordinator at {self.membership.coordinator} decided step {step} for "
                         f"{pair.pair.teacher} and {pair.pair.student} otherwise than its numbers "
                         "say: it is another version, or faulty"
                     )
@@ -252,10 +260,10 @@ class Client:
                         self._last = decision
                         self._changed.notify_all()
             ended: PeerError = CoordinatorError(
-                f"the coordinator at {self.seat.coordinator} ended the stream"
+                f"the coordinator at {self.membership.coordinator} ended the stream"
             )
         except grpc.RpcError as error:
-            ended = self._in_words(error)
+            ended = self._describe(error)
         self._fail(ended)
 
     def _record(self) -> None:
@@ -280,9 +288,9 @@ class Client:
         if self.failure:
             raise self.failure
 
-    def _in_words(self, error: grpc.RpcError) -> PeerError:
+    def _describe(self, error: grpc.RpcError) -> PeerError:
         code, details = error.code(), error.details()
-        where = f"the coordinator at {self.seat.coordinator}"
+        where = f"the coordinator at {self.membership.coordinator}"
         if code is grpc.StatusCode.ABORTED:  # another rank's failure, in the coordinator's words
             return PeerError(details)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED and not self._step:

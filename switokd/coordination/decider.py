@@ -23,7 +23,7 @@ class Decider(Protocol):
     def report(self, step: int, parts: Parts, exchange_seconds: float | None) -> None:
         """Hand in this rank's part of a step; does not wait for its decision."""
 
-    def foresee(self, step: int, parts: Parts) -> Decision | None:
+    def decide_early(self, step: int, parts: Parts) -> Decision | None:
         """Give the decision of this rank's pairs before the authority does, if it is certain."""
         ...
 

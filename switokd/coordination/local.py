@@ -16,7 +16,7 @@ from switokd.distillation.distances import Parts, means
 from switokd.errors import SwitokdError
 
 
-class Alone:
+class LocalDecider:
     """Decides every step at once."""
 
     def __init__(self, config: Config, on_decision: Callable[[Decision], None]) -> None:
@@ -32,7 +32,7 @@ class Alone:
         self._record()  # the step before, in which nobody has waited for it
         self._last = decide(step, means(parts), self._rule)
 
-    def foresee(self, step: int, parts: Parts) -> Decision | None:
+    def decide_early(self, step: int, parts: Parts) -> Decision | None:
         """Give the decision, which there is already."""
         return self._last
 

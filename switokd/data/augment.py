@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from switokd.runtime.device import onto
+from switokd.runtime.device import to_device
 
 Keys = NDArray[np.uint64]
 
@@ -87,7 +87,7 @@ def crop_and_flip(x: Tensor, keys: Keys, padding: int, flip: bool) -> Tensor:
     """
     if not padding:
         if flip:  # no pixel moves but those of every second image
-            mirrored = onto(x.device, draw(keys, 3, 2).bool())
+            mirrored = to_device(x.device, draw(keys, 3, 2).bool())
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
         return x.contiguous()
     _, _, height, width = x.shape
@@ -96,7 +96,7 @@ def crop_and_flip(x: Tensor, keys: Keys, padding: int, flip: bool) -> Tensor:
     columns = draw(keys, 2, 2 * padding + 1)[:, None] + torch.arange(width)  # [B, W]
     if flip:
         columns = torch.where(draw(keys, 3, 2).bool()[:, None], columns.flip(1), columns)
-    both = onto(x.device, torch.cat([rows, columns], dim=1))
+    both = to_device(x.device, torch.cat([rows, columns], dim=1))
     rows, columns = both[:, :height], both[:, height:]
     batch = torch.arange(len(x), device=x.device)[:, None, None]
     # Indexing with [B, 1, 1], [B, H, 1], [B, 1, W] puts the channels last.

@@ -40,7 +40,7 @@ from switokd.data.named import load
 from switokd.data.sources import ArraySource, Source, Sources
 from switokd.data.subset import with_fewer
 from switokd.errors import UsageError
-from switokd.runtime.device import onto
+from switokd.runtime.device import to_device
 
 __all__ = ["Batch", "Batches", "Images", "open_images"]
 
@@ -84,7 +84,7 @@ class View(Dataset[Batch]):
         both = np.concatenate((at[:, [0, 1]], at[:, [0, 2]]))
         once, places = np.unique(both, axis=0, return_inverse=True)
         x, labels = self._load(once)
-        own, partner = onto(x.device, torch.from_numpy(places.reshape(2, -1)))
+        own, partner = to_device(x.device, torch.from_numpy(places.reshape(2, -1)))
         keys = mix(self.seed, at[:, 0], at[:, 1])
         return self.soft.mixed((x[own], x[partner]), (labels[own], labels[partner]), keys)
 

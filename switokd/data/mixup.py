@@ -26,7 +26,7 @@ from torch import Tensor
 
 from switokd.config.sections import Data
 from switokd.data.augment import Keys, draw, mix
-from switokd.runtime.device import onto
+from switokd.runtime.device import to_device
 
 # Streams of draws; crop_and_flip has those before.
 WHICH, SHARE, TOP, LEFT = 4, 5, 6, 7
@@ -71,13 +71,15 @@ class SoftTargets:
             is_cut[:] = self.cutmix > 0
         shares = beta_draws(keys, np.where(is_cut, self.cutmix, self.mixup))
         boxes, shares_outside = _boxes(keys, shares, own.shape[2], own.shape[3])
-        share = onto(device, torch.from_numpy(np.where(is_cut, shares_outside, shares)).float())
-        cut = onto(device, torch.from_numpy(is_cut))[:, None, None, None]
+        share = to_device(
+            device, torch.from_numpy(np.where(is_cut, shares_outside, shares)).float()
+        )
+        cut = to_device(device, torch.from_numpy(is_cut))[:, None, None, None]
         # Plain products and sums, which round alike wherever in a batch a sample stands; lerp's
         # vectorised loop and its remainder do not.
         weight = share[:, None, None, None]
         blended = weight * own + (1 - weight) * other
-        x_mixed = torch.where(cut, torch.where(onto(device, boxes), other, own), blended)
+        x_mixed = torch.where(cut, torch.where(to_device(device, boxes), other, own), blended)
         y, y_other = (F.one_hot(part, self.classes).float() for part in labels)
         y_mixed = share[:, None] * y + (1 - share[:, None]) * y_other
         return x_mixed, self._smooth(y_mixed)

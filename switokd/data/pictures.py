@@ -1,6 +1,6 @@
 """Picture files into the arrays that an artefact takes, as the run evaluated its test images.
 
-Scaled, proportions kept, until the picture covers `Interface.resize`; then the middle is cut
+Scaled, proportions kept, until the picture covers `InputSignature.resize`; then the middle is cut
 out. A picture of the right size stays as it is.
 
 Not covered: EXIF orientation (training ignores it as well), animations beyond their first frame.
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from switokd.data.signature import Interface
+from switokd.data.signature import InputSignature
 from switokd.errors import UsageError
 
 Floats = NDArray[np.float32]
@@ -38,12 +38,12 @@ def find(path: Path) -> list[Path]:
     return [path]
 
 
-def read(path: Path, interface: Interface) -> Floats:
+def read(path: Path, signature: InputSignature) -> Floats:
     """One picture file as `[C, H, W]`, values in [0, 1]; UsageError if it is none."""
     try:
         with Image.open(path) as image:
             image.load()
-            return prepare(image, interface)
+            return prepare(image, signature)
     except Exception as error:  # decoders fail in many ways
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["broken"])[0]
         if isinstance(error, UnidentifiedImageError):
@@ -51,20 +51,20 @@ def read(path: Path, interface: Interface) -> Floats:
         raise UsageError(f"{path}: cannot be read as a picture: {reason}") from None
 
 
-def prepare(image: Image.Image, interface: Interface) -> Floats:
+def prepare(image: Image.Image, signature: InputSignature) -> Floats:
     """A picture of any size and colour as `[C, H, W]`, C of 1 or 3, values in [0, 1]."""
     if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would cut off at 255
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-    image = image.convert("L" if interface.channels == 1 else "RGB")
-    image = _middle(_covering(image, interface), interface)
+    image = image.convert("L" if signature.channels == 1 else "RGB")
+    image = _middle(_covering(image, signature), signature)
     pixels = np.asarray(image, dtype=np.float32) / 255
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return np.ascontiguousarray(pixels)
 
 
-def _covering(image: Image.Image, interface: Interface) -> Image.Image:
+def _covering(image: Image.Image, signature: InputSignature) -> Image.Image:
     """Scaled so that it just covers `resize`; rounded as torchvision's Resize does."""
-    (width, height), (least_height, least_width) = image.size, interface.resize
+    (width, height), (least_height, least_width) = image.size, signature.resize
     if least_width * height >= least_height * width:
         size = least_width, max(int(least_width * height / width), least_height)
     else:
@@ -72,8 +72,8 @@ def _covering(image: Image.Image, interface: Interface) -> Image.Image:
     return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
 
 
-def _middle(image: Image.Image, interface: Interface) -> Image.Image:
+def _middle(image: Image.Image, signature: InputSignature) -> Image.Image:
     """The middle of the network's size; rounded as torchvision's CenterCrop does."""
-    left = round((image.width - interface.width) / 2)
-    top = round((image.height - interface.height) / 2)
-    return image.crop((left, top, left + interface.width, top + interface.height))
+    left = round((image.width - signature.width) / 2)
+    top = round((image.height - signature.height) / 2)
+    return image.crop((left, top, left + signature.width, top + signature.height))

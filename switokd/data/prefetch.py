@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from switokd.data.loader import Batch
-from switokd.runtime.device import onto
+from switokd.runtime.device import to_device
 
 
-def feed(
+def prefetch(
     batches: Iterator[Batch], device: torch.device, channels_last: bool, ahead: bool = True
 ) -> Iterator[Batch]:
     """The same batches, on `device`. ahead: where that is a GPU, each is there one step early."""
@@ -27,7 +27,7 @@ def feed(
 
 
 def _place(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
-    x, y = (onto(device, t) for t in batch)
+    x, y = (to_device(device, t) for t in batch)
     return in_order(x, channels_last), y
 
 

@@ -24,7 +24,7 @@ COLOURS = {1: "greyscale", 3: "RGB"}
 """What pictures are turned into, by the network's channels."""
 
 
-class Interface(BaseModel):
+class InputSignature(BaseModel):
     """What goes into a network, and what comes out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -44,7 +44,7 @@ class Interface(BaseModel):
     """The classes' names, in the order of the logits."""
 
     @model_validator(mode="after")
-    def _one_per_channel(self) -> Interface:
+    def _one_per_channel(self) -> InputSignature:
         if len(self.mean) != len(self.std) or len(self.mean) not in (0, self.channels):
             raise ValueError(f"mean and std: {self.channels} numbers each, or none")
         if not all(value > 0 for value in self.std):
@@ -70,7 +70,7 @@ class Interface(BaseModel):
         colour = COLOURS.get(self.channels, "channels as in the run's data set")
         return f"{shape}, {colour}, values 0 to 1 (bytes / 255); it normalises them itself"
 
-    def with_scaling(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Interface:
+    def with_scaling(self, mean: tuple[float, ...], std: tuple[float, ...]) -> InputSignature:
         """The same with a data set's own scaling made known; one number is for all channels.
 
         UsageError if the data set's scaling is known already or the numbers do not fit.
@@ -82,7 +82,7 @@ class Interface(BaseModel):
             )
         mean, std = (v * self.channels if len(v) == 1 else v for v in (mean, std))
         try:
-            return Interface.model_validate({**self.model_dump(), "mean": mean, "std": std})
+            return InputSignature.model_validate({**self.model_dump(), "mean": mean, "std": std})
         except ValidationError as error:
             message = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise UsageError(f"--mean, --std: found {list(mean)}, {list(std)}; {message}") from None
@@ -92,7 +92,7 @@ class Interface(BaseModel):
         path.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> Interface:
+    def load(cls, path: Path) -> InputSignature:
         """Read what `save` wrote; UsageError if the file is none."""
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ class Interface(BaseModel):
             raise UsageError(f"{path} cannot be read: {reason}") from None
 
     @classmethod
-    def of(cls, images: Images) -> Interface:
+    def of(cls, images: Images) -> InputSignature:
         """Describe an open data set."""
         sources, (channels, height, width) = images.sources, images.shape
         first = sources.test.fetch([0], np.zeros(1, dtype=np.uint64))[0]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from switokd.data.augment import Keys, seeding
 from switokd.errors import UsageError, first_line
-from switokd.runtime.device import onto
+from switokd.runtime.device import to_device
 
 
 class Source(Protocol):
@@ -57,7 +57,7 @@ class ArraySource:
 
     def fetch(self, indices: Sequence[int], keys: Keys) -> tuple[Tensor, Tensor]:
         """See `Source`."""
-        at = onto(self.images.device, torch.as_tensor(indices))
+        at = to_device(self.images.device, torch.as_tensor(indices))
         return self.images[at], self.labels[at]
 
 

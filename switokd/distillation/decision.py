@@ -108,7 +108,7 @@ ROUNDING = 1e-6
 so much besides, because 1 - p[label] of a sure prediction has few digits left."""
 
 
-def foresee(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> Decision | None:
+def decide_early(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> Decision | None:
     """Decide ahead of the authority, where no rounding could make it decide otherwise.
 
     None if a pair is so close to its threshold that another rank, adding up the same numbers on

@@ -65,7 +65,7 @@ def _distance_to_target(p: Tensor, y: Tensor) -> Tensor:
     return (p - y).abs().sum(dim=1)
 
 
-def hits(logits: Mapping[str, Tensor], y: Tensor, shards: Mapping[str, slice]) -> Tensor:
+def count_correct(logits: Mapping[str, Tensor], y: Tensor, shards: Mapping[str, slice]) -> Tensor:
     """How many of its shard's samples each network has right, in float64, `[len(shards)]`.
 
     logits, y: as for `pair_sums`. shards: by network, the part of the batch that counts.
@@ -94,9 +94,9 @@ def means(parts: Parts) -> dict[Pair, Distances]:
 
 
 def to_host(
-    vitals: Tensor, sums: Tensor, right: Tensor
+    health: Tensor, sums: Tensor, right: Tensor
 ) -> tuple[list[float], list[list[float]], list[float]]:
     """All three as lists, the sums by rows, by one copy from the device."""
-    numbers: list[float] = torch.cat([vitals, sums.flatten(), right]).tolist()
-    begin, end = len(vitals), len(vitals) + sums.numel()
+    numbers: list[float] = torch.cat([health, sums.flatten(), right]).tolist()
+    begin, end = len(health), len(health) + sums.numel()
     return numbers[:begin], [numbers[i : i + 3] for i in range(begin, end, 3)], numbers[end:]

@@ -32,10 +32,10 @@ from switokd.data import pictures
 from switokd.data.pictures import Floats
 from switokd.data.signature import COLOURS
 from switokd.errors import UsageError, nearest
-from switokd.export.manifest import FILES, MANIFEST, Format, Manifest, Run, sha256
+from switokd.export.manifest import FILES, MANIFEST, Format, Manifest, Program, sha256
 
 Picture = str | Path | Image | NDArray[Any]
-"""A file, a Pillow image, or an array (a tensor, too) `[C, H, W]` as `Interface.takes` says."""
+"""A file, a Pillow image, or an array or tensor `[C, H, W]` as `InputSignature.takes` says."""
 
 
 BATCH = 64
@@ -58,7 +58,7 @@ class Artefact:
     folder: Path
     manifest: Manifest
     format: Format
-    run: Run
+    run: Program
 
     def logits(self, images: Floats) -> Floats:
         """Logits `[B, classes]` of images `[B, C, H, W]`, values in [0, 1], any B above 0.
@@ -66,8 +66,8 @@ class Artefact:
         UsageError if the shape is another.
         """
         images = np.ascontiguousarray(images, dtype=np.float32)
-        if images.ndim != 4 or images.shape[1:] != self.manifest.interface.shape:
-            expected = " x ".join(str(n) for n in self.manifest.interface.shape)
+        if images.ndim != 4 or images.shape[1:] != self.manifest.signature.shape:
+            expected = " x ".join(str(n) for n in self.manifest.signature.shape)
             raise UsageError(
                 f"images of shape {list(images.shape)}: this network takes [batch, channels, "
                 f"height, width] of {expected}"
@@ -92,27 +92,27 @@ class Artefact:
         """One image as `[C, H, W]`, as `logits` takes it."""
         if isinstance(image, str | Path):
             self.check_takes_pictures()
-            return pictures.read(Path(image), self.manifest.interface)
+            return pictures.read(Path(image), self.manifest.signature)
         if isinstance(image, Image):
             self.check_takes_pictures()
-            return pictures.prepare(image, self.manifest.interface)
+            return pictures.prepare(image, self.manifest.signature)
         array = np.asarray(image)
-        if array.dtype.kind != "f" or array.shape != self.manifest.interface.shape:
+        if array.dtype.kind != "f" or array.shape != self.manifest.signature.shape:
             raise UsageError(
-                f"an array must hold floats of shape {list(self.manifest.interface.shape)}, got "
+                f"an array must hold floats of shape {list(self.manifest.signature.shape)}, got "
                 f"{array.dtype} of {list(array.shape)}; for bytes, divide by 255"
             )
         return array.astype(np.float32)
 
     def check_takes_pictures(self) -> None:
         """UsageError if it takes arrays alone: other channels, or a scaling that is unknown."""
-        interface = self.manifest.interface
-        if interface.channels not in COLOURS:
+        signature = self.manifest.signature
+        if signature.channels not in COLOURS:
             raise UsageError(
-                f"{self.folder}: this network takes {interface.channels} channels, and a picture "
+                f"{self.folder}: this network takes {signature.channels} channels, and a picture "
                 "has 1 or 3; give arrays to Artefact.predict in Python"
             )
-        if not interface.mean:
+        if not signature.mean:
             raise UsageError(
                 f"{self.folder}: its data set returned floats, and how it scales pictures is not "
                 "known; export again with --mean and --std, by which it normalises values in "
@@ -121,7 +121,7 @@ class Artefact:
 
     def _guesses(self, z: Floats, top: int) -> list[Guess]:
         exp = np.exp((z - z.max()).astype(np.float64))
-        p, labels = exp / exp.sum(), self.manifest.interface.labels
+        p, labels = exp / exp.sum(), self.manifest.signature.labels
         best = np.argsort(-p, kind="stable")[:top]
         return [Guess(labels[i], int(i), float(p[i])) for i in best]
 

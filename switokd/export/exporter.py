@@ -23,7 +23,7 @@ from torch import Tensor
 
 from switokd.data.images import open_images
 from switokd.data.pictures import Floats
-from switokd.data.signature import Interface
+from switokd.data.signature import InputSignature
 from switokd.errors import SwitokdError, UsageError, nearest
 from switokd.export import formats
 from switokd.export.manifest import (
@@ -31,8 +31,8 @@ from switokd.export.manifest import (
     CheckedFile,
     Format,
     Manifest,
-    Run,
-    Weights,
+    Program,
+    WeightsChoice,
     sha256,
 )
 from switokd.export.trained import Trained, load_trained
@@ -54,7 +54,7 @@ def export(
     run: str | Path,
     network: str | None = None,
     wanted: Sequence[str] = tuple(FILES),
-    weights: Weights = "last",
+    weights: WeightsChoice = "last",
     out: str | Path | None = None,
     settings: Sequence[str] = (),
     scaling: Scaling | None = None,
@@ -73,7 +73,7 @@ def export(
     chosen = _formats(wanted)
     trained = load_trained(Path(run), network, weights, settings)
     if scaling:
-        trained = replace(trained, interface=trained.interface.with_scaling(*scaling))
+        trained = replace(trained, signature=trained.signature.with_scaling(*scaling))
     target = Path(out) if out is not None else trained.run / "export" / trained.name
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is there already and is never overwritten; remove it, or --out")
@@ -126,19 +126,19 @@ class Samples:
 
 def draw_samples(trained: Trained) -> Samples:
     """Images from all over the run's test set; made-up ones if the data set is not there."""
-    interface = trained.interface
+    signature = trained.signature
     try:
         data = trained.config.data.model_copy(update={"workers": 0, "download": False})
         images = open_images(data, trained.config.seed)
     except UsageError as error:
-        given, ready = _made_up(interface)
+        given, ready = _made_up(signature)
         words = f"{len(given)} made-up images, as the data set could not be opened ({error})"
         return Samples(given.numpy(), _logits(trained.network, ready), words)
-    if images.shape != interface.shape or images.classes != interface.classes:
+    if images.shape != signature.shape or images.classes != signature.classes:
         raise UsageError(
             f"data.dataset {trained.config.data.dataset} has changed since the run: images of "
-            f"{images.shape} in {images.classes} classes, and the run had {interface.shape} in "
-            f"{interface.classes}"
+            f"{images.shape} in {images.classes} classes, and the run had {signature.shape} in "
+            f"{signature.classes}"
         )
     n = len(images.sources.test)
     every = -(-n // SAMPLES)
@@ -146,16 +146,16 @@ def draw_samples(trained: Trained) -> Samples:
     raw, _ = images.sources.test.fetch(indices, np.zeros(len(indices), dtype=np.uint64))
     ready = torch.cat([x for x, _ in images.test(batch_size=1, index=0, of=every)])
     words = f"{len(indices)} of the test set's {n} images"
-    return Samples(_as_given(raw, interface).numpy(), _logits(trained.network, ready), words)
+    return Samples(_as_given(raw, signature).numpy(), _logits(trained.network, ready), words)
 
 
-def _as_given(raw: Tensor, interface: Interface) -> Tensor:
+def _as_given(raw: Tensor, signature: InputSignature) -> Tensor:
     """What a data set returns, as a user of the exported file would give it."""
     if not raw.is_floating_point():
         return raw.float() / 255
-    if not interface.mean:
+    if not signature.mean:
         return raw.float()
-    mean, std = (torch.tensor(v)[:, None, None] for v in (interface.mean, interface.std))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (signature.mean, signature.std))
     given = raw.float() * std + mean
     low, high = float(given.min()), float(given.max())
     if low < -1e-3 or high > 1 + 1e-3:
@@ -166,13 +166,13 @@ def _as_given(raw: Tensor, interface: Interface) -> Tensor:
     return given
 
 
-def _made_up(interface: Interface) -> tuple[Tensor, Tensor]:
+def _made_up(signature: InputSignature) -> tuple[Tensor, Tensor]:
     """Random images, as an exported file takes them and as the network does."""
     generator = torch.Generator().manual_seed(0)
-    given = torch.rand(SAMPLES // 4, *interface.shape, generator=generator)
-    if not interface.mean:
+    given = torch.rand(SAMPLES // 4, *signature.shape, generator=generator)
+    if not signature.mean:
         return given, given
-    mean, std = (torch.tensor(v)[:, None, None] for v in (interface.mean, interface.std))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (signature.mean, signature.std))
     return given, (given - mean) / std
 
 
@@ -198,7 +198,7 @@ def write_checked(
         strategy=config.distillation.strategy,
         weights=trained.weights,
         top1=trained.top1,
-        interface=trained.interface,
+        signature=trained.signature,
         checked_on=samples.words,
         files={},
         versions=_versions(),
@@ -209,8 +209,8 @@ def write_checked(
         try:
             with formats.quietly():
                 if program is None and name != "state-dict":
-                    program = formats.trace(trained.network, trained.interface)
-                formats.write(name, path, trained.network, program, trained.interface)
+                    program = formats.trace(trained.network, trained.signature)
+                formats.write(name, path, trained.network, program, trained.signature)
         except OSError:
             raise
         except Exception as error:  # a tracer fails in as many ways as there are networks
@@ -236,9 +236,9 @@ def check(path: Path, name: Format, manifest: Manifest, samples: Samples) -> Che
             f"{difference:.3g} (allowed {tolerance:.3g}), the same class for {same:.1%} of "
             f"{manifest.checked_on}; nothing was exported"
         )
-    takes = manifest.interface.takes
+    takes = manifest.signature.takes
     if name == "state-dict":
-        takes = "the bare network's weights: (image - interface.mean) / interface.std is yours"
+        takes = "the bare network's weights: (image - signature.mean) / signature.std is yours"
     return CheckedFile(
         file=path.name,
         sha256=sha256(path),
@@ -249,7 +249,7 @@ def check(path: Path, name: Format, manifest: Manifest, samples: Samples) -> Che
     )
 
 
-def _in_batches(run: Run, images: Floats) -> Floats:
+def _in_batches(run: Program, images: Floats) -> Floats:
     """Logits of all images: one alone first, then the others, so that batch sizes differ."""
     cuts = [1, *range(33, len(images), 32)]
     return np.concatenate([run(part) for part in np.split(images, cuts) if len(part)])

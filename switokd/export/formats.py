@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switokd.data.pictures import Floats
-from switokd.data.signature import Interface
+from switokd.data.signature import InputSignature
 from switokd.errors import UsageError, first_line
-from switokd.export.manifest import Format, Manifest, Run
-from switokd.plugins import look_in
+from switokd.export.manifest import Format, Manifest, Program
+from switokd.plugins import add_import_folders
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def check_installed(format: Format, to_write: bool = False) -> None:
         )
 
 
-def open_program(format: Format, path: Path, manifest: Manifest) -> Run:
+def open_program(format: Format, path: Path, manifest: Manifest) -> Program:
     """Make a written file ready to use; UsageError if that cannot be."""
     check_installed(format)
     if format == "onnx":
@@ -58,19 +58,19 @@ def open_program(format: Format, path: Path, manifest: Manifest) -> Run:
     return _open_state_dict(path, manifest)
 
 
-def trace(network: torch.nn.Module, interface: Interface) -> torch.export.ExportedProgram:
+def trace(network: torch.nn.Module, signature: InputSignature) -> torch.export.ExportedProgram:
     """The network in evaluation mode as a program, from images in [0, 1] to logits."""
     import torch
 
-    example = torch.zeros(2, *interface.shape)  # a batch of one would be taken for a constant
+    example = torch.zeros(2, *signature.shape)  # a batch of one would be taken for a constant
     batch = torch.export.Dim("batch", min=1)
-    whole = normalised(network, interface).eval()
+    whole = normalised(network, signature).eval()
     # strict=False: fewer networks fail, and it is the default of later versions of torch.
     return torch.export.export(whole, (example,), dynamic_shapes=({0: batch},), strict=False)
 
 
 def write(
-    format: Format, path: Path, network: torch.nn.Module, program: Any, interface: Interface
+    format: Format, path: Path, network: torch.nn.Module, program: Any, signature: InputSignature
 ) -> None:
     """Write a network in one format. program: of `trace`; not used by state-dict."""
     import torch
@@ -82,7 +82,7 @@ def write(
     elif torch.__version__ >= FIRST_WITH_ONNX_FROM_TRACE:
         _write_onnx(path, program)
     else:
-        _write_onnx_by_torchscript(path, normalised(network, interface).eval(), interface)
+        _write_onnx_by_torchscript(path, normalised(network, signature).eval(), signature)
 
 
 def _write_onnx(path: Path, program: torch.export.ExportedProgram) -> None:
@@ -102,14 +102,16 @@ def _write_onnx(path: Path, program: torch.export.ExportedProgram) -> None:
     onnx.checker.check_model(str(path))
 
 
-def _write_onnx_by_torchscript(path: Path, whole: torch.nn.Module, interface: Interface) -> None:
+def _write_onnx_by_torchscript(
+    path: Path, whole: torch.nn.Module, signature: InputSignature
+) -> None:
     """For older PyTorch. That the network can be traced at all, `trace` has shown before."""
     import onnx
     import torch
 
     torch.onnx.export(
         whole,
-        (torch.zeros(2, *interface.shape),),
+        (torch.zeros(2, *signature.shape),),
         str(path),
         dynamo=False,
         input_names=["images"],
@@ -119,7 +121,7 @@ def _write_onnx_by_torchscript(path: Path, whole: torch.nn.Module, interface: In
     onnx.checker.check_model(str(path))
 
 
-def normalised(network: torch.nn.Module, interface: Interface) -> torch.nn.Module:
+def normalised(network: torch.nn.Module, signature: InputSignature) -> torch.nn.Module:
     """The network behind its normalisation, where that is known."""
     import torch
 
@@ -130,14 +132,14 @@ def normalised(network: torch.nn.Module, interface: Interface) -> torch.nn.Modul
         def __init__(self) -> None:
             super().__init__()
             self.network = network
-            self.register_buffer("mean", torch.tensor(interface.mean)[:, None, None])
-            self.register_buffer("std", torch.tensor(interface.std)[:, None, None])
+            self.register_buffer("mean", torch.tensor(signature.mean)[:, None, None])
+            self.register_buffer("std", torch.tensor(signature.std)[:, None, None])
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             z: torch.Tensor = self.network((images - self.mean) / self.std)
             return z
 
-    return Normalised() if interface.mean else network
+    return Normalised() if signature.mean else network
 
 
 @contextmanager
@@ -153,7 +155,7 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _open_onnx(path: Path) -> Run:
+def _open_onnx(path: Path) -> Program:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -171,7 +173,7 @@ def _open_onnx(path: Path) -> Run:
     return run
 
 
-def _open_torch_export(path: Path) -> Run:
+def _open_torch_export(path: Path) -> Program:
     import torch
 
     try:
@@ -182,18 +184,18 @@ def _open_torch_export(path: Path) -> Run:
     return _runner(module)
 
 
-def _open_state_dict(path: Path, manifest: Manifest) -> Run:
+def _open_state_dict(path: Path, manifest: Manifest) -> Program:
     from switokd.export.trained import build
     from switokd.models import registry
 
-    look_in([*manifest.import_from, os.getcwd()])
-    interface = manifest.interface
-    network = build(manifest.model, manifest.model_kwargs, interface)
+    add_import_folders([*manifest.import_from, os.getcwd()])
+    signature = manifest.signature
+    network = build(manifest.model, manifest.model_kwargs, signature)
     registry.load_weights(network, path, f"the artefact's {manifest.network}")
-    return _runner(normalised(network, interface).eval())
+    return _runner(normalised(network, signature).eval())
 
 
-def _runner(module: torch.nn.Module) -> Run:
+def _runner(module: torch.nn.Module) -> Program:
     import torch
 
     def run(images: Floats) -> Floats:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from switokd.data.pictures import Floats
-from switokd.data.signature import Interface
+from switokd.data.signature import InputSignature
 from switokd.errors import UsageError
 
 Format = Literal["onnx", "torch-export", "state-dict"]
@@ -24,11 +24,11 @@ FILES: Mapping[Format, str] = {
 """File by format, the one that is used first where a user does not say."""
 
 
-Run = Callable[[Floats], Floats]
-"""Images `[B, C, H, W]` in float32, values as `Interface.takes` says, to logits `[B, classes]`."""
+Program = Callable[[Floats], Floats]
+"""float32 images `[B, C, H, W]` as `InputSignature.takes` says, to logits `[B, classes]`."""
 
 
-Weights = Literal["last", "best", "ema", "initial"]
+WeightsChoice = Literal["last", "best", "ema", "initial"]
 """At the run's end; at the epoch with the best top-1; the moving average; before the first step."""
 
 
@@ -68,10 +68,10 @@ class Manifest(_Part):
     parameters: int
     run: str
     strategy: str
-    weights: Weights
+    weights: WeightsChoice
     top1: float | None
     """On the run's test set, in percent."""
-    interface: Interface
+    signature: InputSignature
     checked_on: str
     """Which images, in words."""
     files: dict[Format, CheckedFile]

@@ -16,12 +16,12 @@ import torch
 from switokd.config.config import Config
 from switokd.config.run_file import load_importable
 from switokd.data.images import open_images
-from switokd.data.signature import Interface
+from switokd.data.signature import InputSignature
 from switokd.errors import UsageError, nearest
-from switokd.export.manifest import Weights
+from switokd.export.manifest import WeightsChoice
 from switokd.models import registry
 
-PLACES: Mapping[Weights, str] = {
+PLACES: Mapping[WeightsChoice, str] = {
     "last": "weights/{}.pt",
     "best": "weights/best/{}.pt",
     "ema": "weights/{}.ema.pt",
@@ -29,7 +29,7 @@ PLACES: Mapping[Weights, str] = {
 }
 """Where a network's weights lie in the run folder (`run_folder.py`)."""
 
-MISSING: Mapping[Weights, str] = {
+MISSING: Mapping[WeightsChoice, str] = {
     "last": "the run has not ended, or failed",
     "best": "no epoch is tested yet, or version 0.1.0 made it, which kept the last ones",
     "ema": "it kept no moving average (schedule.ema_decay)",
@@ -46,15 +46,18 @@ class Trained:
     config: Config
     name: str
     network: torch.nn.Module
-    interface: Interface
-    weights: Weights
+    signature: InputSignature
+    weights: WeightsChoice
     """Which it has."""
     top1: float | None
     """On the run's test set, in percent, with these weights."""
 
 
 def load_trained(
-    run: Path, name: str | None = None, weights: Weights = "last", settings: Sequence[str] = ()
+    run: Path,
+    name: str | None = None,
+    weights: WeightsChoice = "last",
+    settings: Sequence[str] = (),
 ) -> Trained:
     """Load a network of the run in folder `run`; by default its only student.
 
@@ -71,19 +74,19 @@ def take(run: Path, config: Config, name: str | None, weights: str) -> Trained:
     """`load_trained`, by a configuration that is read already; its modules can be imported."""
     name = _network(config, run, name)
     file, kind = _file(run, name, weights)
-    interface = interface_of(run, config)
+    signature = signature_of(run, config)
     model = config.networks[name]
-    network = build(model.model, model.model_kwargs, interface)
+    network = build(model.model, model.model_kwargs, signature)
     registry.load_weights(network, file, f"{run.name}, network {name}")
     network.eval()
-    return Trained(run, config, name, network, interface, kind, _top1(run, name, kind))
+    return Trained(run, config, name, network, signature, kind, _top1(run, name, kind))
 
 
-def build(name: str, kwargs: Mapping[str, Any], interface: Interface) -> torch.nn.Module:
+def build(name: str, kwargs: Mapping[str, Any], signature: InputSignature) -> torch.nn.Module:
     """Make the network as training did; its first weights are nobody's, and cost no randomness."""
-    sides = interface.height, interface.width
+    sides = signature.height, signature.width
     with torch.random.fork_rng(devices=[]):
-        return registry.build(name, interface.channels, interface.classes, kwargs, min(sides))
+        return registry.build(name, signature.channels, signature.classes, kwargs, min(sides))
 
 
 def _network(config: Config, run: Path, name: str | None) -> str:
@@ -104,9 +107,9 @@ def _network(config: Config, run: Path, name: str | None) -> str:
     return name
 
 
-def _file(run: Path, name: str, weights: str) -> tuple[Path, Weights]:
+def _file(run: Path, name: str, weights: str) -> tuple[Path, WeightsChoice]:
     """The state dict that is meant, and which one that is."""
-    kind: Weights | None = next((known for known in PLACES if known == weights), None)
+    kind: WeightsChoice | None = next((known for known in PLACES if known == weights), None)
     if kind is None:
         raise UsageError(f"weights: found {weights!r}; allowed: {', '.join(PLACES)}")
     file = PLACES[kind].format(name)
@@ -115,13 +118,17 @@ def _file(run: Path, name: str, weights: str) -> tuple[Path, Weights]:
     return run / file, kind
 
 
-def interface_of(run: Path, config: Config) -> Interface:
+def signature_of(run: Path, config: Config) -> InputSignature:
     """What the run wrote down; for a run of version 0.1.0, what its data set says."""
-    path = run / "interface.json"
-    return Interface.load(path) if path.is_file() else Interface.of(open_images(config.data, 0))
+    path = run / "signature.json"
+    return (
+        InputSignature.load(path)
+        if path.is_file()
+        else InputSignature.of(open_images(config.data, 0))
+    )
 
 
-def _top1(run: Path, name: str, weights: Weights) -> float | None:
+def _top1(run: Path, name: str, weights: WeightsChoice) -> float | None:
     """From the run's summary, if it has one."""
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from switokd.config.config import Config
-from switokd.coordination.local import Alone
+from switokd.coordination.local import LocalDecider
 from switokd.data.images import Images
-from switokd.data.prefetch import feed
+from switokd.data.prefetch import prefetch
 from switokd.data.synthetic import images_for
 from switokd.distillation.decision import Decision
 from switokd.distillation.losses import objective
@@ -31,7 +31,7 @@ from switokd.planning.profile import saved_profile
 from switokd.planning.profiler import kept_by_forward
 from switokd.runtime.device import choose_device
 from switokd.runtime.environment import Environment
-from switokd.runtime.placement import Place, replicated
+from switokd.runtime.placement import LocalPlacement, replicated
 from switokd.runtime.process_group import World
 from switokd.training.build import (
     check_shards,
@@ -45,7 +45,7 @@ from switokd.training.step import train_step
 
 
 @dataclass(frozen=True)
-class Row:
+class NetworkReport:
     """What was found of one network."""
 
     name: str
@@ -66,7 +66,7 @@ class DryRun:
     """All that was found. `rows` are there only if there was no problem."""
 
     problems: tuple[str, ...] = ()
-    rows: tuple[Row, ...] = ()
+    rows: tuple[NetworkReport, ...] = ()
     device: str = "cpu"
     batch: int = 0
     """Images of the step."""
@@ -162,7 +162,7 @@ def _step(
         "schedule": config.schedule.model_copy(update={"accumulate": 1}),
     }
     config = config.model_copy(update=update)
-    place = Place(replicated(config.topology, 1), 0)
+    place = LocalPlacement(replicated(config.topology, 1), 0)
     learners, watched = [], {}
     for learner in make_learners(config, place, built, World(Environment(), device), images):
         watched[learner.name] = Watched(learner.name, learner.model, images.classes, device)
@@ -171,10 +171,10 @@ def _step(
             learner.updates.scaler.update(1.0)
     size = min(batch, config.data.batch_size)
     data = images.config.model_copy(update={"batch_size": size, "workers": 0})
-    few = feed(replace(images, config=data).stream(1), device, config.compute.channels_last)
+    few = prefetch(replace(images, config=data).stream(1), device, config.compute.channels_last)
     x, y = next(few)
     size = len(y)  # a data set may have fewer
-    decider = Alone(config, lambda decision: None)
+    decider = LocalDecider(config, lambda decision: None)
     soft = config.data.has_soft_targets
     exchange = Exchange(place, config.digest, images.classes, soft_targets=soft)
     try:
@@ -218,7 +218,7 @@ def _problems(learner: Learner, losses: dict[str, float]) -> list[str]:
 
 def _row(
     config: Config, learner: Learner, seen: Watched, losses: dict[str, float], size: int
-) -> Row:
+) -> NetworkReport:
     shard = config.data.batch_size
     if config.placement != "auto":
         shards = config.placement_on(1).shards(learner.name, config.data.batch_size)
@@ -227,7 +227,7 @@ def _row(
     gradients = [p.grad for p in learner.gradients.parameters if p.grad is not None]
     state = [v for s in learner.optimizer.state.values() for v in s.values()]
     held = sum(t.nbytes for t in [*weights, *gradients, *state] if isinstance(t, Tensor))
-    return Row(
+    return NetworkReport(
         name=learner.name,
         role=learner.role.value,
         model=config.networks[learner.name].model,

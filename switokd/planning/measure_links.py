@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from switokd.planning.profile import Communication
-from switokd.runtime.process_group import World, naming
+from switokd.runtime.process_group import World, collective_errors
 
 SMALL, LARGE = 1, 2 * 2**20
 """Values (float32) of the tensors that are added up."""
@@ -43,7 +43,7 @@ def _seconds(world: World, size: int) -> float:
     taken = []
     for _ in range(1 + REPETITIONS[size]):
         started = time.perf_counter()
-        with naming("measuring the links between ranks"):
+        with collective_errors("measuring the links between ranks"):
             dist.all_reduce(values, group=world.steps)
         if values.is_cuda:
             torch.cuda.synchronize(values.device)

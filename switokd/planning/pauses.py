@@ -53,7 +53,7 @@ class Pauses:
         shares = {teacher: share for teacher, share in shares.items() if share > 0}
         if not shares:
             return cls.none()
-        source = "assumed, each by itself: " + _in_words(shares)
+        source = "assumed, each by itself: " + _describe(shares)
         if len(shares) > ALL_PATTERNS:
             draw = random.Random(0)
             drawn = Counter(
@@ -109,7 +109,7 @@ class Pauses:
         )
         patterns = tuple((paused, n / len(modes)) for paused, n in counts.items())
         shares = {t: sum(p for paused, p in patterns if t in paused) for t in topology.teachers}
-        return cls(patterns, f"of the {len(modes)} steps of {folder}: {_in_words(shares)}")
+        return cls(patterns, f"of the {len(modes)} steps of {folder}: {_describe(shares)}")
 
     def share(self, network: str) -> float:
         """Share of the steps at which `network` is paused, 0 to 1."""
@@ -144,7 +144,7 @@ def parse_shares(given: list[str], topology: Topology) -> dict[str, float]:
     return {teacher: own.get(teacher, everyone) for teacher in topology.teachers}
 
 
-def _in_words(shares: Mapping[str, float]) -> str:
+def _describe(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{teacher} {share:.0%}" for teacher, share in shares.items())
 
 

@@ -174,7 +174,7 @@ class Profile(Section):
         """
         for name, n in networks.items():
             found = self.network(name)
-            ours, theirs = _in_words(n, n.optimizer.name), _in_words(found, found.optimizer)
+            ours, theirs = _describe(n, n.optimizer.name), _describe(found, found.optimizer)
             is_frozen = frozen_teachers and n.role == "teacher"
             if found.frozen and not is_frozen:
                 theirs += ", frozen"
@@ -229,7 +229,7 @@ class Profile(Section):
             raise UsageError(f"{path}: not a profile of 'switokd plan': {words}") from None
 
 
-def _in_words(network: Network | NetworkTimes, optimizer: str) -> str:
+def _describe(network: Network | NetworkTimes, optimizer: str) -> str:
     """What a network's times depend on most: 'a teacher, wrn-16-2 {"dropout": 0.1}, sgd'."""
     kwargs = json.loads(network.model_dump_json(include={"model_kwargs"}))["model_kwargs"]
     given = " " + json.dumps(kwargs, sort_keys=True) if kwargs else ""
@@ -260,7 +260,7 @@ def saved_profile(config: Config, path: Path, image: tuple[int, int, int], class
     """Read a profile for `config` and its images; UsageError if it is of something else."""
     found = Profile.load(path)
     try:
-        recorded = [name for name in config.networks if config.wants_recording(name)]
+        recorded = [name for name in config.networks if config.wants_cuda_graphs(name)]
         found.check(config.networks, config.method.strategy.frozen_teachers, recorded)
         found.check_conditions(image, classes, config.compute)
     except UsageError as error:

@@ -6,8 +6,8 @@ are on the clock on the wall, from an idle device to an idle device, which is al
 its exchange.
 
 Not covered: the costs of communication, which are measured between ranks that are there
-(`measure_links.py`), else assumed (`profile.py`), and can be set in the file; of compiled networks all
-sizes but the smallest and the largest; seconds that compiling takes.
+(`measure_links.py`), else assumed (`profile.py`), and can be set in the file; of compiled networks
+all sizes but the smallest and the largest; seconds that compiling takes.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from switokd.runtime.environment import Environment
 from switokd.runtime.process_group import World
 from switokd.training.build import make_learner, tf32
 from switokd.training.learner import Learner
-from switokd.training.schedules import Windows
-from switokd.training.warm_up import make_ready
+from switokd.training.schedules import AccumulationWindow
+from switokd.training.warm_up import warm_up
 
 FEWEST, MOST = 3, 30
 """Repetitions per size, after a first step that does not count."""
@@ -195,11 +195,11 @@ class Bench:
                     break
                 # Eager first: a recording shows nothing, and keeps the memory that it takes.
                 usual = replace(self, learner=self.learner.eager())
-                make_ready(usual.learner, n, self.image, self.compute)
+                warm_up(usual.learner, n, self.image, self.compute)
                 with kept_by_forward(self.learner.model) as kept:
                     split = usual._step(n)
-                if self.learner.is_recorded:
-                    make_ready(self.learner, n, self.image, self.compute)
+                if self.learner.is_graphed:
+                    warm_up(self.learner, n, self.image, self.compute)
                 found[n] = split, sum(kept.values())
         return found
 
@@ -263,7 +263,7 @@ class Bench:
             model_kwargs=network.model_kwargs,
             optimizer=network.optimizer.name,
             frozen=self.learner.frozen,
-            recorded=bool(self.learner.recordings),
+            recorded=bool(self.learner.graphed_models),
             samples=tuple(times),
             forward_seconds=tuple(t.forward for t in times.values()),
             backward_seconds=tuple(t.backward for t in times.values()),
@@ -290,7 +290,9 @@ def _bench(
         raise UsageError(f"model {network.model} has no parameter to train")
     # On its own and with an update in every step, whatever the run file says: the planner adds
     # what other ranks cost, and shares an update's costs among its steps.
-    learner = make_learner(config, name, model, World(Environment(), device), None, Windows())
+    learner = make_learner(
+        config, name, model, World(Environment(), device), None, AccumulationWindow()
+    )
     for group in learner.optimizer.param_groups:
         group["lr"] = 0.0
     return Bench(learner, image, classes, len(config.networks) - 1, config.compute)

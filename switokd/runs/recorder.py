@@ -21,12 +21,12 @@ from switokd.runs.progress import PausedShare, ProgressBar
 from switokd.runs.run_folder import RunFolder
 from switokd.runs.summary import print_table
 from switokd.runtime.placement import Placement
-from switokd.training.meters import Waiting
+from switokd.training.meters import WaitingTimes
 from switokd.training.step import StepResult
 
 
 @dataclass
-class Tally:
+class NetworkSummary:
     """One network's course so far; top-1 in percent."""
 
     role: str = ""
@@ -43,7 +43,7 @@ class Tally:
     """Of the moving average; None where there is none."""
 
 
-class Desk:
+class RunRecorder:
     """Rank 0's desk. UsageError if the run folder cannot be made."""
 
     def __init__(self, config: Config, placement: Placement, steps: int) -> None:
@@ -51,13 +51,13 @@ class Desk:
         self.paused = PausedShare(config.topology)
         self.bar = ProgressBar(config.name, steps, config.schedule.epochs, self.paused)
         self.parameters: dict[str, int] = {}
-        self.waiting: list[Waiting] = []
+        self.waiting: list[WaitingTimes] = []
         self.improved: list[str] = []
         """Networks whose test top-1 was better in the last epoch than ever before."""
         self._config, self._placement = config, placement
         self._started = time.monotonic()
         self._training_seconds = 0.0
-        self._tallies = {name: Tally() for name in config.topology}
+        self._summaries = {name: NetworkSummary() for name in config.topology}
         self._passed_at: list[dict[int, float]] = [{}]
         """By epoch, when each step's exchange was over."""
         self._paused_at: dict[int, Sequence[str]] = {}
@@ -100,37 +100,41 @@ class Desk:
             for key in ("loss_sum", "learned", "correct", "samples")
         }
         seconds = max(row["training_seconds"] for row in rows)
-        tally = self._tallies[name]
-        tally.role, tally.parameters, tally.steps = rows[0]["role"], self.parameters[name], step
-        tally.steps_paused += rows[0]["steps_paused"]
-        tally.samples += total["samples"]
+        network_summary = self._summaries[name]
+        network_summary.role, network_summary.parameters, network_summary.steps = (
+            rows[0]["role"],
+            self.parameters[name],
+            step,
+        )
+        network_summary.steps_paused += rows[0]["steps_paused"]
+        network_summary.samples += total["samples"]
         test_top1, ema = _percent(rows, "tested"), _percent(rows, "tested_average")
         self._note_test(name, epoch + 1, test_top1, ema)
         return {
             "epoch": epoch + 1,
             "step": step,
             "network": name,
-            "role": tally.role,
+            "role": network_summary.role,
             "loss": total["loss_sum"] / total["learned"] if total["learned"] else None,
             "train_top1": 100 * total["correct"] / total["samples"],
             "test_top1": test_top1,
             "test_top1_ema": ema,
             "lr": rows[0]["lr"],
-            "steps_paused": tally.steps_paused,
+            "steps_paused": network_summary.steps_paused,
             "samples_per_second": total["samples"] / seconds,
         }
 
     def _note_test(self, name: str, epoch: int, top1: float | None, ema: float | None) -> None:
         """Keep one network's test results, in percent; None where there are none."""
-        tally = self._tallies[name]
+        network_summary = self._summaries[name]
         if top1 is not None:
-            tally.top1_last = top1
-            if top1 > tally.top1_best or not tally.best_epoch:
-                tally.top1_best, tally.best_epoch = top1, epoch
+            network_summary.top1_last = top1
+            if top1 > network_summary.top1_best or not network_summary.best_epoch:
+                network_summary.top1_best, network_summary.best_epoch = top1, epoch
                 self.improved.append(name)
         if ema is not None:
-            tally.top1_ema_last = ema
-            tally.top1_ema_best = max(ema, tally.top1_ema_best or 0.0)
+            network_summary.top1_ema_last = ema
+            network_summary.top1_ema_best = max(ema, network_summary.top1_ema_best or 0.0)
 
     def finish(self) -> None:
         """Write the summary, draw the picture, print the table."""
@@ -147,7 +151,7 @@ class Desk:
             self.bar.console.print(f"{what:<11} {where}")
 
     def _summary(self) -> dict[str, Any]:
-        student = self._tallies[self._config.topology.students[0]]
+        student = self._summaries[self._config.topology.students[0]]
         waits = sorted(wait for rank in self.waiting for wait in rank.decision_seconds)
         return {
             "name": self._config.name,
@@ -172,7 +176,9 @@ class Desk:
             },
             "torch": torch.__version__,
             "python": platform.python_version(),
-            "networks": {name: asdict(tally) for name, tally in self._tallies.items()},
+            "networks": {
+                name: asdict(network_summary) for name, network_summary in self._summaries.items()
+            },
         }
 
 

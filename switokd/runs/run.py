@@ -24,11 +24,11 @@ from switokd.config.config import Config
 from switokd.config.run_file import import_folders, load
 from switokd.data import pictures
 from switokd.data.images import Images, View, open_images
-from switokd.data.signature import COLOURS, Interface
+from switokd.data.signature import COLOURS, InputSignature
 from switokd.data.sources import ArraySource, ItemSource
 from switokd.errors import UsageError
-from switokd.export.manifest import FILES, Format, Weights
-from switokd.export.trained import interface_of, take
+from switokd.export.manifest import FILES, Format, WeightsChoice
+from switokd.export.trained import signature_of, take
 from switokd.runs.curves import draw_curves
 from switokd.runs.run_folder import read_lines
 
@@ -44,8 +44,8 @@ class Run:
     lent: its objects, see `plugins.py`.
     """
 
-    def __init__(self, path: Path, lent: Mapping[str, Any] = NOTHING) -> None:
-        self.path, self._lent = path, lent
+    def __init__(self, path: Path, lend: Mapping[str, Any] = NOTHING) -> None:
+        self.path, self._lent = path, lend
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -89,7 +89,7 @@ class Run:
             raise UsageError(f"{self.path}: the run has no decisions yet, so there is no picture")
         return draw_curves(self.path)
 
-    def network(self, name: str, weights: Weights = "last") -> nn.Module:
+    def network(self, name: str, weights: WeightsChoice = "last") -> nn.Module:
         """A network with its weights after the last step, on the CPU, in evaluation mode.
 
         weights: last, best, ema or initial, if the run kept those. UsageError if there is no such
@@ -103,7 +103,7 @@ class Run:
         network: str | None = None,
         *,
         formats: Sequence[Format] = tuple(FILES),
-        weights: Weights = "last",
+        weights: WeightsChoice = "last",
         out: str | Path | None = None,
         scaling: Scaling | None = None,
     ) -> Path:
@@ -121,10 +121,10 @@ class Run:
             return export(self.path, network, formats, weights, out, scaling=scaling)
 
     @cached_property
-    def interface(self) -> Interface:
+    def signature(self) -> InputSignature:
         """What its networks take, and the classes' names; from the data where nothing was kept."""
         with self._at_hand():
-            return interface_of(self.path, self.config)
+            return signature_of(self.path, self.config)
 
     @cached_property
     def images(self) -> Images:
@@ -138,7 +138,7 @@ class Run:
     @property
     def classes(self) -> list[str]:
         """Names of the classes, in the order of a network's logits; numbers where it has none."""
-        return list(self.interface.labels)
+        return list(self.signature.labels)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """An image as the networks are evaluated on: `[1, C, H, W]`, float32, normalised.
@@ -147,7 +147,7 @@ class Run:
         floats by itself, the image goes through the test set's transform: then the data is needed,
         and UsageError if it does not come out in the shape and type of the run's images.
         """
-        known = self.interface
+        known = self.signature
         if known.mean and known.channels in COLOURS:
             pixels = torch.from_numpy(pictures.prepare(image, known))
             mean, std = (torch.tensor(v)[:, None, None] for v in (known.mean, known.std))
@@ -176,7 +176,7 @@ class Run:
     @contextmanager
     def _at_hand(self) -> Iterator[None]:
         folders = import_folders(self.config, self.path.resolve())
-        with plugins.lent(self._lent), importing_from(folders):
+        with plugins.lend(self._lent), importing_from(folders):
             yield
 
 
@@ -197,15 +197,15 @@ def load_run(
     run = Run(Path(path))
     if not (run.path / "config.yaml").is_file():
         raise UsageError(f"{path} is no run folder: there is no config.yaml in it")
-    lent: dict[str, Any] = {}
+    lend: dict[str, Any] = {}
     for name, thing in networks.items():
         if name not in run.config.networks:
             there = ", ".join(run.config.networks)
             raise UsageError(f"networks: {path} has no network {name!r} (there are {there})")
-        lent[run.config.networks[name].model] = thing
+        lend[run.config.networks[name].model] = thing
     if train is not None and test is not None:
-        lent[run.config.data.dataset] = plugins.Datasets(train, test, classes)
-    return Run(run.path, lent)
+        lend[run.config.data.dataset] = plugins.Datasets(train, test, classes)
+    return Run(run.path, lend)
 
 
 @contextmanager

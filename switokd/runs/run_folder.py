@@ -1,7 +1,7 @@
 """The run folder: what a run leaves behind. Rank 0 alone writes it.
 
     config.yaml            the effective configuration
-    interface.json         what the networks take and tell apart (`signature.py`)
+    signature.json         what the networks take and tell apart (`signature.py`)
     profiles/NxT.json      what placement: auto measured on N processes with T threads each
     decisions.jsonl        a line per step and pair
     metrics.jsonl          a line per epoch and network
@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from switokd.config.config import Config
-from switokd.data.signature import Interface
+from switokd.data.signature import InputSignature
 from switokd.distillation.decision import Decision, PairDecision
 from switokd.errors import UsageError
 from switokd.planning.profile import Profile
-from switokd.runtime.environment import Crew
+from switokd.runtime.environment import ProcessLayout
 
 
 class RunFolder:
@@ -51,15 +51,15 @@ class RunFolder:
                 raise _taken(self.path) from None
             self._decisions = (self.path / "decisions.jsonl").open("a", encoding="utf-8")
 
-    def save_interface(self, interface: Interface) -> None:
-        """Write interface.json, so that a network can be used where its data set is not."""
+    def save_signature(self, signature: InputSignature) -> None:
+        """Write signature.json, so that a network can be used where its data set is not."""
         with _writing(self.path):
-            interface.save(self.path / "interface.json")
+            signature.save(self.path / "signature.json")
 
-    def save_profiles(self, profiles: Mapping[Crew, Profile]) -> None:
+    def save_profiles(self, profiles: Mapping[ProcessLayout, Profile]) -> None:
         """Write each to profiles/NxT.json, which auto.profiles may name."""
-        for crew, profile in profiles.items():
-            path = self.path / "profiles" / f"{crew.code}.json"
+        for layout, profile in profiles.items():
+            path = self.path / "profiles" / f"{layout.code}.json"
             with _writing(self.path):
                 path.parent.mkdir(exist_ok=True)
             profile.save(path)

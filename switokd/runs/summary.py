@@ -31,11 +31,11 @@ def print_table(console: Console, summary: dict[str, Any]) -> None:
             f"{network['steps_paused'] / network['steps']:.0%}" if is_teacher else "-",
         )
     console.print(table)
-    for line in _in_words(summary):
+    for line in _describe(summary):
         console.print(line)
 
 
-def _in_words(summary: dict[str, Any]) -> Iterator[str]:
+def _describe(summary: dict[str, Any]) -> Iterator[str]:
     """What the pauses saved, and what waiting for decisions cost."""
     saved, seconds = summary["saved_by_pauses"], summary["training_seconds"]
     if saved["device_seconds"]:

@@ -13,7 +13,7 @@ from switokd.runtime.allocator import machine_memory
 from switokd.runtime.environment import Environment
 
 
-def onto(device: torch.device, tensor: Tensor) -> Tensor:
+def to_device(device: torch.device, tensor: Tensor) -> Tensor:
     """`tensor` on `device`. Nothing waits for a GPU, as it would for all that is queued before."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)

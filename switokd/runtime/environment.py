@@ -13,7 +13,7 @@ from switokd.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Crew:
+class ProcessLayout:
     """So many processes on this machine, each with so many CPU threads."""
 
     processes: int
@@ -25,7 +25,7 @@ class Crew:
         return f"{self.processes}x{self.threads}"
 
     @classmethod
-    def of(cls, code: str) -> Crew:
+    def of(cls, code: str) -> ProcessLayout:
         """Read `code`."""
         processes, threads = code.split("x")
         return cls(int(processes), int(threads))
@@ -50,12 +50,12 @@ class Environment:
     under_torchrun: bool = False
     embedded: bool = False
     """Whether this is a program of the user's, whose signals and memory are its own (`api.py`)."""
-    crews: tuple[Crew, ...] = ()
+    layouts: tuple[ProcessLayout, ...] = ()
     """What `placement: auto` may choose from, largest first; empty: as many as there are."""
 
     def first(self, processes: int) -> Environment:
         """As it is where only the first so many processes go on; they are on one machine."""
-        return replace(self, world_size=processes, local_world_size=processes, crews=())
+        return replace(self, world_size=processes, local_world_size=processes, layouts=())
 
     @property
     def one_host(self) -> bool:

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 from switokd.config.config import Config
 from switokd.errors import EXIT_INTERRUPTED, PeerError
-from switokd.runtime.environment import Crew, cores
-from switokd.runtime.lifecycle import complain
+from switokd.runtime.environment import ProcessLayout, cores
+from switokd.runtime.lifecycle import print_error
 from switokd.runtime.threads import stay_within_limits
 
 
-def processes_for(config: Config) -> tuple[int, list[Crew]]:
+def processes_for(config: Config) -> tuple[int, list[ProcessLayout]]:
     """How many processes suit this machine where the placement fits any number, and the crews.
 
     One per GPU; a single one where no coordinator is wanted. Without GPUs replicated takes one with
@@ -31,11 +31,11 @@ def processes_for(config: Config) -> tuple[int, list[Crew]]:
     gpus = _gpus(config)
     if gpus or config.placement != "auto":
         return gpus or 1, []
-    crews = _crews(config)
-    return crews[0].processes, crews
+    layouts = _layouts(config)
+    return layouts[0].processes, layouts
 
 
-def _crews(config: Config) -> list[Crew]:
+def _layouts(config: Config) -> list[ProcessLayout]:
     """Largest first; with the threads that `launch` and PyTorch give to so many processes."""
     import torch
 
@@ -44,12 +44,12 @@ def _crews(config: Config) -> list[Crew]:
     are_given = "OMP_NUM_THREADS" in os.environ  # for each process, however many there are
     processes = max(most // own_threads, 1) if are_given else most
     processes = min(processes, config.data.batch_size // 2)
-    crews = []
+    layouts = []
     while processes:
         is_free = processes > 1 and not are_given
-        crews.append(Crew(processes, most // processes if is_free else own_threads))
+        layouts.append(ProcessLayout(processes, most // processes if is_free else own_threads))
         processes //= 2
-    return crews
+    return layouts
 
 
 def _gpus(config: Config) -> int:
@@ -59,7 +59,7 @@ def _gpus(config: Config) -> int:
 
 
 def launch(
-    config: Config, world_size: int, arguments: Sequence[str], crews: Sequence[Crew] = ()
+    config: Config, world_size: int, arguments: Sequence[str], layouts: Sequence[ProcessLayout] = ()
 ) -> int:
     """Run `python -m switokd.train ARGUMENTS` once per rank; return the exit code.
 
@@ -73,7 +73,7 @@ def launch(
     # Each rank has said in a line why it ended; torchrun's account would bury it.
     logging.disable(logging.ERROR)
     threads = max(cores() // world_size, 1)
-    options = [f"--crews={','.join(each.code for each in crews)}"] if crews else []
+    options = [f"--layouts={','.join(each.code for each in layouts)}"] if layouts else []
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     launcher = LaunchConfig(
         min_nodes=1,
@@ -94,7 +94,7 @@ def launch(
             return failure.exitcode
         who = config.who(rank, world_size)
         killed_by = signal.Signals(-failure.exitcode).name
-        complain(f"{who}, process {failure.pid}, was killed by {killed_by}")
+        print_error(f"{who}, process {failure.pid}, was killed by {killed_by}")
         return PeerError.exit_code
     except (KeyboardInterrupt, SignalException) as stopped:
         number = getattr(stopped, "sigval", signal.SIGINT)

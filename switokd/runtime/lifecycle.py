@@ -43,7 +43,7 @@ class Terminated(BaseException):
     """SIGTERM. Like KeyboardInterrupt no Exception, so that nothing swallows it."""
 
 
-def complain(sentence: str, who: str = "") -> None:
+def print_error(sentence: str, who: str = "") -> None:
     """Print one line to standard error."""
     # In one piece: ranks share the terminal, and print() would write the line's end by itself.
     sys.stderr.write(f"switokd: {who + ': ' if who else ''}{sentence}\n")
@@ -70,19 +70,19 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
             # the one that prints it, and for SIGTERM.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(PRECEDENCE_SECONDS)
-        complain(str(error), "" if error.seen_by_every_rank else who)
+        print_error(str(error), "" if error.seen_by_every_rank else who)
         _exit(error.exit_code)
     except KeyboardInterrupt:
         if env.local_rank == 0:
-            complain("interrupted")
+            print_error("interrupted")
         _exit(EXIT_INTERRUPTED)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported here
             raise
-        complain(f"{str(error).partition('. GPU')[0]}; {LESS_MEMORY}", who)
+        print_error(f"{str(error).partition('. GPU')[0]}; {LESS_MEMORY}", who)
         _exit(UsageError.exit_code)
     except Terminated:
-        complain("stopped by SIGTERM", who)
+        print_error("stopped by SIGTERM", who)
         _exit(EXIT_TERMINATED)
 
 
@@ -93,7 +93,7 @@ def follow_launcher(env: Environment) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(WATCH_SECONDS)
-        complain(f"the launcher (process {parent}) is gone", f"rank {env.rank}")
+        print_error(f"the launcher (process {parent}) is gone", f"rank {env.rank}")
         _exit(PeerError.exit_code)
 
     if env.under_torchrun:
@@ -124,7 +124,7 @@ def end_if_stuck(who: str) -> Callable[[SwitokdError], None]:
 
     def on_failure(error: SwitokdError) -> None:
         def end() -> None:
-            complain(str(error), who)
+            print_error(str(error), who)
             _exit(error.exit_code)
 
         timer = threading.Timer(UNWIND_SECONDS, end)

@@ -22,7 +22,7 @@ from switokd.distillation.topology import Topology
 MOST = 1e6
 """A larger weight than this is a mistake, and an infinite one has no shard."""
 
-Weights = Mapping[int, float]
+Shares = Mapping[int, float]
 """By rank: how much of each batch it takes, in proportion to the others' of the same network."""
 
 
@@ -33,7 +33,7 @@ class Placement:
     table: tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
 
     @classmethod
-    def of(cls, table: Mapping[str, Sequence[int] | Weights]) -> Placement:
+    def of(cls, table: Mapping[str, Sequence[int] | Shares]) -> Placement:
         """Make a placement of {network: ranks} or {network: {rank: weight}}.
 
         ValueError, with a sentence, unless ranks are 0 to world size - 1 and weights positive.
@@ -123,7 +123,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Place:
+class LocalPlacement:
     """One rank's place in the table."""
 
     placement: Placement

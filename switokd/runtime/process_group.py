@@ -96,7 +96,7 @@ class World:
         if self.env.world_size == 1:
             return [mine]
         everyone: list[Any] = [None] * self.env.world_size
-        with naming("waiting for the other ranks"):
+        with collective_errors("waiting for the other ranks"):
             dist.all_gather_object(everyone, mine)
         return everyone
 
@@ -105,7 +105,7 @@ class World:
         if self.env.world_size == 1:
             return [mine]
         everyone: list[Any] | None = [None] * self.env.world_size if self.rank == 0 else None
-        with naming("waiting for the other ranks"):
+        with collective_errors("waiting for the other ranks"):
             dist.gather_object(mine, everyone)
         return everyone or []
 
@@ -114,7 +114,7 @@ class World:
         if self.env.world_size == 1:
             return rank_0s
         carrier = [rank_0s]
-        with naming("waiting for rank 0"):
+        with collective_errors("waiting for rank 0"):
             dist.broadcast_object_list(carrier)
         return carrier[0]
 
@@ -134,7 +134,7 @@ class World:
 
 
 @contextmanager
-def naming(doing: str) -> Iterator[None]:
+def collective_errors(doing: str) -> Iterator[None]:
     """Turn a collective's failure into a CollectiveError that says what the rank was doing."""
     try:
         yield
@@ -161,7 +161,7 @@ def join_world(env: Environment, device: torch.device, timeout: float) -> Iterat
     if device.type == "cuda":
         torch.cuda.set_device(device)
     mine = _identity(device)
-    with naming("joining the process group"):
+    with collective_errors("joining the process group"):
         dist.init_process_group("gloo", None, PATIENCE, env.world_size, env.rank, store=_store(env))
         world = World(env, device, timedelta(seconds=timeout))
         everyone = world.all_gather(mine)

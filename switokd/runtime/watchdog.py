@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from switokd.runtime.lifecycle import WATCH_SECONDS
 
 
-class Overdue:
+class Watchdog:
     """Tells, once, what the main thread has been waiting for too long.
 
     For what neither ends by itself nor raises: a collective in a GPU's queue. Forward and

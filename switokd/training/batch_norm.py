@@ -9,7 +9,7 @@ from torch import nn
 from switokd.config.config import Config
 from switokd.errors import UsageError
 from switokd.runtime.placement import Placement
-from switokd.runtime.process_group import World, naming
+from switokd.runtime.process_group import World, collective_errors
 from switokd.training.learner import Learner
 
 
@@ -40,7 +40,7 @@ def average_statistics(
         return
     flat = share * torch.cat([b.reshape(-1) for b in found])
     flat = flat if transport is None else flat.to(transport)
-    with naming(f"averaging the BatchNorm statistics of {learner.name}"):
+    with collective_errors(f"averaging the BatchNorm statistics of {learner.name}"):
         dist.all_reduce(flat, group=group)
     for buffer, part in zip(found, torch.split(flat, [b.numel() for b in found]), strict=True):
         buffer.copy_(part.view(buffer.shape))

@@ -20,25 +20,25 @@ from switokd.data.images import Images
 from switokd.distillation.topology import Role
 from switokd.errors import UsageError
 from switokd.models import registry
-from switokd.runtime.placement import Place, Placement
+from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import World
 from switokd.training.batch_norm import check_batch_norm
 from switokd.training.cuda_graphs import (
-    Routines,
-    can_record,
+    GraphedFunctions,
+    can_capture,
 )
 from switokd.training.ema import moving_average
 from switokd.training.learner import Learner
 from switokd.training.optimizer import (
     AUTOCAST,
-    Updates,
+    OptimizerStep,
     loss_scaler,
     parameter_groups,
 )
-from switokd.training.reducer import Gradients
-from switokd.training.schedules import Windows, learning_rate
-from switokd.training.timer import Stopwatch
-from switokd.training.warm_up import compiled, make_ready
+from switokd.training.reducer import GradientReducer
+from switokd.training.schedules import AccumulationWindow, learning_rate
+from switokd.training.timer import Timer
+from switokd.training.warm_up import compiled, warm_up
 
 Models = Mapping[str, torch.nn.Module]
 """By name; on the CPU, with their first weights."""
@@ -82,11 +82,11 @@ def key_of(config: Config, name: str) -> int:
 
 def make_learners(
     config: Config,
-    place: Place,
+    place: LocalPlacement,
     built: Models,
     world: World,
     images: Images,
-    windows: Windows | None = None,
+    windows: AccumulationWindow | None = None,
 ) -> list[Learner]:
     """All networks of this rank, for a training on `images`.
 
@@ -98,14 +98,16 @@ def make_learners(
     groups = {name: by_ranks[ranks] for name, ranks in ranks_of.items()}
     check_batch_norm(config, place.placement, world)
     learners = [
-        make_learner(config, name, built[name], world, groups[name], windows or Windows())
+        make_learner(
+            config, name, built[name], world, groups[name], windows or AccumulationWindow()
+        )
         for name in place.networks
     ]
     batches = {images.size_of(0), images.size_of(images.steps_per_epoch - 1)}
     for learner in learners:
         shards = [place.shard(learner.name, n) for n in batches]
         for samples in sorted({shard.stop - shard.start for shard in shards} - {0}):
-            make_ready(learner, samples, images.shape, config.compute)
+            warm_up(learner, samples, images.shape, config.compute)
     world.all_gather(None)  # networks take unequally long, and steps do not wait for long
     return learners
 
@@ -116,7 +118,7 @@ def make_learner(
     model: torch.nn.Module,
     world: World,
     group: ProcessGroup | None,
-    windows: Windows,
+    windows: AccumulationWindow,
 ) -> Learner:
     """One network with its optimizer, on this rank's device. `group`: its ranks, if several."""
     role = config.topology.role(name)
@@ -140,19 +142,19 @@ def make_learner(
         model=model,
         network=compiled(model) if config.compute.compile else model,
         optimizer=optimizer,
-        gradients=Gradients(name, parameters, group, world.transport),
+        gradients=GradientReducer(name, parameters, group, world.transport),
         frozen=frozen,
         key=key_of(config, name),
         low=AUTOCAST.get(precision),
-        is_recorded=can_record(world.device) and config.wants_recording(name),
-        routines=make_routines(config.compute, world.device),
-        updates=Updates(
+        is_graphed=can_capture(world.device) and config.wants_cuda_graphs(name),
+        graphed_functions=make_graphed_functions(config.compute, world.device),
+        updates=OptimizerStep(
             windows,
             config.networks[name].clip_norm,
             loss_scaler(world.device) if precision == "fp16" and not frozen else None,
             average,
         ),
-        learning=Stopwatch(world.device),
+        learning=Timer(world.device),
     )
 
 
@@ -161,9 +163,11 @@ def wake_backward(device: torch.device) -> None:
     torch.zeros((), device=device, requires_grad=True).mul(2).backward()  # type: ignore[no-untyped-call]
 
 
-def make_routines(compute: Compute, device: torch.device) -> Routines:
+def make_graphed_functions(compute: Compute, device: torch.device) -> GraphedFunctions:
     """What records functions of tensors, where the run file and the device allow it."""
-    return Routines(device if compute.cuda_graphs is not False and can_record(device) else None)
+    return GraphedFunctions(
+        device if compute.cuda_graphs is not False and can_capture(device) else None
+    )
 
 
 def prepare(model: torch.nn.Module, compute: Compute, device: torch.device) -> torch.nn.Module:

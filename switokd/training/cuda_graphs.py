@@ -31,10 +31,10 @@ T = TypeVar("T")
 WARM_UP = 3
 """Times that libraries are given to choose their kernels, and to take their memory."""
 
-MOST = 32
+MAX_GRAPHS = 32
 """Forms that are kept of one's routines: a strategy's weights may be others in every step."""
 
-_held: set[int] = set()
+_graph_memory: set[int] = set()
 """Where the memory of recordings' results begins: what others read there need not be copied."""
 
 
@@ -52,12 +52,12 @@ def refusal(what: str, error: Exception, remedy: str = "") -> Exception:
     return usage
 
 
-def can_record(device: torch.device) -> bool:
+def can_capture(device: torch.device) -> bool:
     """Whether it has CUDA graphs."""
     return device.type == "cuda"
 
 
-class Recorder:
+class GraphCapture:
     """Records what is launched on a GPU, on memory that nothing else takes.
 
     Recordings may share it if no two of them are in use at a time: a network's, of which only one
@@ -79,7 +79,7 @@ class Recorder:
         current.wait_stream(self._stream)
         return made
 
-    def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+    def capture(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         """What `run` makes, and what makes it anew in the same memory."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(
@@ -92,7 +92,7 @@ class Recorder:
         return made, graph.replay
 
 
-class Recording:
+class GraphedModel:
     """One network's forward for batches as large as `x`, and its backward if it learns.
 
     compute: logits `[b, C]` of images `[b, ...]`, with their graph. parameters: those whose
@@ -104,27 +104,27 @@ class Recording:
         compute: Callable[[Tensor], Tensor],
         parameters: Sequence[nn.Parameter],
         x: Tensor,
-        recorder: Recorder,
+        capture: GraphCapture,
     ) -> None:
-        self.recorder = recorder
+        self.capture = capture
         self._live: Tensor | None = None
         """What forward has made last, with PyTorch's own graph of it."""
         self._compute, self._parameters = compute, parameters
         self._x = torch.empty_like(x).copy_(x)
-        self._dz = torch.zeros_like(recorder.warm_up(self._forward))
+        self._dz = torch.zeros_like(capture.warm_up(self._forward))
         self._learns = torch.zeros((), requires_grad=bool(parameters))
         """Stands for the weights in PyTorch's graph: what depends on it has a backward pass."""
         if parameters:
-            recorder.warm_up(lambda: (self._forward(), self._backward()))
-        self._z, self._replay_forward = recorder.record(self._forward)
-        _hold(self, self._z)
+            capture.warm_up(lambda: (self._forward(), self._backward()))
+        self._z, self._replay_forward = capture.capture(self._forward)
+        _register_memory(self, self._z)
         if parameters:
-            self._gradients, self._replay_backward = recorder.record(self._backward)
+            self._gradients, self._replay_backward = capture.capture(self._backward)
         self._live = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits; backward from them sets each parameter's `grad`, whatever it was."""
-        z: Tensor = _Replayed.apply(self._learns, x, self)
+        z: Tensor = _Replay.apply(self._learns, x, self)
         return z
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,24 +148,24 @@ class Recording:
     def _backward(self) -> list[Tensor | None]:
         assert self._live is not None
         found = torch.autograd.grad(self._live, self._parameters, self._dz, allow_unused=True)
-        return _each_its_own(found, self._parameters)
+        return _own_memory(found, self._parameters)
 
 
-class _Replayed(torch.autograd.Function):
+class _Replay(torch.autograd.Function):
     """A recording's forward, with its backward as the graph behind it."""
 
     @staticmethod
-    def forward(ctx: Any, learns: Tensor, x: Tensor, recording: Recording) -> Tensor:
-        ctx.recording = recording
-        return recording.forward(x)
+    def forward(ctx: Any, learns: Tensor, x: Tensor, graphed: GraphedModel) -> Tensor:
+        ctx.graphed = graphed
+        return graphed.forward(x)
 
     @staticmethod
     def backward(ctx: Any, *dz: Tensor) -> tuple[None, None, None]:
-        ctx.recording.backward(*dz)
+        ctx.graphed.backward(*dz)
         return None, None, None
 
 
-def _each_its_own(
+def _own_memory(
     gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]
 ) -> list[Tensor | None]:
     """As PyTorch leaves them in `grad`: in the memory order of their parameters, which fused
@@ -183,13 +183,13 @@ def _each_its_own(
     return found
 
 
-class Routines:
+class GraphedFunctions:
     """Functions of tensors, each recorded the second time that it is called with such tensors."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         """device: the GPU that the tensors are on; None: nothing is recorded."""
         self._device = device
-        self._known: dict[Hashable, _Routine | None] = {}
+        self._known: dict[Hashable, _GraphedFunction | None] = {}
 
     def __call__(self, key: Hashable, run: Callable[..., T], *given: Tensor) -> T:
         """What `run` makes of tensors: one or several, which the next call with `key` writes over.
@@ -198,24 +198,24 @@ class Routines:
         """
         if self._device is None:
             return run(*given)
-        form = key, *map(_form, given)
+        form = key, *map(_cache_key, given)
         is_new, routine = form not in self._known, self._known.pop(form, None)
         if is_new:  # libraries load; what comes once only is not recorded
-            if len(self._known) == MOST:
+            if len(self._known) == MAX_GRAPHS:
                 del self._known[next(iter(self._known))]  # what has not come for longest
             self._known[form] = None
             return run(*given)
         if routine is None:
-            routine = self._record(run, given, self._device)
+            routine = self._capture(run, given, self._device)
         self._known[form] = routine
         made: T = routine(*given)
         return made
 
-    def _record(
+    def _capture(
         self, run: Callable[..., Any], given: Sequence[Tensor], device: torch.device
-    ) -> _Routine:
+    ) -> _GraphedFunction:
         try:
-            return _Routine(run, given, Recorder(device))
+            return _GraphedFunction(run, given, GraphCapture(device))
         except Exception as error:
             raise refusal("a step's losses, distances or exchange", error) from error
 
@@ -235,14 +235,14 @@ class Routines:
         return scalar
 
 
-class _Routine:
+class _GraphedFunction:
     """One function, recorded on tensors of one form."""
 
-    def __init__(self, run: Callable[..., Any], given: Sequence[Tensor], recorder: Recorder):
-        mine = [tensor if _is_held(tensor) else tensor.detach().clone() for tensor in given]
+    def __init__(self, run: Callable[..., Any], given: Sequence[Tensor], capture: GraphCapture):
+        mine = [tensor if _is_graph_memory(tensor) else tensor.detach().clone() for tensor in given]
         self._copied = [(i, to) for i, to in enumerate(mine) if to is not given[i]]
-        self._made, self._replay = recorder.record(lambda: run(*(t.detach() for t in mine)))
-        _hold(self, *([self._made] if isinstance(self._made, Tensor) else self._made))
+        self._made, self._replay = capture.capture(lambda: run(*(t.detach() for t in mine)))
+        _register_memory(self, *([self._made] if isinstance(self._made, Tensor) else self._made))
 
     def __call__(self, *given: Tensor) -> Any:
         for i, to in self._copied:
@@ -264,18 +264,18 @@ class _Known(torch.autograd.Function):
         return gradient[0] * ctx.dz, None, None
 
 
-def _form(tensor: Tensor) -> Hashable:
+def _cache_key(tensor: Tensor) -> Hashable:
     """What a recording on this tensor may be used for: such ones, or this one's memory."""
-    place = (tensor.data_ptr(), tensor.stride()) if _is_held(tensor) else None
+    place = (tensor.data_ptr(), tensor.stride()) if _is_graph_memory(tensor) else None
     return tensor.shape, tensor.dtype, place
 
 
-def _is_held(tensor: Tensor) -> bool:
-    return tensor.untyped_storage().data_ptr() in _held
+def _is_graph_memory(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().data_ptr() in _graph_memory
 
 
-def _hold(owner: object, *made: Tensor) -> None:
+def _register_memory(owner: object, *made: Tensor) -> None:
     """Note where an owner has its results, for as long as it lives."""
     for begin in {tensor.untyped_storage().data_ptr() for tensor in made}:
-        _held.add(begin)
-        weakref.finalize(owner, _held.discard, begin)
+        _graph_memory.add(begin)
+        weakref.finalize(owner, _graph_memory.discard, begin)

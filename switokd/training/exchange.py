@@ -21,11 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from switokd.errors import NonFiniteError, PeerError, UsageError
-from switokd.runtime.device import onto
-from switokd.runtime.placement import Place
-from switokd.runtime.process_group import naming
-from switokd.runtime.watchdog import Overdue
-from switokd.training.cuda_graphs import Routines
+from switokd.runtime.device import to_device
+from switokd.runtime.placement import LocalPlacement
+from switokd.runtime.process_group import collective_errors
+from switokd.runtime.watchdog import Watchdog
+from switokd.training.cuda_graphs import GraphedFunctions
 
 # PyTorch 2.14 renames it, and warns of the old name.
 all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
@@ -48,7 +48,7 @@ class Gathered:
 
     logits: Mapping[str, Tensor]
     y: Tensor
-    vitals: Tensor
+    health: Tensor
     seconds: float | None
 
     def copies(self) -> tuple[Mapping[str, Tensor], Tensor]:
@@ -71,19 +71,19 @@ class Exchange:
 
     def __init__(
         self,
-        place: Place,
+        place: LocalPlacement,
         digest: str,
         classes: int,
         group: dist.ProcessGroup | None = None,
         transport: torch.device | None = None,
         soft_targets: bool = False,
-        routines: Routines | None = None,
+        graphed_functions: GraphedFunctions | None = None,
     ) -> None:
         self.place = place
-        self.routines = routines or Routines()
+        self.graphed_functions = graphed_functions or GraphedFunctions()
         self.passed_at = 0.0
         """When the last exchange was over, on the clock of `time.perf_counter`."""
-        self.overdue: Overdue | None = None
+        self.watchdog: Watchdog | None = None
         """Who tells of an exchange that takes too long, where none of its timeouts does."""
         self._group = group
         self.seconds: float | None = None
@@ -110,15 +110,15 @@ class Exchange:
         doing = f"exchanging the logits of step {step}"
         offsets, length = self._layout(n)
         self._check_shapes(z, y)
-        if self.overdue:
-            self.overdue.begin(doing)
+        if self.watchdog:
+            self.watchdog.begin(doing)
         if self._header is None:
             device = next(iter(y.values())).device
-            self._header = onto(device, torch.tensor([step, self._digest]))
+            self._header = to_device(device, torch.tensor([step, self._digest]))
         self._header[:1].fill_(step)
         names = [name for name in self.place.networks if name in z]
         mine = [tensor for name in names for tensor in (z[name].detach(), y[name])]
-        row = self.routines(("pack", length), partial(_pack, length), self._header, *mine)
+        row = self.graphed_functions(("pack", length), partial(_pack, length), self._header, *mine)
         sent = self._for_transport(row)  # from a GPU it comes when its forward passes are over
         started = time.perf_counter()
         everyone = self._gather(sent, doing)
@@ -126,8 +126,8 @@ class Exchange:
         if seconds is not None:
             self.seconds = (self.seconds or 0.0) + seconds
         everyone, unpack = everyone.to(row.device), partial(self._unpack, offsets)
-        vitals, targets, *logits = self.routines(("unpack", n), unpack, everyone)
-        return Gathered(dict(zip(offsets, logits, strict=True)), targets, vitals, seconds)
+        health, targets, *logits = self.graphed_functions(("unpack", n), unpack, everyone)
+        return Gathered(dict(zip(offsets, logits, strict=True)), targets, health, seconds)
 
     def _unpack(self, offsets: Offsets, everyone: Tensor) -> list[Tensor]:
         """Vitals, targets, and each network's logits, of all ranks' rows."""
@@ -146,17 +146,17 @@ class Exchange:
         other = (torch.stack(labels) != labels[0]).flatten(1).sum(dim=1)
         return [torch.cat([headers, bad, other]).double(), labels[0], *logits]
 
-    def check(self, vitals: Sequence[float]) -> None:
+    def check(self, health: Sequence[float]) -> None:
         """Raise if the ranks are not at the same point of the same run, or one has diverged.
 
         NonFiniteError and PeerError are raised on every rank alike.
         """
         self.passed_at = time.perf_counter()
-        if self.overdue:
-            self.overdue.over()
+        if self.watchdog:
+            self.watchdog.over()
         placement = self.place.placement
         in_front = HEADER * placement.world_size
-        headers, rest = vitals[:in_front], vitals[in_front:]
+        headers, rest = health[:in_front], health[in_front:]
         step = int(headers[0])
         for rank in range(placement.world_size):
             theirs, digest = headers[HEADER * rank : HEADER * (rank + 1)]
@@ -186,13 +186,13 @@ class Exchange:
         """For what waits for other ranks by itself, or by reading a GPU's numbers: the sums before
         them in its queue.
         """
-        return self.overdue.during(doing) if self.overdue else nullcontext()
+        return self.watchdog.during(doing) if self.watchdog else nullcontext()
 
     def for_labels(self) -> Exchange:
         """One of the same place and group for targets that are labels."""
         digest = f"{self._digest:012x}"
         made = Exchange(self.place, digest, self._classes, self._group, self._transport)
-        made.overdue = self.overdue
+        made.watchdog = self.watchdog
         return made
 
     def _as_targets(self, received: Tensor) -> Tensor:
@@ -240,7 +240,7 @@ class Exchange:
         if world_size == 1:
             return row[None]
         everyone = row.new_empty(world_size * len(row))
-        with naming(doing):
+        with collective_errors(doing):
             all_gather(everyone, row, group=self._group)
         return everyone.view(world_size, len(row))
 

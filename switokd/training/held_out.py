@@ -69,5 +69,5 @@ class HeldOut:
         mine = {learner.name: place.local(learner.name, n) for learner in learners}
         z = {li.name: li.predict(x[mine[li.name]]) for li in learners if len(x[mine[li.name]])}
         everyone = self.exchange(step, z, {name: y[shard] for name, shard in mine.items()}, n)
-        self.exchange.check(everyone.vitals.tolist())
+        self.exchange.check(everyone.health.tolist())
         return everyone.logits, everyone.y

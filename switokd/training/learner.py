@@ -16,10 +16,10 @@ from switokd.data.augment import mix_one, seed_torch
 from switokd.distillation.couplings import Term
 from switokd.distillation.losses import objective
 from switokd.distillation.topology import Role
-from switokd.training.cuda_graphs import Recording, Routines
-from switokd.training.optimizer import Updates
-from switokd.training.reducer import Gradients
-from switokd.training.timer import Stopwatch
+from switokd.training.cuda_graphs import GraphedFunctions, GraphedModel
+from switokd.training.optimizer import OptimizerStep
+from switokd.training.reducer import GradientReducer
+from switokd.training.timer import Timer
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,27 @@ class Learner:
     network: Callable[[Tensor], Tensor]
     """The model as it is called: itself, or compiled."""
     optimizer: Optimizer
-    gradients: Gradients
+    gradients: GradientReducer
     frozen: bool = False
     key: int = 0
     """What it draws from, given by the run's seed and its name."""
     low: torch.dtype | None = None
     """What its forward pass computes in; None: float32."""
-    is_recorded: bool = False
+    is_graphed: bool = False
     """Whether it is to be launched as CUDA graphs."""
-    recordings: dict[int, Recording] = field(default_factory=dict)
+    graphed_models: dict[int, GraphedModel] = field(default_factory=dict)
     """What computes batches of so many images by a CUDA graph."""
-    routines: Routines = field(default_factory=Routines)
+    graphed_functions: GraphedFunctions = field(default_factory=GraphedFunctions)
     """What records its losses, if they shall be."""
-    updates: Updates = field(default_factory=Updates)
-    learning: Stopwatch = field(default_factory=Stopwatch)
+    updates: OptimizerStep = field(default_factory=OptimizerStep)
+    learning: Timer = field(default_factory=Timer)
     """Time that backward and update take: what a pause saves."""
 
     def eager(self) -> Learner:
         """The same one, but that nothing is recorded."""
-        return replace(self, is_recorded=False, recordings={}, routines=Routines())
+        return replace(
+            self, is_graphed=False, graphed_models={}, graphed_functions=GraphedFunctions()
+        )
 
     @property
     def is_teacher(self) -> bool:
@@ -70,7 +72,7 @@ class Learner:
         where in its batch x begins, not on what else was computed in this process.
         """
         seed_torch(mix_one(self.key, step, begin), x.device)
-        return self.recordings.get(len(x), self.compute)(x)
+        return self.graphed_models.get(len(x), self.compute)(x)
 
     def compute(self, x: Tensor) -> Tensor:
         """The same, kernel by kernel, from whatever was drawn before."""
@@ -96,7 +98,7 @@ class Learner:
         def run(z: Tensor, y: Tensor, *z_peers: Tensor) -> Tensor:
             return objective(z, y, dict(zip(peers, z_peers, strict=True)), terms)
 
-        return self.routines.differentiable(tuple(terms), run, z, y, *peers.values())
+        return self.graphed_functions.differentiable(tuple(terms), run, z, y, *peers.values())
 
     def backward(self, loss: Tensor | None, step: int) -> None:
         """Compute this rank's gradients, and start to add up those of the network's ranks.

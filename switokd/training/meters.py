@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from switokd.coordination.client import Client
-from switokd.coordination.local import Alone
-from switokd.runtime.placement import Place
+from switokd.coordination.local import LocalDecider
+from switokd.runtime.placement import LocalPlacement
 from switokd.training.exchange import Exchange
 from switokd.training.learner import Learner
 from switokd.training.step import StepResult
@@ -28,7 +28,7 @@ class Meter:
     The loss stays on the device until it is read.
     """
 
-    def __init__(self, name: str, place: Place, device: torch.device) -> None:
+    def __init__(self, name: str, place: LocalPlacement, device: torch.device) -> None:
         self._name, self._place = name, place
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self.samples = self.learned = self.correct = 0
@@ -74,7 +74,7 @@ class Sums(NamedTuple):
 class MetricsFeed:
     """Sends what a meter has counted to the coordinator, every half a second."""
 
-    def __init__(self, decider: Client | Alone, meter: Meter, name: str) -> None:
+    def __init__(self, decider: Client | LocalDecider, meter: Meter, name: str) -> None:
         self._decider, self._meter, self._name = decider, meter, name
         self._sent, self._since = Sums(), time.monotonic()
 
@@ -97,8 +97,8 @@ class EpochLog:
     def __init__(
         self,
         learners: Sequence[Learner],
-        place: Place,
-        decider: Client | Alone,
+        place: LocalPlacement,
+        decider: Client | LocalDecider,
         device: torch.device,
     ) -> None:
         self._learners = {learner.name: learner for learner in learners}
@@ -166,7 +166,7 @@ class EpochLog:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitingTimes:
     """How long one rank stood still: for the others' logits, and for decisions.
 
     The exchange is not measured where it runs in a GPU's queue.
@@ -176,6 +176,6 @@ class Waiting:
     decision_seconds: tuple[float, ...]
 
     @classmethod
-    def of(cls, exchange: Exchange, decider: Client | Alone) -> Waiting:
+    def of(cls, exchange: Exchange, decider: Client | LocalDecider) -> WaitingTimes:
         """Read both at the end of a run."""
         return cls(exchange.seconds, tuple(decider.waits))

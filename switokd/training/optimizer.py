@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from switokd.training.ema import MovingAverage
-from switokd.training.reducer import Gradients
-from switokd.training.schedules import Windows
+from switokd.training.reducer import GradientReducer
+from switokd.training.schedules import AccumulationWindow
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """By compute.precision: what forward passes compute in, where that is not float32."""
 
 
 @dataclass
-class Updates:
+class OptimizerStep:
     """When and how one network's gradients change its weights.
 
     An update takes the mean of the gradients of a window of steps. A step in which the network
@@ -32,7 +32,7 @@ class Updates:
     window's steps is not updated at all: its weights, momentum and average stay as they are.
     """
 
-    windows: Windows = field(default_factory=Windows)
+    windows: AccumulationWindow = field(default_factory=AccumulationWindow)
     clip_norm: float | None = None
     """Largest L2 norm of the mean gradient over all parameters; None: no limit."""
     scaler: torch.amp.GradScaler | None = None
@@ -48,7 +48,7 @@ class Updates:
         loss = loss / size if size > 1 else loss
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def begin(self, gradients: Gradients, step: int) -> None:
+    def begin(self, gradients: GradientReducer, step: int) -> None:
         """Make ready for the gradients of `step`; they travel with the window's last ones."""
         if not self.is_pending:
             gradients.start()
@@ -59,7 +59,7 @@ class Updates:
         """Whether `step` ends a window in which there was something to learn from."""
         return self.is_pending and self._ends(step)
 
-    def apply(self, gradients: Gradients, optimizer: Optimizer, model: nn.Module) -> None:
+    def apply(self, gradients: GradientReducer, optimizer: Optimizer, model: nn.Module) -> None:
         """Update the model by what its ranks have gathered in this window."""
         self.is_pending = gradients.holds = False
         gradients.complete()  # where the network was paused in the window's last step

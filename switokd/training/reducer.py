@@ -21,9 +21,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from switokd.runtime.device import onto
+from switokd.runtime.device import to_device
 from switokd.runtime.placement import BUCKET_BYTES
-from switokd.runtime.process_group import naming
+from switokd.runtime.process_group import collective_errors
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Bucket:
         if all(self.reached):
             marks = grads[0].new_ones(len(grads))
         else:
-            marks = onto(grads[0].device, torch.tensor(self.reached, dtype=grads[0].dtype))
+            marks = to_device(grads[0].device, torch.tensor(self.reached, dtype=grads[0].dtype))
         values = [_as_it_lies(g, strides) for g, strides in zip(grads, self._strides, strict=True)]
         flat = torch.cat([*values, marks])
         for parameter in self.parameters:  # their memory serves the rest of backward
@@ -82,7 +82,7 @@ def _as_it_lies(gradient: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 
 @dataclass
-class Gradients:
+class GradientReducer:
     """One network's gradients, on this rank. `group` None: it has no other rank, nothing to do."""
 
     name: str
@@ -125,7 +125,7 @@ class Gradients:
 
         CollectiveError if another of its ranks is gone.
         """
-        with naming(f"adding up the gradients of {self.name}"):
+        with collective_errors(f"adding up the gradients of {self.name}"):
             for bucket in self._buckets:
                 assert bucket.work is not None
                 assert bucket.flat is not None
@@ -150,7 +150,7 @@ class Gradients:
             bucket.flat = bucket.pack()
             if self.transport is not None:
                 bucket.flat = bucket.flat.to(self.transport)
-            with naming(f"adding up the gradients of {self.name}"):
+            with collective_errors(f"adding up the gradients of {self.name}"):
                 bucket.work = dist.all_reduce(bucket.flat, group=self.group, async_op=True)
             self._next += 1
 

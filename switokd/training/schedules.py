@@ -36,7 +36,7 @@ def learning_rate(schedule: Schedule, base: float, step: int, steps_per_epoch: i
 
 
 @dataclass(frozen=True)
-class Windows:
+class AccumulationWindow:
     """Which steps share an update: every `every` of an epoch, from its first on.
 
     The last of an epoch, or of a run that ends in the middle of one, may be fewer, so that no

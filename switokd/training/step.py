@@ -18,7 +18,7 @@ from switokd.coordination.decider import Decider
 from switokd.distillation.distances import (
     Parts,
     as_parts,
-    hits,
+    count_correct,
     pair_sums,
     to_host,
 )
@@ -76,7 +76,7 @@ def train_step(
     decider.report(step, parts, everyone.seconds)
 
     # While the report travels: whoever has the numbers can decide, and a student need not wait.
-    foreseen = decider.foresee(step, parts)
+    early = decider.decide_early(step, parts)
     peers = dict(everyone.logits)
     if method.combines:
         peers |= method.strategy.combine(*everyone.copies())
@@ -84,7 +84,7 @@ def train_step(
     learning = []
     ordered = sorted(learners, key=lambda learner: learner.is_teacher)
     for learner in ordered:
-        decision = (foreseen or decider.decision(step)) if learner.is_teacher else None
+        decision = (early or decider.decision(step)) if learner.is_teacher else None
         if decision is not None and learner.name in decision.paused:
             continue  # weights, momentum, weight decay: all untouched; no gradients travel
         learning.append(learner)
@@ -106,8 +106,8 @@ def train_step(
             decider.decision(step)  # nothing is applied that the authority has not decided
         with exchange.watched(adding_up(step)):
             learner.update(step)  # by what it has learned, in this step or in several
-    stood_still = tuple(learner.name for learner in learners if learner not in learning)
-    return StepResult(everyone.logits, everyone.y, losses, correct, stood_still)
+    paused = tuple(learner.name for learner in learners if learner not in learning)
+    return StepResult(everyone.logits, everyone.y, losses, correct, paused)
 
 
 def _measure(
@@ -127,10 +127,10 @@ def _measure(
 
     def measured(y: Tensor, *z: Tensor) -> tuple[Tensor, Tensor]:
         logits = dict(zip(everyone.logits, z, strict=True))
-        return pair_sums(pairs, logits, y, shards, method.taus), hits(logits, y, own)
+        return pair_sums(pairs, logits, y, shards, method.taus), count_correct(logits, y, own)
 
-    found = exchange.routines("measured", measured, everyone.y, *everyone.logits.values())
-    vitals, sums, right = to_host(everyone.vitals, *found)
-    exchange.check(vitals)
+    found = exchange.graphed_functions("measured", measured, everyone.y, *everyone.logits.values())
+    health, sums, right = to_host(everyone.health, *found)
+    exchange.check(health)
     correct = {name: int(number) for name, number in zip(own, right, strict=True)}
     return as_parts(pairs, shards, sums), correct

@@ -16,7 +16,7 @@ import torch
 Marks = tuple[torch.cuda.Event, torch.cuda.Event]
 
 
-class Stopwatch:
+class Timer:
     """Use it as a context: `with watch: ...`; then `seconds`."""
 
     def __init__(self, device: torch.device | None = None) -> None:

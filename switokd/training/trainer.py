@@ -13,14 +13,14 @@ import torch
 
 from switokd.config.config import Config
 from switokd.coordination.client import Client
-from switokd.coordination.local import Alone
+from switokd.coordination.local import LocalDecider
 from switokd.data.images import Images
 from switokd.data.loader import Batch, Batches
 from switokd.errors import (
     NonFiniteError,
 )
-from switokd.runs.recorder import Desk
-from switokd.runtime.placement import Place
+from switokd.runs.recorder import RunRecorder
+from switokd.runtime.placement import LocalPlacement
 from switokd.runtime.process_group import World
 from switokd.training.batch_norm import average_statistics
 from switokd.training.build import (
@@ -30,7 +30,7 @@ from switokd.training.evaluate import top1
 from switokd.training.exchange import Exchange, adding_up
 from switokd.training.held_out import HeldOut
 from switokd.training.learner import Learner
-from switokd.training.meters import EpochLog, Waiting
+from switokd.training.meters import EpochLog, WaitingTimes
 from switokd.training.step import train_step
 
 
@@ -44,12 +44,12 @@ class Trainer:
     batches: Iterator[Batch]
     learners: list[Learner]
     exchange: Exchange
-    decider: Client | Alone
-    desk: Desk | None
+    decider: Client | LocalDecider
+    recorder: RunRecorder | None
     """On rank 0 only."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> LocalPlacement:
         """Which networks and which parts of the batches are this rank's."""
         return self.exchange.place
 
@@ -66,9 +66,9 @@ class Trainer:
                 done = last
         self.decider.decision(steps)  # students have not waited for it; the record does
         self.save_weights("weights", averages=True)
-        waiting = self.world.gather(Waiting.of(self.exchange, self.decider))
-        if self.desk:
-            self.desk.waiting = waiting
+        waiting = self.world.gather(WaitingTimes.of(self.exchange, self.decider))
+        if self.recorder:
+            self.recorder.waiting = waiting
         self.decider.close()
 
     def _epoch(self, epoch: int, steps: range, tests: dict[str, Batches]) -> None:
@@ -83,8 +83,8 @@ class Trainer:
             result = train_step(self.learners, step, x, y, n, method, self.exchange, self.decider)
             with self.exchange.watched(adding_up(step)):
                 log.add(result, n)
-            if self.desk:
-                self.desk.step(step, epoch, result, self.exchange.passed_at)
+            if self.recorder:
+                self.recorder.step(step, epoch, result, self.exchange.passed_at)
         with self.exchange.watched(adding_up(steps[-1])):
             log.end_of_training()
         is_last = steps[-1] == total_steps(self.config, self.images)
@@ -93,12 +93,12 @@ class Trainer:
             self._check_weights()
             self._evaluate(log, tests)
         rows = [row for rank in self.world.gather(log.rows()) for row in rank]
-        if self.desk:
-            for name, accuracy in self.desk.epoch(epoch, steps[-1], rows).items():
+        if self.recorder:
+            for name, accuracy in self.recorder.epoch(epoch, steps[-1], rows).items():
                 self.decider.progress(name, 0, test_accuracy=accuracy)
         if is_tested:
             # Only rank 0 has all parts of the test set's result, and only who improved sends.
-            improved = self.world.broadcast(self.desk.improved if self.desk else None)
+            improved = self.world.broadcast(self.recorder.improved if self.recorder else None)
             if improved:
                 self.save_weights("weights/best", improved)
 
@@ -150,8 +150,8 @@ class Trainer:
                 if averages and learner.averaged is not None:
                     mine[f"{learner.name}.ema"] = _plain_state(learner.averaged)
         states = self.world.gather(mine)
-        if self.desk:
-            self.desk.folder.save_weights(
+        if self.recorder:
+            self.recorder.folder.save_weights(
                 {k: v for rank in states for k, v in rank.items()}, folder
             )
 

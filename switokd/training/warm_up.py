@@ -11,13 +11,13 @@ from switokd.config.sections import Compute
 from switokd.data.prefetch import in_order
 from switokd.errors import UsageError, first_line
 from switokd.training.cuda_graphs import (
-    Recorder,
-    Recording,
+    GraphCapture,
+    GraphedModel,
     refusal,
 )
 from switokd.training.learner import Learner
 
-MOST_FORMS = 64
+MAX_COMPILED_FORMS = 64
 """That torch.compile may make of one class."""
 
 
@@ -29,28 +29,26 @@ def compiled(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
     """
     from torch._dynamo import config as dynamo
 
-    dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_FORMS)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_COMPILED_FORMS)
     forward: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False)
     return forward
 
 
-def make_ready(
-    learner: Learner, samples: int, shape: tuple[int, int, int], compute: Compute
-) -> None:
+def warm_up(learner: Learner, samples: int, shape: tuple[int, int, int], compute: Compute) -> None:
     """Do before the first step what it would take long for, with so many images.
 
     Statistics and random numbers stay as they are. UsageError if it cannot be done.
     """
     device = next(learner.model.parameters()).device
-    if not (compute.compile or learner.is_recorded):
+    if not (compute.compile or learner.is_graphed):
         return
     buffers = {name: buffer.clone() for name, buffer in learner.model.named_buffers()}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         x = in_order(torch.randn(samples, *shape, device=device), compute.channels_last)
         if compute.compile:
             compile_ahead(learner, x)
-        if learner.is_recorded:
-            record_ahead(learner, x)
+        if learner.is_graphed:
+            capture_ahead(learner, x)
     for name, buffer in learner.model.named_buffers():
         buffer.copy_(buffers[name])
 
@@ -76,14 +74,14 @@ def compile_ahead(learner: Learner, x: Tensor) -> None:
         raise usage from error
 
 
-def record_ahead(learner: Learner, x: Tensor) -> None:
+def capture_ahead(learner: Learner, x: Tensor) -> None:
     """Record forward and backward as CUDA graphs; UsageError if the network does not allow it."""
     parameters = [] if learner.frozen else learner.gradients.parameters
     compute = learner.eager().compute  # else each would keep the other
-    earlier = next(iter(learner.recordings.values()), None)
+    earlier = next(iter(learner.graphed_models.values()), None)
     try:
-        recorder = earlier.recorder if earlier else Recorder(x.device)
-        learner.recordings[len(x)] = Recording(compute, parameters, x, recorder)
+        capture = earlier.capture if earlier else GraphCapture(x.device)
+        learner.graphed_models[len(x)] = GraphedModel(compute, parameters, x, capture)
     except Exception as error:
         remedy = "its forward must do the same every time and read nothing from the GPU, or "
         raise refusal(learner.name, error, remedy) from error

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 import switokd
 from switokd.config.run_file import load
-from switokd.data.signature import Interface
+from switokd.data.signature import InputSignature
 from switokd.errors import UsageError
 from switokd.export.artefact import load_artefact
 from switokd.export.manifest import Manifest
@@ -129,7 +129,7 @@ def test_weights_that_are_not_there_are_refused_alike(
 def test_pictures_are_prepared_without_the_data(tmp_path: Path) -> None:
     moved = ["data.dataset=image-folder", "data.root=nowhere"]
     (tmp_path / "config.yaml").write_text(load("digits-1t1s", moved).dump())
-    interface = Interface(
+    signature = InputSignature(
         channels=1,
         height=8,
         width=8,
@@ -139,7 +139,7 @@ def test_pictures_are_prepared_without_the_data(tmp_path: Path) -> None:
         resize=(8, 8),
         labels=("no", "yes"),
     )
-    interface.save(tmp_path / "interface.json")
+    signature.save(tmp_path / "signature.json")
     run = switokd.load_run(tmp_path)
     assert run.classes == ["no", "yes"]
     assert torch.equal(

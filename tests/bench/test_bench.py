@@ -173,7 +173,7 @@ def test_links_are_measured_between_ranks() -> None:
 
 
 def test_simulated_networks_have_gradients_as_large_as_real_ones() -> None:
-    made = simulated.Waiting(0.0, 0.0, parameters=1000)
+    made = simulated.WaitingTimes(0.0, 0.0, parameters=1000)
     made(torch.zeros(2, 3, 4, 4)).sum().backward()
     sizes = [p.grad.numel() for p in made.layers if p.grad is not None]
     assert len(sizes) == simulated.LAYERS

@@ -17,7 +17,7 @@ import grpc
 import pytest
 
 from switokd.config.run_file import load
-from switokd.coordination.client import Client, Endpoint, Seat
+from switokd.coordination.client import Client, Endpoint, Membership
 from switokd.distillation.decision import (
     Decision,
     Mode,
@@ -81,7 +81,7 @@ def second_teacher(
     pb_grpc.add_CoordinatorServiceServicer_to_server(coordinator, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    seat = Seat(Endpoint(f"127.0.0.1:{port}"), "run", 1)
+    seat = Membership(Endpoint(f"127.0.0.1:{port}"), "run", 1)
     client = Client(seat, config, config.placement_on(3), on_decision)
     try:
         yield client, coordinator
@@ -106,11 +106,11 @@ def test_every_teacher_foresees_and_reports_its_own_pairs(config: Any) -> None:
         assert client.pairs == ([SECOND] if config is PAPER else [SECOND, FIRST])
         measured = {pair: PARTS[pair] for pair in client.pairs}
         client.report(1, measured)
-        foreseen = client.foresee(1, measured)
-        assert foreseen is not None
+        early = client.decide_early(1, measured)
+        assert early is not None
         decided = client.decision(1)
-        assert foreseen.mode(SECOND) is decided.mode(SECOND)
-        assert foreseen == decide(1, means(measured), config.method.rule)
+        assert early.mode(SECOND) is decided.mode(SECOND)
+        assert early == decide(1, means(measured), config.method.rule)
         (report,) = coordinator.reports
         assert sums_from_wire(report) == {SECOND: PARTS[SECOND][0]}
         assert client.waits[0] > 0
@@ -126,7 +126,7 @@ def test_a_decision_other_than_foreseen_ends_the_rank_before_it_is_applied() -> 
     answer = replace(answer, pairs=tuple(switched(pair) for pair in answer.pairs))
     with second_teacher(PAPER, answer) as (client, _):
         client.report(1, {SECOND: PARTS[SECOND]})
-        assert client.foresee(1, {SECOND: PARTS[SECOND]}) is not None
+        assert client.decide_early(1, {SECOND: PARTS[SECOND]}) is not None
         with pytest.raises(CoordinatorError, match="decided step 1 for teacher2 and student other"):
             client.decision(1)
 
@@ -141,7 +141,7 @@ def test_without_foresight_the_coordinators_word_counts() -> None:
     for each in (answer, other):
         with second_teacher(PAPER, each) as (client, _):
             client.report(1, at_threshold)
-            assert client.foresee(1, at_threshold) is None
+            assert client.decide_early(1, at_threshold) is None
             assert client.decision(1) == each
 
 

@@ -15,7 +15,7 @@ from switokd.config.run_file import load
 from switokd.runtime.environment import Environment
 from switokd.runtime.process_group import World
 from switokd.training.build import make_learner
-from switokd.training.schedules import Windows
+from switokd.training.schedules import AccumulationWindow
 from tests.support import lines, run, torchrun
 
 
@@ -27,7 +27,7 @@ def test_what_a_network_draws_is_given_by_seed_name_step_and_place_in_the_batch(
     def drawn(name: str = "student", seed: int = 0, step: int = 1, begin: int = 0) -> Tensor:
         config = load("digits-1t1s", [f"seed={seed}"])
         torch.rand(1)  # whatever else was drawn
-        made = make_learner(config, name, dropout, world, None, Windows())
+        made = make_learner(config, name, dropout, world, None, AccumulationWindow())
         return made.forward(x, step, begin) == 0
 
     assert torch.equal(drawn(), drawn())

@@ -14,7 +14,7 @@ from PIL import Image
 from switokd.config.sections import Data
 from switokd.data import pictures
 from switokd.data.images import open_images
-from switokd.data.signature import Interface
+from switokd.data.signature import InputSignature
 from switokd.errors import UsageError
 
 SIZES = [(16, 16), (17, 31), (90, 40), (40, 90), (18, 18), (8, 200), (201, 199)]
@@ -25,8 +25,8 @@ def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(pixels).convert(mode)
 
 
-def greyscale(height: int, width: int) -> Interface:
-    return Interface(
+def greyscale(height: int, width: int) -> InputSignature:
+    return InputSignature(
         channels=1,
         height=height,
         width=width,
@@ -46,14 +46,14 @@ def test_pixels_are_those_of_the_runs_evaluation(tmp_path: Path) -> None:
             photograph(width, height, ("RGB", "L", "RGBA")[i % 3]).save(folder / f"{i}.png")
     data = Data(dataset="image-folder", root=str(tmp_path), image_size=16, batch_size=2)
     images = open_images(data, seed=0)
-    interface = Interface.of(images)
-    assert interface.labels == ("cat", "dog")
-    assert (interface.shape, interface.resize) == ((3, 16, 16), (18, 18))
-    mean, std = (np.array(v)[:, None, None] for v in (interface.mean, interface.std))
+    signature = InputSignature.of(images)
+    assert signature.labels == ("cat", "dog")
+    assert (signature.shape, signature.resize) == ((3, 16, 16), (18, 18))
+    mean, std = (np.array(v)[:, None, None] for v in (signature.mean, signature.std))
     (evaluated, _), *_ = images.test()
     assert len(evaluated) == len(SIZES)
     for path, expected in zip(pictures.find(tmp_path / "val"), evaluated.numpy(), strict=True):
-        found = (pictures.read(path, interface) - mean) / std
+        found = (pictures.read(path, signature) - mean) / std
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

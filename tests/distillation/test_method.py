@@ -21,7 +21,7 @@ from switokd.distillation.decision import (
     PairDecision,
     Rule,
     decide,
-    foresee,
+    decide_early,
 )
 from switokd.distillation.distances import as_parts, means
 from switokd.distillation.distances import pair_sums as sums_of_pairs
@@ -173,11 +173,11 @@ def test_what_is_foreseen_is_what_any_rounding_of_the_numbers_decides(
 ) -> None:
     d = pair_sums(*random_case(seed)).mean()
     rule, pair = Rule(make_strategy(strategy).switch), Pair("t", "s")
-    foreseen = foresee(3, {pair: d}, rule)
-    assert foreseen == decide(3, {pair: d}, rule)
+    early = decide_early(3, {pair: d}, rule)
+    assert early == decide(3, {pair: d}, rule)
     for shift in (-ROUNDING, ROUNDING):
         near = Distances(d.gap + shift, d.e_s - shift, d.e_t, d.n)
-        assert mode_of(near, strategy) is foreseen.mode(pair)
+        assert mode_of(near, strategy) is early.mode(pair)
     # What float32 makes of the distances is nearer to the truth than what is allowed for.
     z_t, z_s, y, tau = random_case(seed)
     exact = reference.distances(z_t, z_s, y, tau)
@@ -189,11 +189,11 @@ def test_nothing_is_foreseen_at_the_threshold() -> None:
     e_s, e_t = 1.2, 1.0
     at = delta(Distances(0.0, e_s, e_t, 1))
     pairs = {Pair("t", "a"): EXPERT, Pair("t", "b"): Distances(at * (1 + 1e-8), e_s, e_t, 1)}
-    assert foresee(1, pairs, RULE) is None
+    assert decide_early(1, pairs, RULE) is None
     pairs[Pair("t", "b")] = Distances(at * 1.001, e_s, e_t, 1)
-    assert foresee(1, pairs, RULE) == decide(1, pairs, RULE)
+    assert decide_early(1, pairs, RULE) == decide(1, pairs, RULE)
     almost_equal = {Pair("t", "a"): Distances(1.9, 1.0, 1.0 - 1e-9, 1)}  # e_t < e_s, but barely
-    assert foresee(1, almost_equal, RULE) is None
+    assert decide_early(1, almost_equal, RULE) is None
 
 
 def test_two_exact_predictions_are_in_learning_mode() -> None:

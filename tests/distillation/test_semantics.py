@@ -21,7 +21,7 @@ from switokd.distillation.decision import (
     Decision,
     Mode,
     decide,
-    foresee,
+    decide_early,
 )
 from switokd.distillation.distances import as_parts, means, pair_sums
 from switokd.distillation.gap import Distances
@@ -118,10 +118,10 @@ def test_a_rank_without_the_pair_that_lends_epsilon_foresees_nothing() -> None:
     slipped, lender = SLIPS["2T1S"]
     rule = Method(Couplings(TWO_ONE), make_strategy("switokd"), "published").rule
     far, near = Distances(1.9, 1.2, 0.2, 8), Distances(0.1, 1.2, 0.8, 8)
-    assert foresee(1, {slipped: far}, rule) is None
-    assert foresee(1, {lender: far}, rule) is not None
+    assert decide_early(1, {slipped: far}, rule) is None
+    assert decide_early(1, {lender: far}, rule) is not None
     both = {lender: near, slipped: far}
-    assert foresee(1, both, rule) == decide(1, both, rule)
+    assert decide_early(1, both, rule) == decide(1, both, rule)
 
 
 def test_only_the_published_1t2s_goes_on_with_a_loss_of_0() -> None:

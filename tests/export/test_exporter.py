@@ -114,9 +114,9 @@ def test_manifest_says_what_a_user_needs(artefact: Path, finished: Path) -> None
     assert (manifest.run, manifest.strategy) == ("digits-1t1s", "switokd")
     assert manifest.top1 == summary["networks"]["student"]["top1_last"]
     assert manifest.parameters == summary["networks"]["student"]["parameters"]
-    assert raw["interface"]["labels"] == list("0123456789")
-    assert (raw["interface"]["mean"], raw["interface"]["std"]) == ([0.306], [0.377])
-    assert manifest.interface.shape == (1, 8, 8)
+    assert raw["signature"]["labels"] == list("0123456789")
+    assert (raw["signature"]["mean"], raw["signature"]["std"]) == ([0.306], [0.377])
+    assert manifest.signature.shape == (1, 8, 8)
     assert manifest.checked_on == "180 of the test set's 360 images"
     assert {"torch", "onnx", "onnxruntime", "switokd"} <= set(manifest.versions)
     assert set(manifest.files) == {"onnx", "torch-export", "state-dict"}
@@ -150,10 +150,10 @@ def test_a_difference_is_an_error_and_leaves_nothing(
 ) -> None:
     trace = formats.trace
 
-    def of_another_network(network: Any, interface: Any) -> Any:
+    def of_another_network(network: Any, signature: Any) -> Any:
         network = copy.deepcopy(network)
         network.head.bias.data += shift
-        return trace(network, interface)
+        return trace(network, signature)
 
     monkeypatch.setattr(formats, "trace", of_another_network)
     before = sorted(mine.iterdir())
@@ -199,19 +199,19 @@ def test_where_the_data_set_is_not_images_are_made_up_and_labels_known(mine: Pat
     manifest = Manifest.load(folder)
     assert manifest.checked_on.startswith("64 made-up images, as the data set could not be opened")
     assert "nowhere must hold train/CLASS" in manifest.checked_on
-    assert manifest.interface.labels == tuple("0123456789")
+    assert manifest.signature.labels == tuple("0123456789")
 
 
 def test_run_of_the_first_version_is_described_by_its_data_set(mine: Path) -> None:
-    wanted = (mine / "interface.json").read_text()
-    (mine / "interface.json").unlink()
-    load_trained(mine).interface.save(mine / "interface.json")
-    assert (mine / "interface.json").read_text() == wanted
+    wanted = (mine / "signature.json").read_text()
+    (mine / "signature.json").unlink()
+    load_trained(mine).signature.save(mine / "signature.json")
+    assert (mine / "signature.json").read_text() == wanted
 
 
 def change_height(run: Path) -> None:
-    interface = json.loads((run / "interface.json").read_text())
-    (run / "interface.json").write_text(json.dumps({**interface, "height": 9}))
+    signature = json.loads((run / "signature.json").read_text())
+    (run / "signature.json").write_text(json.dumps({**signature, "height": 9}))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def change_height(run: Path) -> None:
         (None, ["--out", "."], "is there already and is never overwritten"),
         (lambda r: (r / "config.yaml").unlink(), [], "is no run folder: there is no config.yaml"),
         (lambda r: shutil.rmtree(r / "weights"), [], "has no weights/student.pt: the run has not"),
-        (lambda r: (r / "interface.json").write_text("{"), [], "interface.json cannot be read"),
+        (lambda r: (r / "signature.json").write_text("{"), [], "signature.json cannot be read"),
         (change_height, [], "has changed since the run: images of (1, 8, 8) in 10 classes"),
     ],
 )
@@ -313,7 +313,7 @@ def test_own_network_and_data_from_outside(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "outside_nets")
     assert (code, err) == (0, "")
     manifest = Manifest.load(tmp_path / "out" / "export" / "small")
-    assert manifest.interface.labels[:2] == ("nought", "1")
+    assert manifest.signature.labels[:2] == ("nought", "1")
     assert manifest.import_from[0] == str(project)
     assert manifest.checked_on == "128 of the test set's 128 images"
 
@@ -323,6 +323,6 @@ def test_own_network_and_data_from_outside(tmp_path: Path, monkeypatch: pytest.M
 
     code, _, err = invoke(*command, "--formats=torch-export", "--out=y")
     assert (code, err) == (0, "")
-    assert "as the run's data set gives them" in Manifest.load(elsewhere / "y").interface.takes
+    assert "as the run's data set gives them" in Manifest.load(elsewhere / "y").signature.takes
     with pytest.raises(UsageError, match="how it scales pictures is not known; export again"):
         load_artefact("y").predict(["any.png"])

@@ -152,8 +152,8 @@ def test_network_of_four_channels_takes_arrays_alone(artefact: Path, tmp_path: P
     copy = Path(shutil.copytree(artefact, tmp_path / "copy"))
     manifest = Manifest.load(copy)
     four = {"channels": 4, "mean": (0.5,) * 4, "std": (0.5,) * 4}
-    interface = manifest.interface.model_copy(update=four)
-    manifest.model_copy(update={"interface": interface}).save(copy)
+    signature = manifest.signature.model_copy(update=four)
+    manifest.model_copy(update={"signature": signature}).save(copy)
     code, out, err = invoke(copy, "any.png", "other.png")
     assert (code, out) == (2, "")
     assert "this network takes 4 channels, and a picture has 1 or 3" in err

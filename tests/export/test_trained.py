@@ -15,14 +15,14 @@ from torch import nn
 from switokd.config.run_file import load
 from switokd.config.sections import Data
 from switokd.data.images import open_images
-from switokd.data.signature import Interface
+from switokd.data.signature import InputSignature
 from switokd.errors import UsageError
 from switokd.export.trained import build, load_trained
 from switokd.models import registry
 from switokd.runs.run_folder import RunFolder
 
 
-def interface(**other: Any) -> Interface:
+def signature(**other: Any) -> InputSignature:
     usual = {
         "channels": 3,
         "height": 64,
@@ -31,7 +31,7 @@ def interface(**other: Any) -> Interface:
         "resize": (64, 80),
         "labels": ("cat", "dog"),
     }
-    return Interface.model_validate({**usual, **other})
+    return InputSignature.model_validate({**usual, **other})
 
 
 def strides(network: nn.Module) -> list[tuple[int, ...]]:
@@ -39,7 +39,7 @@ def strides(network: nn.Module) -> list[tuple[int, ...]]:
 
 
 def test_network_is_built_for_the_runs_image_size() -> None:
-    found = strides(build("mobilenetv2-0.5", {}, interface()))
+    found = strides(build("mobilenetv2-0.5", {}, signature()))
     assert found == strides(registry.build("mobilenetv2-0.5", 3, 2, image_size=64))
     assert found != strides(registry.build("mobilenetv2-0.5", 3, 2, image_size=32))
 
@@ -48,14 +48,14 @@ def test_building_costs_the_caller_no_randomness() -> None:
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    build("wrn-10-1", {}, interface())
+    build("wrn-10-1", {}, signature())
     assert torch.rand(1) == expected
 
 
 def test_weights_of_a_run_that_ended(tmp_path: Path) -> None:
     folder = RunFolder(load("digits-1t1s", [f"run_dir={tmp_path / 'out'}"]))
     images = open_images(Data(), seed=0)
-    folder.save_interface(Interface.of(images))
+    folder.save_signature(InputSignature.of(images))
     with pytest.raises(UsageError, match=r"has no weights/student\.pt: the run has not ended"):
         load_trained(folder.path)
     states = {
@@ -76,15 +76,15 @@ def test_weights_of_a_run_that_ended(tmp_path: Path) -> None:
 
 
 def test_interface_is_what_the_data_set_says_and_read_again(tmp_path: Path) -> None:
-    found = Interface.of(open_images(Data(), seed=0))
+    found = InputSignature.of(open_images(Data(), seed=0))
     assert (found.shape, found.resize, found.classes) == ((1, 8, 8), (8, 8), 10)
     assert (found.mean, found.std, found.values) == ((0.306,), (0.377,), "bytes")
-    found.save(tmp_path / "interface.json")
-    assert Interface.load(tmp_path / "interface.json") == found
+    found.save(tmp_path / "signature.json")
+    assert InputSignature.load(tmp_path / "signature.json") == found
 
 
 def test_own_scaling_is_per_channel_or_for_all() -> None:
-    found = interface().with_scaling((0.5,), (0.1, 0.2, 0.3))
+    found = signature().with_scaling((0.5,), (0.1, 0.2, 0.3))
     assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
     assert "RGB, values 0 to 1" in found.takes
     for mean, std, words in (
@@ -92,5 +92,5 @@ def test_own_scaling_is_per_channel_or_for_all() -> None:
         ((0.5,), (0.0,), "std: numbers above 0"),
     ):
         with pytest.raises(UsageError, match=words) as caught:
-            interface().with_scaling(mean, std)
+            signature().with_scaling(mean, std)
         assert "\n" not in str(caught.value)

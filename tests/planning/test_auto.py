@@ -23,15 +23,15 @@ from switokd.data.images import open_images
 from switokd.errors import UsageError
 from switokd.planning import auto
 from switokd.planning.auto import (
-    Offer,
+    Option,
     choose_placement,
+    describe,
     fewest_of_the_best,
-    in_words,
 )
 from switokd.planning.cost_model import Prediction
 from switokd.planning.pauses import expected_pauses
 from switokd.planning.profile import Communication, NetworkTimes, Profile
-from switokd.runtime.environment import Crew, Environment, cores
+from switokd.runtime.environment import Environment, ProcessLayout, cores
 from switokd.runtime.placement import Placement, replicated
 from switokd.runtime.process_group import World
 from tests.support import REPOSITORY, lines, process, run, torchrun, wait_until
@@ -39,7 +39,7 @@ from tests.support import REPOSITORY, lines, process, run, torchrun, wait_until
 TRAIN = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "placement=auto"]
 CONFIG = load("digits-1t1s")
 FEW = ["schedule.max_steps=8", "schedule.evaluate_every=20"]
-ONE, TWO = Crew(1, 2), Crew(2, 1)
+ONE, TWO = ProcessLayout(1, 2), ProcessLayout(2, 1)
 SLEEPERS = [
     *(f"networks.{name}.model=tests.sleepers:Sleeper" for name in CONFIG.topology),
     *(
@@ -111,18 +111,18 @@ def saved(
     return str(path)
 
 
-def chosen(crews: Sequence[Crew], profiles: Sequence[str], *settings: str) -> Placement:
+def chosen(layouts: Sequence[ProcessLayout], profiles: Sequence[str], *settings: str) -> Placement:
     """What rank 0 chooses from profiles, the other ranks left out."""
     config = load("digits-1t1s", ["placement=auto", f"auto.profiles={list(profiles)}", *settings])
-    world = World(Environment(crews=tuple(crews)), torch.device("cpu"))
+    world = World(Environment(layouts=tuple(layouts)), torch.device("cpu"))
     choice = choose_placement(config, world, open_images(config.data, config.seed))
     assert not choice.measured
     return choice.placement
 
 
-def offer(crew: Crew, seconds: float, fits: bool = True) -> Offer:
-    placement = replicated(CONFIG.topology, crew.processes)
-    return Offer(crew, Prediction(placement, seconds, 64 / seconds, 1.0, (), fits))
+def offer(layout: ProcessLayout, seconds: float, fits: bool = True) -> Option:
+    placement = replicated(CONFIG.topology, layout.processes)
+    return Option(layout, Prediction(placement, seconds, 64 / seconds, 1.0, (), fits))
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -143,45 +143,45 @@ def same_record(one: Path, other: Path) -> None:
 
 
 def test_the_fewest_processes_of_those_that_are_not_told_apart() -> None:
-    four = Crew(4, 1)
-    assert fewest_of_the_best([offer(four, 1.0), offer(TWO, 2.0), offer(ONE, 1.5)]).crew == four
-    assert fewest_of_the_best([offer(four, 1.0), offer(TWO, 1.019), offer(ONE, 1.03)]).crew == TWO
-    assert fewest_of_the_best([offer(TWO, 3.0), offer(ONE, 1.0, fits=False)]).crew == TWO
+    four = ProcessLayout(4, 1)
+    assert fewest_of_the_best([offer(four, 1.0), offer(TWO, 2.0), offer(ONE, 1.5)]).layout == four
+    assert fewest_of_the_best([offer(four, 1.0), offer(TWO, 1.019), offer(ONE, 1.03)]).layout == TWO
+    assert fewest_of_the_best([offer(TWO, 3.0), offer(ONE, 1.0, fits=False)]).layout == TWO
 
 
 def test_the_line_says_what_was_chosen_and_from_what(capsys: pytest.CaptureFixture[str]) -> None:
     pauses = expected_pauses(CONFIG.method, CONFIG.auto)
     one, two = offer(ONE, 0.4123), offer(TWO, 0.45)
-    assert in_words(one, [two, one], pauses, None) == (
+    assert describe(one, [two, one], pauses, None) == (
         "auto: 1 process with 2 threads, 0.412 s a step; 2 processes with 1 thread each 0.45 s; "
         "pauses: assumed, each by itself: teacher 30%"
     )
     alone = "; a single process with as many threads 0.412 s; "
-    assert alone in in_words(two, [two], pauses, one.best)
-    assert "single" not in in_words(one, [one], pauses, two.best)
-    large = Offer(ONE, replace(one.best, memory_bytes=(1, 3 * 10**9), fits=False))
+    assert alone in describe(two, [two], pauses, one.best)
+    assert "single" not in describe(one, [one], pauses, two.best)
+    large = Option(ONE, replace(one.best, memory_bytes=(1, 3 * 10**9), fits=False))
     too_large = "; no placement fits into memory, this one needs 3 GB on a rank; pauses"
-    assert too_large in in_words(large, [large], pauses, None)
+    assert too_large in describe(large, [large], pauses, None)
     assert capsys.readouterr().out == ""
 
 
 def test_profiles_decide_how_many_processes(tmp_path: Path) -> None:
-    crews = (TWO, ONE)
+    layouts = (TWO, ONE)
     few_threads, many_threads = saved(tmp_path, 1, 0.1), saved(tmp_path, 2, 0.06)
-    assert chosen(crews, [few_threads, many_threads]).world_size == 2
+    assert chosen(layouts, [few_threads, many_threads]).world_size == 2
     assert torch.get_num_threads() == 1
-    assert chosen(crews, [few_threads, saved(tmp_path, 2, 0.04)]).world_size == 1
+    assert chosen(layouts, [few_threads, saved(tmp_path, 2, 0.04)]).world_size == 1
     assert torch.get_num_threads() == 2
-    assert chosen(crews, [many_threads]).world_size == 1  # nothing is known of the other
+    assert chosen(layouts, [many_threads]).world_size == 1  # nothing is known of the other
 
 
 def test_what_a_small_data_set_has_not_enough_images_for_is_left_out(tmp_path: Path) -> None:
     fast, slow = saved(tmp_path, 1, 0.1), saved(tmp_path, 2, 0.4)
-    crews, few = (Crew(8, 1), Crew(1, 2)), "data.train_samples=4"
-    assert chosen(crews, [fast, slow], "data.drop_last=false").world_size == 8
-    assert chosen(crews, [fast, slow], "data.drop_last=false", few).world_size == 1
+    layouts, few = (ProcessLayout(8, 1), ProcessLayout(1, 2)), "data.train_samples=4"
+    assert chosen(layouts, [fast, slow], "data.drop_last=false").world_size == 8
+    assert chosen(layouts, [fast, slow], "data.drop_last=false", few).world_size == 1
     with pytest.raises(UsageError, match=r"batches of 4 images cannot be shared by 8"):
-        chosen(crews[:1], [fast], "data.drop_last=false", few)
+        chosen(layouts[:1], [fast], "data.drop_last=false", few)
 
 
 def test_with_profiles_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +379,9 @@ def test_ctrl_c_while_measuring(tmp_path: Path) -> None:
 def test_ranks_share_the_memory_of_their_gpu_or_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "device_memory", lambda device: 800)
     env, gpu = Environment(world_size=16, local_world_size=8), torch.device("cuda", 0)
-    assert auto.own_memory(World(env, gpu, sharing=2), Crew(16, 1)) == 400
-    assert auto.own_memory(World(env, gpu), Crew(16, 1)) == 800  # each sees a GPU of its own
+    assert auto.own_memory(World(env, gpu, sharing=2), ProcessLayout(16, 1)) == 400
+    assert (
+        auto.own_memory(World(env, gpu), ProcessLayout(16, 1)) == 800
+    )  # each sees a GPU of its own
     cpu = World(env, torch.device("cpu"), sharing=16)
-    assert [auto.own_memory(cpu, Crew(n, 1)) for n in (16, 4)] == [100, 200]
+    assert [auto.own_memory(cpu, ProcessLayout(n, 1)) for n in (16, 4)] == [100, 200]

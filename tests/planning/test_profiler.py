@@ -208,7 +208,7 @@ def test_recorded_networks_are_measured_recorded(monkeypatch: pytest.MonkeyPatch
     """And what they keep is what they would keep without."""
     recorded: list[int] = []
     replayed: list[int] = []
-    monkeypatch.setattr("switokd.training.cuda_graphs.can_record", lambda device: True)
+    monkeypatch.setattr("switokd.training.build.can_capture", lambda device: True)
 
     def counted(compute: Any, parameters: Any, x: Tensor, recorder: Any) -> Any:
         recorded.append(len(x))
@@ -220,7 +220,7 @@ def test_recorded_networks_are_measured_recorded(monkeypatch: pytest.MonkeyPatch
         replay.recorder = recorder  # type: ignore[attr-defined]
         return replay
 
-    monkeypatch.setattr("switokd.training.cuda_graphs.Recording", counted)
+    monkeypatch.setattr("switokd.training.warm_up.GraphedModel", counted)
     for module in ("setup", "recording"):
         monkeypatch.setattr(f"switokd.{module}.Recorder", Rerun)
     small = [f"networks.{name}.model=tests.sleepers:Flat" for name in ("teacher", "student")]

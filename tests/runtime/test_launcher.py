@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from switokd.cli.main import app
 from switokd.config.run_file import load
-from switokd.runtime.environment import Crew
+from switokd.runtime.environment import ProcessLayout
 from switokd.runtime.launcher import processes_for
 from tests.support import process, run, torchrun, unshare, wait_until
 
@@ -138,7 +138,7 @@ def test_signals(number: signal.Signals, code: int, tmp_path: Path) -> None:
 def twelve_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which PyTorch would use six: two of them are one of the processor's."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("switokd.runtime.environment.cores", lambda: 12)
+    monkeypatch.setattr("switokd.runtime.launcher.cores", lambda: 12)
     monkeypatch.setattr("torch.get_num_threads", lambda: 6)
 
 
@@ -154,12 +154,12 @@ def twelve_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("twelve_cores")
 def test_auto_may_choose_half_as_many_processes_and_so_on(
-    settings: list[str], crews: list[str]
+    settings: list[str], layouts: list[str]
 ) -> None:
     config = load("digits-1t1s", [*AUTO, *settings])
     count, found = processes_for(config)
-    assert [crew.code for crew in found] == crews
-    assert [Crew.of(crew.code) for crew in found] == found
+    assert [layout.code for layout in found] == layouts
+    assert [ProcessLayout.of(layout.code) for layout in found] == found
     assert count == (found[0].processes if found else 1)
 
 
@@ -167,7 +167,7 @@ def test_auto_may_choose_half_as_many_processes_and_so_on(
 def test_threads_that_the_user_has_set_are_every_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     count, found = processes_for(load("digits-1t1s", AUTO))
-    assert (count, [crew.code for crew in found]) == (2, ["2x6", "1x6"])
+    assert (count, [layout.code for layout in found]) == (2, ["2x6", "1x6"])
 
 
 @pytest.mark.usefixtures("twelve_cores")

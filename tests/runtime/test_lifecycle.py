@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from switokd.runtime import lifecycle
-from switokd.runtime.watchdog import Overdue
+from switokd.runtime.watchdog import Watchdog
 from tests.support import process, wait_until
 
 LAUNCHER = """
@@ -69,7 +69,7 @@ def test_what_takes_too_long_is_told_once_and_only_while_it_lasts(
     monkeypatch.setattr(lifecycle, "WATCH_SECONDS", 0.01)
     told: list[str] = []
     before = watching()
-    patient, impatient = Overdue(60.0, told.append), Overdue(0.05, told.append)
+    patient, impatient = Watchdog(60.0, told.append), Watchdog(0.05, told.append)
     patient.begin("the first")
     for step in range(3):
         impatient.begin(f"step {step}")

@@ -6,7 +6,7 @@ import pytest
 
 from switokd.distillation.topology import Role, Topology
 from switokd.runtime.placement import (
-    Place,
+    LocalPlacement,
     Placement,
     dedicated,
     replicated,
@@ -44,13 +44,13 @@ def test_any_table_with_weights() -> None:
     assert placement.shards("small", 64) == {1: slice(0, 48), 2: slice(48, 64)}
     assert placement.part(1, 64) == slice(0, 48)
     assert str(placement) == "big: ranks 0-1, 3, small: ranks 1-2 (3:1), s: rank 2"
-    place = Place(placement, 1)
+    place = LocalPlacement(placement, 1)
     assert place.networks == ("big", "small")
     assert place.shard("big", 64) == place.local("big", 64) == slice(21, 43)
     assert place.local("small", 64) == slice(0, 48)
     # Rank 2 loads everything for s, so its part of small does not begin at its own start.
-    assert Place(placement, 2).local("small", 64) == slice(48, 64)
-    assert Place(placement, 3).local("big", 64) == slice(0, 21)
+    assert LocalPlacement(placement, 2).local("small", 64) == slice(48, 64)
+    assert LocalPlacement(placement, 3).local("big", 64) == slice(0, 21)
 
 
 @pytest.mark.parametrize("n", range(1, 40))

@@ -14,7 +14,7 @@ from switokd.runtime.environment import (
     check_world_size,
     environment,
 )
-from switokd.runtime.process_group import World, join_world, naming
+from switokd.runtime.process_group import World, collective_errors, join_world
 
 TORCHRUN = {
     "RANK": "5",
@@ -83,9 +83,9 @@ def test_nccl_is_for_ranks_with_a_gpu_each(identities: list[str], backend: str) 
 
 
 def test_a_lack_of_memory_is_this_ranks_and_no_peers() -> None:
-    with pytest.raises(CollectiveError, match="adding up"), naming("adding up"):
+    with pytest.raises(CollectiveError, match="adding up"), collective_errors("adding up"):
         raise RuntimeError("[/a/pair.cc:12] connection closed. This may")
-    with pytest.raises(torch.OutOfMemoryError), naming("adding up"):
+    with pytest.raises(torch.OutOfMemoryError), collective_errors("adding up"):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 

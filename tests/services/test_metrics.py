@@ -13,7 +13,7 @@ from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Pair, Role, Topology
 from switokd.services.coordinator.metrics import SECONDS_BUCKETS, Distribution, Metrics
 from switokd.services.coordinator.plan import Plan
-from switokd.services.coordinator.rounds import Run
+from switokd.services.coordinator.rounds import RunState
 
 PLAN = Plan(
     Topology((("t", Role.TEACHER), ("s", Role.STUDENT))), ((0,), (0,)), "switokd", "d", 60.0
@@ -33,7 +33,7 @@ def scraped(metrics: Metrics) -> dict[str, float]:
 
 def test_a_run_is_shown_from_its_first_step_until_it_is_forgotten() -> None:
     metrics = Metrics()
-    runs = [Run(name, PLAN, now=0.0) for name in ("one", "two")]
+    runs = [RunState(name, PLAN, now=0.0) for name in ("one", "two")]
     for run in runs:
         assert f'switokd_steps_total{{run="{run.run_id}"}}' not in scraped(metrics)
         for step, paused in enumerate((True, False, False, True), 1):
@@ -57,7 +57,7 @@ def test_a_run_is_shown_from_its_first_step_until_it_is_forgotten() -> None:
 
 def test_what_was_not_said_is_not_shown() -> None:
     metrics = Metrics()
-    metrics.of(Run("r", PLAN, now=0.0)).progressed("s", 8, 0.5, None, None)
+    metrics.of(RunState("r", PLAN, now=0.0)).progressed("s", 8, 0.5, None, None)
     found = {name for name in scraped(metrics) if "network=" in name}
     labels = '{network="s",run="r"}'
     assert found == {f"switokd_samples_total{labels}", f"switokd_loss{labels}"}
@@ -65,7 +65,7 @@ def test_what_was_not_said_is_not_shown() -> None:
 
 def test_a_later_progress_adds_samples_and_keeps_what_it_does_not_say() -> None:
     metrics = Metrics()
-    numbers = metrics.of(Run("r", PLAN, now=0.0))
+    numbers = metrics.of(RunState("r", PLAN, now=0.0))
     numbers.progressed("s", 8, 0.5, 0.25, None)
     numbers.progressed("s", -3, None, 0.0, 1.0)
     found = scraped(metrics)

@@ -12,7 +12,7 @@ from switokd.distillation.decision import Mode
 from switokd.distillation.gap import PairSums
 from switokd.distillation.topology import Pair, Role, Topology
 from switokd.services.coordinator.plan import Plan, Refusal
-from switokd.services.coordinator.rounds import Run, State
+from switokd.services.coordinator.rounds import Phase, RunState
 
 T, S = Role.TEACHER, Role.STUDENT
 PLAN = Plan(Topology((("a", T), ("b", T), ("s", S))), ((0,), (1,), (2,)), "switokd", "d", 60.0)
@@ -27,8 +27,8 @@ MIXED = Plan(
 )
 
 
-def started(plan: Plan = PLAN) -> Run:
-    run = Run("r", plan, now=0.0)
+def started(plan: Plan = PLAN) -> RunState:
+    run = RunState("r", plan, now=0.0)
     for rank in plan.networks_of:
         run.join(rank, plan)
         run.attach(rank)
@@ -199,13 +199,13 @@ def test_refuses_the_same_step_twice() -> None:
     ],
 )
 def test_refuses_a_plan_no_run_can_follow(change: dict[str, object], words: str) -> None:
-    kind, sentence = refusal(lambda: Run("r", replace(PLAN, **change), now=0.0))  # type: ignore[arg-type]
+    kind, sentence = refusal(lambda: RunState("r", replace(PLAN, **change), now=0.0))  # type: ignore[arg-type]
     assert kind == "INVALID_ARGUMENT"
     assert words in sentence
 
 
 def test_refuses_another_configuration_naming_the_rank() -> None:
-    run = Run("r", PLAN, now=0.0)
+    run = RunState("r", PLAN, now=0.0)
     run.join(0, PLAN)
     kind, sentence = refusal(lambda: run.join(1, replace(PLAN, config_digest="other")))
     assert kind == "FAILED_PRECONDITION"
@@ -214,7 +214,7 @@ def test_refuses_another_configuration_naming_the_rank() -> None:
 
 
 def test_joining_twice_changes_nothing_and_a_second_stream_is_refused() -> None:
-    run = Run("r", PLAN, now=0.0)
+    run = RunState("r", PLAN, now=0.0)
     run.join(0, PLAN)
     run.join(0, PLAN)
     assert refusal(lambda: run.attach(1))[0] == "FAILED_PRECONDITION"
@@ -223,14 +223,14 @@ def test_joining_twice_changes_nothing_and_a_second_stream_is_refused() -> None:
 
 
 def test_states_from_joining_to_finished() -> None:
-    run = Run("r", PLAN, now=0.0)
-    assert run.state is State.JOINING
+    run = RunState("r", PLAN, now=0.0)
+    assert run.state is Phase.JOINING
     run = started()
-    assert run.state is State.TRAINING
+    assert run.state is Phase.TRAINING
     for rank in (0, 1, 2):
         assert run.ended_at is None
         run.leave(rank, "", now=9.0)
-    assert (run.state, run.ended_at) == (State.FINISHED, 9.0)
+    assert (run.state, run.ended_at) == (Phase.FINISHED, 9.0)
 
 
 def test_a_lost_rank_fails_the_run_and_the_first_reason_stays() -> None:
@@ -238,7 +238,7 @@ def test_a_lost_rank_fails_the_run_and_the_first_reason_stays() -> None:
     run.report(1, 1, {Pair("b", "s"): NEAR}, now=0.0)
     run.lose(1, now=3.0)
     run.leave(0, "something else", now=4.0)
-    assert run.state is State.FAILED
+    assert run.state is Phase.FAILED
     assert run.failure == "rank 1 (b) went away after reporting step 1"
     assert run.ended_at == 3.0
     assert refusal(lambda: run.report(2, 1, {}, now=5.0))[0] == "FAILED_PRECONDITION"
@@ -247,31 +247,31 @@ def test_a_lost_rank_fails_the_run_and_the_first_reason_stays() -> None:
 def test_names_the_ranks_that_keep_a_round_open() -> None:
     run = started()
     run.report(0, 1, {Pair("a", "s"): NEAR}, now=10.0)
-    assert run.overdue(now=70.0) is None
-    sentence = run.overdue(now=70.1)
+    assert run.watchdog(now=70.0) is None
+    sentence = run.watchdog(now=70.1)
     assert sentence is not None
     assert "step 1" in sentence
     assert "rank 1 (b), rank 2 (s)" in sentence
     run.report(1, 1, {Pair("b", "s"): NEAR}, now=71.0)
-    assert "from rank 2 (s) within" in (run.overdue(now=71.0) or "")
+    assert "from rank 2 (s) within" in (run.watchdog(now=71.0) or "")
     run.report(2, 1, {}, now=72.0)
-    assert run.overdue(now=1e9) is None  # between rounds nobody is waited for
+    assert run.watchdog(now=1e9) is None  # between rounds nobody is waited for
 
 
 def test_names_the_ranks_that_never_attach() -> None:
-    run = Run("r", PLAN, now=0.0)
+    run = RunState("r", PLAN, now=0.0)
     run.join(0, PLAN)
     run.attach(0)
-    assert run.overdue(now=60.0) is None
-    assert "no stream from rank 1 (b), rank 2 (s)" in (run.overdue(now=60.1) or "")
+    assert run.watchdog(now=60.0) is None
+    assert "no stream from rank 1 (b), rank 2 (s)" in (run.watchdog(now=60.1) or "")
 
 
 def test_names_the_rank_that_the_others_wait_for_in_a_collective() -> None:
     run = started()
     run.stall(0, "exchanging the logits of step 7", now=60.0)
     run.stall(2, "exchanging the logits of step 7", now=60.3)
-    assert run.overdue(now=60.9) is None
-    sentence = run.overdue(now=61.1) or ""
+    assert run.watchdog(now=60.9) is None
+    sentence = run.watchdog(now=61.1) or ""
     assert sentence.startswith("rank 1 (b) did not answer")
     assert "exchanging the logits of step 7" in sentence
 
@@ -280,4 +280,4 @@ def test_says_so_when_a_collective_fails_on_every_rank() -> None:
     run = started()
     for rank in (0, 1, 2):
         run.stall(rank, "waiting", now=0.0)
-    assert run.overdue(now=2.0) == "every rank failed waiting"
+    assert run.watchdog(now=2.0) == "every rank failed waiting"

@@ -18,7 +18,7 @@ from switokd.runtime.environment import Environment
 from switokd.runtime.placement import Placement
 from switokd.runtime.process_group import World
 from switokd.training.build import make_learner
-from switokd.training.schedules import Windows
+from switokd.training.schedules import AccumulationWindow
 from switokd.worker import describe
 from tests.support import train
 
@@ -133,7 +133,9 @@ def test_statistics_over_all_ranks_are_those_of_the_networks_own_group() -> None
         for shared in (group, None):
             network = registry.build("wrn-10-1", 1, 10)
             before = {name: value.clone() for name, value in network.state_dict().items()}
-            made = make_learner(config, "student", network, world, shared, Windows()).model
+            made = make_learner(
+                config, "student", network, world, shared, AccumulationWindow()
+            ).model
             norms = [m for m in made.modules() if isinstance(m, BATCH_NORMS)]
             assert len(norms) == 7
             kind = nn.SyncBatchNorm if shared else nn.BatchNorm2d

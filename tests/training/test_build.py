@@ -26,7 +26,7 @@ from switokd.runtime.environment import Environment
 from switokd.runtime.process_group import World
 from switokd.training.batch_norm import check_batch_norm
 from switokd.training.build import check_shards, make_learner, tf32
-from switokd.training.schedules import Windows
+from switokd.training.schedules import AccumulationWindow
 from switokd.training.warm_up import compile_ahead
 
 NAMES = ("t1", "t2", "t3", "t4", "s")  # each in two forms: more than PyTorch's limit for a class
@@ -155,7 +155,7 @@ def test_a_weight_may_have_its_first_gradient_later_than_others() -> None:
     config, model = load("digits-1t1s"), Branching()
     reference = copy.deepcopy(model)
     world = World(Environment(), torch.device("cpu"))
-    ours = make_learner(config, "student", model, world, None, Windows())
+    ours = make_learner(config, "student", model, world, None, AccumulationWindow())
     assert ours.optimizer.defaults["fused"]
     theirs = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     for step in range(1, 6):
@@ -175,7 +175,7 @@ BACKENDS: Any = torch.backends
 def test_networks_of_this_package_are_recorded_unless_something_stands_against_it() -> None:
     def wanted(*settings: str) -> list[bool]:
         config = load("digits-2t1s", list(settings))
-        return [config.wants_recording(name) for name in config.networks]
+        return [config.wants_cuda_graphs(name) for name in config.networks]
 
     theirs = "networks.student.model=tests.sleepers:Flat"
     assert wanted() == [True] * 3

@@ -30,9 +30,9 @@ from switokd.errors import UsageError
 from switokd.runtime.environment import Environment
 from switokd.runtime.process_group import World
 from switokd.training.build import make_learner
-from switokd.training.cuda_graphs import Recorder, Recording, Routines
-from switokd.training.schedules import Windows
-from switokd.training.warm_up import make_ready
+from switokd.training.cuda_graphs import GraphCapture, GraphedFunctions, GraphedModel
+from switokd.training.schedules import AccumulationWindow
+from switokd.training.warm_up import warm_up
 
 T = TypeVar("T")
 STEPS = 12
@@ -68,7 +68,7 @@ class Net(nn.Module):
         return F.linear(self.dropout(z), self.head.weight, self.head.bias + self.shift)
 
 
-class Rerun(Recorder):
+class Rerun(GraphCapture):
     """Runs it again instead, and writes over what it made before."""
 
     def __init__(self, device: torch.device) -> None:
@@ -78,7 +78,7 @@ class Rerun(Recorder):
         run()
         return run()
 
-    def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+    def capture(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         made = run()
 
         def replay() -> None:
@@ -96,7 +96,7 @@ def _tensors(made: Any) -> Sequence[Tensor]:
 
 @pytest.fixture(autouse=True)
 def _recorder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("switokd.training.cuda_graphs.can_record", lambda device: True)
+    monkeypatch.setattr("switokd.training.build.can_capture", lambda device: True)
     for module in ("setup", "recording"):
         monkeypatch.setattr(f"switokd.{module}.Recorder", Rerun)
 
@@ -107,7 +107,7 @@ class Trained:
     def __init__(self, recorded: bool, **sections: Any) -> None:
         compute = {**sections.pop("compute", {}), "cuda_graphs": recorded}
         ours = InProcess(Config.model_validate({**RUN_FILE, **sections, "compute": compute}))
-        self.recordings = {li.name: sorted(li.recordings) for li in ours.learners}
+        self.graphed_models = {li.name: sorted(li.graphed_models) for li in ours.learners}
         self.losses: list[Tensor] = []
         self.paused = 0
         for x, y in ours.batches(STEPS):
@@ -115,7 +115,7 @@ class Trained:
             self.losses += [loss.clone() for loss in result.losses.values()]
             self.paused += len(result.paused)
         self.models = {li.name: li.model for li in ours.learners}
-        self.routines = [li.routines for li in ours.learners]
+        self.graphed_functions = [li.graphed_functions for li in ours.learners]
         self.averages = [li.averaged for li in ours.learners if li.averaged is not None]
 
 
@@ -148,16 +148,16 @@ def same(replayed: Trained, usual: Trained) -> None:
 def test_recordings_train_as_the_networks_themselves(sections: dict[str, Any]) -> None:
     replayed, usual = Trained(True, **sections), Trained(False, **sections)
     same(replayed, usual)
-    assert replayed.recordings == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
-    assert usual.recordings == {"t1": [], "t2": [], "s": []}
+    assert replayed.graphed_models == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
+    assert usual.graphed_models == {"t1": [], "t2": [], "s": []}
     assert (usual.paused > 0) == (sections.get("distillation") != {"strategy": "dml"})
 
 
 def test_a_size_that_was_not_recorded_is_computed_as_usual() -> None:
     ours = InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
     learner, x = ours.learners[0], torch.randn(3, 1, 8, 8)
-    assert sorted(learner.recordings) == [4, 8]
-    usual = replace(learner, recordings={})
+    assert sorted(learner.graphed_models) == [4, 8]
+    usual = replace(learner, graphed_models={})
     assert torch.equal(learner.forward(x, 1), usual.forward(x, 1))
     assert not torch.equal(learner.forward(x, 1), usual.forward(x, 2))  # by another dropout
 
@@ -168,7 +168,7 @@ def test_a_teacher_that_only_answers_is_recorded_without_backward(tmp_path: Path
     networks = {**RUN_FILE["networks"], "t1": given, "t2": given}
     kd = {"networks": networks, "distillation": {"strategy": "kd"}}
     replayed, usual = Trained(True, **kd), Trained(False, **kd)
-    assert replayed.recordings == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
+    assert replayed.graphed_models == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
     same(replayed, usual)
     assert all(p.grad is None for p in replayed.models["t1"].parameters())
 
@@ -184,9 +184,9 @@ def test_ranks_add_up_what_was_recorded() -> None:
             torch.manual_seed(0)
             world, group = World(Environment(), torch.device("cpu")), torch.distributed.group.WORLD
             config = Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": recorded}})
-            learner = make_learner(config, "t1", Net(), world, group, Windows())
-            make_ready(learner, 8, (1, 8, 8), config.compute)
-            assert len(learner.recordings) == recorded
+            learner = make_learner(config, "t1", Net(), world, group, AccumulationWindow())
+            warm_up(learner, 8, (1, 8, 8), config.compute)
+            assert len(learner.graphed_models) == recorded
             for step in range(3):
                 loss = F.cross_entropy(learner.forward(x[step], step), y[step])
                 learner.backward(loss, step)
@@ -199,7 +199,7 @@ def test_ranks_add_up_what_was_recorded() -> None:
 
 
 def test_a_routine_reads_the_memory_that_recordings_keep_and_copies_of_others() -> None:
-    routines, calls = Routines(torch.device("cpu")), []
+    graphed_functions, calls = GraphedFunctions(torch.device("cpu")), []
 
     def double(x: Tensor) -> Tensor:
         calls.append(x.data_ptr())
@@ -211,9 +211,9 @@ def test_a_routine_reads_the_memory_that_recordings_keep_and_copies_of_others() 
 
     for n in range(4):
         given = torch.full((3,), float(n))
-        found = routines("double", double, given)
+        found = graphed_functions("double", double, given)
         assert found.tolist() == [2.0 * n] * 3
-        assert routines("triple", triple, found).tolist() == [6.0 * n] * 3
+        assert graphed_functions("triple", triple, found).tolist() == [6.0 * n] * 3
     kept = found.data_ptr()
     # Recorded at the second call, on a copy; what it made then has its own place from there on,
     # which is a form of its own for the other: called, recorded, replayed.
@@ -221,22 +221,24 @@ def test_a_routine_reads_the_memory_that_recordings_keep_and_copies_of_others() 
     assert calls[-1] == calls[-3] == kept
     # Another's memory is neither written into nor read through the one above.
     other = torch.ones(3)
-    assert [routines("triple", triple, other).tolist() for _ in range(3)] == [[3.0] * 3] * 3
+    assert [graphed_functions("triple", triple, other).tolist() for _ in range(3)] == [
+        [3.0] * 3
+    ] * 3
     assert (other.tolist(), found.tolist()) == ([1.0] * 3, [6.0] * 3)
     # Nor is the same memory in another order.
     for _ in range(3):
-        square = routines("double", double, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        square = graphed_functions("double", double, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     for _ in range(3):
-        whole = [routines("triple", triple, each).tolist() for each in (square, square.T)]
+        whole = [graphed_functions("triple", triple, each).tolist() for each in (square, square.T)]
         assert whole == [[[6.0, 12.0], [18.0, 24.0]], [[6.0, 18.0], [12.0, 24.0]]]
 
 
 def test_a_routines_gradient_is_the_functions() -> None:
-    routines, leaf = Routines(torch.device("cpu")), torch.randn(4, 3)
+    graphed_functions, leaf = GraphedFunctions(torch.device("cpu")), torch.randn(4, 3)
     for _ in range(4):
         y = torch.randint(3, (4,))
         pair = []
-        for by in (routines, Routines()):
+        for by in (graphed_functions, GraphedFunctions()):
             z = leaf.clone().requires_grad_()
             loss = by.differentiable("loss", F.cross_entropy, z, y)
             (loss * 0.25).backward()  # type: ignore[no-untyped-call]
@@ -248,18 +250,20 @@ def test_a_routines_gradient_is_the_functions() -> None:
 
 def test_what_has_not_come_for_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """A strategy's weights may be others in every step, and then the same for long."""
-    monkeypatch.setattr("switokd.training.cuda_graphs.MOST", 5)
-    routines, called = Routines(torch.device("cpu")), []
+    monkeypatch.setattr("switokd.training.cuda_graphs.MAX_GRAPHS", 5)
+    graphed_functions, called = GraphedFunctions(torch.device("cpu")), []
 
     def usual(x: Tensor) -> Tensor:
         called.append(1)
         return x
 
     for weight in range(20):
-        assert routines(weight, lambda x, w=weight: w * x, torch.ones(())).item() == weight
-        assert routines("usual", usual, torch.ones(())).item() == 1
-        assert len(routines._known) <= 5
-    assert [routine is not None for routine in routines._known.values()] == [False] * 4 + [True]
+        assert graphed_functions(weight, lambda x, w=weight: w * x, torch.ones(())).item() == weight
+        assert graphed_functions("usual", usual, torch.ones(())).item() == 1
+        assert len(graphed_functions._known) <= 5
+    assert [routine is not None for routine in graphed_functions._known.values()] == [False] * 4 + [
+        True
+    ]
     assert len(called) == 1 + 1 + 19  # called, recorded, replayed ever since
 
 
@@ -267,11 +271,11 @@ def test_a_routine_that_cannot_be_recorded_says_what_helps(monkeypatch: pytest.M
     def refuse(recorder: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         raise RuntimeError("operation not permitted when stream is capturing\nCUDA errors")
 
-    monkeypatch.setattr(Rerun, "record", refuse)
-    routines = Routines(torch.device("cpu"))
-    routines("double", lambda x: 2 * x, torch.ones(1))
+    monkeypatch.setattr(Rerun, "capture", refuse)
+    graphed_functions = GraphedFunctions(torch.device("cpu"))
+    graphed_functions("double", lambda x: 2 * x, torch.ones(1))
     with pytest.raises(UsageError) as caught:
-        routines("double", lambda x: 2 * x, torch.ones(1))
+        graphed_functions("double", lambda x: 2 * x, torch.ones(1))
     assert str(caught.value) == (
         "compute.cuda_graphs: a step's losses, distances or exchange cannot be recorded: operation "
         "not permitted when stream is capturing; use compute.cuda_graphs=false"
@@ -289,7 +293,7 @@ def test_a_recording_takes_the_memory_of_one_forward() -> None:
         made.append(weakref.ref(z))
         return z
 
-    Recording(compute, list(network.parameters()), torch.ones(4, 3), Rerun(torch.device("cpu")))
+    GraphedModel(compute, list(network.parameters()), torch.ones(4, 3), Rerun(torch.device("cpu")))
     assert alive == [0] * len(made)
     assert len(made) >= 5
 
@@ -324,8 +328,10 @@ def test_a_strategy_may_keep_what_it_is_told() -> None:
     )
     same(replayed, usual)
     assert not torch.allclose(torch.stack(usual.losses), torch.stack(alone.losses))
-    routines = [routine for each in replayed.routines for routine in each._known.values()]
-    inputs = [to for routine in routines if routine for _, to in routine._copied]
+    graphed_functions = [
+        routine for each in replayed.graphed_functions for routine in each._known.values()
+    ]
+    inputs = [to for routine in graphed_functions if routine for _, to in routine._copied]
     assert inputs
     assert not any(tensor.requires_grad for tensor in inputs), "each would keep all steps' graphs"
 
@@ -337,7 +343,7 @@ def test_a_network_that_cannot_be_recorded_is_named(monkeypatch: pytest.MonkeyPa
         finally:  # as PyTorch ends a recording
             raise RuntimeError("operation failed due to a previous error during capture")
 
-    monkeypatch.setattr(Rerun, "record", refuse)
+    monkeypatch.setattr(Rerun, "capture", refuse)
     with pytest.raises(UsageError) as caught:
         InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
     assert str(caught.value) == (
@@ -354,7 +360,7 @@ def test_memory_that_ran_out_is_no_fault_of_the_network(monkeypatch: pytest.Monk
         finally:
             raise RuntimeError("operation failed due to a previous error during capture")
 
-    monkeypatch.setattr(Rerun, "record", full)
+    monkeypatch.setattr(Rerun, "capture", full)
     with pytest.raises(torch.OutOfMemoryError):
         InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
 
@@ -362,11 +368,11 @@ def test_memory_that_ran_out_is_no_fault_of_the_network(monkeypatch: pytest.Monk
 def test_a_network_and_its_recordings_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, not when Python next looks for cycles: a GPU's memory is scarce."""
     # A graph knows nothing of what it was made of, other than what is run again.
-    monkeypatch.setattr(Rerun, "record", lambda recorder, run: (run(), lambda: None))
+    monkeypatch.setattr(Rerun, "capture", lambda capture, run: (run(), lambda: None))
     ours = InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
     learner = ours.learners.pop()
-    recorders = {id(recording.recorder) for recording in learner.recordings.values()}
-    assert len(recorders) == 1
+    captures = {id(recording.capture) for recording in learner.graphed_models.values()}
+    assert len(captures) == 1
     models = [weakref.ref(learner.model)]
     gc.disable()
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from switokd.runtime.placement import Place, Placement
+from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.training.exchange import Exchange
 from tests.support import BIN, run
 
@@ -137,13 +137,13 @@ def test_shards_of_any_size_come_together(targets: str, tmp_path: Path) -> None:
 def test_alone_nothing_travels_whatever_the_sizes(soft: bool) -> None:
     """Rows of an odd length as well: 3 networks, 3 classes, 3 samples."""
     names = ("t1", "t2", "s")
-    place = Place(Placement.of({name: [0] for name in names}), 0)
+    place = LocalPlacement(Placement.of({name: [0] for name in names}), 0)
     exchange = Exchange(place, "0" * 64, classes=3, soft_targets=soft)
     for n in (3, 2, 1):
         y = torch.eye(3)[:n] if soft else torch.arange(n)
         z = {name: torch.full((n, 3), float(i)) for i, name in enumerate(names)}
         got = exchange(5, z, dict.fromkeys(names, y), n)
-        exchange.check(got.vitals.tolist())
+        exchange.check(got.health.tolist())
         assert torch.equal(got.y, y)
         for name in names:
             assert torch.equal(got.logits[name], z[name])

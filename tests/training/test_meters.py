@@ -13,17 +13,17 @@ from rich.text import Text
 from torch import nn
 
 from switokd.distillation.decision import Decision
-from switokd.distillation.distances import hits
+from switokd.distillation.distances import count_correct
 from switokd.distillation.topology import Role, Topology
 from switokd.runs import progress
 from switokd.runs.progress import PausedShare, ProgressBar
-from switokd.runtime.placement import Place, Placement
+from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.training.evaluate import top1
 from switokd.training.learner import Learner
 from switokd.training.meters import Meter, Sums
-from switokd.training.reducer import Gradients
+from switokd.training.reducer import GradientReducer
 from switokd.training.step import StepResult
-from switokd.training.timer import Stopwatch
+from switokd.training.timer import Timer
 
 TOPOLOGY = Topology((("a", Role.TEACHER), ("b", Role.TEACHER), ("s", Role.STUDENT)))
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def result(correct: int, loss: float | None, of: int = 4) -> StepResult:
 
 
 def test_meter_averages_loss_over_learned_and_accuracy_over_all_samples() -> None:
-    meter = Meter("s", Place(Placement.of({"s": [0]}), 0), CPU)
+    meter = Meter("s", LocalPlacement(Placement.of({"s": [0]}), 0), CPU)
     assert (meter.sums().mean_loss, meter.sums().accuracy) == (None, None)
     meter.add(result(correct=3, loss=1.0), 4)
     meter.add(result(correct=1, loss=None), 4)  # paused: no loss
@@ -60,8 +60,8 @@ def test_a_soft_targets_class_is_the_one_with_most_of_it(
     y = torch.tensor([[0.5, 0.2, 0.3]] * 3 + [[0.1, 0.6, 0.3]])  # the last: wrong turns right
     soft = StepResult(hard.logits, y, hard.losses, {"s": 4}, hard.paused)
     whole = {"s": slice(0, 4)}
-    assert hits(hard.logits, hard.y, whole).tolist() == [3]
-    assert hits(soft.logits, soft.y, whole).tolist() == [4]
+    assert count_correct(hard.logits, hard.y, whole).tolist() == [3]
+    assert count_correct(soft.logits, soft.y, whole).tolist() == [4]
     with ProgressBar("name", steps=4, epochs=1, paused=PausedShare(TOPOLOGY)) as bar:
         bar._interval = 0.0
         for step in (1, 2):
@@ -74,9 +74,9 @@ def test_ranks_meters_add_up_to_the_whole_batchs() -> None:
     sums = []
     # Of 8 samples, 6 on rank 0; the parts of the mean loss are 0.5 and 0.25.
     for rank, loss in ((0, 0.5), (1, 0.25)):
-        place = Place(placement, rank)
+        place = LocalPlacement(placement, rank)
         whole = result(correct=7, loss=loss, of=8)
-        (right,) = hits(whole.logits, whole.y, {"s": place.shard("s", 8)}).tolist()
+        (right,) = count_correct(whole.logits, whole.y, {"s": place.shard("s", 8)}).tolist()
         meter = Meter("s", place, CPU)
         meter.add(replace(whole, correct={"s": int(right)}), 8)
         sums.append(tuple(meter.sums()))
@@ -86,7 +86,7 @@ def test_ranks_meters_add_up_to_the_whole_batchs() -> None:
 def test_a_stopwatch_adds_up_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([1.0, 1.5, 10.0, 12.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
-    watch = Stopwatch()
+    watch = Timer()
     for _ in range(2):
         with watch:
             pass
@@ -122,7 +122,7 @@ def test_a_gpus_stopwatch_waits_for_nothing_and_keeps_few_marks(
 ) -> None:
     monkeypatch.setattr("switokd.training.timer._mark", Mark)
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
-    watch, ends = Stopwatch(torch.device("cuda", 0)), []
+    watch, ends = Timer(torch.device("cuda", 0)), []
     for step in range(100):
         with watch:
             pass
@@ -184,7 +184,7 @@ def test_top1_counts_over_batches_and_keeps_the_mode() -> None:
         (torch.tensor([[2.0]]), torch.tensor([2])),
     ]
     optimizer = torch.optim.SGD([torch.zeros(1)])
-    none = Gradients("s", [])
+    none = GradientReducer("s", [])
     learner = Learner("s", Role.STUDENT, model, model, optimizer, none)
     assert top1(learner, batches, CPU) == (3, 4)
     assert model.training

@@ -18,9 +18,9 @@ from switokd.errors import UsageError
 from switokd.training.build import make_optimizer
 from switokd.training.ema import moving_average
 from switokd.training.learner import Learner
-from switokd.training.optimizer import Updates, loss_scaler, parameter_groups
-from switokd.training.reducer import Gradients
-from switokd.training.schedules import Windows
+from switokd.training.optimizer import OptimizerStep, loss_scaler, parameter_groups
+from switokd.training.reducer import GradientReducer
+from switokd.training.schedules import AccumulationWindow
 
 
 def network() -> nn.Module:
@@ -42,10 +42,10 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-2)
 
 
-def learner(updates: Updates, model: nn.Module | None = None) -> Learner:
+def learner(updates: OptimizerStep, model: nn.Module | None = None) -> Learner:
     """A learner of `network()`."""
     model = model or network()
-    gradients = Gradients("s", list(model.parameters()))
+    gradients = GradientReducer("s", list(model.parameters()))
     return Learner("s", Role.TEACHER, model, model, sgd(model), gradients, updates=updates)
 
 
@@ -79,15 +79,15 @@ def plain(count: int) -> nn.Module:
 @pytest.mark.parametrize(
     "updates",
     [
-        Updates(),
-        Updates(Windows(1, 3, 7)),
-        Updates(clip_norm=1e30),
-        Updates(scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10)),
-        Updates(average=moving_average("s", network(), 0.5)),
+        OptimizerStep(),
+        OptimizerStep(AccumulationWindow(1, 3, 7)),
+        OptimizerStep(clip_norm=1e30),
+        OptimizerStep(scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10)),
+        OptimizerStep(average=moving_average("s", network(), 0.5)),
     ],
     ids=["default", "accumulate-1", "clip-never-reached", "power-of-two-scale", "average"],
 )
-def test_what_changes_nothing_changes_no_bit(updates: Updates) -> None:
+def test_what_changes_nothing_changes_no_bit(updates: OptimizerStep) -> None:
     assert differences(learn(learner(updates), 7), plain(7)) == []
 
 
@@ -123,15 +123,15 @@ def accumulated(windows: list[list[int]], learned: Collection[int]) -> nn.Module
     ],
 )
 def test_accumulation_is_the_mean_over_the_window(paused: list[int], why: str) -> None:
-    windows = Windows(every=3, steps_per_epoch=8, steps=8)
-    found = learn(learner(Updates(windows)), 8, paused)
+    windows = AccumulationWindow(every=3, steps_per_epoch=8, steps=8)
+    found = learn(learner(OptimizerStep(windows)), 8, paused)
     expected = accumulated([[1, 2, 3], [4, 5, 6], [7, 8]], set(range(1, 9)) - set(paused))
     torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-6, atol=1e-7)
     assert len(differences(found, plain(8))) > 0, why
 
 
 def test_nothing_moves_before_a_windows_end_nor_in_one_that_was_all_paused() -> None:
-    one = learner(Updates(Windows(2, 4, 8)))
+    one = learner(OptimizerStep(AccumulationWindow(2, 4, 8)))
     start = copy.deepcopy([*one.model.parameters()])
     (x, y), *_ = batches(1)
     one.backward(F.cross_entropy(one.forward(x), y), 1)
@@ -152,7 +152,7 @@ def test_clipping_scales_the_whole_gradient_to_its_limit(
     scaler: torch.amp.GradScaler | None,
 ) -> None:
     (x, y), *_ = batches(1)
-    free, clipped = learner(Updates()), learner(Updates(clip_norm=0.1, scaler=scaler))
+    free, clipped = learner(OptimizerStep()), learner(OptimizerStep(clip_norm=0.1, scaler=scaler))
     for one in (free, clipped):
         one.backward(F.cross_entropy(one.forward(x), y), 1)
     whole = torch.cat([p.grad.flatten() for p in free.model.parameters() if p.grad is not None])
@@ -164,7 +164,7 @@ def test_clipping_scales_the_whole_gradient_to_its_limit(
 
 def test_clipping_sees_the_mean_of_a_window_not_its_parts() -> None:
     (x, y), *_ = batches(1)
-    one = learner(Updates(Windows(2, 2, 2), clip_norm=0.1))
+    one = learner(OptimizerStep(AccumulationWindow(2, 2, 2), clip_norm=0.1))
     for step in (1, 2):
         one.backward(F.cross_entropy(one.forward(x), y), step)
         one.update(step)
@@ -174,7 +174,7 @@ def test_clipping_sees_the_mean_of_a_window_not_its_parts() -> None:
 
 def test_the_moving_average_by_hand() -> None:
     average = moving_average("s", network(), 0.75)
-    one = learner(Updates(average=average))
+    one = learner(OptimizerStep(average=average))
     by_hand: dict[str, Tensor] = {}
     for step, (x, y) in enumerate(batches(6), 1):
         z = one.forward(x)
@@ -209,8 +209,8 @@ def test_gradients_that_overflow_are_skipped_and_the_scale_falls(fused: bool) ->
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     model, section = network(), SGD(lr=0.3)
     optimizer = make_optimizer(Network(role="student", model="x", optimizer=section), model, fused)
-    updates = Updates(clip_norm=1.0, scaler=scaler)
-    gradients = Gradients("s", list(model.parameters()))
+    updates = OptimizerStep(clip_norm=1.0, scaler=scaler)
+    gradients = GradientReducer("s", list(model.parameters()))
     one = Learner("s", Role.STUDENT, model, model, optimizer, gradients, updates=updates)
     start = copy.deepcopy([*one.model.parameters()])
     (x, y), *_ = batches(1)
@@ -231,7 +231,7 @@ def test_an_overflow_in_the_first_update_leaves_nothing_behind(fused: bool) -> N
         model, section = network(), SGD(lr=0.3)
         student = Network(role="student", model="x", optimizer=section)
         optimizer = make_optimizer(student, model, fused)
-        gradients = Gradients("s", list(model.parameters()))
+        gradients = GradientReducer("s", list(model.parameters()))
         return Learner("s", Role.STUDENT, model, model, optimizer, gradients)
 
     ours, plain_one = made(), made()
@@ -254,7 +254,7 @@ def test_an_overflow_in_the_first_update_leaves_nothing_behind(fused: bool) -> N
 
 def test_a_rank_without_a_loss_so_far_updates_by_what_the_others_have_sent() -> None:
     """Its shards were empty, or its teacher was paused in every step that had one for it."""
-    scaled, plain_one = learner(Updates()), learner(Updates())
+    scaled, plain_one = learner(OptimizerStep()), learner(OptimizerStep())
     scaled.updates.scaler = loss_scaler(torch.device("cpu"))
     sides = [(scaled, scaled.updates.scaler.get_scale()), (plain_one, 1.0)]
     for one, scale in sides:
@@ -272,7 +272,7 @@ def test_low_precision_is_the_forward_passs_alone(low: torch.dtype) -> None:
     inside: list[torch.dtype] = []
     model = network()
     model[3].register_forward_hook(lambda module, args, z: inside.append(z.dtype))  # type: ignore[index]
-    gradients = Gradients("s", list(model.parameters()))
+    gradients = GradientReducer("s", list(model.parameters()))
     one = Learner("s", Role.STUDENT, model, model, sgd(model), gradients, low=low)
     (x, y), *_ = batches(1)
     z = one.forward(x)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from switokd.config.sections import Schedule
-from switokd.training.schedules import Windows, learning_rate
+from switokd.training.schedules import AccumulationWindow, learning_rate
 
 
 def rates(base: float, steps_per_epoch: int, **settings: Any) -> list[float]:
@@ -77,15 +77,15 @@ def test_max_steps_ends_a_run_but_changes_no_rate(name: str) -> None:
 
 
 def test_windows_tile_each_epoch_and_the_run() -> None:
-    windows = Windows(every=3, steps_per_epoch=7, steps=12)
+    windows = AccumulationWindow(every=3, steps_per_epoch=7, steps=12)
     found = [windows.of(step) for step in range(1, 13)]
     first = [range(1, 4)] * 3 + [range(4, 7)] * 3 + [range(7, 8)]
     assert found == first + [range(8, 11)] * 3 + [range(11, 13)] * 2  # the run ends within one
-    assert Windows(every=3, steps_per_epoch=7).of(12) == range(11, 14)
+    assert AccumulationWindow(every=3, steps_per_epoch=7).of(12) == range(11, 14)
 
 
-@pytest.mark.parametrize("windows", [Windows(), Windows(1, 3, 5)])
-def test_without_accumulation_each_step_is_a_window(windows: Windows) -> None:
+@pytest.mark.parametrize("windows", [AccumulationWindow(), AccumulationWindow(1, 3, 5)])
+def test_without_accumulation_each_step_is_a_window(windows: AccumulationWindow) -> None:
     assert [windows.of(step) for step in (1, 2, 5)] == [range(1, 2), range(2, 3), range(5, 6)]
 
 

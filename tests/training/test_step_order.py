@@ -13,7 +13,7 @@ import torch
 
 from bench.in_process import ONE_PROCESS, InProcess
 from switokd.config.config import Config
-from switokd.coordination.local import Alone
+from switokd.coordination.local import LocalDecider
 from switokd.distillation.decision import Decision, Mode, PairDecision
 from switokd.distillation.distances import Parts
 from switokd.distillation.gap import Distances
@@ -42,7 +42,7 @@ UNFORESEEN = [
 ]
 
 
-class Recorder(Alone):
+class GraphCapture(LocalDecider):
     """Decides as it is told, and notes when it is asked."""
 
     def __init__(self, events: list[str], paused: tuple[str, ...], foresees: bool) -> None:
@@ -56,7 +56,7 @@ class Recorder(Alone):
     def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
         self.events.append("report")
 
-    def foresee(self, step: int, parts: Parts) -> Decision | None:
+    def decide_early(self, step: int, parts: Parts) -> Decision | None:
         return self.told if self.foresees else None
 
     def decision(self, step: int) -> Decision:
@@ -82,7 +82,7 @@ def watch(learners: Sequence[Learner], events: list[str]) -> None:
 def step(paused: tuple[str, ...] = (), foresees: bool = True) -> tuple[list[str], InProcess]:
     """One step's events, and what it has trained."""
     events: list[str] = []
-    ours = InProcess(CONFIG, decider=Recorder(events, paused, foresees))
+    ours = InProcess(CONFIG, decider=GraphCapture(events, paused, foresees))
     watch(ours.learners, events)
     (batch,) = ours.batches(1)
     before = {li.name: next(li.model.parameters()).clone() for li in ours.learners}

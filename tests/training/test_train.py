@@ -21,7 +21,7 @@ from switokd.models import registry
 from tests.support import REPOSITORY, lines, process, run, torchrun, train, wait_until
 
 RUN_FOLDER = {
-    *("config.yaml", "interface.json", "decisions.jsonl", "metrics.jsonl", "summary.json"),
+    *("config.yaml", "signature.json", "decisions.jsonl", "metrics.jsonl", "summary.json"),
     "curves.png",
 }
 

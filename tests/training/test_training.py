@@ -84,8 +84,8 @@ def top1(folder: Path, name: str) -> float:
     model.load_state_dict(weights(folder, name))
     model.eval()
     with torch.inference_mode():
-        hits = [model(x).argmax(dim=1) == y for x, y in images.test()]
-    return 100 * torch.cat(hits).double().mean().item()
+        count_correct = [model(x).argmax(dim=1) == y for x, y in images.test()]
+    return 100 * torch.cat(count_correct).double().mean().item()
 
 
 def test_settings_that_change_nothing_change_no_bit(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from switokd.errors import PeerError, UsageError
-from switokd.runs.compare.trials import State, Trial
+from switokd.runs.compare.trials import Trial, TrialState
 from switokd.runtime.environment import cores
 from switokd.runtime.lifecycle import Terminated
 
@@ -99,7 +99,7 @@ def clear_unfinished(trials: Iterable[Trial]) -> list[Trial]:
     """
     cleared = []
     for trial in trials:
-        if trial.state() is State.UNFINISHED:
+        if trial.state() is TrialState.UNFINISHED:
             try:
                 shutil.rmtree(trial.folder)
             except OSError as error:

@@ -19,7 +19,7 @@ from switokd.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Run:
+class TrialResult:
     """One trial as it stands."""
 
     strategy: str
@@ -62,7 +62,7 @@ class Comparison:
     """All runs of a comparison. UsageError if none is finished."""
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[TrialResult, ...]
 
     def __post_init__(self) -> None:
         if not self.finished():
@@ -78,7 +78,7 @@ class Comparison:
         """All seeds, finished or not."""
         return sorted({run.seed for run in self.runs})
 
-    def finished(self, strategy: str | None = None) -> list[Run]:
+    def finished(self, strategy: str | None = None) -> list[TrialResult]:
         """Runs that have a summary, of one strategy or of all."""
         of_it = (run for run in self.runs if strategy in (None, run.strategy))
         return [run for run in of_it if run.summary]
@@ -135,12 +135,12 @@ class Comparison:
         return mean(saved), share
 
 
-def _summary(run: Run) -> Mapping[str, Any]:
+def _summary(run: TrialResult) -> Mapping[str, Any]:
     assert run.summary is not None, "only asked of finished runs"
     return run.summary
 
 
-def _saving(run: Run) -> tuple[float | None, float | None]:
+def _saving(run: TrialResult) -> tuple[float | None, float | None]:
     """Device-seconds that a run's pauses saved, and that its teachers' learning took."""
     found = _summary(run).get("saved_by_pauses") or {}
     return found.get("device_seconds"), found.get("teachers_device_seconds")

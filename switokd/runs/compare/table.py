@@ -37,7 +37,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A line of the table."""
 
     cells: tuple[str, ...]
@@ -50,7 +50,7 @@ def headings(found: Comparison) -> list[str]:
     return ["network", "role", "parameters", *found.strategies]
 
 
-def rows(found: Comparison) -> tuple[list[Row], list[Row]]:
+def rows(found: Comparison) -> tuple[list[TableRow], list[TableRow]]:
     """The table's lines: one per network; then what each strategy cost."""
     networks = []
     for name, network in found.networks().items():
@@ -58,9 +58,9 @@ def rows(found: Comparison) -> tuple[list[Row], list[Row]]:
         bold = (3 + i for i, strategy in enumerate(found.strategies) if strategy in best)
         top1 = (str(found.top1(strategy, name) or "-") for strategy in found.strategies)
         cells = (name, network["role"], f"{network['parameters']:,}", *top1)
-        networks.append(Row(cells, frozenset(bold)))
+        networks.append(TableRow(cells, frozenset(bold)))
     costs = [
-        Row((heading, "", "", *(cell(found, strategy) for strategy in found.strategies)))
+        TableRow((heading, "", "", *(cell(found, strategy) for strategy in found.strategies)))
         for heading, cell in (
             ("teachers paused", _paused_cell),
             ("wall time", _wall_cell),

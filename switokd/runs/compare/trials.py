@@ -66,7 +66,7 @@ VANILLA = Variant("vanilla", {})
 SWITOKD = Variant("switokd", {})
 
 
-class State(Enum):
+class TrialState(Enum):
     """What is there of a trial."""
 
     NEW = "new"
@@ -97,24 +97,24 @@ class Trial:
         """Such as "dml, seed 0"."""
         return f"{self.variant.label}, seed {self.seed}"
 
-    def state(self) -> State:
+    def state(self) -> TrialState:
         """What its folder holds. UsageError if that is something else than this trial."""
         path = self.folder / "config.yaml"
         try:
             if not self.folder.exists() or not any(self.folder.iterdir()):
-                return State.NEW
+                return TrialState.NEW
             if not path.exists():
                 raise UsageError(
                     f"{self.folder} holds files, but no run; choose another folder with --out, or "
                     "remove this one"
                 )
             if not path.read_text(encoding="utf-8").strip():  # ended while it was written
-                return State.UNFINISHED
+                return TrialState.UNFINISHED
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise UsageError(f"{self.folder} cannot be read: {reason}") from None
         self._check_same(load(str(path)))
-        return State.FINISHED if read_summary(self.folder) else State.UNFINISHED
+        return TrialState.FINISHED if read_summary(self.folder) else TrialState.UNFINISHED
 
     def _check_same(self, found: Config) -> None:
         """UsageError unless the configurations are equal, but for where the results lie."""

@@ -146,7 +146,7 @@ def test_lock_is_held_while_a_trial_lives(tmp_path: Path) -> None:
 def test_cores_are_shared_among_trials_that_run_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("switokd.runtime.environment.cores", lambda: 12)
+    monkeypatch.setattr("switokd.runs.compare.runner.cores", lambda: 12)
     (two_ranks,) = trials(tmp_path, "dml")
     assert threads(two_ranks, 1) == {}
     assert threads(two_ranks, 3) == {"OMP_NUM_THREADS": "2"}

@@ -18,8 +18,8 @@ from rich.console import Console
 from switokd.errors import UsageError
 from switokd.runs.compare.statistics import (
     Comparison,
-    Run,
     Statistic,
+    TrialResult,
     read_summary,
 )
 from switokd.runs.compare.table import (
@@ -65,14 +65,14 @@ def summary(
 
 
 RUNS = (
-    Run("vanilla", 0, summary(97.0, 90.0)),
-    Run("vanilla", 1, summary(98.0, 92.0)),
-    Run("switokd", 0, summary(96.0, 93.0, paused=10, saved=2.0)),
-    Run("switokd", 1, summary(96.5, 94.0, paused=20, saved=6.0, spent=2.0)),
-    Run("kd", 0, summary(97.0, 93.5, paused=40, saved=None, spent=0.0)),
-    Run("kd", 1, None, "exit code 3: network small is not finite (see logs/kd-1.log)"),
-    Run("dml", 0, None),
-    Run("dml", 1, None),
+    TrialResult("vanilla", 0, summary(97.0, 90.0)),
+    TrialResult("vanilla", 1, summary(98.0, 92.0)),
+    TrialResult("switokd", 0, summary(96.0, 93.0, paused=10, saved=2.0)),
+    TrialResult("switokd", 1, summary(96.5, 94.0, paused=20, saved=6.0, spent=2.0)),
+    TrialResult("kd", 0, summary(97.0, 93.5, paused=40, saved=None, spent=0.0)),
+    TrialResult("kd", 1, None, "exit code 3: network small is not finite (see logs/kd-1.log)"),
+    TrialResult("dml", 0, None),
+    TrialResult("dml", 1, None),
 )
 MADE_UP = Comparison("made-up", RUNS)
 
@@ -106,7 +106,7 @@ def test_table_has_a_row_per_network_and_then_the_costs() -> None:
 def test_saving_has_no_share_where_a_run_did_not_record_the_cost() -> None:
     old = summary(96.0, 93.0, paused=10, saved=2.0)
     del old["saved_by_pauses"]["teachers_device_seconds"]
-    found = Comparison("made-up", (Run("switokd", 0, old), RUNS[2]))
+    found = Comparison("made-up", (TrialResult("switokd", 0, old), RUNS[2]))
     assert found.saved("switokd") == (2.0, None)
     assert found.saved("dml") is None
 
@@ -125,7 +125,9 @@ def test_markdown_marks_the_best_and_lists_failures_and_notes() -> None:
 
 def test_terminal_shows_the_same_table_with_the_best_in_bold() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=150, color_system="standard")
-    console.print(rich_table(Comparison("made-up", (*RUNS, Run("mine:Own[x]", 0, None))), 200))
+    console.print(
+        rich_table(Comparison("made-up", (*RUNS, TrialResult("mine:Own[x]", 0, None))), 200)
+    )
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b[1m93.50 ± 0.71\x1b[0m" in shown
     assert "\x1b[1m96.25" not in shown
@@ -159,7 +161,7 @@ def test_picture_has_a_line_per_strategy_and_a_part_per_student(tmp_path: Path) 
     one = size_of(tmp_path / "compare.png")
     two = json.loads(json.dumps(summary(97.0, 90.0)))
     two["networks"]["other"] = two["networks"]["small"]
-    save(Comparison("made-up", (Run("vanilla", 0, two),)), tmp_path)
+    save(Comparison("made-up", (TrialResult("vanilla", 0, two),)), tmp_path)
     other = size_of(tmp_path / "compare.png")
     assert other[0] > one[0]  # a student more beside it
     assert other[1] < one[1]  # three strategies fewer
@@ -176,7 +178,7 @@ def test_unfinished_runs_have_no_summary(tmp_path: Path) -> None:
 
 def test_nothing_finished_is_nothing_to_compare() -> None:
     with pytest.raises(UsageError, match="no run is finished"):
-        Comparison("made-up", (Run("vanilla", 0, None),))
+        Comparison("made-up", (TrialResult("vanilla", 0, None),))
 
 
 @pytest.mark.parametrize(

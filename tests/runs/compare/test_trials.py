@@ -15,8 +15,8 @@ from switokd.errors import UsageError
 from switokd.runs.compare.runner import clear_unfinished, locked
 from switokd.runs.compare.trials import (
     VANILLA,
-    State,
     Trial,
+    TrialState,
     Variant,
     find,
     make_trials,
@@ -181,11 +181,11 @@ def test_state_is_read_off_the_folder(tmp_path: Path) -> None:
     leave(unfinished, finished=False)
     leave(finished, finished=True)
     assert [t.state() for t in (new, unfinished, finished, empty, cut)] == [
-        State.NEW,
-        State.UNFINISHED,
-        State.FINISHED,
-        State.NEW,
-        State.UNFINISHED,
+        TrialState.NEW,
+        TrialState.UNFINISHED,
+        TrialState.FINISHED,
+        TrialState.NEW,
+        TrialState.UNFINISHED,
     ]
 
 
@@ -213,7 +213,7 @@ def test_where_modules_and_data_lie_makes_no_other_run(tmp_path: Path) -> None:
     (trial,) = trials(tmp_path, "dml")
     data = trial.config.data.model_copy(update={"root": "elsewhere", "workers": 2})
     leave(trial, True, import_from=("/where/nets/lie",), description="another", data=data)
-    assert trial.state() is State.FINISHED
+    assert trial.state() is TrialState.FINISHED
 
 
 def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_comparison_that_was_moved_is_the_same(tmp_path: Path) -> None:
     for trial in trials(tmp_path / "old", "kd,dml"):
         leave(trial, finished=True)
     (tmp_path / "old").rename(tmp_path / "new")
-    assert {t.state() for t in trials(tmp_path / "new", "kd,dml")} == {State.FINISHED}
+    assert {t.state() for t in trials(tmp_path / "new", "kd,dml")} == {TrialState.FINISHED}
     # Teachers of another seed are another configuration.
     _, kd, _, other = trials(tmp_path / "mixed", "kd", "2")
     leave(kd, finished=True, networks=other.config.networks)
