@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # One thread per rank: three ranks share two cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test bench check format types proto proto-check proto-baseline install dev clean
+.PHONY: help demo test cover matrix bench check format imports types tree proto proto-check \
+  proto-baseline install dev clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -30,10 +31,20 @@ demo: $(VENV)/.installed  ## Train two teachers and a student on handwritten dig
 test: $(VENV)/.installed-dev  ## Run the tests, two at a time
 	$(BIN)/pytest -n 2 --dist worksteal
 
+# Tests that start processes are counted too: coverage follows every Python process.
+cover: $(VENV)/.installed-dev  ## Run the tests and report line and branch coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist worksteal
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+matrix: $(VENV)/.installed-dev  ## Run the unit tests with every Python and the oldest and newest dependencies
+	$(BIN)/python -m tests.matrix
+
 bench: $(VENV)/.installed-dev  ## Measure against the plain loop and on simulated devices (50 min)
 	$(BIN)/python -m bench
 
-check: $(VENV)/.installed-dev types proto-check  ## Check format, lint, types and the wire contract
+check: $(VENV)/.installed-dev imports types proto-check  ## Check format, lint, imports, types and the wire contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
@@ -42,23 +53,37 @@ format: $(VENV)/.installed-dev  ## Format the code and mend what lint can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/buf format -w proto
 
-# services/ is installed as switokd.services; mypy sees it there in a copy of the tree.
-types: $(VENV)/.installed-dev
-	rm -rf build/types && mkdir -p build/types
-	cp -R switokd tests bench pyproject.toml build/types/ && cp -R services build/types/switokd/services
-	cd build/types && $(CURDIR)/$(BIN)/mypy --cache-dir=$(CURDIR)/.mypy_cache -p switokd -p tests -p bench
+# services/ is installed as switokd.services. Tools that read files find it there in a copy.
+tree:
+	rm -rf build/tree && mkdir -p build/tree
+	cp -R switokd tests bench pyproject.toml build/tree/ && cp -R services build/tree/switokd/services
+
+imports: $(VENV)/.installed-dev tree  ## Check that no room imports a room above it
+	cd build/tree && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-cache --no-logo
+
+types: $(VENV)/.installed-dev tree  ## Check types
+	cd build/tree && $(CURDIR)/$(BIN)/mypy --cache-dir=$(CURDIR)/.mypy_cache -p switokd -p tests -p bench
+
+# The generator has an environment of its own: the oldest supported protobuf must generate the code,
+# the newest one must run the tests.
+PROTOC := build/proto-tools
+
+$(PROTOC)/.installed: proto/requirements.txt
+	$(PYTHON) -m venv $(PROTOC)
+	$(PROTOC)/bin/pip install --quiet --requirement proto/requirements.txt
+	touch $@
 
 define GENERATE
-	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=$(1) --grpc_python_out=$(1) \
-	  --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
-	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
-	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc switokd/v1/coordinator.proto
+	$(PROTOC)/bin/python -m grpc_tools.protoc --proto_path=proto \
+	  --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
+	  --plugin=protoc-gen-mypy=$(PROTOC)/bin/protoc-gen-mypy \
+	  --plugin=protoc-gen-mypy_grpc=$(PROTOC)/bin/protoc-gen-mypy_grpc switokd/v1/coordinator.proto
 endef
 
-proto: $(VENV)/.installed-dev  ## Generate switokd/v1 from proto/
+proto: $(PROTOC)/.installed  ## Generate switokd/v1 from proto/
 	$(call GENERATE,.)
 
-proto-check: $(VENV)/.installed-dev
+proto-check: $(VENV)/.installed-dev $(PROTOC)/.installed  ## Check proto/ and the code generated from it
 	$(BIN)/buf lint proto
 	$(BIN)/buf format -d --exit-code proto
 	$(BIN)/buf breaking proto --against proto/baseline.json
@@ -71,4 +96,4 @@ proto-baseline: $(VENV)/.installed-dev  ## Accept the contract as it stands as t
 	$(BIN)/buf build proto -o proto/baseline.json
 
 clean:  ## Remove what was built (not .venv, not runs/)
-	rm -rf build .mypy_cache .pytest_cache .ruff_cache switokd.egg-info
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache .coverage* switokd.egg-info

@@ -9,14 +9,13 @@ ECCV 2022, arXiv:2209.04996.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from switokd.api import distil, train
     from switokd.runs.run import Run, load_run
 
-__version__ = version("switokd")
+__version__ = "0.1.0"
 __all__ = ["Run", "__version__", "distil", "load_run", "train"]
 
 _WHERE = {"train": "api", "distil": "api", "Run": "results", "load_run": "results"}
