@@ -4,7 +4,7 @@
     python -m tests.matrix --python 3.10 --dependencies oldest
 
 The dependencies are those of pyproject.toml with the extras `export` and `timm`. `oldest` installs
-the lowest version that the lower bound of each allows and that has a wheel for this Python.
+the lowest allowed version of each dependency that has a wheel for this Python.
 Not covered: most tests that train in several processes; other operating systems; GPUs.
 """
 
@@ -30,7 +30,7 @@ TESTS = (
     "cli/test_cli.py",
     "training/test_train.py::test_the_demo_command_leaves_a_whole_run_folder",
 )
-# Old releases may use parts of their own, newer dependencies that are deprecated by now.
+# Old releases use parts of newer packages that are deprecated today.
 WARNINGS = {"oldest": ("-W", "ignore::DeprecationWarning"), "newest": ()}
 SHOWN = ("torch", "numpy", "grpcio", "protobuf", "pydantic")
 TIMEOUT_SECONDS = 3600
@@ -48,31 +48,31 @@ class Result:
 
 
 def find_python(version: str) -> Path | None:
-    """The interpreter of this version on the PATH or in pyenv's folder; None without one."""
+    """Find the interpreter of this version on the PATH or in the folder of pyenv."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     on_path = shutil.which(f"python{version}")
     candidates = [Path(on_path)] if on_path else []
     for python in [*candidates, *sorted(pyenv.glob(f"{version}.*/bin/python"))]:
-        # A shim of pyenv on the PATH may be there and start nothing.
+        # A shim of pyenv on the PATH may exist and start no interpreter.
         if subprocess.run([python, "--version"], capture_output=True).returncode == 0:
             return python
     return None
 
 
 def uv(*arguments: str | Path) -> str:
-    """Standard output of `uv`; its errors are printed."""
+    """Run uv; return its standard output. Its errors are printed."""
     return subprocess.run(
         [BIN / "uv", *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
 
 
 def install(python: Path, dependencies: str, folder: Path) -> Path:
-    """Make an environment with these dependencies, the test tools and switokd: its programs."""
+    """Make an environment with dependencies, test tools and switokd; return its bin folder."""
     uv("venv", "--quiet", "--clear", "--python", python, folder)
     programs = folder / "bin"
     command = ("pip", "install", "--quiet", "--python", programs / "python")
     project = ("-r", "pyproject.toml", "--extra", "export", "--extra", "timm")
-    # Wheels only: an old release without one for this Python would be compiled, or fail to.
+    # Wheels only: uv would compile an old release that has no wheel for this Python.
     uv(*command, *project, "--only-binary=:all:", "--resolution", RESOLUTIONS[dependencies])
     uv(*command, "--editable", ".[test]")  # keeps the versions that are installed
     return programs
@@ -86,7 +86,7 @@ def versions(programs: Path) -> str:
 
 
 def run_tests(programs: Path, dependencies: str, log: Path) -> tuple[bool, str]:
-    """Whether all tests passed, and pytest's last line."""
+    """Run the tests; return whether all passed, and the last line of pytest."""
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     paths = [f"tests/{name}" for name in TESTS]
     command = [programs / "python", "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"]
@@ -104,7 +104,7 @@ def run_tests(programs: Path, dependencies: str, log: Path) -> tuple[bool, str]:
 
 
 def results(pythons: list[str], dependencies: list[str], folder: Path) -> Iterator[Result]:
-    """Try every combination; a Python that is missing is one line."""
+    """Test every combination; report and skip a missing Python."""
     for version in pythons:
         python = find_python(version)
         if python is None:

@@ -1,6 +1,6 @@
-"""The structure of the code: directions of imports, modules without torch, sizes.
+"""The structure of the code: import directions, modules without torch, sizes.
 
-Not covered: imports by name at run time (importlib), which a reader of the source cannot see.
+Not covered: modules that are imported by a computed name (importlib).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ ROOMS = [
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of the sources in which services/ lies where it is imported from."""
+    """A copy of the sources with services/ at its import path, switokd/services."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "switokd", tmp_path / "switokd", ignore=ignored)
     shutil.copytree(REPOSITORY / "services", tmp_path / "switokd/services", ignore=ignored)
@@ -120,7 +120,7 @@ def test_a_forbidden_import_is_reported(tree: Path, module: str, line: str, mess
 
 
 def heavy_imports(*statements: str) -> dict[str, str]:
-    """Run the statements in a new process: those after which a heavy library is imported."""
+    """Run statements in a new process; return those that leave a heavy library imported."""
     command = f"""
 import sys
 heavy = {{"torch", "torchvision", "matplotlib"}}
@@ -170,7 +170,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def oversized(file: Path, text: str) -> Iterator[tuple[str, str]]:
-    """Place and size of everything that is too large: `path` or `path:name`."""
+    """Place (`path` or `path:name`) and size of everything above its limit."""
     place = str(file.relative_to(REPOSITORY))
     if (count := len(text.splitlines())) > MODULE_LINES:
         yield place, f"{count} lines"
@@ -197,7 +197,7 @@ def test_modules_classes_and_functions_are_small() -> None:
     assert EXCEPTIONS.keys() <= places.keys(), "an exception is no longer needed"
 
 
-def test_the_check_of_sizes_finds_what_is_too_large() -> None:
+def test_an_oversized_module_class_or_function_is_reported() -> None:
     constructor = f"    def __init__(self, {', '.join(f'a{i}' for i in range(PARAMETERS + 1))}):"
     text = "class Large:\n" + constructor + "\n        pass\n" * (MODULE_LINES + 1)
     places = {place for place, _ in oversized(REPOSITORY / "a.py", text)}

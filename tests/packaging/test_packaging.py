@@ -1,6 +1,6 @@
-"""What is built and installed: wheel, sdist, and the coordinator's distribution without PyTorch.
+"""Wheel, sdist, and the coordinator's distribution without PyTorch: built and installed by uv.
 
-Everything is built by a package index's tools in environments of their own, as for a user.
+Builds and installations use new environments, as for a user, and need the package index.
 Not covered: a release on an index; the container image.
 """
 
@@ -29,7 +29,7 @@ SOURCES = ("pyproject.toml", "README.md", "LICENSE", "switokd", "services", "dep
 
 
 def call(command: Sequence[str | Path], cwd: Path) -> str:
-    """Standard output of a command that has to succeed."""
+    """Run a command that must succeed; return its standard output."""
     done = subprocess.run(
         command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240
     )
@@ -42,7 +42,7 @@ def uv(*arguments: str | Path, cwd: Path) -> str:
 
 
 def new_environment(folder: Path) -> Path:
-    """Make a virtual environment without packages: its folder of programs."""
+    """Make a virtual environment without packages; return its bin folder."""
     uv("venv", "--quiet", "--python", sys.executable, folder, cwd=folder.parent)
     return folder / "bin"
 
@@ -93,12 +93,12 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 
 def modules(wheel: Path) -> dict[str, bytes]:
-    """The same without the metadata."""
+    """Name and content of every file in a wheel except its metadata."""
     return {name: text for name, text in contents(wheel).items() if ".dist-info/" not in name}
 
 
 def dependencies(wheel: Path) -> set[str]:
-    """What the wheel requires without an extra."""
+    """Requirements of a wheel that belong to no extra."""
     (metadata,) = (text for name, text in contents(wheel).items() if name.endswith("/METADATA"))
     lines: list[str] = Parser().parsestr(metadata.decode()).get_all("Requires-Dist", [])
     return {line for line in lines if "extra ==" not in line}
