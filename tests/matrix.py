@@ -89,7 +89,8 @@ def run_tests(programs: Path, dependencies: str, log: Path) -> tuple[bool, str]:
     """Run the tests; return whether all passed, and the last line of pytest."""
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     paths = [f"tests/{name}" for name in TESTS]
-    command = [programs / "python", "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"]
+    command: list[str | Path] = [programs / "python", "-m", "pytest"]
+    command += ["-q", "-n", "2", "-p", "no:cacheprovider"]
     with log.open("w") as output:
         done = subprocess.run(
             [*command, *WARNINGS[dependencies], *paths],

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Sequence
 from email.parser import Parser
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import grpc
@@ -167,7 +168,7 @@ def test_the_coordinator_runs_where_there_is_no_torch(
         assert child.stdout is not None
         ready = json.loads(child.stdout.readline())
         with grpc.insecure_channel(ready["grpc"]) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+            health: Any = health_pb2_grpc.HealthStub(channel)
             answer = health.Check(health_pb2.HealthCheckRequest(), timeout=30)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         with urllib.request.urlopen(f"http://{ready['http']}/healthz", timeout=30) as response:
