@@ -20,7 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from switokd.config.yaml_loader import parse_value
+from switokd.config.yaml_loader import parse_yaml
 from switokd.errors import SwitokdError, UsageError
 
 DEFAULT_CLASSES = 100
@@ -94,7 +94,7 @@ def _kwargs(text: str | None, names: Sequence[str]) -> dict[str, Any]:
     if not names:
         raise UsageError("--model-kwargs is for the networks that are named; name one")
     try:
-        found = parse_value(text, "--model-kwargs")  # 1e-1 is a number, as in a run file
+        found = parse_yaml(text, "--model-kwargs")  # 1e-1 is a number, as in a run file
     except UsageError:
         found = None
     if not isinstance(found, dict):

@@ -24,7 +24,7 @@ PLAIN_WORDS = {
 }
 
 
-def _explain(error: ValidationError, raw: Mapping[str, Any]) -> tuple[str, str]:
+def explain(error: ValidationError, raw: Mapping[str, Any]) -> tuple[str, str]:
     """Key of the first problem, and the problem in words: what was found, what is allowed."""
     problems = error.errors(include_url=False)
     # A misspelt key is missing as well; the misspelling is the better news.

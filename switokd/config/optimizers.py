@@ -64,7 +64,7 @@ class AdamW(Section):
     """false: no weight decay of one-dimensional parameters, which norms' and biases are."""
 
 
-def _optimizer_name(optimizer: Any) -> str:
+def optimizer_name(optimizer: Any) -> str:
     """Which optimizer a section describes: SGD unless it says otherwise."""
     if isinstance(optimizer, dict):
         return str(optimizer.get("name", "sgd"))

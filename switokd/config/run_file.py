@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from switokd.config.config import Config
-from switokd.config.explain import _explain
+from switokd.config.explain import explain
 from switokd.config.recipes import recipe_text
 from switokd.config.templates import spell_out
-from switokd.config.yaml_loader import _Loader, _mapping_without_duplicates, _parse
+from switokd.config.yaml_loader import parse_yaml
 from switokd.errors import UsageError
 from switokd.plugins import add_import_folders
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
 
 
 def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
@@ -48,7 +38,7 @@ def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UsageError(f"{path}: cannot be read as a run file: {reason}") from None
-    raw = _parse(text, recipe_or_file)
+    raw = parse_yaml(text, recipe_or_file)
     if not isinstance(raw, dict):
         raise UsageError(
             f"{recipe_or_file}: a run file holds keys and values, see 'switokd recipes'"
@@ -70,7 +60,7 @@ def checked(raw: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> 
     try:
         return Config.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        key, sentence = _explain(error, raw)
+        key, sentence = explain(error, raw)
     settings = [o for o in overrides if _concerns(o.partition("=")[0], key)]
     where = f"{source} with {settings[-1]}" if settings else source
     raise UsageError(" ".join(f"{where}: {sentence}".split()))
@@ -125,4 +115,4 @@ def _apply(override: str, raw: dict[str, Any]) -> None:
             at = ".".join(parents[:depth])
             raise UsageError(f"{override!r}: {at} is {child!r}, which has no keys below it")
         node = child
-    node[last] = _parse(text, repr(override))
+    node[last] = parse_yaml(text, repr(override))

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from switokd.config.base import Fraction, KeyText, NonNegative, Positive, Section, Temperature
-from switokd.config.optimizers import SGD, Adam, AdamW, _optimizer_name
+from switokd.config.optimizers import SGD, Adam, AdamW, optimizer_name
 from switokd.distillation.semantics import SEMANTICS
 from switokd.distillation.strategies import make_strategy
 from switokd.distillation.strategies.base import Strategy
@@ -105,7 +105,7 @@ class Network(Section):
     """Processes that train this network, each on its part of the batch (placement: dedicated)."""
     optimizer: Annotated[
         Annotated[SGD, Tag("sgd")] | Annotated[Adam, Tag("adam")] | Annotated[AdamW, Tag("adamw")],
-        Discriminator(_optimizer_name),
+        Discriminator(optimizer_name),
     ] = SGD()
     clip_norm: Positive | None = None
     """Longest gradient, as the L2 norm over all parameters; longer ones are scaled down to it."""
@@ -242,6 +242,16 @@ class Coordinator(Section):
     """Port of /metrics of the coordinator that rank 0 starts; 0 takes a free one."""
     timeout: Positive = 60.0
     """Seconds without a sign of a rank or of the coordinator before the run stops."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """Read `coordinator: off`, in YAML a truth value, as the address."""
+        if value is False or value == "off":
+            return {"address": "off"}
+        if not isinstance(value, dict | Coordinator):
+            raise ValueError("off, or keys and values such as {address: HOST:PORT}")
+        return value
 
     @field_validator("address", mode="before")
     @classmethod

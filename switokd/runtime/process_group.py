@@ -190,8 +190,11 @@ def _backend(identities: Sequence[str]) -> str:
 
 
 def check_same_configuration(world: World, mine: Mapping[str, Any]) -> None:
-    """UsageError naming the first rank, and the key, whose configuration differs from rank 0's."""
-    first, *others = world.all_gather(_flatten(mine))
+    """UsageError naming the first rank, and the key, whose configuration differs from rank 0's.
+
+    mine: this rank's configuration by dotted key.
+    """
+    first, *others = world.all_gather(dict(mine))
     for rank, theirs in enumerate(others, 1):
         for key in dict.fromkeys([*first, *theirs]):
             here, there = first.get(key, "absent"), theirs.get(key, "absent")
@@ -200,13 +203,3 @@ def check_same_configuration(world: World, mine: Mapping[str, Any]) -> None:
                     f"rank {rank} was started with another configuration: {key} is {there!r} "
                     f"there and {here!r} on rank 0; give every rank the same run file and settings"
                 )
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat

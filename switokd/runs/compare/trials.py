@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from switokd.config.config import Config
 from switokd.config.run_file import load, load_importable
-from switokd.config.yaml_loader import parse_value
+from switokd.config.yaml_loader import parse_yaml
 from switokd.distillation.semantics import problem_of_strategy
 from switokd.distillation.strategies import STRATEGIES, make_strategy
 from switokd.errors import UsageError
@@ -129,20 +129,12 @@ class Trial:
             )
 
     def _comparable(self, config: Config) -> dict[str, Any]:
-        found = dict(_flat(config.must_agree()))  # not where folders, data and modules lie
+        found = config.must_agree()  # not where folders, data and modules lie
         if self.teachers_from is not None:  # the whole comparison may have been moved
             for key, value in found.items():
                 if re.fullmatch(r"networks\.[^.]+\.weights", key) and value is not None:
                     found[key] = Path(value).parts[-3:]
         return found
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def parse_strategies(text: str) -> list[Variant]:
@@ -171,7 +163,7 @@ def _parse_strategy(text: str) -> Variant:
                 f"--strategies {text}: found {argument!r}; allowed: NAME or "
                 "package.module:callable, then each argument once, as :KEY=VALUE"
             )
-        kwargs[key] = parse_value(value, f"--strategies {text}")
+        kwargs[key] = parse_yaml(value, f"--strategies {text}")
     return Variant(name, kwargs)
 
 

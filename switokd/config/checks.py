@@ -1,0 +1,187 @@
+"""Checks of what must hold between the sections of a run file.
+
+Each function raises ValueError with one sentence that names the settings and the remedy. The class
+`Config` calls them in the order of this file.
+
+Not covered: checks inside one section (`sections.py`); whether data, networks and processes fit
+together (`data`, `models`, `runtime`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from switokd.config.placement_setting import PlacementSetting
+from switokd.config.sections import (
+    Auto,
+    Compute,
+    Coordinator,
+    Distillation,
+    Network,
+    PairSettings,
+    Schedule,
+)
+from switokd.distillation.semantics import problem as problem_of_semantics
+from switokd.distillation.semantics import problem_of_strategy
+from switokd.distillation.strategies.base import Strategy
+from switokd.distillation.topology import Topology
+from switokd.errors import UsageError, nearest
+from switokd.plugins import is_object
+
+Networks = Mapping[str, Network]
+"""A run's networks by name."""
+Pairs = Mapping[str, Mapping[str, PairSettings]]
+"""Settings of single pairs, by teacher and student."""
+
+
+def check_placement(placement: PlacementSetting, networks: Networks) -> None:
+    """ValueError unless a table names every network once and `ranks` is used with dedicated."""
+    spread = [name for name, network in networks.items() if network.ranks > 1]
+    if spread and placement != "dedicated":
+        raise ValueError(
+            f"networks.{spread[0]}.ranks is for placement: dedicated; leave it out, for "
+            + (
+                "the table says which ranks a network has"
+                if isinstance(placement, dict)
+                else f"{placement} gives each network its ranks itself"
+            )
+        )
+    if not isinstance(placement, dict):
+        return
+    words = "placement: the table must name each network once"
+    for name in placement:
+        if name not in networks:
+            hint = nearest(name, networks)
+            raise ValueError(
+                f"{words}: no network {name!r}{hint} (networks: {', '.join(networks)})"
+            )
+    for name in networks:
+        if name not in placement:
+            raise ValueError(f"{words}: {name} is missing")
+
+
+def check_pairs(pairs: Pairs, networks: Networks) -> None:
+    """ValueError unless every pair is a teacher and a student of the run."""
+    for teacher, students in pairs.items():
+        for student in students:
+            for name, role in ((teacher, "teacher"), (student, "student")):
+                allowed = [n for n, network in networks.items() if network.role == role]
+                if name not in allowed:
+                    raise ValueError(
+                        f"pairs.{teacher}.{student}: no {role} {name!r}{nearest(name, allowed)} "
+                        f"({role}s: {', '.join(allowed)}); a pair is {{TEACHER: {{STUDENT: ...}}}}"
+                    )
+
+
+def check_method(distillation: Distillation, topology: Topology, networks: Networks) -> None:
+    """ValueError unless topology, semantics and strategy fit together.
+
+    A strategy of the user's own is checked later, by `Config.method`: its module may not be
+    importable yet.
+    """
+    problem = topology.problem() or problem_of_semantics(distillation.semantics, topology)
+    if problem:
+        raise ValueError(problem)
+    if ":" not in distillation.strategy:
+        try:
+            check_strategy(distillation.make_strategy(), distillation, topology, networks)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+
+def check_strategy(
+    strategy: Strategy, distillation: Distillation, topology: Topology, networks: Networks
+) -> None:
+    """UsageError unless a strategy fits the semantics and, if it freezes them, the teachers.
+
+    A frozen teacher needs trained weights: a file, or an object of the caller's program
+    (`switokd.distil`), which may be trained.
+    """
+    if problem := problem_of_strategy(distillation.semantics, strategy):
+        raise UsageError(f"distillation.semantics: {problem}")
+    if not strategy.frozen_teachers:
+        return
+    for name in topology.teachers:
+        network = networks[name]
+        if network.weights is None and not is_object(network.model):
+            raise UsageError(
+                f"networks.{name}.weights: strategy {distillation.strategy} leaves its teachers "
+                "as they come; name the weights of a trained one (weights/NAME.pt of a run)"
+            )
+
+
+def check_auto(auto: Auto, placement: PlacementSetting, topology: Topology) -> None:
+    """ValueError if the section `auto` has no effect, contradicts itself or names no teacher."""
+    changed = [key for key, value in auto if value != getattr(Auto(), key)]
+    if changed and placement != "auto":
+        raise ValueError(
+            f"auto.{changed[0]} is for placement: auto; set placement=auto, or leave it out with "
+            "auto={}"
+        )
+    if auto.run is not None and auto.paused is not None:
+        raise ValueError("auto.run and auto.paused both say how often teachers pause; give one")
+    teachers = topology.teachers
+    for name in auto.paused if isinstance(auto.paused, dict) else ():
+        if name not in teachers:
+            raise ValueError(
+                f"auto.paused: no teacher {name!r}{nearest(name, teachers)} (teachers: "
+                f"{', '.join(teachers)})"
+            )
+
+
+def check_pairs_have_an_effect(pairs: Pairs, strategy: str) -> None:
+    """ValueError if pairs are set for a KDCL strategy, which has one combined teacher."""
+    if pairs and strategy.startswith("kdcl-"):
+        raise ValueError(
+            f"pairs: strategy {strategy} combines the logits of all networks into one teacher, so "
+            "that settings of single pairs have no effect; leave pairs out"
+        )
+
+
+def check_coordinator(
+    coordinator: Coordinator, placement: PlacementSetting, ranks: int | None
+) -> None:
+    """ValueError if a run of several ranks is to have no coordinator.
+
+    ranks: number that the placement needs; None if any number fits.
+    """
+    if coordinator.address == "off" and ranks not in (None, 1):
+        raise ValueError(
+            f"coordinator: off is for a run of one process, and placement {placement} "
+            f"needs {ranks}; leave it on auto, or set placement=replicated"
+        )
+
+
+def check_compute(compute: Compute, device: str, accumulate: int) -> None:
+    """ValueError if settings of `compute` exclude each other, the device or accumulation."""
+    if compute.batch_norm == "sync" and device == "cpu":
+        raise ValueError(
+            "compute.batch_norm: sync is for GPUs, and device is cpu; use batch_norm=rank"
+        )
+    if compute.cuda_graphs and accumulate > 1:
+        raise ValueError(
+            "compute.cuda_graphs: a recorded backward pass cannot add to another's gradients; "
+            "use schedule.accumulate=1 or compute.cuda_graphs=false"
+        )
+    if compute.cuda_graphs and compute.batch_norm == "sync":
+        raise ValueError(
+            "compute.batch_norm: sync cannot be recorded; use batch_norm=rank or "
+            "compute.cuda_graphs=false"
+        )
+    if compute.batch_norm == "sync" and compute.compile:
+        # Ranks compile for the sizes of their own shards by real passes. With sync, such a pass
+        # would wait for the network's other ranks, which may compile for other sizes.
+        raise ValueError(
+            "compute.batch_norm: sync cannot be compiled; use batch_norm=rank or compile=false"
+        )
+
+
+def check_learning_rates(schedule: Schedule, networks: Networks) -> None:
+    """ValueError if a network's learning rate starts below `schedule.min_lr`."""
+    least = schedule.min_lr
+    for name, network in networks.items():
+        if network.optimizer.lr < least:
+            raise ValueError(
+                f"schedule.min_lr: {least:g} is more than the learning rate that {name} starts "
+                f"with (networks.{name}.optimizer.lr: {network.optimizer.lr:g})"
+            )
