@@ -36,7 +36,7 @@ from switokd.data.loader import (
     in_blocks,
 )
 from switokd.data.mixup import SoftTargets
-from switokd.data.named import load
+from switokd.data.named import open_sources
 from switokd.data.sources import ArraySource, Source, Sources
 from switokd.data.subset import with_fewer
 from switokd.errors import UsageError
@@ -136,7 +136,7 @@ class Images:
                 f"data.batch_size: {self.config.batch_size} is more than the {self.samples} "
                 f"training images{beside}; choose a smaller one, or data.drop_last=false"
             )
-        channels, height, width = self._view(train=False)[0, 0][0].shape[1:]
+        channels, height, width = self.view(train=False)[0, 0][0].shape[1:]
         object.__setattr__(self, "shape", (channels, height, width))
 
     @property
@@ -150,7 +150,7 @@ class Images:
         return len(self.sources.train) - self.held_out
 
     @cached_property
-    def dealt(self) -> tuple[list[int], list[int]]:
+    def split(self) -> tuple[list[int], list[int]]:
         """Indices of the images trained on, and of those held out: drawn by the seed, sorted."""
         n = len(self.sources.train)
         if not self.held_out:
@@ -177,7 +177,7 @@ class Images:
 
         part: which part of a batch of n samples is wanted; all of it by default.
         """
-        positions, view = _Positions(self, first, steps, part), self._view(train=True)
+        positions, view = TrainingPositions(self, first, steps, part), self.view(train=True)
         if self._are_on_gpu:
             image = 4 * math.prod(self.shape)  # bytes, in float32
             most = BLOCK_BYTES // (image * self.config.batch_size)
@@ -190,7 +190,7 @@ class Images:
         May be iterated again and again. The training transforms of a data set that is read item
         by item remain, drawn alike every time.
         """
-        size, indices = self.config.batch_size, self.dealt[1]
+        size, indices = self.config.batch_size, self.split[1]
         wholes = [indices[a : a + size] for a in range(0, len(indices), size)]
         positions = [[(0, i) for i in whole[part(len(whole))] or whole[:1]] for whole in wholes]
         return self._batches(View(self.sources.train, self.sources, self.seed), positions)
@@ -203,7 +203,7 @@ class Images:
         n = len(self.sources.test)
         starts = range(index * batch_size, n, of * batch_size)
         positions = [[(0, i) for i in range(a, min(a + batch_size, n))] for a in starts]
-        return self._batches(self._view(train=False), positions)
+        return self._batches(self.view(train=False), positions)
 
     def on(self, device: torch.device, wanted: bool | None) -> Images:
         """The same images held on `device`, if wanted, or (None) if there is ample room.
@@ -235,7 +235,7 @@ class Images:
     def _batches(self, view: View, positions: Positions) -> Batches:
         return Batches(view, positions, 0 if self._are_on_gpu else self.config.workers)
 
-    def _view(self, train: bool) -> View:
+    def view(self, train: bool) -> View:
         if not train:
             return View(self.sources.test, self.sources, self.seed)
         padding, flip = self.config.crop_padding, self.config.flip
@@ -250,7 +250,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class _Positions:
+class TrainingPositions:
     """Of training batches: the `Positions` of every sample, batch by batch."""
 
     images: Images
@@ -262,7 +262,7 @@ class _Positions:
         return self.steps - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
-        size, trained_on = self.images.config.batch_size, self.images.dealt[0]
+        size, trained_on = self.images.config.batch_size, self.images.split[0]
         soft = SoftTargets.of(self.images.config, self.images.classes)
         indices: list[int] = []
         for step in range(self.first, self.steps):
@@ -285,7 +285,7 @@ def open_images(config: Data, seed: int, held_out: int = 0) -> Images:
 
     held_out: training images that nobody trains on.
     """
-    sources = load(config)
+    sources = open_sources(config)
     check_labels(sources, f"data.dataset {config.dataset}")
     sources = with_fewer(sources, config.train_samples)
     return Images(sources, config, seed, held_out)

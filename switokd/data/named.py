@@ -21,7 +21,7 @@ from switokd.errors import UsageError, nearest
 from switokd.plugins import import_callable, is_object
 
 
-def load(data: Data) -> Sources:
+def open_sources(data: Data) -> Sources:
     """Open the data set; UsageError if it is unknown or missing, saying where it is to be put."""
     if is_object(data.dataset):
         given = plugins.datasets(data.dataset)

@@ -24,7 +24,7 @@ DRAW = 20220916
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """Some samples of a source, in its order."""
 
     source: Source
@@ -51,4 +51,4 @@ def with_fewer(sources: Sources, samples: int | None) -> Sources:
     if isinstance(whole, ArraySource):
         at = torch.from_numpy(drawn)
         return replace(sources, train=ArraySource(whole.images[at], whole.labels[at]))
-    return replace(sources, train=Part(whole, tuple(drawn.tolist())))
+    return replace(sources, train=Subset(whole, tuple(drawn.tolist())))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from switokd.config.sections import Data
 from switokd.data.augment import mix
-from switokd.data.images import Images, _Positions, open_images
+from switokd.data.images import Images, TrainingPositions, open_images
 from switokd.data.loader import Batch, in_blocks
 from switokd.data.mixup import SoftTargets, beta_draws
 from switokd.runtime.placement import Placement
@@ -141,9 +141,9 @@ def test_batches_that_are_made_together_are_the_same(case: str) -> None:
 
     def load(positions: Sequence[tuple[int, ...]]) -> Batch:
         calls.append(len(positions))
-        return images._view(train=True).batch(positions)
+        return images.view(train=True).batch(positions)
 
-    positions = _Positions(images, 2, 17, lambda n: slice(0, n))
+    positions = TrainingPositions(images, 2, 17, lambda n: slice(0, n))
     blocks = in_blocks(load, positions, 4)
     for one, other in zip(blocks, images.stream(17, first=2), strict=True):
         assert torch.equal(one[0], other[0])

@@ -100,7 +100,7 @@ def test_it_is_normalised_cropped_and_mirrored_as_the_others(root: Path) -> None
     black = (0 - MEAN[0]) / STD[0]
     x, _ = next(found.stream(1))
     assert (x[:, 0] < black + 0.01).any()  # zeros have moved in from the border
-    view = found._view(train=True)
+    view = found.view(train=True)
     assert (view.crop_padding, view.flip) == (4, True)
 
 

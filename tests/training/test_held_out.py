@@ -92,7 +92,7 @@ def test_they_are_not_augmented_and_their_parts_make_up_the_whole() -> None:
     for (x, y), *parts in zip(whole, *halves, strict=True):
         assert torch.equal(torch.cat([part[0] for part in parts]), x)
         assert torch.equal(torch.cat([part[1] for part in parts]), y)
-        expected = plain._view(train=True).batch([(0, i) for i in y.tolist()])
+        expected = plain.view(train=True).batch([(0, i) for i in y.tolist()])
         assert torch.equal(x, expected[0])
 
 
