@@ -1,32 +1,30 @@
-"""What all sections of a run file share: the base class and the types of numbers."""
+"""The base class of all sections of a run file, and their types of numbers and text.
+
+Not covered: the sections themselves (`sections.py`, `optimizers.py`, `config.py`).
+"""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-)
+from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0)]
-
-
 NonNegative = Annotated[float, Field(ge=0)]
-
-
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
+"""A share from 0 to below 1."""
 Temperature = Annotated[float, Field(ge=0.001)]
-
-
+"""Divides logits; a much smaller one would overflow."""
 KeyText = Annotated[str, Field(min_length=1)]
+"""Text that is not empty."""
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, strict, no unknown keys, no NaN."""
+    """Base of all sections of a run file.
+
+    Frozen and strict: no conversion of types, no unknown keys, no NaN or infinity. The docstring
+    below a setting is its documentation for users.
+    """
 
     model_config = ConfigDict(
         frozen=True,

@@ -39,11 +39,11 @@ def check_placement(placement: PlacementSetting, networks: Networks) -> None:
     spread = [name for name, network in networks.items() if network.ranks > 1]
     if spread and placement != "dedicated":
         raise ValueError(
-            f"networks.{spread[0]}.ranks is for placement: dedicated; leave it out, for "
+            f"networks.{spread[0]}.ranks is for placement: dedicated; leave it out: "
             + (
-                "the table says which ranks a network has"
+                "the table names the ranks of every network"
                 if isinstance(placement, dict)
-                else f"{placement} gives each network its ranks itself"
+                else f"{placement} chooses the ranks of every network"
             )
         )
     if not isinstance(placement, dict):
@@ -105,8 +105,8 @@ def check_strategy(
         network = networks[name]
         if network.weights is None and not is_object(network.model):
             raise UsageError(
-                f"networks.{name}.weights: strategy {distillation.strategy} leaves its teachers "
-                "as they come; name the weights of a trained one (weights/NAME.pt of a run)"
+                f"networks.{name}.weights: strategy {distillation.strategy} does not train its "
+                "teachers; name the weights of a trained network (weights/NAME.pt of a run)"
             )
 
 
@@ -119,7 +119,7 @@ def check_auto(auto: Auto, placement: PlacementSetting, topology: Topology) -> N
             "auto={}"
         )
     if auto.run is not None and auto.paused is not None:
-        raise ValueError("auto.run and auto.paused both say how often teachers pause; give one")
+        raise ValueError("auto.run and auto.paused both give the teachers' pauses; set only one")
     teachers = topology.teachers
     for name in auto.paused if isinstance(auto.paused, dict) else ():
         if name not in teachers:
@@ -160,12 +160,12 @@ def check_compute(compute: Compute, device: str, accumulate: int) -> None:
         )
     if compute.cuda_graphs and accumulate > 1:
         raise ValueError(
-            "compute.cuda_graphs: a recorded backward pass cannot add to another's gradients; "
+            "compute.cuda_graphs: a captured backward pass cannot accumulate gradients; "
             "use schedule.accumulate=1 or compute.cuda_graphs=false"
         )
     if compute.cuda_graphs and compute.batch_norm == "sync":
         raise ValueError(
-            "compute.batch_norm: sync cannot be recorded; use batch_norm=rank or "
+            "compute.batch_norm: sync cannot be captured; use batch_norm=rank or "
             "compute.cuda_graphs=false"
         )
     if compute.batch_norm == "sync" and compute.compile:

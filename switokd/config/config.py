@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from copy import copy
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -58,26 +59,27 @@ class Config(Section):
     """A whole run file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Names the run in its folder and in the metrics."""
+    """Name of the run, for its folder and the coordinator's metrics."""
     description: str = ""
-    """A line for 'switokd recipes'."""
+    """One line for 'switokd recipes'."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Decides first weights, order and augmentation."""
+    """Seed of initial weights, order of the images and augmentation."""
     run_dir: KeyText | None = None
-    """Folder of the run's results; null makes a new one under runs/."""
+    """Folder for the run's results; null: a new folder under runs/."""
     import_from: tuple[str, ...] = ()
-    """More folders with modules of your own, from the run file's folder; a run adds that one."""
+    """Folders with your own modules, relative to the run file's folder; that folder needs no entry."""
     save_initial_weights: bool = False
-    """Keep the weights before the first step as well, in weights/initial/."""
+    """Save the weights before the first step as well, in weights/initial/."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPUs where there are any, else the CPU."""
+    """auto: GPUs if the machine has any, else the CPU."""
     placement: PlacementSetting = "dedicated"
-    """dedicated, replicated (all on every rank), auto (measured), or {NETWORK: [RANK, ...]}."""
+    """Ranks of the networks: dedicated (own ranks for every network), replicated (all networks
+    on every rank), auto (measured and planned), or a table {NETWORK: [RANK, ...]}."""
     auto: Auto = Auto()
     data: Data = Data()
     networks: dict[NetworkName, Network]
     pairs: dict[NetworkName, dict[NetworkName, PairSettings]] = Field(default={})
-    """By teacher and student, what differs for one pair."""
+    """Settings of single pairs, by teacher and student."""
     distillation: Distillation = Distillation()
     schedule: Schedule = Schedule()
     compute: Compute = Compute()
@@ -231,7 +233,7 @@ def known_settings(
 ) -> Iterator[tuple[str, FieldInfo]]:
     """Yield the dotted key and pydantic field of every setting and section of a run file.
 
-    NAME stands for a network's name, TEACHER.STUDENT for a pair.
+    NAME stands for a network's name, TEACHER.STUDENT for a pair. A description is one line.
     """
     sections: dict[str, tuple[tuple[type[Section], str], ...]] = {
         "auto": ((Auto, ""),),
@@ -245,7 +247,9 @@ def known_settings(
         "coordinator": ((Coordinator, ""),),
     }
     for key, field in section.model_fields.items():
-        yield prefix + key, field
+        described = copy(field)
+        described.description = " ".join((field.description or "").split())
+        yield prefix + key, described
         for child, name in sections.get(key, ()):
             yield from known_settings(child, f"{prefix}{key}.{name}")
 

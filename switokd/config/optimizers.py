@@ -1,71 +1,72 @@
-"""The optimizers of a run file."""
+"""The optimizers of a run file: SGD, Adam and AdamW of PyTorch.
+
+Not covered: making them (`training/build.py`); learning-rate schedules (`Schedule`).
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import (
-    model_validator,
-)
+from pydantic import model_validator
 
 from switokd.config.base import Fraction, NonNegative, Positive, Section
 
 
 class SGD(Section):
-    """Stochastic gradient descent."""
+    """Stochastic gradient descent with momentum (torch.optim.SGD)."""
 
     name: Literal["sgd"] = "sgd"
-    """sgd, adam or adamw; the settings of sgd:"""
+    """The optimizer: sgd, adam or adamw. The next settings are those of sgd."""
     lr: Positive = 0.1
-    """Learning rate at the start."""
+    """Learning rate at the start, before the schedule changes it."""
     momentum: Fraction = 0.9
-    """Share of the previous update that is kept."""
+    """Factor of the previous update in the next one; 0: no momentum."""
     weight_decay: NonNegative = 5e-4
-    """L2 penalty."""
+    """L2 penalty: this factor times the weights is added to the gradient; 0: none."""
     nesterov: bool = False
-    """Nesterov's form of momentum."""
+    """Use Nesterov's momentum; needs a momentum above 0."""
     decay_norms_and_biases: bool = True
-    """false: no weight decay of one-dimensional parameters, which norms' and biases are."""
+    """false: no weight decay of one-dimensional parameters, that is of norms and biases."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> SGD:
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov only with a momentum above 0")
+            raise ValueError("nesterov needs a momentum above 0")
         return self
 
 
 class Adam(Section):
-    """Adam."""
+    """Adam (torch.optim.Adam; Kingma and Ba, ICLR 2015)."""
 
     name: Literal["adam"]
-    """adam; its settings:"""
+    """adam. The next settings are those of adam."""
     lr: Positive = 1e-3
-    """Learning rate at the start."""
+    """Learning rate at the start, before the schedule changes it."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay of the running means of gradient and squared gradient."""
+    """Decay per update of the running means of the gradient and of its square."""
     weight_decay: NonNegative = 0.0
-    """L2 penalty."""
+    """L2 penalty: this factor times the weights is added to the gradient; 0: none."""
     decay_norms_and_biases: bool = True
-    """false: no weight decay of one-dimensional parameters, which norms' and biases are."""
+    """false: no weight decay of one-dimensional parameters, that is of norms and biases."""
 
 
 class AdamW(Section):
-    """Adam with weight decay apart from the gradient."""
+    """Adam with decoupled weight decay (torch.optim.AdamW; Loshchilov and Hutter, ICLR 2019)."""
 
     name: Literal["adamw"]
-    """adamw; its settings:"""
+    """adamw. The next settings are those of adamw."""
     lr: Positive = 1e-3
-    """Learning rate at the start."""
+    """Learning rate at the start, before the schedule changes it."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay of the running means of gradient and squared gradient."""
+    """Decay per update of the running means of the gradient and of its square."""
     weight_decay: NonNegative = 0.01
-    """Share of the weights taken off at each update, times the learning rate."""
+    """Decoupled: an update subtracts learning rate times this factor times the weights."""
     decay_norms_and_biases: bool = True
-    """false: no weight decay of one-dimensional parameters, which norms' and biases are."""
+    """false: no weight decay of one-dimensional parameters, that is of norms and biases."""
 
 
 def optimizer_name(optimizer: Any) -> str:
-    """Which optimizer a section describes: SGD unless it says otherwise."""
+    """Name of the optimizer that a section describes; sgd if the section has no name."""
     if isinstance(optimizer, dict):
         return str(optimizer.get("name", "sgd"))
     return str(getattr(optimizer, "name", "sgd"))

@@ -1,19 +1,24 @@
-"""The setting `placement`: a name or a table of networks and ranks."""
+"""The setting `placement`: a name, or a table of networks and ranks.
+
+Not covered: the table itself (`runtime/placement.py`); whether the networks of a table are those
+of the run (`checks.py`).
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Union
 
-from pydantic import (
-    BeforeValidator,
-)
+from pydantic import BeforeValidator
 
 from switokd.runtime.placement import Placement
 
 
 def _check_placement(value: Any) -> Any:
-    """Refuse what is no placement with one sentence, where a union's types would give several."""
+    """Return a valid placement; ValueError otherwise.
+
+    Checked before pydantic's union, which would report one error for every member type.
+    """
     if isinstance(value, dict):
         try:
             Placement.of({name: ranks_of_row(row) for name, row in value.items()})
@@ -25,22 +30,25 @@ def _check_placement(value: Any) -> Any:
 
 
 def ranks_of_row(row: Any) -> list[int] | dict[int, float]:
-    """One network's ranks: a list, or {rank: weight}, whose keys JSON has made text."""
-    words = f"a network's ranks are [0, 1], or {{0: 2, 1: 1}} with weights, got {row!r}"
+    """Read one network's ranks: a list, or {rank: weight} with keys that JSON has made text.
+
+    ValueError for anything else, or if a rank is given twice.
+    """
+    message = f"a network's ranks are [0, 1], or {{0: 2, 1: 1}} with weights, got {row!r}"
     if isinstance(row, list):
         is_right = all(type(rank) is int and rank >= 0 for rank in row)
         if not is_right or len(set(row)) < len(row):
-            raise ValueError(words)
+            raise ValueError(message)
         return row
     if not isinstance(row, dict):
-        raise ValueError(words)
+        raise ValueError(message)
     for rank, weight in row.items():
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not is_number or not re.fullmatch(r"0|[1-9][0-9]*", str(rank)):
-            raise ValueError(words)
+            raise ValueError(message)
     weights = {int(rank): float(weight) for rank, weight in row.items()}
-    if len(weights) < len(row):  # "0" and 0
-        raise ValueError(words)
+    if len(weights) < len(row):  # the keys "0" and 0 are one rank
+        raise ValueError(message)
     return weights
 
 

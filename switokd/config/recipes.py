@@ -1,4 +1,7 @@
-"""The run files that ship with switokd."""
+"""The recipes: run files that ship with switokd.
+
+Not covered: reading a recipe as a configuration (`run_file.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from switokd.errors import UsageError, nearest
 
 
 def recipes() -> list[str]:
-    """Names of the run files that ship with the package."""
+    """Return the names of all recipes, sorted."""
     folder = resources.files("switokd.recipes")
     return sorted(
         f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
@@ -16,7 +19,7 @@ def recipes() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """A shipped run file; UsageError if there is none of that name."""
+    """Return the YAML text of a recipe; UsageError if there is no recipe of this name."""
     if name not in recipes():
         raise UsageError(
             f"{name}: no such run file, and no recipe of that name{nearest(name, recipes())} "

@@ -1,8 +1,10 @@
-"""Reading a run file: recipe or path, settings on top, errors of one line.
+"""Reads a run file: a recipe or a path, with `key.key=value` settings on top.
 
-A run file is YAML of the shape in `config.py`. Values are checked strictly (no "3" for 3),
-unknown keys are errors, and each error is one line that names file, key, what was found, what
-is allowed and, for a key, the nearest known one.
+A run file is YAML with the keys of `Config`. Values are checked strictly ("3" is no number), and
+unknown keys are errors. An error is one line that names the file, the key, the value, the allowed
+values and, for an unknown key, the nearest known one.
+
+Not covered: the sentences about invalid values (`explain.py`).
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from switokd.plugins import add_import_folders
 
 
 def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe by name or a run file by path, apply `key.key=value` settings, check it.
+    """Read a recipe by name or a run file by path, apply `key.key=value` settings, and check.
 
-    UsageError, of one line, for anything wrong in either.
+    UsageError, of one line, if the file or a setting is invalid.
     """
     path = Path(recipe_or_file)
     if path.is_dir():
@@ -47,9 +49,9 @@ def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def checked(raw: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
-    """Apply settings to a run file's content (changing it), check it.
+    """Apply settings to a run file's content, which is changed, and check the result.
 
-    UsageError, of one line that begins with `source`, for anything wrong in either.
+    UsageError, of one line that begins with `source`, if the content or a setting is invalid.
     """
     for override in overrides:
         _apply(override, raw)
@@ -67,41 +69,41 @@ def checked(raw: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> 
 
 
 def load_importable(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
-    """`load`; from then on the file's folder can be imported from, like the current one.
+    """`load` a run file and let modules be imported from its folder and from the current one.
 
-    Where the run has modules of the user's, import_from says so from then on, so that they are
-    found again when the run folder's config.yaml is read elsewhere.
+    If the run uses the user's own modules, the result's `import_from` names these folders, so that
+    the run folder's config.yaml finds the modules from anywhere.
     """
     config = load(recipe_or_file, overrides)
     beside = Path(recipe_or_file).resolve().parent
     add_import_folders(import_folders(config, beside))
-    _ = config.method  # a strategy of the user's own can be imported now: its mistakes show here
+    _ = config.method  # the user's own strategy can be imported now: report its mistakes here
     return with_folders(config, beside)
 
 
 def import_folders(config: Config, beside: Path) -> list[str]:
-    """Where a run's own modules are looked for: import_from, `beside`, and the current folder.
+    """Return the folders of a run's own modules: import_from, `beside`, the current folder.
 
-    beside: the run file's folder, from which the relative ones of import_from count.
+    beside: the run file's folder; relative folders of import_from start from it.
     """
-    own = [str(beside / folder) for folder in config.import_from]
-    return list(dict.fromkeys([*own, str(beside), os.getcwd()]))
+    named = [str(beside / folder) for folder in config.import_from]
+    return list(dict.fromkeys([*named, str(beside), os.getcwd()]))
 
 
 def with_folders(config: Config, beside: Path) -> Config:
-    """The same with its `import_folders` as import_from, if it has modules of the user's."""
+    """Return the configuration with `import_folders` as import_from, if it has own modules."""
     if not config.has_own_modules:
         return config
     return config.model_copy(update={"import_from": tuple(import_folders(config, beside))})
 
 
 def _concerns(setting: str, key: str) -> bool:
-    """Whether one of the dotted keys is, or lies below, the other."""
+    """Whether two dotted keys are equal, or one is a section that contains the other."""
     return all(a == b for a, b in zip(setting.split("."), key.split("."), strict=False))
 
 
 def _apply(override: str, raw: dict[str, Any]) -> None:
-    """Set one `key.key=value` in the raw mapping."""
+    """Set one `key.key=value` in the raw mapping; UsageError if that is not possible."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise UsageError(

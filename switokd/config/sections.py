@@ -1,6 +1,8 @@
-"""The sections of a run file: frozen, typed, each setting with its default and meaning.
+"""The sections of a run file: every setting with its type, default and meaning.
 
-Not covered: what holds between sections (`config.py`).
+The docstring below a setting is its documentation: `switokd settings` prints it.
+
+Not covered: the optimizers (`optimizers.py`); checks between sections (`checks.py`).
 """
 
 from __future__ import annotations
@@ -26,51 +28,58 @@ from switokd.errors import UsageError
 
 
 class Data(Section):
-    """Where the images come from, and how they are varied."""
+    """The data set, its batches and its augmentation."""
 
     dataset: KeyText = "digits"
-    """digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet, image-folder, mine:data"""
+    """The data set: digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet,
+    image-folder, or package.module:callable for your own."""
     root: str = "data"
-    """Folder that holds the data set; not used by digits."""
+    """Folder that holds the data set; digits needs none."""
     download: bool = False
     """Let torchvision download a missing data set into root."""
     batch_size: Annotated[int, Field(ge=2)] = 64
-    """Images per step; every network sees all of them."""
+    """Images per step; every network trains on all of them."""
     crop_padding: Annotated[int, Field(ge=0)] | None = None
-    """Random crop after padding by so many pixels; null: the data set's default."""
+    """Pixels of padding before a random crop of the original size; null: the data set's usual."""
     flip: bool | None = None
-    """Random horizontal flip; null: the data set's default."""
+    """Mirror every image at random, left to right; null: as usual for the data set."""
     label_smoothing: Fraction = 0.0
-    """Share of each target that is spread evenly over all classes."""
+    """Share of every target that is spread evenly over all classes; 0: none."""
     mixup: NonNegative = 0.0
-    """Blend each image with another of its batch, by shares of Beta(mixup, mixup); 0: not."""
+    """Blend every image with another of its batch, by a share from Beta(mixup, mixup); 0: off."""
     cutmix: NonNegative = 0.0
-    """Likewise, but by pasting in a box of the other; with mixup: half the images each."""
+    """Paste a box of another image, with an area from Beta(cutmix, cutmix), into every image;
+    0: off. With mixup as well, every image gets one of the two at random."""
     image_size: Annotated[int, Field(ge=8)] = 224
-    """Side of the square that image-folder's and imagenet's pictures are cropped to."""
+    """Side, in pixels, of the square images of image-folder and imagenet."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Loader processes per rank; they never change what is loaded."""
+    """Loader processes per rank; 0: the rank loads itself. The images stay the same."""
     train_samples: Annotated[int, Field(ge=2)] | None = None
-    """Train on only so many of the training images, the same for every seed; null: on all."""
+    """Number of training images to use, the same ones for every seed; null: all."""
     drop_last: bool = True
-    """Leave out the last batch of an epoch when it is smaller than the others."""
+    """Leave out the last batch of an epoch if it is smaller than batch_size."""
     kwargs: dict[str, Any] = {}
-    """Keyword arguments for a data set named by import string."""
+    """Keyword arguments for the callable of your own data set."""
 
     @property
     def has_soft_targets(self) -> bool:
-        """Whether targets are distributions over the classes, not labels."""
+        """Whether targets are distributions over the classes instead of labels."""
         return self.label_smoothing > 0 or self.mixup > 0 or self.cutmix > 0
 
     @model_validator(mode="after")
     def _kwargs_are_for_own_data(self) -> Data:
         if self.kwargs and ":" not in self.dataset:
-            raise ValueError("kwargs only where dataset is package.module:callable")
+            raise ValueError(
+                "kwargs are for a dataset of your own, named as package.module:callable"
+            )
         return self
 
 
 def _check_shares(value: Any) -> Any:
-    """Refuse what is no share of steps with one sentence, likewise."""
+    """Return a valid share of steps, or shares by teacher; ValueError otherwise.
+
+    Checked before pydantic's union, which would report one error for every member type.
+    """
     for share in value.values() if isinstance(value, dict) else [value]:
         is_number = isinstance(share, int | float) and not isinstance(share, bool)
         if value is not None and not (is_number and 0 <= share <= 1):
@@ -79,78 +88,84 @@ def _check_shares(value: Any) -> Any:
 
 
 class Auto(Section):
-    """What placement: auto is told, where it would measure or assume otherwise."""
+    """What the user already knows, so that placement: auto need not measure or assume it."""
 
     profiles: tuple[KeyText, ...] = ()
-    """Files instead of measuring: a run's profiles/, or of 'switokd plan --save-profile'."""
+    """Saved profiles to use instead of measuring: files from a run's profiles/ or from
+    'switokd plan --save-profile'."""
     run: KeyText | None = None
-    """Folder of an earlier run: teachers pause as often, and together with whom, as they did."""
+    """Folder of an earlier run; its teachers' pauses are the expected pauses of this run."""
     paused: Annotated[
         Union[float, dict[str, float], None],  # noqa: UP007
         BeforeValidator(_check_shares),
     ] = None
-    """Share of its steps that a teacher is paused: 0.5 for all, or {TEACHER: 0.5}; null: 0.3."""
+    """Expected share of steps in which a teacher pauses: 0.5 for all, or {TEACHER: 0.5};
+    null: 0.3."""
 
 
 class Network(Section):
-    """One network of the run."""
+    """One network of the run: its role, model and optimizer."""
 
     role: Literal["teacher", "student"]
-    """teacher or student; a run needs one of each at least."""
+    """teacher or student; a run needs at least one of both."""
     model: KeyText
-    """A network's name (see 'switokd networks'), or package.module:callable."""
+    """Name of the model (see 'switokd networks'), or package.module:callable."""
     model_kwargs: dict[str, Any] = {}
     """Keyword arguments for the model's callable."""
     ranks: Annotated[int, Field(ge=1)] = 1
-    """Processes that train this network, each on its part of the batch (placement: dedicated)."""
+    """Processes that share this network's batch; for placement: dedicated."""
     optimizer: Annotated[
         Annotated[SGD, Tag("sgd")] | Annotated[Adam, Tag("adam")] | Annotated[AdamW, Tag("adamw")],
         Discriminator(optimizer_name),
     ] = SGD()
     clip_norm: Positive | None = None
-    """Longest gradient, as the L2 norm over all parameters; longer ones are scaled down to it."""
+    """Largest L2 norm of the gradient over all parameters; larger gradients are scaled down;
+    null: no limit."""
     weights: KeyText | None = None
-    """A state dict to start from (weights/NAME.pt of a run): fine-tuning, or a frozen teacher."""
+    """File with a state dict to start from, such as weights/NAME.pt of a run; null: the
+    model's own initial weights."""
     temperature: Temperature | None = None
-    """tau of the KL terms this network learns by (a student's: of its pairs' distances too)."""
+    """tau of the KL terms in this network's loss and, for a student, of its pairs' distances;
+    null: distillation.temperature."""
     alpha: NonNegative | None = None
-    """Students only: weight of its KL terms, instead of distillation.alpha."""
+    """Students only: weight of the KL terms in the loss; null: distillation.alpha."""
     beta: NonNegative | None = None
-    """Teachers only: weight of its KL terms, instead of distillation.beta."""
+    """Teachers only: weight of the KL terms in the loss; null: distillation.beta."""
 
     @model_validator(mode="after")
     def _weight_of_its_role(self) -> Network:
-        other = "beta" if self.role == "student" else "alpha"
+        weight, other = ("alpha", "beta") if self.role == "student" else ("beta", "alpha")
         if getattr(self, other) is not None:
-            mine = "alpha" if self.role == "student" else "beta"
-            raise ValueError(f"{other} is not for a {self.role}; its weight is {mine}")
+            raise ValueError(f"{other} is not a setting of a {self.role}; use {weight}")
         return self
 
 
 class PairSettings(Section):
-    """One teacher with one student: what differs from the networks' and the run's settings."""
+    """Settings of one teacher with one student, in place of the networks' and the run's."""
 
     enabled: bool = True
-    """false: the two neither learn from each other nor switch."""
+    """false: the two networks do not learn from each other, and the pair does not switch."""
     temperature: Temperature | None = None
-    """tau of this pair's distances and KL terms."""
+    """tau of the pair's distances and KL terms; null: the networks' own."""
     alpha: NonNegative | None = None
-    """Weight of the teacher's KL term in this student's loss."""
+    """Weight of the teacher's KL term in the student's loss; null: the student's alpha."""
     beta: NonNegative | None = None
-    """Weight of the student's KL term in this teacher's loss."""
+    """Weight of the student's KL term in the teacher's loss; null: the teacher's beta."""
 
 
 class Distillation(Section):
-    """The method's settings."""
+    """The distillation method: strategy, temperature and weights of the KL terms."""
 
     strategy: KeyText = "switokd"
-    """switokd, threshold, vanilla, dml, kd, kdcl-naive/-linear/-minlogit/-general, module:name."""
+    """switokd, threshold, vanilla, dml, kd, kdcl-naive, kdcl-linear, kdcl-minlogit,
+    kdcl-general, or package.module:callable for your own."""
     strategy_kwargs: dict[str, Any] = {}
-    """The strategy's arguments, such as {delta: 0.5} for threshold."""
+    """Keyword arguments for the strategy, such as {delta: 0.5} for threshold."""
     semantics: str = "paper"
-    """paper, or published: the released code's departures from it (2T1S and 1T2S)."""
+    """paper: the paper's formulas; published: those of the released code, which differ in 2T1S
+    and 1T2S."""
     temperature: Temperature = 1.0
-    """tau: softens predictions in distances and KL terms."""
+    """tau: the logits are divided by tau in distances and KL terms."""
     alpha: NonNegative = 1.0
     """Weight of the KL terms in a student's loss."""
     beta: NonNegative = 1.0
@@ -160,12 +175,12 @@ class Distillation(Section):
     def _known(self) -> Distillation:
         if self.semantics not in SEMANTICS:
             raise ValueError(f"semantics: one of {', '.join(SEMANTICS)}")
-        if ":" not in self.strategy:  # a user's own is imported once its folder can be
+        if ":" not in self.strategy:  # the user's own is imported later, from `import_from`
             self.make_strategy()
         return self
 
     def make_strategy(self) -> Strategy:
-        """Make the strategy; ValueError, with a sentence, if that cannot be."""
+        """Make the strategy; ValueError if its name or arguments are invalid."""
         try:
             return make_strategy(self.strategy, self.strategy_kwargs)
         except UsageError as error:
@@ -173,28 +188,31 @@ class Distillation(Section):
 
 
 class Schedule(Section):
-    """How long, and with which learning rate."""
+    """Length of the training, learning rates, accumulation and evaluation."""
 
     epochs: Annotated[int, Field(ge=1)] = 10
     """Passes over the training images."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Stop after so many steps even if epochs are left."""
+    """Stop after this number of steps, even within an epoch; null: after all epochs."""
     name: Literal["multistep", "cosine"] = "multistep"
-    """multistep (by milestones), or cosine (step by step from the learning rates to min_lr)."""
+    """multistep: the learning rates fall at milestones; cosine: they fall in every step, along
+    half a cosine, to min_lr."""
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """multistep: after so many epochs each, the learning rates are multiplied by gamma."""
+    """multistep: numbers of finished epochs after which learning rates are multiplied by gamma."""
     gamma: Positive = 0.1
-    """multistep: factor of the learning rates at each milestone."""
+    """multistep: factor of the learning rates at every milestone."""
     min_lr: NonNegative = 0.0
-    """cosine: the learning rate where all epochs end; max_steps cuts the curve short."""
+    """cosine: learning rate at the end of the last epoch; max_steps stops before that."""
     warmup_epochs: NonNegative = 0.0
-    """Epochs over which the learning rates first rise in proportion to the step; may be 0.5."""
+    """Epochs, 0.5 for instance, in which the learning rates rise linearly from 0; 0: none."""
     accumulate: Annotated[int, Field(ge=1)] = 1
-    """Update every so many steps, by their gradients' mean; a paused step adds none to it."""
+    """Steps per optimizer update, which uses the mean gradient; a step in which a teacher
+    pauses counts as 0."""
     ema_decay: Fraction | None = None
-    """Keep a moving average of the weights, tested beside them; 0.999 is usual, null is none."""
+    """Decay of a moving average of the weights, which is tested as well; 0.999 is usual;
+    null: none."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
-    """Test the networks after every so many epochs, and always after the last."""
+    """Epochs between tests of the networks; the last epoch always ends with a test."""
 
     @model_validator(mode="after")
     def _settings_of_its_kind(self) -> Schedule:
@@ -204,49 +222,54 @@ class Schedule(Section):
             raise ValueError("min_lr is for cosine; set schedule.name=cosine, or leave it out")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"warmup_epochs must be fewer than epochs, found {self.warmup_epochs:g} of "
+                f"warmup_epochs must be less than epochs, found {self.warmup_epochs:g} of "
                 f"{self.epochs}"
             )
         return self
 
 
 class Compute(Section):
-    """How the arithmetic is done."""
+    """Precision, memory and kernels: how a rank computes."""
 
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """fp32 (as PyTorch has it); tf32 (GPUs); bf16, fp16 (forward only; fp16 with loss scaling)."""
+    """Number format: fp32; tf32 (GPUs only); bf16 or fp16 in the forward pass. fp16 scales the
+    loss."""
     channels_last: bool = True
-    """Keep images and convolutions in NHWC order, which most processors are faster in."""
+    """Keep images and convolutions in NHWC order, which is faster on most processors."""
     compile: bool = False
-    """Compile each network with torch.compile: a minute at the start, faster steps after it."""
+    """Compile every network with torch.compile: a minute more at the start, then faster steps."""
     cuda_graphs: bool | None = None
-    """On GPUs: record work and launch it as a whole; null: all, but for networks of others."""
+    """GPUs only: capture kernels as CUDA graphs and launch a graph as a whole; null: for
+    switokd's own networks, if accumulate is 1 and batch_norm is rank."""
     fused_optimizer: bool = True
-    """Update all of a network's weights by one fused kernel."""
+    """Update all weights of a network with one fused kernel."""
     keep_memory: bool = True
-    """On CPUs: keep freed memory for the next step, and in huge pages where the system has them."""
+    """CPUs only: keep freed memory for the next step, in huge pages where the system has them."""
     data_on_device: bool | None = None
-    """Hold all images on the GPU and augment them there; null: if they are arrays, and small."""
+    """GPUs only: hold all images in GPU memory and augment them there; null: if the data
+    set is in memory and takes less than a twentieth of the free GPU memory."""
     copy_ahead: bool = True
-    """On GPUs: bring the next batch there while this one is worked on, from pinned memory."""
+    """GPUs only: copy the next batch from pinned memory during the current step."""
     batch_norm: Literal["rank", "sync"] = "rank"
-    """Statistics of a network on several ranks: each rank's own, or all ranks' (GPU only)."""
+    """BatchNorm statistics of a network on several ranks: rank (every rank its own) or sync
+    (over all its ranks; GPUs only)."""
 
 
 class Coordinator(Section):
-    """Who decides, and where it listens."""
+    """The coordinator: which process decides, and where it listens."""
 
     address: KeyText = "auto"
-    """auto: rank 0 starts one; HOST:PORT of one that runs already; off: one process by itself."""
+    """auto: rank 0 starts a coordinator; HOST:PORT: use a running one; off: none, for a run of
+    one process."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port of /metrics of the coordinator that rank 0 starts; 0 takes a free one."""
+    """Port for /metrics of the coordinator that rank 0 starts; 0: any free port."""
     timeout: Positive = 60.0
-    """Seconds without a sign of a rank or of the coordinator before the run stops."""
+    """Seconds without a message from a rank or the coordinator after which the run stops."""
 
     @model_validator(mode="before")
     @classmethod
     def _off(cls, value: Any) -> Any:
-        """Read `coordinator: off`, in YAML a truth value, as the address."""
+        """Read `coordinator: off` as `coordinator: {address: off}`; off is false in YAML."""
         if value is False or value == "off":
             return {"address": "off"}
         if not isinstance(value, dict | Coordinator):
@@ -256,7 +279,7 @@ class Coordinator(Section):
     @field_validator("address", mode="before")
     @classmethod
     def _host_and_port(cls, value: Any) -> Any:
-        if value is False:  # what YAML makes of a bare off
+        if value is False:  # off is false in YAML
             return "off"
         if isinstance(value, str) and value not in ("auto", "off"):
             port = re.fullmatch(r".+:(\d{1,5})", value)

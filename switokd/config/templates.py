@@ -1,14 +1,14 @@
-"""Topologies by their name: `topology: 3T2S` with a template for the teachers and the students.
+"""Networks from templates: `topology: 3T2S` with one template for teachers, one for students.
 
     topology: 3T2S
     teacher: {model: wrn-16-2}
     student: {model: wrn-10-1, optimizer: {lr: 0.05}}
-    networks: {teacher3: {model: mobilenet}}      # what differs, if anything does
+    networks: {teacher3: {model: mobilenet}}      # differences from the template, if any
 
-stands for networks teacher1, teacher2, teacher3, student1, student2 (teacher or student where there
-is one of a kind). The effective configuration has them spelled out.
+stands for the networks teacher1, teacher2, teacher3, student1 and student2. A single teacher or
+student has no number. The effective configuration names all networks and has no templates.
 
-Not covered: checking what the templates hold, which is done on the networks made of them.
+Not covered: checking the templates' settings; the networks made from them are checked.
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ KEYS = ("topology", "teacher", "student")
 
 
 def spell_out(raw: Any) -> Any:
-    """A run file's raw mapping with networks for its topology; ValueError if that cannot be."""
+    """Replace the templates in a run file's raw mapping by networks.
+
+    A mapping without templates is returned unchanged. ValueError for an invalid topology, template
+    or network.
+    """
     if not isinstance(raw, dict) or not any(raw.get(key) is not None for key in KEYS):
         return raw
     rest = {key: value for key, value in raw.items() if key not in KEYS}
     match = re.fullmatch(r"([1-9]\d?)T([1-9]\d?)S", str(raw.get("topology")))
     if not match:
         raise ValueError(
-            f"topology: such as 2T1S (teachers, students), found {raw.get('topology')!r}; teacher "
-            "and student are the templates of its networks"
+            f"topology: found {raw.get('topology')!r}; allowed: such as 2T1S (two teachers, one "
+            "student); teacher and student are the templates of its networks"
         )
     named = rest.get("networks") or {}
     if not isinstance(named, dict):
         raise ValueError(
-            "networks: by name what differs from the templates, such as {teacher: {model: "
-            f"wrn-16-2}}}}, found {named!r}"
+            f"networks: found {named!r}; allowed: differences from the templates by network, such "
+            "as {teacher: {model: wrn-16-2}}"
         )
     made: dict[str, Any] = {}
     for role, count in (("teacher", int(match[1])), ("student", int(match[2]))):
@@ -51,15 +55,18 @@ def spell_out(raw: Any) -> Any:
 
 
 def _merge(template: dict[str, Any], own: Any) -> Any:
-    """The template with what a network says of its own on top, section by section."""
+    """Merge a network's own settings into the template, section by section.
+
+    An optimizer of another kind has other settings: it replaces the template's.
+    """
     if not isinstance(own, dict):
         return own
     merged = dict(template)
     for key, value in own.items():
-        below = merged.get(key)
+        inherited = merged.get(key)
         merged[key] = value
-        if isinstance(value, dict) and isinstance(below, dict):
-            kind = below.get("name")  # an optimizer of another kind has other settings
+        if isinstance(value, dict) and isinstance(inherited, dict):
+            kind = inherited.get("name")
             if value.get("name", kind) == kind:
-                merged[key] = {**below, **value}
+                merged[key] = {**inherited, **value}
     return merged

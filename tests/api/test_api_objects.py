@@ -53,7 +53,7 @@ def test_a_module_given_is_a_trained_teacher(tmp_path: Path) -> None:
     ("teacher", "words"),
     [
         (flat, "leaves its teachers as they come, and 'large' is a callable; give a torch"),
-        ("wrn-10-1", r"networks\.large\.weights: strategy kd leaves its teachers as they come"),
+        ("wrn-10-1", r"networks\.large\.weights: strategy kd does not train its teachers"),
     ],
 )
 def test_a_teacher_that_nobody_trained_is_refused(teacher: Any, words: str, tmp_path: Path) -> None:

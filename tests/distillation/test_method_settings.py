@@ -109,9 +109,12 @@ def test_ranks_must_agree_on_the_method(setting: str, run_file: str) -> None:
 
 
 REFUSED = {
-    "topology": (["topology=3T"], "topology: such as 2T1S (teachers, students), found '3T'"),
-    "no teacher": (["topology=0T2S"], "topology: such as 2T1S (teachers, students), found '0T2S'"),
-    "templates alone": ([], "found None; teacher and student are the templates"),
+    "topology": (["topology=3T"], "topology: found '3T'; allowed: such as 2T1S (two teachers, one"),
+    "no teacher": (
+        ["topology=0T2S"],
+        "topology: found '0T2S'; allowed: such as 2T1S (two teachers",
+    ),
+    "templates alone": ([], "student); teacher and student are the templates of its networks"),
     "template": (["topology=2T2S", "teacher=wrn-10-1"], "teacher: a network's settings, such as"),
     "template's key": (
         ["topology=1T1S", "student.modell=x"],
@@ -155,11 +158,11 @@ REFUSED = {
     ),
     "alpha of a teacher": (
         ["topology=2T1S", "networks.teacher1.alpha=0.5"],
-        "alpha is not for a teacher; its weight is beta",
+        "alpha is not a setting of a teacher; use beta",
     ),
     "beta of a student": (
         ["topology=2T1S", "student.beta=0.5"],
-        "beta is not for a student; its weight is alpha",
+        "beta is not a setting of a student; use alpha",
     ),
     "strategy": (
         ["topology=1T1S", "distillation.strategy=kdcl"],
@@ -183,7 +186,7 @@ REFUSED = {
     ),
     "kd without weights": (
         ["topology=2T1S", "distillation.strategy=kd", "networks.teacher1.weights=t.pt"],
-        "networks.teacher2.weights: strategy kd leaves its teachers as they come; name the weights",
+        "networks.teacher2.weights: strategy kd does not train its teachers; name the weights",
     ),
     "semantics": (["topology=1T1S", "distillation.semantics=papers"], "one of paper, published"),
     "pairs of kdcl": (
@@ -207,7 +210,7 @@ REFUSED = {
     ),
     "networks in a list": (
         ["topology=1T1S", "networks=[1]"],
-        "networks: by name what differs from the templates, such as {teacher: {model: wrn-16-2}}",
+        "allowed: differences from the templates by network, such as {teacher: {model: wrn-16-2}}",
     ),
     "networks as text": (["topology=1T1S", "networks=wrn"], "found 'wrn'"),
     "off in several processes": (
@@ -228,7 +231,7 @@ REFUSED = {
     ),
     "recorded statistics over ranks": (
         ["topology=1T1S", "compute.cuda_graphs=true", "compute.batch_norm=sync"],
-        "compute.batch_norm: sync cannot be recorded; use batch_norm=rank or compute.cuda_graphs=f",
+        "compute.batch_norm: sync cannot be captured; use batch_norm=rank or compute.cuda_graphs=f",
     ),
     "recorded gradients that are kept": (
         ["topology=1T1S", "compute.cuda_graphs=true", "schedule.accumulate=2"],
