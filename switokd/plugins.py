@@ -1,10 +1,11 @@
 """The user's own networks, data sets and strategies: by import string, or as objects.
 
-A configuration is text. An object of the user's program has a placeholder name in it, such as
-"<object large: ResNet>". `lent` lends the objects under these names to `models` and `data`.
+An import string is "package.module:callable". An object of the user's program has a placeholder
+name in the configuration, such as "<object large: ResNet>", because a configuration is text.
+`lend` makes the objects available under these names to `models` and `data`.
 
-Not covered: objects in other processes, which cannot reach them; there the run file names what to
-import.
+Torch-free on import. Not covered: objects in other processes, which have no access to them. A run
+of several processes needs import strings.
 """
 
 from __future__ import annotations
@@ -25,24 +26,25 @@ from switokd.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-# A variable of the context, so that runs in two threads do not find each other's.
+# A context variable keeps the objects of runs in two threads apart.
 _lent: ContextVar[Mapping[str, Any]] = ContextVar("_lent", default=MappingProxyType({}))
 
 
 def add_import_folders(folders: Iterable[str]) -> None:
-    """Let modules be imported from these folders as well."""
+    """Let Python import modules from these folders for the rest of the process."""
     for folder in folders:
         if folder not in sys.path:
-            sys.path.append(folder)  # behind all others: a yaml.py there must not hide yaml
+            sys.path.append(folder)  # last: a yaml.py there must not hide the package yaml
 
 
-def import_callable(text: str, what: str) -> Callable[..., Any]:
-    """Import `package.module:callable`; UsageError if that is not there. `what` names its use.
+def import_callable(text: str, setting: str) -> Callable[..., Any]:
+    """Import `package.module:callable`; UsageError if there is no such module or callable.
 
-    Errors inside the module itself pass through with their traceback: they are the module's.
+    setting: names the setting in the error. Errors raised by the module's own code pass through,
+    with their traceback.
     """
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", text):
-        raise UsageError(f"{what} {text}: write package.module:callable")
+        raise UsageError(f"{setting} {text}: write package.module:callable")
     module_name, _, attribute = text.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -50,39 +52,42 @@ def import_callable(text: str, what: str) -> Callable[..., Any]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise UsageError(
-            f"{what} {text}: there is no module {error.name!r}; it must be installed, or lie in "
+            f"{setting} {text}: there is no module {error.name!r}; it must be installed, or be in "
             "the current folder or beside the run file"
         ) from None
-    found = getattr(module, attribute, None)
-    if not callable(found):
+    imported = getattr(module, attribute, None)
+    if not callable(imported):
         state = "not callable" if hasattr(module, attribute) else "not there"
-        raise UsageError(f"{what} {text}: {attribute!r} is {state} in module {module_name}")
-    return found  # type: ignore[no-any-return]
+        raise UsageError(f"{setting} {text}: {attribute!r} is {state} in module {module_name}")
+    return imported  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """Training and test set: map-style, of (image, label)."""
+    """The user's training and test set: map-style data sets of (image, label)."""
 
     train: Any
     test: Any
     classes: int | None = None
-    """How many; None: what the training set says, or its largest label."""
+    """Number of classes; None: the training set's `classes`, or one more than its largest label."""
 
 
 def name_of(role: str, thing: Any) -> str:
-    """The text that stands for an object in a configuration. `role` makes it unique in a run."""
+    """Return the placeholder name of an object in a configuration.
+
+    role: makes the name unique in a run, such as the network's name.
+    """
     return f"<object {role}: {getattr(thing, '__name__', type(thing).__name__)}>"
 
 
 def is_object(name: str) -> bool:
-    """Whether a name in a configuration stands for an object."""
+    """Whether a name in a configuration is the placeholder of an object."""
     return name.startswith("<object ")
 
 
 @contextmanager
 def lend(things: Mapping[str, Any]) -> Iterator[None]:
-    """Within the body these objects are found under their names."""
+    """Make objects available by their placeholder names inside the `with` block."""
     token = _lent.set(things)
     try:
         yield
@@ -91,29 +96,31 @@ def lend(things: Mapping[str, Any]) -> Iterator[None]:
 
 
 def factory(name: str) -> Callable[..., nn.Module]:
-    """What makes the network of this name: the factory given, or a copy of the module given.
+    """Return a callable that makes the network of this placeholder name.
 
-    A copy, so that training leaves the caller's module as it is. UsageError if it was not given.
+    It is the lent callable, or one that copies the lent module, so that training does not change
+    the caller's module. UsageError if no object of this name was lent.
     """
-    from torch import nn  # here, because a configuration is read without torch as well
+    from torch import nn  # here, because a configuration is also read without torch
 
-    thing = _find(name, "model")
+    thing = _lent_object(name, "model")
     return (lambda: copy.deepcopy(thing)) if isinstance(thing, nn.Module) else thing
 
 
 def datasets(name: str) -> Datasets:
-    """The data sets of this name; UsageError if they were not given."""
-    found = _find(name, "data.dataset")
-    assert isinstance(found, Datasets)
-    return found
+    """Return the data sets of this placeholder name; UsageError if they were not lent."""
+    lent = _lent_object(name, "data.dataset")
+    assert isinstance(lent, Datasets)
+    return lent
 
 
-def _find(name: str, what: str) -> Any:
-    things = _lent.get()
-    if name not in things:
+def _lent_object(name: str, setting: str) -> Any:
+    """Return the object that was lent under a name; UsageError if there is none."""
+    objects = _lent.get()
+    if name not in objects:
         raise UsageError(
-            f"{what} {name} is an object of the program that trained, which no file holds: give "
-            "it again to switokd.load_run (networks=..., train=..., test=...); a run file would "
-            "name it as package.module:callable"
+            f"{setting} {name} is an object of the program that trained, and is in no file: pass "
+            "it to switokd.load_run again (networks=..., train=..., test=...), or name it as "
+            "package.module:callable in a run file"
         )
-    return things[name]
+    return objects[name]

@@ -1,1 +1,4 @@
-"""Data sets, their order, augmentation and targets."""
+"""Data sets: opening them, order of the samples, augmentation, targets and batches.
+
+Start reading at `images.py`. Not covered: inputs that are not images.
+"""

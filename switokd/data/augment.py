@@ -1,7 +1,10 @@
 """Random numbers and augmentation as functions of (seed, epoch, sample index).
 
-Nothing here has a state, so neither the number of loader processes nor of ranks, nor a restart,
-changes what a network sees.
+The functions have no state. So a network gets the same pixels with any number of loader processes
+and ranks, and after a restart.
+
+Not covered: mixup and cutmix (`mixup.py`); transforms of a user's own data set, which `seeding`
+only seeds.
 """
 
 from __future__ import annotations
@@ -18,10 +21,14 @@ from torch import Tensor
 from switokd.runtime.device import to_device
 
 Keys = NDArray[np.uint64]
+"""One 64-bit hash per sample, from which all its random numbers are drawn."""
 
 
 def mix(*parts: NDArray[np.int64] | int) -> Keys:
-    """Hash integers (or arrays of them, elementwise) to 64 well-mixed bits: SplitMix64 steps."""
+    """Hash integers, or arrays of integers element by element, to 64 bits.
+
+    One step of SplitMix64 per part (Steele et al., OOPSLA 2014).
+    """
     h = np.uint64(0)
     for part in parts:
         with np.errstate(over="ignore"):
@@ -33,35 +40,35 @@ def mix(*parts: NDArray[np.int64] | int) -> Keys:
 
 
 def mix_one(*parts: int) -> int:
-    """The same of single integers, for which numpy's calls take fifteen times as long."""
-    most, h = 2**64 - 1, 0
+    """Hash single integers as `mix` does, fifteen times faster than numpy's calls."""
+    mask, h = 2**64 - 1, 0
     for part in parts:
-        h = (h ^ (part & most)) + 0x9E3779B97F4A7C15 & most
-        h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9 & most
-        h = (h ^ (h >> 27)) * 0x94D049BB133111EB & most
+        h = (h ^ (part & mask)) + 0x9E3779B97F4A7C15 & mask
+        h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        h = (h ^ (h >> 27)) * 0x94D049BB133111EB & mask
         h ^= h >> 31
     return h
 
 
 def order(seed: int, epoch: int, samples: int) -> list[int]:
-    """The epoch's order of the samples."""
+    """Return a random permutation of `samples` indices for one epoch."""
     generator = torch.Generator().manual_seed(mix_one(seed, epoch) % 2**63)
     return torch.randperm(samples, generator=generator).tolist()
 
 
 def seed_torch(key: int, device: torch.device) -> None:
-    """Seed PyTorch's usual generators, the CPU's and the one of `device`; nothing waits for it."""
+    """Seed PyTorch's default generators of the CPU and of `device`, without waiting for a GPU."""
     torch.default_generator.manual_seed(key % 2**63)
-    if device.type == "cuda":  # torch.manual_seed would prepare one for later, at some cost
+    if device.type == "cuda":  # cheaper than torch.manual_seed, which seeds all devices
         torch.cuda.default_generators[device.index].manual_seed(key % 2**63)
 
 
 @contextmanager
 def seeding() -> Iterator[Callable[[int], None]]:
-    """Run a user's random transforms under keys, whichever usual generator they draw from.
+    """Yield a function that seeds the default generators of Python, numpy and PyTorch.
 
-    Gives a function that seeds all of them; their states are put back at the end. Saving and
-    putting back costs more than a small image's decoding, so do it once a batch.
+    For random transforms of a user's data set. The generators' states are restored at the end.
+    Saving and restoring takes longer than decoding a small image, so enter it once per batch.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     generator = torch.default_generator
@@ -81,12 +88,13 @@ def seeding() -> Iterator[Callable[[int], None]]:
 
 
 def crop_and_flip(x: Tensor, keys: Keys, padding: int, flip: bool) -> Tensor:
-    """Shift each image by up to `padding` pixels (zeros move in) and mirror every second one.
+    """Shift every image by up to `padding` pixels, fill with zeros, and mirror half of the images.
 
-    x: `[B, C, H, W]`, keys: `[B]`. The same key always gives the same picture.
+    x: images `[B, C, H, W]`. keys: `[B]`; an image's shift and mirroring depend on its key alone.
+    flip: whether to mirror.
     """
     if not padding:
-        if flip:  # no pixel moves but those of every second image
+        if flip:  # cheaper than the general indexing below
             mirrored = to_device(x.device, draw(keys, 3, 2).bool())
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
         return x.contiguous()
@@ -99,12 +107,15 @@ def crop_and_flip(x: Tensor, keys: Keys, padding: int, flip: bool) -> Tensor:
     both = to_device(x.device, torch.cat([rows, columns], dim=1))
     rows, columns = both[:, :height], both[:, height:]
     batch = torch.arange(len(x), device=x.device)[:, None, None]
-    # Indexing with [B, 1, 1], [B, H, 1], [B, 1, W] puts the channels last.
+    # Advanced indexing of [B, H, W, C] with [B, 1, 1], [B, H, 1], [B, 1, W] keeps channels last.
     x = x.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     return x.contiguous()
 
 
 def draw(keys: Keys, stream: int, high: int) -> Tensor:
-    """One integer in [0, high) per key; streams are independent of each other."""
+    """Draw one integer in [0, high) per key.
+
+    stream: number of the draw; draws of different streams are independent.
+    """
     draws = mix(keys.astype(np.int64), stream) % np.uint64(high)
     return torch.from_numpy(draws.astype(np.int64))

@@ -1,7 +1,7 @@
-"""What is known of the data sets with a name, so that nothing has to be opened to plan or check.
+"""Shapes and sizes of the data sets with a name, for planning and checks without the files.
 
-Torch-free. Not covered: opening them (`data/sources.py`); data sets by import string and
-image-folder, of which nothing is known beforehand.
+Torch-free. Not covered: opening data sets (`named.py`); image-folder and data sets by import
+string, whose sizes are known only after opening.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class KnownData:
-    """A data set that need not be here."""
+    """Shape and size of a data set whose files may be missing."""
 
     image: Shape
     classes: int
     samples: int
-    """Training images."""
+    """Number of training images."""
     folders: tuple[str, ...] = ()
-    """What data.root must hold."""
+    """Folders that data.root must contain."""
 
 
 KNOWN = {
@@ -34,11 +34,11 @@ KNOWN = {
     "tiny-imagenet": KnownData((3, 64, 64), 200, 100_000, ("tiny-imagenet-200",)),
 }
 DOWNLOADABLE = ("fashion-mnist", "cifar10", "cifar100")
-"""What data.download=true fetches."""
+"""Data sets that data.download=true can download."""
 
 
 def known(data: Data) -> KnownData | None:
-    """What is known of the data set of a run file; None if it has to be opened."""
+    """Return shape and size of a run file's data set; None if only opening it tells them."""
     if data.dataset == "imagenet":
         shape = (3, data.image_size, data.image_size)
         return KnownData(shape, 1_000, 1_281_167, ("train", "val"))

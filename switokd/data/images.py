@@ -1,17 +1,18 @@
-"""Batches that every rank finds equal: same images, same pixels, same order.
+"""A run's images: the stream of training batches and the test set, equal on every rank.
 
-    sources.py   data sets: images and labels by index
+    named.py     opening a data set by its name in the run file
+    sources.py   images and labels by index
     augment.py   order and augmentation as functions of (seed, epoch, sample index)
-    mixup.py    label smoothing, mixup, cutmix
-    labels.py    labels outside the classes
-    subset.py    a part of the training images
-    loader.py    batches at given positions, by loader processes if wanted
-    prefetch.py      batches onto the device, one ahead
-    (this file)  the training stream and the test set, made of these
+    mixup.py     label smoothing, mixup, cutmix
+    labels.py    check of the labels before the first step
+    subset.py    fewer training images
+    loader.py    batches at given positions, with loader processes
+    prefetch.py  batches to the device, one step ahead
+    (this file)  training stream, held-out images and test set
 
-A rank loads of each batch the part that its networks need.
+A rank loads only the part of a batch that its networks need.
 
-Not covered: streams without a length.
+Not covered: data sets without a length.
 """
 
 from __future__ import annotations
@@ -29,12 +30,7 @@ from torch.utils.data import Dataset
 from switokd.config.sections import Data
 from switokd.data.augment import crop_and_flip, mix, order
 from switokd.data.labels import check_labels
-from switokd.data.loader import (
-    Batch,
-    Batches,
-    Positions,
-    in_blocks,
-)
+from switokd.data.loader import Batch, Batches, Positions, in_blocks
 from switokd.data.mixup import SoftTargets
 from switokd.data.named import open_sources
 from switokd.data.sources import ArraySource, Source, Sources
@@ -45,14 +41,14 @@ from switokd.runtime.device import to_device
 __all__ = ["Batch", "Batches", "Images", "open_images"]
 
 NO_EPOCH = 2**40
-"""Number of the shuffle that the images held out are drawn by; no run comes to this epoch."""
+"""Epoch number of the shuffle that draws the held-out images; no run has so many epochs."""
 BLOCK_BYTES, BLOCK_BATCHES = 64 * 2**20, 16
-"""Most that are made at once of images that a GPU holds."""
+"""Largest size and number of batches that are augmented at once on a GPU."""
 
 
 @dataclass(frozen=True)
 class View(Dataset[Batch]):
-    """A source as the loader reads it: by (epoch, index), whole batches at once."""
+    """A source with its augmentation, for the loader: whole batches by (epoch, index)."""
 
     source: Source
     sources: Sources
@@ -60,12 +56,13 @@ class View(Dataset[Batch]):
     crop_padding: int = 0
     flip: bool = False
     soft: SoftTargets | None = None
+    """Soft targets and mixing of samples; None: targets are labels."""
 
     def __getitems__(self, positions: Sequence[tuple[int, ...]]) -> Batch | UsageError:
-        """Load one batch; the loader calls this with the sampler's list.
+        """Load one batch; torch's DataLoader calls this with the positions of the batch.
 
-        A UsageError is handed over as a value: raised in a loader process, it would reach the
-        user wrapped into that process's traceback.
+        Returns a UsageError instead of raising it: an error raised in a loader process reaches
+        the user with the traceback of that process.
         """
         try:
             return self.batch(positions)
@@ -73,23 +70,25 @@ class View(Dataset[Batch]):
             return error
 
     def batch(self, positions: Sequence[tuple[int, ...]]) -> Batch:
-        """Images and targets at these `Positions`; UsageError if one does not fit.
+        """Load images and targets at these `Positions`; UsageError for an invalid sample.
 
-        Targets are labels `[B]`, or distributions `[B, C]` where they are soft.
+        Returns images `[B, C, H, W]` in float32, normalised, and labels `[B]`, or distributions
+        `[B, classes]` with soft targets.
         """
         at = np.array(positions, dtype=np.int64).reshape(len(positions), -1)
         if self.soft is None or not self.soft.mixes:
             x, labels = self._load(at)
             return x, labels if self.soft is None else self.soft.targets(labels)
+        # Most samples are the partner of another one: load every sample once.
         both = np.concatenate((at[:, [0, 1]], at[:, [0, 2]]))
-        once, places = np.unique(both, axis=0, return_inverse=True)
-        x, labels = self._load(once)
+        distinct, places = np.unique(both, axis=0, return_inverse=True)
+        x, labels = self._load(distinct)
         own, partner = to_device(x.device, torch.from_numpy(places.reshape(2, -1)))
         keys = mix(self.seed, at[:, 0], at[:, 1])
         return self.soft.mixed((x[own], x[partner]), (labels[own], labels[partner]), keys)
 
     def _load(self, at: NDArray[np.int64]) -> Batch:
-        """Images and labels at (epoch, index) `[B, 2]`, augmented and normalised."""
+        """Load images and labels at (epoch, index) `[B, 2]`, augmented and normalised."""
         epochs, indices = at.T
         keys = mix(self.seed, epochs, indices)
         images, labels = self.source.fetch(indices.tolist(), keys)
@@ -105,19 +104,22 @@ class View(Dataset[Batch]):
 
 @cache
 def _on(device: torch.device, per_channel: tuple[float, ...]) -> torch.Tensor:
-    """`[C, 1, 1]`, brought to a device once."""
+    """Return values per channel as `[C, 1, 1]` on a device; cached, so copied only once."""
     return torch.tensor(per_channel, device=device)[:, None, None]
 
 
 @dataclass(frozen=True)
 class Images:
-    """A run's images."""
+    """A run's training and test images, and the batches made of them.
+
+    UsageError if the test set is empty, or the training set is smaller than a batch.
+    """
 
     sources: Sources
     config: Data
     seed: int
     held_out: int = 0
-    """Training images that are left out of the training stream, for the strategy."""
+    """Number of training images that the strategy keeps out of the training stream."""
     shape: tuple[int, int, int] = field(init=False)
     """Channels, height and width of one image."""
 
@@ -126,15 +128,15 @@ class Images:
             raise UsageError(f"data.dataset {self.config.dataset}: the test set is empty")
         if self.held_out and (self.held_out < 0 or self.samples < 2):
             raise UsageError(
-                f"distillation.strategy: it holds out {self.held_out} images, which must leave 2 "
-                f"or more of the {len(self.sources.train)} training images; choose another "
-                "number, as distillation.strategy_kwargs={held_out: N}"
+                f"distillation.strategy: it holds out {self.held_out} of the "
+                f"{len(self.sources.train)} training images, and at least 2 must remain; set "
+                "distillation.strategy_kwargs={held_out: N}"
             )
         if not self.steps_per_epoch:
-            beside = f" that the strategy's {self.held_out} held out leave" if self.held_out else ""
+            held_out = f" (the strategy holds out {self.held_out})" if self.held_out else ""
             raise UsageError(
                 f"data.batch_size: {self.config.batch_size} is more than the {self.samples} "
-                f"training images{beside}; choose a smaller one, or data.drop_last=false"
+                f"training images{held_out}; choose a smaller one, or data.drop_last=false"
             )
         channels, height, width = self.view(train=False)[0, 0][0].shape[1:]
         object.__setattr__(self, "shape", (channels, height, width))
@@ -146,59 +148,63 @@ class Images:
 
     @property
     def samples(self) -> int:
-        """Number of images trained on."""
+        """Number of training images without the held-out ones."""
         return len(self.sources.train) - self.held_out
 
     @cached_property
     def split(self) -> tuple[list[int], list[int]]:
-        """Indices of the images trained on, and of those held out: drawn by the seed, sorted."""
+        """Indices of the training images and of the held-out images, both sorted.
+
+        The seed decides which images are held out.
+        """
         n = len(self.sources.train)
         if not self.held_out:
             return list(range(n)), []
-        drawn = order(self.seed, NO_EPOCH, n)
-        return sorted(drawn[self.held_out :]), sorted(drawn[: self.held_out])
+        shuffled = order(self.seed, NO_EPOCH, n)
+        return sorted(shuffled[self.held_out :]), sorted(shuffled[: self.held_out])
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of one pass over the training set."""
+        """Number of batches in one pass over the training images."""
         whole, rest = divmod(self.samples, self.config.batch_size)
-        # A last batch of one sample would leave BatchNorm without a variance.
+        # BatchNorm cannot compute a variance from a last batch of one sample.
         return whole + (rest > 1 and not self.config.drop_last)
 
     def size_of(self, step: int) -> int:
-        """Samples of the batch of `step`, counted from 0."""
+        """Return the number of samples in the batch of `step`; steps count from 0."""
         begin = step % self.steps_per_epoch * self.config.batch_size
         return min(self.config.batch_size, self.samples - begin)
 
     def stream(
         self, steps: int, first: int = 0, part: Callable[[int], slice] = lambda n: slice(0, n)
     ) -> Iterator[Batch]:
-        """Training batches `first` to `steps - 1` of the run, over as many epochs as that takes.
+        """Yield the training batches of steps `first` to `steps - 1`, over all epochs in between.
 
-        part: which part of a batch of n samples is wanted; all of it by default.
+        part: maps the size of a batch to the part of it to load; the whole batch by default.
         """
         positions, view = TrainingPositions(self, first, steps, part), self.view(train=True)
         if self._are_on_gpu:
             image = 4 * math.prod(self.shape)  # bytes, in float32
-            most = BLOCK_BYTES // (image * self.config.batch_size)
-            return in_blocks(view.batch, positions, min(max(most, 1), BLOCK_BATCHES))
+            batches = BLOCK_BYTES // (image * self.config.batch_size)
+            return in_blocks(view.batch, positions, min(max(batches, 1), BLOCK_BATCHES))
         return iter(self._batches(view, positions))
 
     def held_out_batches(self, part: Callable[[int], slice]) -> Batches:
-        """The images held out, without augmentation, in batches of data.batch_size; see `stream`.
+        """Return the held-out images in batches of data.batch_size, without augmentation.
 
-        May be iterated again and again. The training transforms of a data set that is read item
-        by item remain, drawn alike every time.
+        part: as in `stream`. May be iterated repeatedly. A data set that is read item by item
+        keeps its own training transforms, with the same random numbers every time.
         """
         size, indices = self.config.batch_size, self.split[1]
-        wholes = [indices[a : a + size] for a in range(0, len(indices), size)]
-        positions = [[(0, i) for i in whole[part(len(whole))] or whole[:1]] for whole in wholes]
+        batches = [indices[a : a + size] for a in range(0, len(indices), size)]
+        positions = [[(0, i) for i in batch[part(len(batch))] or batch[:1]] for batch in batches]
         return self._batches(View(self.sources.train, self.sources, self.seed), positions)
 
     def test(self, batch_size: int = 512, index: int = 0, of: int = 1) -> Batches:
-        """The test set in order, without augmentation; may be iterated again and again.
+        """Return the test set in order, without augmentation; may be iterated repeatedly.
 
-        of: into how many parts it is dealt out, batch by batch; index: which of them.
+        of: number of readers that share the test set, batch by batch in turn. index: number of
+        this reader, from 0.
         """
         n = len(self.sources.test)
         starts = range(index * batch_size, n, of * batch_size)
@@ -206,9 +212,10 @@ class Images:
         return self._batches(self.view(train=False), positions)
 
     def on(self, device: torch.device, wanted: bool | None) -> Images:
-        """The same images held on `device`, if wanted, or (None) if there is ample room.
+        """Return the images with their arrays on a GPU, or unchanged.
 
-        UsageError if they are wanted there and not all in memory.
+        wanted: True: hold them on `device`; False: do not; None: if they take less than a
+        twentieth of the free GPU memory. UsageError if wanted for images that are not arrays.
         """
         parts = (self.sources.train, self.sources.test)
         arrays = [part for part in parts if isinstance(part, ArraySource)]
@@ -218,7 +225,7 @@ class Images:
             if wanted:
                 raise UsageError(
                     f"compute.data_on_device: {self.config.dataset} is read image by image; only "
-                    "data sets that are in memory as a whole can be held on the GPU"
+                    "a data set that is in memory as a whole can be held on the GPU"
                 )
             return self
         size = sum(array.images.nbytes for array in arrays)
@@ -236,6 +243,7 @@ class Images:
         return Batches(view, positions, 0 if self._are_on_gpu else self.config.workers)
 
     def view(self, train: bool) -> View:
+        """Return the training images with the run's augmentation, or the plain test images."""
         if not train:
             return View(self.sources.test, self.sources, self.seed)
         padding, flip = self.config.crop_padding, self.config.flip
@@ -251,7 +259,7 @@ class Images:
 
 @dataclass(frozen=True)
 class TrainingPositions:
-    """Of training batches: the `Positions` of every sample, batch by batch."""
+    """The `Positions` of training batches `first` to `steps - 1`, in the parts to load."""
 
     images: Images
     first: int
@@ -271,19 +279,19 @@ class TrainingPositions:
                 shuffled = order(self.images.seed, epoch, self.images.samples)
                 indices = [trained_on[i] for i in shuffled]
             whole = indices[batch * size : (batch + 1) * size]
-            # Where this rank's part is empty, one sample keeps the loader going; nobody uses it.
+            # The loader needs at least one sample; if this rank's part is empty, nobody uses it.
             part = self.part(len(whole))
             columns = [whole[part] or whole[:1]]
-            if soft is not None and soft.mixes:  # with the next sample of the batch
+            if soft is not None and soft.mixes:  # a partner is the next sample of the batch
                 partners = whole[1:] + whole[:1]
                 columns.append(partners[part] or partners[:1])
             yield [(epoch, *sample) for sample in zip(*columns, strict=True)]
 
 
 def open_images(config: Data, seed: int, held_out: int = 0) -> Images:
-    """Open the run file's data set; UsageError if it is missing, empty or does not fit.
+    """Open the run file's data set; UsageError if it is missing, empty or invalid.
 
-    held_out: training images that nobody trains on.
+    held_out: number of training images to keep out of the training stream.
     """
     sources = open_sources(config)
     check_labels(sources, f"data.dataset {config.dataset}")

@@ -1,6 +1,6 @@
-"""Batches out of a torch DataLoader, with its processes' ends and errors in a line.
+"""Batches from a torch DataLoader, with one-line errors if a loader process fails or dies.
 
-Not covered: what is in the batches (`data/__init__.py`).
+Not covered: the contents of a batch (`images.py`); copying it to the device (`prefetch.py`).
 """
 
 from __future__ import annotations
@@ -23,30 +23,34 @@ Batch = tuple[Tensor, Tensor]
 """Images `[B, C, H, W]` in float32, normalised; labels `[B]` or target distributions `[B, C]`."""
 
 Positions = Iterable[Sequence[tuple[int, ...]]]
-"""(epoch, index) or (epoch, index, partner's index) of every sample, batch by batch."""
+"""Batch by batch, (epoch, index) or (epoch, index, partner's index) of every sample."""
 
 
 class Batches:
-    """A data set's batches at given positions; may be iterated again where `positions` may."""
+    """A data set's batches at given positions.
+
+    May be iterated repeatedly if `positions` may. workers: number of loader processes, which live
+    as long as this object; 0: the calling process loads.
+    """
 
     def __init__(self, view: Dataset[Batch], positions: Positions, workers: int) -> None:
         self.loader: DataLoader[Batch] = DataLoader(
             view,
             batch_sampler=positions,  # type: ignore[arg-type]
             collate_fn=_as_is,
-            generator=torch.Generator(),  # else it draws from the global one, as dropout does
+            generator=torch.Generator(),  # else the loader draws from the default one
             num_workers=workers,
             persistent_workers=workers > 0,
-            # Never fork a process that has gRPC or collective threads.
+            # A fork of a process with threads of gRPC or collectives may deadlock.
             multiprocessing_context="forkserver" if workers else None,
             worker_init_fn=_end_with_rank,
         )
         self._processes: list[Any] = []
 
     def __iter__(self) -> Iterator[Batch]:
-        """Start the loader's processes, unless they run, and give their batches.
+        """Start the loader processes, unless they run, and yield the batches.
 
-        UsageError if a sample does not fit, PeerError if a loader process is gone.
+        UsageError for an invalid sample, PeerError if a loader process has died.
         """
         before = {process.pid for process in active_children()}
         iterator = iter(self.loader)
@@ -54,13 +58,14 @@ class Batches:
         return self._checked(iterator)
 
     def _checked(self, iterator: Iterator[Batch | UsageError]) -> Iterator[Batch]:
+        """Yield batches; raise errors that loader processes returned or caused."""
         while True:
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
             except (RuntimeError, ConnectionError, EOFError) as error:
-                # The loader's queue breaks in one of several ways when a process of it dies.
+                # Any of these errors may mean that a loader process has died.
                 wait([p.sentinel for p in self._processes], timeout=1.0)
                 if not (dead := [str(p.pid) for p in self._processes if not p.is_alive()]):
                     raise
@@ -76,23 +81,23 @@ class Batches:
 def in_blocks(
     load: Callable[[Sequence[tuple[int, ...]]], Batch], positions: Positions, most: int
 ) -> Iterator[Batch]:
-    """Batches at given positions, loaded up to `most` at a time and cut apart.
+    """Yield batches at given positions; `load` makes up to `most` of them at once.
 
-    For images that a GPU holds: to launch its kernels takes the host as long for one batch as for
+    For images in GPU memory: the host takes as long to launch the kernels for one batch as for
     many.
     """
-    left = iter(positions)
-    while block := list(islice(left, most)):
+    remaining = iter(positions)
+    while block := list(islice(remaining, most)):
         sizes = [len(batch) for batch in block]
         x, y = load([position for batch in block for position in batch])
         yield from zip(torch.split(x, sizes), torch.split(y, sizes), strict=True)
 
 
 def _end_with_rank(worker: int) -> None:
-    """In a loader process: end as soon as the rank has, however it ended.
+    """Let this loader process end with its rank, even if the rank is killed.
 
-    torch's own watch looks at the parent process id, which is the fork server's here; and that
-    lives for as long as its children do.
+    torch's own check watches the parent process, which is the fork server here. The fork server
+    lives until all its children have ended.
     """
     rank = parent_process()
     assert rank is not None
@@ -105,4 +110,5 @@ def _end_with_rank(worker: int) -> None:
 
 
 def _as_is(batch: Any) -> Any:
+    """Return the batch unchanged: `View` has collated it."""
     return batch

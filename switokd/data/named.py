@@ -1,4 +1,16 @@
-"""Data sets by their name in the run file."""
+"""Opens the data set that the run file names.
+
+    digits          scikit-learn's 1,797 handwritten digits, 8 x 8, from its package
+    fashion-mnist   torchvision's, from data.root
+    cifar10, cifar100          likewise
+    tiny-imagenet   its original folder layout, as downloaded (tiny_imagenet.py)
+    image-folder    a folder with train/CLASS/*.jpg and val/CLASS/*.jpg
+    imagenet        an image-folder with ImageNet's 1,000 classes
+    package.module:callable    the user's own: called with `train: bool` and data.kwargs, returns a
+                    map-style data set of (image, label)
+
+Not covered: data sets without a length; targets that are not class labels.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +34,10 @@ from switokd.plugins import import_callable, is_object
 
 
 def open_sources(data: Data) -> Sources:
-    """Open the data set; UsageError if it is unknown or missing, saying where it is to be put."""
+    """Open the data set; UsageError if it is unknown or missing, with the folder to put it in."""
     if is_object(data.dataset):
-        given = plugins.datasets(data.dataset)
-        return _of_items([given.train, given.test], data.dataset, given.classes)
+        lent = plugins.datasets(data.dataset)
+        return _of_items([lent.train, lent.test], data.dataset, lent.classes)
     if ":" in data.dataset:
         return _custom(data)
     if data.dataset not in BY_NAME:
@@ -37,7 +49,10 @@ def open_sources(data: Data) -> Sources:
 
 
 def _digits_table() -> NDArray[np.float64]:
-    """Pixels and label, a row per image; to import scikit-learn takes every rank a second."""
+    """Read the digits as `[1797, 65]`: 64 pixels of 0 to 16, and the label.
+
+    Read from scikit-learn's file, because its import takes a second in every rank.
+    """
     package = find_spec("sklearn")
     assert package is not None
     assert package.origin is not None
@@ -51,8 +66,11 @@ def _digits_table() -> NDArray[np.float64]:
 
 
 def _digits(data: Data) -> Sources:
+    """The digits, with 16 grey levels spread over a byte; the last fifth is the test set.
+
+    Other persons have written the digits of the last fifth.
+    """
     table = _digits_table()
-    # 16 grey levels, spread over a byte. The last fifth, from other writers, is the test set.
     images = torch.from_numpy(table[:, :-1] * 255 / 16).round().byte().view(-1, 1, 8, 8)
     labels = torch.from_numpy(table[:, -1]).long()
     cut = len(labels) * 4 // 5
@@ -68,6 +86,7 @@ def _digits(data: Data) -> Sources:
 
 
 def _fashion_mnist(data: Data) -> Sources:
+    """Fashion-MNIST, from torchvision's folder layout."""
     train, test = (_torchvision("FashionMNIST", data, train) for train in (True, False))
     return Sources(
         ArraySource(train.data[:, None], train.targets),
@@ -84,6 +103,8 @@ def _fashion_mnist(data: Data) -> Sources:
 def _cifar(
     name: str, classes: int, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Data], Sources]:
+    """Return a function that opens CIFAR-10 or CIFAR-100; `name` is torchvision's."""
+
     def open_cifar(data: Data) -> Sources:
         parts = [_torchvision(name, data, train) for train in (True, False)]
         arrays = [
@@ -100,9 +121,10 @@ def _cifar(
 
 
 def _torchvision(name: str, data: Data, train: bool) -> Any:
+    """Open one part of torchvision's data set `name`; UsageError if its files are missing."""
     import torchvision
 
-    # The ranks of a machine share the folder: one downloads, the others find it done.
+    # The ranks of a machine share the folder: one rank downloads, the others wait for it.
     lock = FileLock(f"{data.root}.lock") if data.download else nullcontext()
     try:
         with lock:
@@ -121,6 +143,7 @@ def _torchvision(name: str, data: Data, train: bool) -> Any:
 
 
 def _image_folder(data: Data) -> Sources:
+    """Images by class in train/ and val/ or test/, augmented and scaled as usual for ImageNet."""
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
@@ -139,30 +162,34 @@ def _image_folder(data: Data) -> Sources:
             f"least one image file in each class folder ({error})"
         ) from None
     if parts[0].classes != parts[1].classes:
-        odd = sorted(set(parts[0].classes) ^ set(parts[1].classes))
-        raise UsageError(f"{root.resolve()}: train and {test_folder.name} differ in classes: {odd}")
+        only_one = sorted(set(parts[0].classes) ^ set(parts[1].classes))
+        raise UsageError(
+            f"{root.resolve()}: train and {test_folder.name} differ in classes: {only_one}"
+        )
     names = tuple(parts[0].classes)
     sources = [ItemSource(part, len(names), str(root)) for part in parts]
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
     return Sources(
         *(sources[0], sources[1], len(names), mean, std), flip=True, names=names, resize=resize
     )
 
 
 def _imagenet(data: Data) -> Sources:
+    """ImageNet: an image folder that must have 1,000 classes."""
     sources = _image_folder(data)
     if sources.classes != 1000:
         raise UsageError(
             f"data.root: {Path(data.root).resolve()} has {sources.classes} classes, and imagenet "
-            "1000; use data.dataset=image-folder for another set of classes"
+            "has 1000; use data.dataset=image-folder for another set of classes"
         )
     return sources
 
 
 def _tiny_imagenet(data: Data) -> Sources:
+    """Tiny-ImageNet, from its original folder layout."""
     try:
         train, val, names = tiny_imagenet.open_tiny_imagenet(data.root)
-    except OSError as error:  # what is there, but not for us to read
+    except OSError as error:  # files without permission to read
         raise UsageError(f"data.root: {data.root} cannot be read: {error}") from None
     parts = [ItemSource(part, len(names), str(part.root)) for part in (train, val)]
     mean, std = tiny_imagenet.MEAN, tiny_imagenet.STD
@@ -172,6 +199,7 @@ def _tiny_imagenet(data: Data) -> Sources:
 
 
 def _custom(data: Data) -> Sources:
+    """The user's own data set, from package.module:callable."""
     make = import_callable(data.dataset, "data.dataset")
     try:
         parts = [make(train=train, **data.kwargs) for train in (True, False)]
@@ -184,7 +212,11 @@ def _custom(data: Data) -> Sources:
 
 
 def _of_items(parts: Sequence[Any], where: str, classes: int | None = None) -> Sources:
-    """A user's training and test set; `where` names them. Classes are found out if not given."""
+    """Make sources of a user's training and test set; UsageError if they are no data sets.
+
+    where: names the data set in errors. classes: number of classes; None: the training set's
+    `classes`, or else one more than its largest label.
+    """
     for part in parts:
         if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
             raise UsageError(
@@ -194,14 +226,14 @@ def _of_items(parts: Sequence[Any], where: str, classes: int | None = None) -> S
         if not len(part):
             raise UsageError(f"data.dataset {where} returned a data set without samples")
     named = getattr(parts[0], "classes", None) if classes is None else classes
-    if named is None:  # then every label has to be looked at
+    if named is None:  # reads every item once
         labels = (label_of(parts[0], i, where) for i in range(len(parts[0])))
         classes = 1 + max(labels)
     else:
         classes = named if isinstance(named, int) else len(named)
     names = () if named is None or isinstance(named, int) else tuple(str(name) for name in named)
     sources = [ItemSource(part, classes, where) for part in parts]
-    # uint8 images are scaled to [-1, 1]; float images are used as they come.
+    # Images of bytes are scaled to [-1, 1]; images of floats are not scaled.
     return Sources(sources[0], sources[1], classes, mean=(0.5,), std=(0.5,), names=names)
 
 
@@ -214,3 +246,4 @@ BY_NAME: dict[str, Callable[[Data], Sources]] = {
     "image-folder": _image_folder,
     "imagenet": _imagenet,
 }
+"""Functions that open the data sets with a name."""

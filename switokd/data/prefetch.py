@@ -1,7 +1,7 @@
-"""Batches onto the rank's device, in the memory order that its networks compute in.
+"""Copies batches to the rank's device, in the memory order that its networks compute in.
 
-On a GPU the next batch is copied while this one is worked on: from pinned memory, on a stream of
-its own, so that the step never waits for the host.
+For a GPU, the next batch is copied during the current step, from pinned memory and on a stream of
+its own. So the step never waits for the host.
 
 Not covered: making the batches (`loader.py`).
 """
@@ -20,21 +20,26 @@ from switokd.runtime.device import to_device
 def prefetch(
     batches: Iterator[Batch], device: torch.device, channels_last: bool, ahead: bool = True
 ) -> Iterator[Batch]:
-    """The same batches, on `device`. ahead: where that is a GPU, each is there one step early."""
+    """Yield the batches on `device`.
+
+    channels_last: whether images get NHWC order. ahead: on a GPU, copy a batch one step early.
+    """
     if ahead and device.type == "cuda":
         return _ahead(batches, device, channels_last)
     return (_place(batch, device, channels_last) for batch in batches)
 
 
 def _place(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
+    """Copy one batch to the device."""
     x, y = (to_device(device, t) for t in batch)
     return in_order(x, channels_last), y
 
 
 def in_order(x: Tensor, channels_last: bool) -> Tensor:
-    """Images `[B, C, H, W]` in one of two memory orders, and with the strides that go with it.
+    """Return images `[B, C, H, W]` in NHWC or NCHW memory order, with that order's usual strides.
 
-    Of one channel, or one row, several strides mean the same; compiled networks tell them apart.
+    With one channel or one row, several strides describe the same memory. Compiled networks
+    would compile again for other strides.
     """
     if x.dim() != 4:
         return x
@@ -45,11 +50,12 @@ def in_order(x: Tensor, channels_last: bool) -> Tensor:
 
 
 def _ahead(batches: Iterator[Batch], device: torch.device, channels_last: bool) -> Iterator[Batch]:
+    """Yield a batch after the next one's copy has been started on a stream of its own."""
     computing, copying = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     ready: Batch | None = None
     while True:
-        # Also what is held on the GPU is cropped and mirrored on the side stream: its small
-        # transfers would wait for all of the step on the step's own.
+        # Images in GPU memory are cropped and mirrored on this stream, too: on the step's stream,
+        # their small copies would wait for the whole step.
         with torch.cuda.stream(copying):
             batch = next(batches, None)
             if batch is not None:
@@ -59,6 +65,6 @@ def _ahead(batches: Iterator[Batch], device: torch.device, channels_last: bool) 
         if batch is None:
             return
         computing.wait_stream(copying)
-        for tensor in batch:  # its memory must not be given away while the step reads it
+        for tensor in batch:  # keep the memory until the step has read it
             tensor.record_stream(computing)
         ready = batch

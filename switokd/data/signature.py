@@ -1,9 +1,9 @@
-"""What a run's networks take and what their outputs mean: image shape, normalisation, labels.
+"""The input signature of a run's networks: image shape, normalisation, and names of the classes.
 
-Rank 0 writes it into the run folder, so that a network can be exported and used where its data
-set is not. Numbers only: nothing here needs torch.
+Rank 0 writes it into the run folder, so that a network can be exported and used without the data
+set. Torch-free.
 
-Not covered: reading pictures (`pictures.py`); networks that take anything but one image.
+Not covered: reading image files (`pictures.py`); inputs that are not one image.
 """
 
 from __future__ import annotations
@@ -21,34 +21,36 @@ if TYPE_CHECKING:
     from switokd.data.images import Images
 
 COLOURS = {1: "greyscale", 3: "RGB"}
-"""What pictures are turned into, by the network's channels."""
+"""Colours of an image file's array, by number of channels."""
 
 
 class InputSignature(BaseModel):
-    """What goes into a network, and what comes out."""
+    """Shape and normalisation of a network's input, and the classes of its logits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     channels: int = Field(ge=1)
     height: int = Field(ge=1)
+    """In pixels."""
     width: int = Field(ge=1)
+    """In pixels."""
     values: Literal["bytes", "floats"]
-    """bytes: the data set's pixels are 0 to 255; floats: it scales them itself."""
+    """bytes: pixels of 0 to 255, which switokd scales; floats: the data set scales them itself."""
     mean: tuple[float, ...] = ()
-    """Per channel, taken from values in [0, 1]; none where the data set's scaling is unknown."""
+    """By channel, subtracted from values in [0, 1]; empty if the data set's scaling is unknown."""
     std: tuple[float, ...] = ()
-    """Per channel, what is then divided by."""
+    """By channel, divides the difference; empty likewise."""
     resize: tuple[int, int]
-    """Height and width that a picture is scaled to cover, before its middle is cut out."""
+    """Height and width in pixels that an image is scaled to cover before its centre is cropped."""
     labels: tuple[str, ...] = Field(min_length=1)
-    """The classes' names, in the order of the logits."""
+    """Names of the classes, in the order of the logits."""
 
     @model_validator(mode="after")
     def _one_per_channel(self) -> InputSignature:
         if len(self.mean) != len(self.std) or len(self.mean) not in (0, self.channels):
-            raise ValueError(f"mean and std: {self.channels} numbers each, or none")
+            raise ValueError(f"mean and std need {self.channels} numbers each, or none")
         if not all(value > 0 for value in self.std):
-            raise ValueError("std: numbers above 0")
+            raise ValueError("std needs numbers above 0")
         return self
 
     @property
@@ -63,7 +65,7 @@ class InputSignature(BaseModel):
 
     @property
     def takes(self) -> str:
-        """In words, what an exported program takes."""
+        """Describe the input of an exported program."""
         shape = f"float32 images [batch, {self.channels}, {self.height}, {self.width}]"
         if not self.mean:
             return f"{shape} as the run's data set gives them"
@@ -71,9 +73,9 @@ class InputSignature(BaseModel):
         return f"{shape}, {colour}, values 0 to 1 (bytes / 255); it normalises them itself"
 
     def with_scaling(self, mean: tuple[float, ...], std: tuple[float, ...]) -> InputSignature:
-        """The same with a data set's own scaling made known; one number is for all channels.
+        """Return a copy with the scaling of a data set of floats; one number is for all channels.
 
-        UsageError if the data set's scaling is known already or the numbers do not fit.
+        UsageError if the run's scaling is known already, or the numbers are invalid.
         """
         if self.values == "bytes":
             raise UsageError(
@@ -88,12 +90,12 @@ class InputSignature(BaseModel):
             raise UsageError(f"--mean, --std: found {list(mean)}, {list(std)}; {message}") from None
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the signature as JSON."""
         path.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> InputSignature:
-        """Read what `save` wrote; UsageError if the file is none."""
+        """Read a file written by `save`; UsageError for any other file."""
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -102,7 +104,7 @@ class InputSignature(BaseModel):
 
     @classmethod
     def of(cls, images: Images) -> InputSignature:
-        """Describe an open data set."""
+        """Make the signature of an open data set."""
         sources, (channels, height, width) = images.sources, images.shape
         first = sources.test.fetch([0], np.zeros(1, dtype=np.uint64))[0]
         is_bytes = not first.is_floating_point()
@@ -120,4 +122,5 @@ class InputSignature(BaseModel):
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return one value per channel; a single value is for all."""
     return values * channels if len(values) == 1 else values

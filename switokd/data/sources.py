@@ -1,15 +1,6 @@
-"""Data sets: where images and labels come from, before any augmentation.
+"""Images and labels by index, before augmentation: in memory, or item by item.
 
-    digits          scikit-learn's 1,797 handwritten digits, 8 x 8; inside the package
-    fashion-mnist   torchvision's, from a folder
-    cifar10, cifar100          likewise
-    tiny-imagenet   its own folder layout, as downloaded (tiny_imagenet.py)
-    image-folder    a folder with train/CLASS/*.jpg and val/CLASS/*.jpg
-    imagenet        the same, with ImageNet's 1,000 classes
-    package.module:callable    any: called with `train: bool` and data.kwargs, returns a
-                    map-style data set of (image, label)
-
-Not covered: streams without a length, targets that are not class labels.
+Not covered: opening a data set by its name (`named.py`); targets that are not class labels.
 """
 
 from __future__ import annotations
@@ -29,14 +20,15 @@ from switokd.runtime.device import to_device
 
 
 class Source(Protocol):
-    """Images and labels by index."""
+    """Images and labels of one part of a data set, by index."""
 
     def __len__(self) -> int: ...
 
     def fetch(self, indices: Sequence[int], keys: Keys) -> tuple[Tensor, Tensor]:
-        """Images `[B, C, H, W]` (uint8, or float ready for use) and labels `[B]`.
+        """Return images `[B, C, H, W]` and labels `[B]`.
 
-        keys: `[B]`, one per sample, for transforms that draw random numbers.
+        Images of uint8 will be normalised; images of floats are used unchanged. keys: `[B]`, seeds
+        of the samples' random transforms.
         """
         ...
 
@@ -52,7 +44,7 @@ class ArraySource:
         return len(self.labels)
 
     def to(self, device: torch.device) -> ArraySource:
-        """The same images on another device."""
+        """Return a copy on another device."""
         return ArraySource(self.images.to(device), self.labels.to(device))
 
     def fetch(self, indices: Sequence[int], keys: Keys) -> tuple[Tensor, Tensor]:
@@ -63,17 +55,18 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class ItemSource:
-    """Any map-style data set of (image, label), one item at a time."""
+    """A map-style data set of (image, label), read item by item."""
 
     items: Any
     classes: int
     where: str
+    """Names the data set in errors."""
 
     def __len__(self) -> int:
         return len(self.items)
 
     def fetch(self, indices: Sequence[int], keys: Keys) -> tuple[Tensor, Tensor]:
-        """See `Source`. UsageError for labels outside the classes or images that do not fit."""
+        """See `Source`. UsageError for a label outside the classes or an invalid image."""
         images, labels = [], []
         with seeding() as seed:
             for index, key in zip(indices, keys.tolist(), strict=True):
@@ -94,26 +87,31 @@ class ItemSource:
 
 @dataclass(frozen=True)
 class Sources:
-    """A data set's two parts, and what follows from it for networks and augmentation."""
+    """Training and test images of a data set, its classes, normalisation and usual augmentation."""
 
     train: Source
     test: Source
     classes: int
+    """Number of classes."""
     mean: tuple[float, ...]
+    """By channel, of pixel values in [0, 1]; one value is for all channels."""
     std: tuple[float, ...]
+    """By channel, likewise."""
     crop_padding: int = 0
+    """Pixels of padding before a random crop, if data.crop_padding is null."""
     flip: bool = False
+    """Whether to mirror images at random, if data.flip is null."""
     names: tuple[str, ...] = ()
-    """The classes' names, in the labels' order; empty where the data set has none."""
+    """Names of the classes, in the order of the labels; empty if the data set has none."""
     resize: int | None = None
-    """Shorter side that test pictures are resized to before their middle is cut out."""
+    """Pixels of the shorter side of a test image before its centre is cropped; None: no resize."""
 
 
 def _pair(items: Any, index: int, where: str) -> tuple[Any, int]:
-    """One (image, label); UsageError if the item is none, or its file cannot be read."""
+    """Return one (image, label); UsageError for another item or a file that cannot be read."""
     try:
         item = items[index]
-    except (OSError, SyntaxError) as error:  # what Pillow says of files that are no whole pictures
+    except (OSError, SyntaxError) as error:  # Pillow raises these for damaged files
         file = _file_of(items, index, where)
         raise UsageError(f"{file} cannot be read: {first_line(error)}") from error
     try:
@@ -127,7 +125,7 @@ def _pair(items: Any, index: int, where: str) -> tuple[Any, int]:
 
 
 def _file_of(items: Any, index: int, where: str) -> str:
-    """Where an item comes from: its file, where the data set knows that, as ImageFolder does."""
+    """Return the file of an item if the data set lists it, as ImageFolder does, else its number."""
     try:
         return str(items.samples[index][0])
     except (AttributeError, IndexError, KeyError, TypeError):
@@ -135,12 +133,15 @@ def _file_of(items: Any, index: int, where: str) -> str:
 
 
 def label_of(items: Any, index: int, where: str) -> int:
-    """The label of one item; UsageError if the item is no (image, label)."""
+    """Return the label of one item; UsageError if the item is not (image, label)."""
     return _pair(items, index, where)[1]
 
 
 def _as_tensor(image: Any, where: str) -> Tensor:
-    """An image as `[C, H, W]`: a tensor as it is, a PIL image or array `[H, W(, C)]` as bytes."""
+    """Return an image as `[C, H, W]`; UsageError for another shape or type.
+
+    A tensor is returned unchanged. A PIL image or array `[H, W]` or `[H, W, C]` must hold bytes.
+    """
     if isinstance(image, Tensor):
         tensor = image
     else:

@@ -1,9 +1,9 @@
-"""A part of the training images, for studies that must be short: `data.train_samples`.
+"""Fewer training images, for short studies: `data.train_samples`.
 
-The part is drawn once and is the same for every seed, so that runs of several seeds differ in
-weights and order, not in data.
+The same images are drawn for every seed. So runs with several seeds differ in weights and order,
+not in data.
 
-Not covered: an equal number of each class; the test set, which stays whole.
+Not covered: the same number of images per class; the test set, which stays whole.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from switokd.data.sources import ArraySource, Source, Sources
 from switokd.errors import UsageError
 
 DRAW = 20220916
-"""Seed of the drawing."""
+"""Seed of the random choice."""
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some samples of a source, in its order."""
+    """Some samples of a source, in the source's order."""
 
     source: Source
     indices: tuple[int, ...]
+    """Of the samples in the source, ascending."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -39,16 +40,19 @@ class Subset:
 
 
 def with_fewer(sources: Sources, samples: int | None) -> Sources:
-    """The data set with so many training images; None for all. UsageError if there are fewer."""
-    whole = sources.train
-    if samples is None or samples == len(whole):
+    """Return the data set with `samples` training images; None: with all of them.
+
+    UsageError if the data set has fewer.
+    """
+    train = sources.train
+    if samples is None or samples == len(train):
         return sources
-    if samples > len(whole):
+    if samples > len(train):
         raise UsageError(
-            f"data.train_samples: {samples} is more than the {len(whole)} training images"
+            f"data.train_samples: {samples} is more than the {len(train)} training images"
         )
-    drawn = np.sort(np.random.default_rng(DRAW).permutation(len(whole))[:samples])
-    if isinstance(whole, ArraySource):
-        at = torch.from_numpy(drawn)
-        return replace(sources, train=ArraySource(whole.images[at], whole.labels[at]))
-    return replace(sources, train=Subset(whole, tuple(drawn.tolist())))
+    indices = np.sort(np.random.default_rng(DRAW).permutation(len(train))[:samples])
+    if isinstance(train, ArraySource):
+        at = torch.from_numpy(indices)
+        return replace(sources, train=ArraySource(train.images[at], train.labels[at]))
+    return replace(sources, train=Subset(train, tuple(indices.tolist())))

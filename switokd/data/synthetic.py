@@ -1,4 +1,7 @@
-"""Images of noise, for runs whose data are not there yet."""
+"""Images of noise, for plans and checks without the data set's files.
+
+Not covered: data sets of unknown shape, which must be opened (`named.py`).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from switokd.data.subset import with_fewer
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise in place of images that need not be here; the labels go through all classes."""
+    """Noise in the shape and number of a data set's images; labels run through all classes."""
 
     data: KnownData
 
@@ -34,12 +37,15 @@ class Noise:
 
 
 def images_for(config: Config) -> Images:
-    """The run's images, noise where they are known by name; UsageError if they cannot be opened."""
-    found, held_out = known(config.data), config.method.strategy.held_out
-    if found is None:
+    """Return noise for a data set of known shape; open any other data set.
+
+    UsageError if that data set cannot be opened.
+    """
+    data, held_out = known(config.data), config.method.strategy.held_out
+    if data is None:
         return open_images(config.data, config.seed, held_out)
-    noise, channels = Noise(found), found.image[0]
-    half = (0.5,) * channels
-    sources = Sources(noise, noise, found.classes, half, half)
+    noise = Noise(data)
+    half = (0.5,) * data.image[0]
+    sources = Sources(noise, noise, data.classes, half, half)
     sources = with_fewer(sources, config.data.train_samples)
     return Images(sources, config.data, config.seed, held_out)

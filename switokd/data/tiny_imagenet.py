@@ -1,16 +1,16 @@
-"""Tiny-ImageNet in its own folder layout, as downloaded and unpacked.
+"""Tiny-ImageNet in its original folder layout, as downloaded and unpacked.
 
     tiny-imagenet-200/
-      wnids.txt                       the 200 classes, a WordNet id a line
-      train/n01443537/images/*.JPEG   500 images of each class
+      wnids.txt                       the 200 classes, one WordNet id per line
+      train/n01443537/images/*.JPEG   500 images per class
       val/images/*.JPEG               all 10,000 in one folder
       val/val_annotations.txt         image, class and box, separated by tabs
 
-Labels number the classes in the order of their ids, as torchvision's ImageFolder would. Images are
-decoded when they are wanted, by as many processes as `data.workers` says: all 110,000 in memory
-would be 1.35 GB in every rank, and half a minute before the first step. Grey ones become RGB.
+A label is the position of the class among the sorted ids, as with torchvision's ImageFolder. Images
+are decoded on demand, in `data.workers` processes: all 110,000 in memory would take 1.35 GB per
+rank and half a minute before the first step. Greyscale images become RGB.
 
-Not covered: test/, which has no labels; the boxes; downloading and unpacking.
+Not covered: test/, which has no labels; bounding boxes; downloading and unpacking.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from switokd.errors import UsageError
 
 FOLDER = "tiny-imagenet-200"
 SIDE = 64
+"""Height and width of an image in pixels."""
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-"""Those of the paper's released training script: CIFAR-10's, for these images as well."""
+"""By channel, from the paper's released training script, which uses CIFAR-10's values here."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,19 @@ class TinyImageNet:
 
     root: Path
     files: tuple[str, ...]
-    """Below root."""
+    """Paths relative to root."""
     labels: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        """RGB bytes `[64, 64, 3]` and label; UsageError if the file is no such image."""
+        """Return RGB bytes `[64, 64, 3]` and label; UsageError if the file is not such an image."""
         path = self.root / self.files[index]
         try:
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
-        except OSError as error:  # also what is no image, or ends too early
+        except OSError as error:  # Pillow raises it for damaged images as well
             reason = error.strerror or "not a whole image"
             raise UsageError(f"{path}: cannot be read: {reason}; unpack the data again") from None
         if pixels.shape != (SIDE, SIDE, 3):
@@ -61,10 +62,10 @@ class TinyImageNet:
 
 
 def open_tiny_imagenet(data_root: str) -> tuple[TinyImageNet, TinyImageNet, list[str]]:
-    """Training images, validation images, and the classes by label.
+    """Return training images, validation images, and the classes' ids by label.
 
-    data_root: the folder that holds tiny-imagenet-200/, or that folder itself. UsageError if
-    something of the layout is missing.
+    data_root: the folder that holds tiny-imagenet-200/, or that folder itself. UsageError if a
+    file or folder of the layout is missing.
     """
     root = Path(data_root)
     if (root / FOLDER).is_dir():
@@ -80,37 +81,42 @@ def open_tiny_imagenet(data_root: str) -> tuple[TinyImageNet, TinyImageNet, list
 
 
 def _train(root: Path, label_of: dict[str, int]) -> TinyImageNet:
-    """All images below train/CLASS/images, class by class, by name."""
+    """Return all images of train/CLASS/images, sorted by class and file name.
+
+    label_of: label by class id, in the order of the labels.
+    """
     files, labels = [], []
     for name, label in label_of.items():
-        found = _images(root / "train" / name / "images")
-        if not found:
+        images = _images(root / "train" / name / "images")
+        if not images:
             raise UsageError(
                 f"{root.resolve()}: class {name} of wnids.txt has no images in "
                 f"train/{name}/images; unpack the data again"
             )
-        files += [f"train/{name}/images/{file}" for file in found]
-        labels += [label] * len(found)
+        files += [f"train/{name}/images/{file}" for file in images]
+        labels += [label] * len(images)
     return TinyImageNet(root, tuple(files), tuple(labels))
 
 
 def _val(root: Path, label_of: dict[str, int]) -> TinyImageNet:
-    """All images that val/val_annotations.txt names, in its order."""
+    """Return all images that val/val_annotations.txt lists, in the order of its lines."""
     annotations = root / "val" / "val_annotations.txt"
     if not annotations.is_file():
         raise UsageError(
-            f"{annotations.resolve()} is not there; it says which class each image of val/images "
-            "is: unpack the data again (a val/ that was sorted into classes is not the original)"
+            f"{annotations.resolve()} is not there; it lists the classes of the images in "
+            "val/images: unpack the data again (a val/ sorted into classes is not the original)"
         )
-    there = set(_images(root / "val" / "images"))
+    images = set(_images(root / "val" / "images"))
     files, labels = [], []
     for number, line in enumerate(_lines(annotations), 1):
         file, _, rest = line.partition("\t")
         name = rest.split("\t")[0]
         where = f"{annotations.resolve()}, line {number}"
         if name not in label_of:
-            raise UsageError(f"{where}: {name!r} is no class of wnids.txt; unpack the data again")
-        if file not in there:
+            raise UsageError(
+                f"{where}: {name!r} is not a class of wnids.txt; unpack the data again"
+            )
+        if file not in images:
             raise UsageError(f"{where}: {file!r} is not in val/images; unpack the data again")
         files.append(f"val/images/{file}")
         labels.append(label_of[name])
@@ -118,14 +124,14 @@ def _val(root: Path, label_of: dict[str, int]) -> TinyImageNet:
 
 
 def _images(folder: Path) -> list[str]:
-    """Names of the image files in a folder, sorted; none if it is not there."""
+    """Return the sorted names of a folder's image files; empty if there is no such folder."""
     if not folder.is_dir():
         return []
     return sorted(file.name for file in folder.iterdir() if file.suffix.upper() == ".JPEG")
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines that are not empty; UsageError if the file cannot be read, or has none."""
+    """Return a file's lines without empty ones; UsageError if it is empty or cannot be read."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

@@ -1,1 +1,4 @@
-"""Networks by name, one module per family."""
+"""Networks by name, one module per family.
+
+Start reading at `registry.py`. Not covered: pretrained weights.
+"""

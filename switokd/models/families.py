@@ -1,6 +1,9 @@
-"""Names of this package's own networks, which do the same in every step and never read a GPU.
+"""Patterns for the names of switokd's own networks.
 
-Torch-free. Not covered: building them (`models/`); names of others' networks.
+Their forward passes run the same kernels in every step and never wait for the GPU, so that they
+are safe to capture as CUDA graphs.
+
+Torch-free. Not covered: building networks (`registry.py`); names of other libraries' networks.
 """
 
 from __future__ import annotations
@@ -14,6 +17,6 @@ MOBILENET_V2 = re.compile(r"mobilenetv2(?:-(\d+(?:\.\d+)?))?")
 
 
 def is_own(name: str) -> bool:
-    """Whether a network of this name comes with this package."""
+    """Whether a name is that of a network of switokd's own."""
     own = WIDE_RESNET, RESNET, MOBILENET, MOBILENET_V2
     return any(pattern.fullmatch(name) for pattern in own)

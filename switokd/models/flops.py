@@ -1,11 +1,13 @@
-"""How large a network is: its parameters, and the multiply-adds of one image's forward pass.
+"""Counts a network's parameters, and the multiply-adds of a forward pass of one image.
 
-Counted are convolutions and matrix products (attention is made of these), of groups only what is
-computed; normalisation, activations and pooling are left out, as papers do. The network is made
-and run on PyTorch's meta device, which has shapes but no numbers, so that large ones cost nothing;
-one that needs numbers is run on the CPU.
+Convolutions and matrix products count, also those inside attention. A grouped convolution counts
+only its own products. As in papers, normalisation, activations and pooling do not count.
 
-Not covered: backward (about twice the forward pass), memory, time; operators of other libraries.
+The network is built and run on PyTorch's meta device, which has shapes but no values, so that
+large networks cost nothing. A network that reads values is run on the CPU instead.
+
+Not covered: the backward pass (about twice the forward pass), memory and time; operators of other
+libraries.
 """
 
 from __future__ import annotations
@@ -22,17 +24,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from switokd.models.registry import build, check_output, parameter_count
 
 IMAGES = 2
-"""What `check_output` sends through."""
+"""Number of images that `check_output` sends through the network."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of one network."""
+    """Parameters and arithmetic of one network."""
 
     parameters: int
-    """Trainable values."""
+    """Number of trainable values."""
     multiply_adds: int
-    """Of one image's forward pass, in evaluation mode."""
+    """In a forward pass of one image, in evaluation mode."""
 
 
 def size_of(
@@ -41,13 +43,13 @@ def size_of(
     classes: int,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Size:
-    """Size of the network `name` for images of (channels, height, width) and so many classes.
+    """Return the size of the network `name`.
 
-    UsageError if there is none, if it does not take such images, or does not give logits.
+    image: channels, height and width. kwargs: arguments for the model's callable. UsageError if
+    there is no such network, it does not take these images, or it does not return logits.
     """
-    with suppress(
-        Exception
-    ):  # of networks that need numbers; the CPU finds the user's errors again
+    # A network that reads values fails on the meta device. Other errors come again on the CPU.
+    with suppress(Exception):
         return _size_on("meta", name, image, classes, kwargs)
     return _size_on("cpu", name, image, classes, kwargs)
 
@@ -59,17 +61,18 @@ def _size_on(
     classes: int,
     kwargs: Mapping[str, Any] | None,
 ) -> Size:
+    """Return the size as counted on one device."""
     with torch.device(device), torch.random.fork_rng(devices=[]):
         network = build(name, image[0], classes, kwargs, image_size=min(image[1:]))
         with _plain_attention(), FlopCounterMode(display=False) as counter:
             check_output(network, name, image, classes)
-    # Counted are floating-point operations, two for each multiply-add.
+    # PyTorch counts floating-point operations, two per multiply-add.
     return Size(parameter_count(network), counter.get_total_flops() // (2 * IMAGES))
 
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Attention as matrix products, which are counted, instead of fused, which on CPUs are not."""
+    """Compute attention as matrix products, because fused attention is not counted on CPUs."""
     was_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

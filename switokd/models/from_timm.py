@@ -1,6 +1,6 @@
-"""Networks of the library timm (PyTorch Image Models), `timm:NAME`, where it is installed.
+"""Networks of the library timm (PyTorch Image Models), as `timm:NAME`, if it is installed.
 
-Not covered: weights from timm's hub, unless asked for by `model_kwargs: {pretrained: true}`.
+Not covered: pretrained weights, except by `model_kwargs: {pretrained: true}`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ PREFIX = "timm:"
 
 
 def timm_builder(name: str) -> Callable[..., Any]:
-    """What makes timm's network for `timm:NAME`, called with `in_channels` and `num_classes`.
+    """Return a callable that builds timm's network for `timm:NAME`.
 
-    UsageError if timm is not installed or has no network of this name.
+    It takes `in_channels`, `num_classes` and the arguments of `timm.create_model`. UsageError if
+    timm is not installed or has no network of this name.
     """
     try:
         import timm
@@ -27,15 +28,15 @@ def timm_builder(name: str) -> Callable[..., Any]:
             f"model {name}: timm is not installed; pip install timm, or switokd with its extra "
             "'timm' (switokd[timm])"
         ) from None
-    own_name = name.removeprefix(PREFIX)
-    if not timm.is_model(own_name):
-        close = nearest(own_name, timm.list_models())
+    timm_name = name.removeprefix(PREFIX)
+    if not timm.is_model(timm_name):
+        hint = nearest(timm_name, timm.list_models())
         raise UsageError(
-            f"model {name}: timm {timm.__version__} has no network {own_name!r}{close} "
-            "(timm.list_models() gives all)"
+            f"model {name}: timm {timm.__version__} has no network {timm_name!r}{hint} "
+            "(timm.list_models() lists all)"
         )
 
     def make(in_channels: int, num_classes: int, **kwargs: Any) -> Any:
-        return timm.create_model(own_name, in_chans=in_channels, num_classes=num_classes, **kwargs)
+        return timm.create_model(timm_name, in_chans=in_channels, num_classes=num_classes, **kwargs)
 
     return make

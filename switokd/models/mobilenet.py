@@ -1,4 +1,7 @@
-"""MobileNet (Howard et al., 2017) with the strides usual for images of 32 x 32 and below."""
+"""MobileNet v1 (Howard et al., arXiv:1704.04861) with the usual strides for small images.
+
+Not covered: the strides of the original network for images of 224 x 224.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ BLOCKS = (
 
 
 def _convolution(c_in: int, c_out: int, size: int, stride: int, groups: int = 1) -> nn.Sequential:
+    """Convolution with `size` x `size` kernels, BatchNorm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(c_in, c_out, size, stride, padding=size // 2, groups=groups, bias=False),
         nn.BatchNorm2d(c_out),
@@ -21,7 +25,7 @@ def _convolution(c_in: int, c_out: int, size: int, stride: int, groups: int = 1)
 
 
 class MobileNet(nn.Module):
-    """MobileNet v1; `width` multiplies every number of channels. ValueError if width <= 0."""
+    """MobileNet v1; `width` multiplies all numbers of channels. ValueError if width <= 0."""
 
     def __init__(self, width: float = 1.0, in_channels: int = 3, num_classes: int = 10) -> None:
         super().__init__()
@@ -38,5 +42,5 @@ class MobileNet(nn.Module):
         self.head = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images `[B, in_channels, H, W]` to logits `[B, num_classes]`."""
+        """Map images `[B, in_channels, H, W]` to logits `[B, num_classes]`."""
         return self.head(self.features(x).mean(dim=(2, 3)))  # type: ignore[no-any-return]

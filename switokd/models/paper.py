@@ -1,7 +1,7 @@
-"""The networks of Qian et al. (ECCV 2022), by the data of their tables 4 and 7 and of ImageNet.
+"""The networks of Qian et al. (ECCV 2022), by data set of tables 4 and 7, and for ImageNet.
 
-Their sizes are those that table 4 prints, rounded, but for ResNet-34: 21.38M, of which it prints
-21.3M. The network of the authors' released code has the same 21,379,592 values.
+Rounded, their parameters are those of table 4, except for ResNet-34: table 4 prints 21.3M for
+21.38M. The network in the authors' released code has the same 21,379,592 parameters.
 
 Not covered: their accuracies and recipes.
 """
@@ -13,16 +13,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PaperNetwork:
-    """A network on one of the paper's data sets."""
+    """A network of the paper on one data set."""
 
     network: str
-    """Name of the model, as in run files."""
+    """Name of the model in run files."""
     data: str
+    """Name of the data set."""
     size: int
-    """Of the images, which are square and have three channels, in pixels."""
+    """Height and width of the images, in pixels; they have three channels."""
     classes: int
     uses: str
-    """Tables with its role, T for teacher and S for student: "4T 7S"; of ImageNet the role."""
+    """Table and role, T for teacher and S for student, such as "4T 7S"; for ImageNet, the role."""
 
 
 CIFAR10 = ("CIFAR-10", 32, 10)

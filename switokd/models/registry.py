@@ -1,20 +1,21 @@
-"""Networks by name.
+"""Builds networks by name.
 
     wrn-DEPTH-WIDTH      WideResNet for small images, such as wrn-16-2
     resnet-DEPTH         ResNet for small images: resnet-18, -34; CIFAR's resnet-20, -32, ...
     mobilenet[-WIDTH]    MobileNet for small images, such as mobilenet-0.5
-    mobilenetv2[-WIDTH]  MobileNetV2 with strides by the images' size, such as mobilenetv2-1.4
-    resnet18, ...        torchvision's, by its name
-    timm:NAME            timm's, where it is installed
-    package.module:callable    any other; called with the run file's model_kwargs
+    mobilenetv2[-WIDTH]  MobileNetV2 with strides by image size, such as mobilenetv2-1.4
+    resnet18, ...        a classification network of torchvision
+    timm:NAME            a network of timm, if it is installed
+    package.module:callable    the user's own; called with the run file's model_kwargs
 
-Input channels, classes and the shorter side of the images come from the data: they are passed as
-`in_channels`, `num_classes` and `image_size` to every callable that takes arguments of these names.
+The number of input channels, of classes and the shorter side of the images come from the data.
+They are passed as `in_channels`, `num_classes` and `image_size` if the callable has arguments of
+these names.
 
-    flops.py    parameters and multiply-adds
-    paper.py         which network is in which table of the paper
+    flops.py         number of parameters and multiply-adds
+    paper.py         the networks of the paper's tables
 
-Not covered: downloading pretrained weights, inputs that are not images.
+Not covered: downloading pretrained weights; inputs that are not images.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ FAMILIES = (
     "timm:NAME",
     "package.module:callable",
 )
-"""Names that `build` takes, in words."""
+"""Kinds of names that `build` accepts, for messages and help texts."""
 
 
 def build(
@@ -56,16 +57,17 @@ def build(
     kwargs: Mapping[str, Any] | None = None,
     image_size: int | None = None,
 ) -> nn.Module:
-    """Make the network `name` for images of `in_channels` and `num_classes` classes.
+    """Build the network `name` for images with `in_channels` and for `num_classes` classes.
 
-    image_size: shorter side of the images in pixels; None leaves it to the network's own default.
-    UsageError if there is none of that name or it cannot be made with these arguments.
+    kwargs: arguments for the network's callable, which win over those of the data. image_size:
+    shorter side of the images in pixels; None: the network's default. UsageError if there is no
+    such network, or it cannot be made with these arguments.
     """
-    factory, own = _factory(name)
-    arguments = {**own, **(kwargs or {})}
+    factory, of_name = _factory(name)
+    arguments = {**of_name, **(kwargs or {})}
     try:
         accepted = set(inspect.signature(factory).parameters)
-    except ValueError:  # builtins without a signature
+    except ValueError:  # a builtin without a signature
         accepted = set()
     of_data = {"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size}
     for key, value in of_data.items():
@@ -85,16 +87,16 @@ def build(
 
 
 def check_output(network: nn.Module, name: str, image: tuple[int, int, int], classes: int) -> None:
-    """Send two blank images through; UsageError unless logits `[2, classes]` come out.
+    """Send two blank images through a network; UsageError unless it returns logits `[2, classes]`.
 
-    image: channels, height, width.
-    Leaves the network's mode, buffers and weights as they were.
+    name: for errors. image: channels, height, width. The network's mode, buffers and weights stay
+    unchanged.
     """
     was_training = network.training
     network.eval()
     try:
         with torch.no_grad():
-            found = network(torch.zeros(2, *image))
+            logits = network(torch.zeros(2, *image))
     except Exception as error:
         raise UsageError(
             f"model {name} does not take images of {image[0]} x {image[1]} x {image[2]} "
@@ -102,51 +104,61 @@ def check_output(network: nn.Module, name: str, image: tuple[int, int, int], cla
         ) from error
     finally:
         network.train(was_training)
-    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (2, classes):
         raise UsageError(
             f"model {name} must turn 2 images into logits of shape (2, {classes}), got {shape}"
         )
 
 
-def load_weights(network: nn.Module, path: Path, what: str) -> None:
-    """Load a state dict into a network; UsageError if the file is none, or of another network.
+def load_weights(network: nn.Module, path: Path, source: str) -> None:
+    """Load a state dict into a network.
 
-    what: names the setting in the error.
+    source: names the setting or run in errors. UsageError if the file cannot be read, holds no
+    state dict, or holds one of another network.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling fails in many ways
+    except Exception as error:  # unpickling raises many kinds of errors
         reason = getattr(error, "strerror", None) or "it is no state dict saved by torch.save"
-        raise UsageError(f"{what}: {path} cannot be read: {reason}") from None
-    own = network.state_dict()
+        raise UsageError(f"{source}: {path} cannot be read: {reason}") from None
+    expected = network.state_dict()
     if not isinstance(state, dict):
-        raise UsageError(f"{what}: {path} holds no state dict, but a {type(state).__name__}")
-    odd = [key for key in [*own, *state] if (key in own) != (key in state)]
-    odd += [key for key in own if key in state and _form(own[key]) != _form(state[key])]
-    if odd:
-        key = odd[0]
-        there, here = (_form(side[key]) if key in side else "not there" for side in (state, own))
+        raise UsageError(f"{source}: {path} holds no state dict, but a {type(state).__name__}")
+    differing = [key for key in [*expected, *state] if (key in expected) != (key in state)]
+    common = [key for key in expected if key in state]
+    differing += [
+        key for key in common if _shape_or_type(expected[key]) != _shape_or_type(state[key])
+    ]
+    if differing:
+        key = differing[0]
+        there, here = (
+            _shape_or_type(side[key]) if key in side else "not there" for side in (state, expected)
+        )
         raise UsageError(
-            f"{what}: {path} is of another network: {key} is {there} in the file and {here} in the "
-            f"network ({len(odd)} of {len(own)} entries differ)"
+            f"{source}: {path} is of another network: {key} is {there} in the file and {here} in "
+            f"the network ({len(differing)} of {len(expected)} entries differ)"
         )
     network.load_state_dict(state)
 
 
-def _form(value: Any) -> tuple[int, ...] | str:
-    """A tensor's shape; of anything else, what it is."""
+def _shape_or_type(value: Any) -> tuple[int, ...] | str:
+    """Return a tensor's shape, or "a TYPE" for any other value."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape)
     return f"a {type(value).__name__}"
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Number of trainable values."""
+    """Return the number of trainable values."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return the callable for a name, and the arguments that the name contains.
+
+    UsageError for an unknown name.
+    """
     if match := families.WIDE_RESNET.fullmatch(name):
         return WideResNet, {"depth": int(match[1]), "width": int(match[2])}
     if match := families.MOBILENET.fullmatch(name):
@@ -171,7 +183,10 @@ def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
 
 
 def _torchvision(name: str) -> Callable[..., Any]:
-    """A network of torchvision's, which has its arguments in **kwargs, with what data decide."""
+    """Return a callable for torchvision's network, with `num_classes` as a named argument.
+
+    torchvision's own builders hide it in **kwargs.
+    """
     from torchvision.models import get_model_builder
 
     builder: Callable[..., Any] = get_model_builder(name)
@@ -183,9 +198,10 @@ def _torchvision(name: str) -> Callable[..., Any]:
 
 
 def _torchvision_names() -> list[str]:
+    """Return the names of torchvision's classification networks; empty if it is not installed."""
     try:
         import torchvision.models
-    except ModuleNotFoundError:  # where a new PyTorch has none yet; our own networks need none
+    except ModuleNotFoundError:  # switokd's own networks need no torchvision
         return []
 
     names: list[str] = torchvision.models.list_models(module=torchvision.models)

@@ -1,12 +1,13 @@
 """Residual networks (He et al., CVPR 2016) for small images.
 
-    depth 20, 32, 44, 56, 110    the paper's own for CIFAR: 16, 32 and 64 channels, shortcuts
+    depth 20, 32, 44, 56, 110    the paper's networks for CIFAR: 16, 32 and 64 channels, shortcuts
                                  without weights
-    depth 18, 34                 its networks for ImageNet, torchvision's, whose first layers keep
-                                 the image's size: a 3x3 convolution of stride 1, no max pooling
+    depth 18, 34                 the paper's networks for ImageNet, from torchvision, with first
+                                 layers that keep the image's size: a 3x3 convolution of stride 1,
+                                 no max pooling
 
-Not covered: images of 224 x 224, for which torchvision's resnet18, resnet34, ... are made; depths
-that need bottleneck blocks.
+Not covered: images of 224 x 224, for which torchvision has resnet18, resnet34, ...; depths with
+bottleneck blocks.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 
 IMAGENET_BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}
-"""By depth: blocks of two convolutions in each of the four groups."""
+"""By depth: number of blocks of two convolutions in the four groups."""
 
 
 def resnet(depth: int, in_channels: int = 3, num_classes: int = 10) -> nn.Module:
-    """ResNet-`depth` for small images. ValueError if there is none of this depth."""
+    """Build ResNet-`depth` for small images. ValueError for an unsupported depth."""
     if depth in CIFAR_DEPTHS:
         return CifarResNet(depth, in_channels, num_classes)
     if depth not in IMAGENET_BLOCKS:
@@ -37,9 +38,9 @@ def resnet(depth: int, in_channels: int = 3, num_classes: int = 10) -> nn.Module
 
 
 class Block(nn.Module):
-    """Residual block of two 3x3 convolutions; its shortcut has no weights.
+    """Residual block of two 3x3 convolutions, with a shortcut without weights.
 
-    Where the shape changes, the shortcut drops pixels by the stride and fills up channels with 0.
+    If the shape changes, the shortcut takes every stride-th pixel and adds channels of zeros.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -60,7 +61,7 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet-`depth`, 6 n + 2: three groups of n blocks with 16, 32 and 64 channels.
+    """ResNet of depth 6 n + 2 for CIFAR: three groups of n blocks with 16, 32 and 64 channels.
 
     ValueError if depth is not 6 n + 2 with n >= 1.
     """
@@ -83,6 +84,6 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images `[B, in_channels, H, W]` to logits `[B, num_classes]`."""
+        """Map images `[B, in_channels, H, W]` to logits `[B, num_classes]`."""
         x = self.blocks(F.relu(self.bn(self.stem(x))))
         return self.head(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]

@@ -1,4 +1,7 @@
-"""Wide residual networks (Zagoruyko and Komodakis, BMVC 2016) for small images."""
+"""Wide residual networks (Zagoruyko and Komodakis, BMVC 2016) for small images.
+
+Not covered: dropout inside the blocks.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,16 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in, H, W]` to `[B, out, H/stride, W/stride]`."""
         activated = F.relu(self.bn1(x))
-        # A shortcut with weights sees the activated input, a plain one the input itself.
+        # A shortcut with weights takes the activated input, an identity takes the input itself.
         residual = x if self.shortcut is None else self.shortcut(activated)
         out = self.conv2(F.relu(self.bn2(self.conv1(activated))))
         return residual + out  # type: ignore[no-any-return]
 
 
 class WideResNet(nn.Module):
-    """WRN-`depth`-`width`: three groups of (depth - 4) / 6 blocks, 16, 32 and 64 x width channels.
+    """WRN-`depth`-`width`: three groups of (depth - 4) / 6 blocks.
+
+    The groups have 16, 32 and 64 channels, times `width`.
 
     ValueError if depth is not 6 n + 4 with n >= 1, or width is below 1.
     """
@@ -60,6 +65,6 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images `[B, in_channels, H, W]` to logits `[B, num_classes]`."""
+        """Map images `[B, in_channels, H, W]` to logits `[B, num_classes]`."""
         x = F.relu(self.bn(self.blocks(self.stem(x))))
         return self.head(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]

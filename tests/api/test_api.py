@@ -265,7 +265,7 @@ def test_objects_are_trained_and_stay_as_they_were(tmp_path: Path) -> None:
     assert [m["epoch"] for m in made.metrics] == [1, 1, 2, 2]
 
     there = switokd.load_run(made.path)
-    with pytest.raises(UsageError, match=r"<object small: small> is an object .* give it again"):
+    with pytest.raises(UsageError, match=r"<object small: small> is an object .* pass it to"):
         there.network("small")
     again = switokd.load_run(
         made.path, networks={"small": small}, train=Squares(60), test=Squares(30)

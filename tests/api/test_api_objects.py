@@ -86,7 +86,7 @@ def test_objects_are_exported_where_they_are_at_hand(made: Run, tmp_path: Path) 
     assert len(artefact.predict([picture, IMAGES[0].numpy()], top=2)) == 2
 
     there = switokd.load_run(made.path)
-    with pytest.raises(UsageError, match=r"<object small: flat> is an object .* give it again"):
+    with pytest.raises(UsageError, match=r"<object small: flat> is an object .* pass it to"):
         there.export(out=tmp_path / "other")
     again = switokd.load_run(made.path, networks={"small": flat})
     folder = again.export("small", formats=["state-dict"], weights="ema", out=tmp_path / "other")

@@ -232,7 +232,7 @@ MISTAKES = {
     "fewer": (["data.train_samples=1438"], "data.train_samples: 1438 is more than the 1437 train"),
     "held out": (
         ["distillation={strategy: kdcl-general, strategy_kwargs: {held_out: 1436}}"],
-        "distillation.strategy: it holds out 1436 images, which must leave 2 or more of the 1437",
+        "distillation.strategy: it holds out 1436 of the 1437 training images, and at least 2 must",
     ),
     "setting": (["schedule.epochs=0"], "schedule.epochs: found 0"),
     "weights": (["networks.teacher.weights=no.pt"], "networks.teacher.weights: no.pt cannot be re"),

@@ -238,7 +238,7 @@ def test_what_cannot_be_planned_or_kept_is_refused_before_anything_is_measured(
             "data.drop_last=false",
             "data.train_samples=10",
             "distillation={strategy: kdcl-general, strategy_kwargs: {held_out: 10}}",
-        ): "it holds out 10 images, which must leave 2 or more of the 10 training images",
+        ): "it holds out 10 of the 10 training images, and at least 2 must remain",
         ("--devices=2", "--save-profile=none/p.json"): "none/p.json cannot be written; name a file",
         ("--devices=2", "--save-profile=."): "--save-profile: . cannot be written; name a file",
     }.items():

@@ -78,7 +78,7 @@ def test_imagenet_is_an_image_folder_with_its_1000_classes(tmp_path: Path) -> No
     names = [f"n{i:04}" for i in range(1000)]
     data = write_pictures(tmp_path, {"train": names[:999], "val": names[:999]}, per_class=1)
     imagenet = data.model_copy(update={"dataset": "imagenet"})
-    with pytest.raises(UsageError, match="has 999 classes, and imagenet 1000"):
+    with pytest.raises(UsageError, match="has 999 classes, and imagenet has 1000"):
         open_images(imagenet, seed=0)
     write_pictures(tmp_path, {"train": names[999:], "val": names[999:]}, per_class=1)
     images = open_images(imagenet, seed=0)

@@ -91,8 +91,8 @@ def test_folders_are_searched_below_for_pictures_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("notes.png", b"no picture", "notes.png: cannot be read as a picture: it is in no format"),
-        ("empty.jpg", b"", "empty.jpg: cannot be read as a picture: it is in no format"),
+        ("notes.png", b"no picture", "notes.png: cannot be read as a picture: Pillow does not"),
+        ("empty.jpg", b"", "empty.jpg: cannot be read as a picture: Pillow does not"),
         ("half.png", None, "half.png: cannot be read as a picture: "),
     ],
 )

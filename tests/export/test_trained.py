@@ -88,8 +88,8 @@ def test_own_scaling_is_per_channel_or_for_all() -> None:
     assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
     assert "RGB, values 0 to 1" in found.takes
     for mean, std, words in (
-        ((0.5, 0.5), (1.0,), "mean and std: 3 numbers each, or none"),
-        ((0.5,), (0.0,), "std: numbers above 0"),
+        ((0.5, 0.5), (1.0,), "mean and std need 3 numbers each, or none"),
+        ((0.5,), (0.0,), "std needs numbers above 0"),
     ):
         with pytest.raises(UsageError, match=words) as caught:
             signature().with_scaling(mean, std)

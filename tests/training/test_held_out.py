@@ -99,10 +99,10 @@ def test_they_are_not_augmented_and_their_parts_make_up_the_whole() -> None:
 @pytest.mark.parametrize(
     ("held_out", "sentence"),
     [
-        (1436, "it holds out 1436 images, which must leave 2 or more of the 1437 training images"),
-        (5000, "it holds out 5000 images, which must leave"),
+        (1436, "it holds out 1436 of the 1437 training images, and at least 2 must remain"),
+        (5000, "it holds out 5000 of the 1437 training images"),
         (-1, "it holds out -1 images"),
-        (1400, "100 is more than the 37 training images that the strategy's 1400 held out leave"),
+        (1400, "100 is more than the 37 training images (the strategy holds out 1400)"),
     ],
 )
 def test_holding_out_too_many_is_one_line(held_out: int, sentence: str) -> None:
