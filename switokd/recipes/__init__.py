@@ -1,1 +1,1 @@
-"""Run files that ship with switokd, by name."""
+"""Run files that ship with switokd, one per recipe."""
