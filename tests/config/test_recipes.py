@@ -1,6 +1,6 @@
-"""The paper's recipes: networks, roles and hyperparameters of its tables and released scripts.
+"""The paper's recipes have the networks, roles and hyperparameters of its tables and scripts.
 
-Not covered: that they train (`test_check_command.py`), and what they reach.
+Not covered: training (`tests/cli/test_check.py` makes one step); the accuracies.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from switokd.config.run_file import load
 from switokd.data.catalog import known
 from switokd.models.paper import PAPER_NETWORKS
 
-# Batch, epochs, epochs at whose beginning the rate falls (counted from 1; ImageNet's from 0),
-# learning rates in the run file's order, weight decay.
 PUBLISHED = {
     "cifar10-1t1s": (128, 299, (100, 150, 200), (0.1, 0.1), 5e-4),
     "cifar100-1t1s": (128, 299, (140, 200, 250), (0.1, 0.01), 5e-4),
@@ -24,28 +22,30 @@ PUBLISHED = {
     "tiny-imagenet-wrn-1t1s": (128, 199, (100, 140, 180), (0.01, 0.01), 5e-4),
     "imagenet-1t1s": (512, 120, (31, 61, 91), (0.1, 0.1), 1e-4),
 }
+"""Batch size, epochs, epochs (from 1) at whose beginning the learning rate falls, learning rates in
+the run file's order, weight decay."""
 TABLE_4 = {
     ("mobilenetv2-1.4", "resnet-34"),
     ("resnet-20", "wrn-16-2"),
     ("wrn-16-1", "wrn-16-8"),
     ("mobilenetv2-0.5", "wrn-16-2"),
 }
-"""Student and teacher, row by row."""
+"""Student and teacher by row."""
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
 def test_hyperparameters_are_the_published_ones(recipe: str) -> None:
-    batch, epochs, falls, rates, weight_decay = PUBLISHED[recipe]
+    batch, epochs, falling_epochs, rates, weight_decay = PUBLISHED[recipe]
     config = load(recipe)
     assert (config.data.batch_size, config.schedule.epochs) == (batch, epochs)
     assert config.data.drop_last is False
-    assert config.schedule.milestones == tuple(epoch - 1 for epoch in falls)
+    assert config.schedule.milestones == tuple(epoch - 1 for epoch in falling_epochs)
     assert config.schedule.gamma == 0.1
     assert tuple(n.optimizer.lr for n in config.networks.values()) == rates
     for network in config.networks.values():
         optimizer = network.optimizer
-        is_three = len(config.networks) == 3
-        assert isinstance(optimizer, Adam) is (is_three and network.model == "mobilenet")
+        is_of_table_7 = len(config.networks) == 3
+        assert isinstance(optimizer, Adam) is (is_of_table_7 and network.model == "mobilenet")
         if isinstance(optimizer, Adam):
             assert optimizer.weight_decay == 1e-4
         else:

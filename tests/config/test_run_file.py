@@ -1,6 +1,6 @@
-"""Run files: what is read, what is refused, and how a refusal reads.
+"""Run files: valid ones, invalid ones, and the error messages for invalid ones.
 
-Not covered: whether data, networks and processes fit together (`test_data`, `test_models`).
+Not covered: whether data, networks and processes fit together (`tests/data`, `tests/models`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def run_file(tmp_path: Path) -> Path:
 
 
 def refusal(recipe_or_file: object, *settings: str) -> str:
-    """The one line that a wrong run file is answered with."""
+    """Load an invalid run file and return the error message, which must be one line."""
     with pytest.raises(UsageError) as caught:
         load(str(recipe_or_file), settings)
     message = str(caught.value)
@@ -60,7 +60,7 @@ def test_minimal_file_gets_the_documented_defaults(run_file: Path) -> None:
     assert config.networks["little"].optimizer == Adam(name="adam", lr=1e-3)
 
 
-def test_settings_go_on_top_of_the_file_the_last_one_wins(run_file: Path) -> None:
+def test_settings_override_the_file_and_the_last_one_wins(run_file: Path) -> None:
     settings = ["schedule.epochs=3", "networks.big.model=wrn-16-2", "schedule.epochs=4"]
     config = load(str(run_file), [*settings, "schedule.milestones=[1, 2]"])
     assert config.schedule.epochs == 4
@@ -205,11 +205,13 @@ def test_digest_follows_what_the_training_depends_on(setting: str, matters: bool
         ("seed=[1", "'seed=[1', line 1: not valid YAML"),
     ],
 )
-def test_refusal_names_key_found_and_allowed(run_file: Path, setting: str, sentence: str) -> None:
+def test_message_names_key_value_and_allowed_values(
+    run_file: Path, setting: str, sentence: str
+) -> None:
     assert sentence in refusal(run_file, setting)
 
 
-def test_refusal_names_the_file_and_the_setting_at_fault(run_file: Path) -> None:
+def test_message_names_the_file_and_the_invalid_setting(run_file: Path) -> None:
     message = refusal(run_file, "seed=1", "schedule.epochs=0", "device=cpu")
     assert message.startswith(f"{run_file} with schedule.epochs=0: schedule.epochs: found 0")
     run_file.write_text(MINIMAL + "schedule: {epochs: 0}\n")
@@ -232,7 +234,7 @@ def test_refusal_names_the_file_and_the_setting_at_fault(run_file: Path) -> None
         (MINIMAL + "3: 4\n", "unknown key 3; known keys here: name, description, seed"),
     ],
 )
-def test_file_that_is_no_run_file(run_file: Path, text: str, sentence: str) -> None:
+def test_message_for_an_invalid_file(run_file: Path, text: str, sentence: str) -> None:
     run_file.write_text(text)
     message = refusal(run_file)
     assert sentence in message
@@ -261,7 +263,7 @@ def test_exit_codes(error: type[SwitokdError], code: int) -> None:
     assert error.exit_code == code
 
 
-def test_a_networks_ranks_and_another_placement_do_not_go_together(tmp_path: Path) -> None:
+def test_ranks_of_a_network_need_placement_dedicated(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(MINIMAL)
     with pytest.raises(UsageError, match=r"networks\.big\.ranks is for placement: dedicated"):
@@ -269,14 +271,14 @@ def test_a_networks_ranks_and_another_placement_do_not_go_together(tmp_path: Pat
 
 
 @pytest.mark.parametrize("setting", ["coordinator=off", "coordinator.address=off"])
-def test_off_is_a_word_here_although_yaml_takes_it_for_no(setting: str, tmp_path: Path) -> None:
+def test_coordinator_off_is_read_although_yaml_reads_false(setting: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(MINIMAL)
     config = load(str(path), [setting, "placement=replicated"])
     assert config.coordinator.address == "off"
 
 
-def test_folders_of_own_modules_are_kept_for_who_reads_the_effective_run_file_elsewhere(
+def test_effective_run_file_names_the_folders_of_own_modules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -292,7 +294,7 @@ def test_folders_of_own_modules_are_kept_for_who_reads_the_effective_run_file_el
     assert sys.path[-3:] == folders
     plain = load(str(project / "run.yaml"), own)
     assert config.digest == plain.digest
-    assert config.must_agree() == plain.must_agree()  # machines may have them elsewhere
+    assert config.must_agree() == plain.must_agree()  # import_from may differ between machines
 
     (elsewhere / "config.yaml").write_text(config.dump())
     monkeypatch.chdir(elsewhere)
@@ -301,8 +303,8 @@ def test_folders_of_own_modules_are_kept_for_who_reads_the_effective_run_file_el
     assert load_importable(str(project / "run.yaml")).import_from == ()
 
 
-def test_a_rank_is_given_once() -> None:
-    """A table from Python may have it as a number and as text."""
+def test_a_rank_may_be_number_or_text_but_not_both() -> None:
+    """JSON makes the keys of a table text; a table from Python has numbers."""
     assert ranks_of_row({0: 1, "1": 2.5}) == {0: 1.0, 1: 2.5}
     with pytest.raises(ValueError, match="a network's ranks are"):
         ranks_of_row({0: 1, "0": 2})

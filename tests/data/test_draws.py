@@ -1,6 +1,6 @@
-"""What networks draw in training, such as dropout's masks: the same wherever they are.
+"""Random numbers of networks in training, such as dropout masks, do not depend on the placement.
 
-Not covered: networks on several ranks, which draw for each part of a batch by itself.
+Not covered: a network on several ranks, where every rank draws for its part of the batch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from switokd.training.schedules import AccumulationWindow
 from tests.support import lines, run, torchrun
 
 
-def test_what_a_network_draws_is_given_by_seed_name_step_and_place_in_the_batch() -> None:
+def test_draws_depend_on_seed_network_step_and_position_in_the_batch() -> None:
     dropout = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5))
     world = World(Environment(), torch.device("cpu"))
     x = torch.ones(4, 1, 8, 8)
 
     def drawn(name: str = "student", seed: int = 0, step: int = 1, begin: int = 0) -> Tensor:
         config = load("digits-1t1s", [f"seed={seed}"])
-        torch.rand(1)  # whatever else was drawn
+        torch.rand(1)  # other draws before must not matter
         made = make_learner(config, name, dropout, world, None, AccumulationWindow())
         return made.forward(x, step, begin) == 0
 
@@ -45,7 +45,7 @@ def net():
 """
 
 
-def test_dropout_is_the_same_wherever_a_network_is(tmp_path: Path) -> None:
+def test_dropout_does_not_depend_on_the_placement(tmp_path: Path) -> None:
     (tmp_path / "mynets.py").write_text(DROPOUT)
     settings = ["digits-2t1s", "schedule.max_steps=30", "distillation.temperature=0.5"]
     settings += [f"networks.{n}.model=mynets:net" for n in ("teacher1", "teacher2", "student")]
@@ -64,5 +64,5 @@ def test_dropout_is_the_same_wherever_a_network_is(tmp_path: Path) -> None:
     for other in others:
         assert lines(other / "decisions.jsonl") == record
         for name in ("teacher1", "teacher2", "student"):
-            mine, theirs = (torch.load(f / "weights" / f"{name}.pt") for f in (first, other))
-            assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+            expected, state = (torch.load(f / "weights" / f"{name}.pt") for f in (first, other))
+            assert all(torch.equal(expected[key], state[key]) for key in expected)

@@ -1,6 +1,6 @@
-"""Data sets of picture files: image-folder and imagenet, whole and damaged.
+"""Data sets of image files: image-folder and imagenet, intact and damaged.
 
-Not covered: Tiny-ImageNet, which has a layout of its own (`test_tiny_imagenet.py`).
+Not covered: Tiny-ImageNet, which has its own layout (`test_tiny_imagenet.py`).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def test_image_folder(tmp_path: Path, test_folder: str) -> None:
     (x, y), *rest = images.test()
     assert not rest
     assert y.tolist() == [0] * 4 + [1] * 4
-    assert -2.2 < x.min() < x.max() < 2.7  # bytes, normalised with ImageNet's figures
+    assert -2.2 < x.min() < x.max() < 2.7  # normalised with ImageNet's mean and std
     assert not equal(list(images.stream(2)), list(images.stream(4))[2:])
     assert equal(images.stream(4), open_images(data, seed=0).stream(4))
 
 
 @pytest.mark.parametrize("damage", ["none", "short", "chunk", "gone"])
-def test_picture_that_cannot_be_read(damage: str, tmp_path: Path) -> None:
+def test_message_for_a_damaged_image_names_the_file(damage: str, tmp_path: Path) -> None:
     data = write_pictures(tmp_path, {"train": ["ant", "bee"], "val": ["ant", "bee"]})
     broken = tmp_path / "train" / "bee" / "1.png"
     whole = broken.read_bytes()
@@ -60,7 +60,7 @@ def test_picture_that_cannot_be_read(damage: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_image_folder_that_is_a_file(tmp_path: Path) -> None:
+def test_data_root_that_is_a_file(tmp_path: Path) -> None:
     root = tmp_path / "data.zip"
     root.write_bytes(b"")
     data = Data(dataset="image-folder", root=str(root), image_size=16, batch_size=4)
@@ -68,13 +68,13 @@ def test_image_folder_that_is_a_file(tmp_path: Path) -> None:
         open_images(data, seed=0)
 
 
-def test_image_folder_whose_parts_differ(tmp_path: Path) -> None:
+def test_train_and_val_with_different_classes(tmp_path: Path) -> None:
     data = write_pictures(tmp_path, {"train": ["ant", "bee"], "val": ["ant", "cow"]})
     with pytest.raises(UsageError, match=r"train and val differ in classes: \['bee', 'cow'\]"):
         open_images(data, seed=0)
 
 
-def test_imagenet_is_an_image_folder_with_its_1000_classes(tmp_path: Path) -> None:
+def test_imagenet_is_an_image_folder_with_1000_classes(tmp_path: Path) -> None:
     names = [f"n{i:04}" for i in range(1000)]
     data = write_pictures(tmp_path, {"train": names[:999], "val": names[:999]}, per_class=1)
     imagenet = data.model_copy(update={"dataset": "imagenet"})

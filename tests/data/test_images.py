@@ -1,4 +1,4 @@
-"""Data: every rank must find the same pixels in the same order, and say plainly what is missing.
+"""Images: the same pixels in the same order on every rank, and one-line errors for invalid data.
 
 Not covered: downloads.
 """
@@ -27,7 +27,7 @@ from switokd.data.loader import Batch
 from switokd.data.sources import ArraySource
 from switokd.errors import UsageError
 
-# The DataLoader warns where two worker processes are more than the machine's processors.
+# The DataLoader warns on machines with fewer processors than loader processes.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 MODULE = '''\
@@ -38,7 +38,7 @@ import torch
 
 
 class Noise:
-    """Draws from all three usual generators."""
+    """Draws from the default generators of Python, numpy and PyTorch."""
 
     def __init__(self, train, classes=4, side=8):
         self.classes = list(range(classes))
@@ -55,7 +55,7 @@ class Noise:
 
 
 class Wrong(Noise):
-    """Sample 3 is not like the others."""
+    """Sample 3 is invalid."""
 
     def __init__(self, train, what):
         super().__init__(train)
@@ -80,7 +80,7 @@ class Wrong(Noise):
 
 
 class Bytes:
-    """Grey pictures as arrays, and no list of classes."""
+    """Grey images as arrays, without a list of classes."""
 
     def __init__(self, train):
         self.items = [(np.full((8, 8), 51 * i, np.uint8), i % 3) for i in range(6)]
@@ -101,7 +101,7 @@ Open = Callable[..., Images]
 
 @pytest.fixture
 def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
-    """Open a data set of a user's module, by name and settings."""
+    """Return a function that opens a data set of a user's module."""
     (tmp_path / "own_data.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -122,12 +122,12 @@ def equal(one: Iterator[Batch] | list[Batch], other: Iterator[Batch] | list[Batc
 
 
 def test_digits_are_scikit_learns() -> None:
-    images, found = digits(), load_digits()
+    images, expected = digits(), load_digits()
     parts = (images.sources.train, images.sources.test)
     pixels = torch.cat([part.images for part in parts if isinstance(part, ArraySource)])
     labels = torch.cat([part.labels for part in parts if isinstance(part, ArraySource)])
-    assert torch.equal(labels, torch.from_numpy(found.target))
-    spread = torch.from_numpy(found.images)[:, None] * 255 / 16
+    assert torch.equal(labels, torch.from_numpy(expected.target))
+    spread = torch.from_numpy(expected.images)[:, None] * 255 / 16
     assert pixels.shape == spread.shape
     assert (pixels - spread).abs().max() <= 0.5
 
@@ -145,7 +145,7 @@ def test_digits() -> None:
 
 
 @pytest.mark.parametrize("dataset", ["digits", "own_data:Noise"])
-def test_loader_processes_change_nothing(own_data: Open, dataset: str) -> None:
+def test_batches_do_not_depend_on_loader_processes(own_data: Open, dataset: str) -> None:
     alone, helped = (
         open_images(Data(dataset=dataset, batch_size=8, workers=workers, flip=True), seed=3)
         for workers in (0, 2)
@@ -155,12 +155,12 @@ def test_loader_processes_change_nothing(own_data: Open, dataset: str) -> None:
     assert equal(batches, helped.stream(7, first=2))
 
 
-def test_loader_processes_are_not_forked_from_one_with_grpc_threads() -> None:
+def test_loader_processes_are_not_forked_from_the_rank() -> None:
     loader = digits(workers=1).test().loader
     assert loader.multiprocessing_context.get_start_method() == "forkserver"
 
 
-def test_own_random_numbers_differ_by_sample_epoch_and_seed(own_data: Open) -> None:
+def test_random_transforms_differ_by_sample_epoch_and_seed(own_data: Open) -> None:
     one = pictures(own_data("Noise").stream(3))
     assert len(one) == 24
     assert one != pictures(islice(own_data("Noise").stream(6), 3, None))
@@ -172,7 +172,7 @@ def pictures(batches: Iterator[Batch]) -> set[bytes]:
     return {pixels.numpy().tobytes() for x, _ in batches for pixels in x}
 
 
-def test_own_random_numbers_leave_the_trainings_alone(own_data: Open) -> None:
+def test_random_transforms_do_not_change_the_generators(own_data: Open) -> None:
     def draw() -> tuple[float, ...]:
         return torch.rand(1).item(), float(np.random.rand()), random.random()
 
@@ -190,7 +190,7 @@ def test_own_random_numbers_leave_the_trainings_alone(own_data: Open) -> None:
 
 
 def indexed(samples: int, batch_size: int, **settings: Any) -> Images:
-    """Images whose label is their index."""
+    """Return images whose label is their index."""
     images = digits(batch_size=batch_size, **settings)
     labels = torch.arange(samples)
     source = ArraySource(
@@ -207,8 +207,8 @@ def test_each_epoch_is_another_permutation(drop_last: bool) -> None:
     assert images.steps_per_epoch == steps
     labels = [y.tolist() for _, y in images.stream(3 * steps)]
     epochs = [list(chain(*labels[e * steps : (e + 1) * steps])) for e in range(3)]
-    for seen in epochs:
-        assert len(seen) == len(set(seen)) == (96 if drop_last else 100)
+    for indices in epochs:
+        assert len(indices) == len(set(indices)) == (96 if drop_last else 100)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
@@ -240,10 +240,10 @@ def test_pixels_depend_on_sample_and_epoch_not_on_the_batch() -> None:
     assert torch.equal(labels, labels_backwards.flip(0))
     assert torch.equal(view[1, 7][0][0], together[57])
     same = [torch.equal(a, b) for a, b in zip(together[:50], together[50:], strict=True)]
-    assert sum(same) < 10  # of 50 pairs of (25 shifts, mirrored or not), about one
+    assert sum(same) < 10  # 50 possible augmentations: about 1 of 50 is equal
 
 
-def test_test_set_is_in_order_whole_and_not_augmented() -> None:
+def test_test_set_is_whole_in_order_and_not_augmented() -> None:
     images = digits(crop_padding=3, flip=True)
     test = images.test(128)
     x, y = (torch.cat(part) for part in zip(*test, strict=True))
@@ -254,14 +254,16 @@ def test_test_set_is_in_order_whole_and_not_augmented() -> None:
 
 
 @pytest.mark.parametrize(("padding", "flip"), [(0, False), (0, True), (2, False), (3, True)])
-def test_crop_and_flip_is_the_plain_loop(padding: int, flip: bool) -> None:
+def test_crop_and_flip_equals_a_loop_over_pixels(padding: int, flip: bool) -> None:
     x = torch.arange(1, 1 + 40 * 3 * 5 * 7, dtype=torch.int32).reshape(40, 3, 5, 7)
     keys = mix(np.arange(40))
-    expected = [plainly(image, key, padding, flip) for image, key in zip(x, keys, strict=True)]
+    expected = [
+        crop_and_flip_by_loop(image, key, padding, flip) for image, key in zip(x, keys, strict=True)
+    ]
     assert torch.equal(crop_and_flip(x, keys, padding, flip), torch.stack(expected))
 
 
-def plainly(image: Tensor, key: np.uint64, padding: int, flip: bool) -> Tensor:
+def crop_and_flip_by_loop(image: Tensor, key: np.uint64, padding: int, flip: bool) -> Tensor:
     def draw(stream: int, high: int) -> int:
         return splitmix(int(key), stream) % high
 
@@ -276,7 +278,7 @@ def plainly(image: Tensor, key: np.uint64, padding: int, flip: bool) -> Tensor:
 
 
 def splitmix(*parts: int) -> int:
-    """The hash in Python's unbounded integers."""
+    """Compute the hash with Python's unbounded integers."""
     h, mask = 0, 2**64 - 1
     for part in parts:
         h = ((h ^ part) + 0x9E3779B97F4A7C15) & mask
@@ -288,13 +290,13 @@ def splitmix(*parts: int) -> int:
 
 def test_hash_is_splitmix64() -> None:
     assert int(mix(0)) == 0xE220A8397B1DCDAF  # the generator's published first output
-    found = mix(7, np.array([0, 1, 2**62]), 3)
-    assert found.tolist() == [splitmix(7, part, 3) for part in (0, 1, 2**62)]
-    assert [mix_one(7, part, 3) for part in (0, 1, 2**62)] == found.tolist()
+    hashes = mix(7, np.array([0, 1, 2**62]), 3)
+    assert hashes.tolist() == [splitmix(7, part, 3) for part in (0, 1, 2**62)]
+    assert [mix_one(7, part, 3) for part in (0, 1, 2**62)] == hashes.tolist()
     assert mix_one(-1, 5) == int(mix(np.int64(-1), 5))
 
 
-def test_own_bytes_are_scaled_and_classes_counted(own_data: Open) -> None:
+def test_bytes_of_own_data_are_scaled_and_classes_counted(own_data: Open) -> None:
     images = own_data("Bytes", batch_size=6)
     assert (images.shape, images.classes) == ((1, 8, 8), 3)
     (pixels, _), *rest = images.test()
@@ -313,14 +315,16 @@ def test_own_bytes_are_scaled_and_classes_counted(own_data: Open) -> None:
         ("floats", "sample 3: an image must be a tensor or hold bytes, got float32"),
     ],
 )
-def test_sample_that_does_not_fit(own_data: Open, what: str, sentence: str, workers: int) -> None:
+def test_message_for_an_invalid_sample(
+    own_data: Open, what: str, sentence: str, workers: int
+) -> None:
     with pytest.raises(UsageError) as caught:
         list(own_data("Wrong", {"what": what}, workers=workers).stream(3))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_own_data_whose_file_is_gone(own_data: Open) -> None:
+def test_message_for_a_missing_file_of_own_data(own_data: Open) -> None:
     with pytest.raises(UsageError, match=r"^own_data:Wrong, sample 3 cannot be read: \[Errno 2\]"):
         list(own_data("Wrong", {"what": "file"}).stream(3))
 
@@ -348,7 +352,7 @@ def test_own_data_whose_file_is_gone(own_data: Open) -> None:
         ({"batch_size": 1438}, ["data.batch_size: 1438 is more than the 1437 training images"]),
     ],
 )
-def test_unusable_data_in_one_line(
+def test_message_for_unusable_data_is_one_line(
     own_data: Open, tmp_path: Path, settings: dict[str, Any], sentences: list[str]
 ) -> None:
     with pytest.raises(UsageError) as caught:

@@ -1,4 +1,7 @@
-"""Labels outside the classes are one line, before anybody trains."""
+"""Labels outside the classes give a one-line error before the training starts.
+
+Not covered: errors of other invalid samples (`test_images.py`).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ import torch
 
 
 class Tenfold:
-    """Sample 7's label is 10; of 10 classes."""
+    """10 classes; test sample 7 has label 10."""
 
     classes = range(10)
     looked_at = []
@@ -37,7 +40,7 @@ class Tenfold:
 
 
 class Targets(Tenfold):
-    """The same, and says so beforehand."""
+    """The same labels, also listed as `targets`."""
 
     def __init__(self, train):
         super().__init__(train)
@@ -45,7 +48,7 @@ class Targets(Tenfold):
 
 
 class Mapped(Targets):
-    """Its items' labels are not its targets."""
+    """Its items map the targets to valid labels."""
 
     def __getitem__(self, index):
         image, label = super().__getitem__(index)
@@ -54,18 +57,18 @@ class Mapped(Targets):
 
 
 def write_fashion_mnist(root: Path, bad: int) -> None:
-    """Four images for each part; the training part's last label is `bad`."""
+    """Write four images per part; the last training label is `bad`."""
     raw = root / "FashionMNIST/raw"
     raw.mkdir(parents=True)
-    for part, found in (("train", [0, 1, 2, bad]), ("t10k", [0, 1, 2, 3])):
+    for part, values in (("train", [0, 1, 2, bad]), ("t10k", [0, 1, 2, 3])):
         images = np.zeros((4, 28, 28), np.uint8)
         header = bytes([0, 0, 8, 3, 0, 0, 0, 4, 0, 0, 0, 28, 0, 0, 0, 28])
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
         header = bytes([0, 0, 8, 1, 0, 0, 0, 4])
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + bytes(found))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + bytes(values))
 
 
-def test_of_images_in_memory(tmp_path: Path) -> None:
+def test_invalid_label_of_images_in_memory(tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path, bad=12)
     data = Data(dataset="fashion-mnist", root=str(tmp_path), batch_size=2)
     sentence = (
@@ -76,7 +79,7 @@ def test_of_images_in_memory(tmp_path: Path) -> None:
     assert str(caught.value) == sentence
 
 
-def test_images_in_memory_that_are_right(tmp_path: Path) -> None:
+def test_valid_labels_of_images_in_memory(tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path, bad=9)
     data = Data(dataset="fashion-mnist", root=str(tmp_path), batch_size=2)
     assert open_images(data, seed=0).samples == 4
@@ -84,7 +87,7 @@ def test_images_in_memory_that_are_right(tmp_path: Path) -> None:
 
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of its own for each test."""
+    """Name of an importable module that only this test uses."""
     name = f"own_labels_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
@@ -92,7 +95,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("name", ["Tenfold", "Targets"])
-def test_of_a_data_set_read_item_by_item(name: str, own_module: str) -> None:
+def test_invalid_label_of_a_data_set_read_item_by_item(name: str, own_module: str) -> None:
     dataset = f"{own_module}:{name}"
     with pytest.raises(UsageError) as caught:
         open_images(Data(dataset=dataset, batch_size=4), seed=0)
@@ -100,16 +103,16 @@ def test_of_a_data_set_read_item_by_item(name: str, own_module: str) -> None:
         f"data.dataset {dataset}, test sample 7: label 10 is outside the 10 classes (0 to 9)"
     )
     assert caught.value.seen_by_every_rank
-    found = vars(__import__(own_module))[name].looked_at
-    assert len(found) == (28 if name == "Tenfold" else 1)  # where there are targets, that one
+    looked_at = vars(__import__(own_module))[name].looked_at
+    assert len(looked_at) == (28 if name == "Tenfold" else 1)  # `targets` show the invalid one
 
 
-def test_an_items_own_label_counts_more_than_targets(own_module: str) -> None:
+def test_the_label_of_an_item_wins_over_targets(own_module: str) -> None:
     images = open_images(Data(dataset=f"{own_module}:Mapped", batch_size=4), seed=0)
     assert images.classes == 10
 
 
-def test_looking_ends_in_time_and_leaves_random_numbers_alone(
+def test_check_ends_at_its_deadline_and_keeps_the_generators(
     own_module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(labels, "LOOK_SECONDS", -1.0)
@@ -121,4 +124,4 @@ def test_looking_ends_in_time_and_leaves_random_numbers_alone(
     assert torch.equal(before[0], after[0])
     assert before[1] == after[1]
     with pytest.raises(UsageError, match="sample 7: label 10 is outside the 10 classes"):
-        list(images.test())  # then it is found when it is loaded
+        list(images.test())  # loading finds it later

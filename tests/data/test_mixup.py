@@ -1,4 +1,7 @@
-"""Soft targets: the papers' formulas, and the same numbers on every rank and loader process."""
+"""Soft targets follow the papers' formulas, with the same numbers on every rank.
+
+Not covered: training with soft targets (`tests/training`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from switokd.data.loader import Batch, in_blocks
 from switokd.data.mixup import SoftTargets, beta_draws
 from switokd.runtime.placement import Placement
 
-# The DataLoader warns where two worker processes are more than the machine's processors.
+# The DataLoader warns on machines with fewer processors than loader processes.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 SETTINGS: dict[str, dict[str, float]] = {
@@ -33,13 +36,13 @@ def digits(**settings: Any) -> Images:
 
 
 def pairs(n: int = 200) -> tuple[list[torch.Tensor], list[torch.Tensor], Any]:
-    """Images that are all different, labels and keys of n samples and their partners."""
+    """Return distinct images and random labels of n samples and their partners, and keys."""
     x = torch.arange(2.0 * n * 2 * 6 * 9).view(2, n, 2, 6, 9)
     g = torch.Generator().manual_seed(0)
     return list(x), list(torch.randint(4, (2, n), generator=g)), mix(3, np.arange(n))
 
 
-def test_targets_are_labels_unless_asked_for() -> None:
+def test_targets_are_labels_by_default() -> None:
     _, y = next(digits().stream(1))
     assert (y.dtype, y.shape) == (torch.int64, (100,))
     assert SoftTargets.of(Data(), 10) is None
@@ -54,7 +57,7 @@ def test_label_smoothing_is_pytorchs(s: float) -> None:
     assert F.cross_entropy(z, y).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_smoothing_leaves_pixels_and_order_as_they_are() -> None:
+def test_smoothing_changes_neither_pixels_nor_order() -> None:
     for (x, labels), (x_soft, y) in zip(
         digits().stream(3), digits(label_smoothing=0.3).stream(3), strict=True
     ):
@@ -74,7 +77,7 @@ def test_mixup_blends_image_and_target_by_the_same_share() -> None:
     assert torch.allclose(y, expected, atol=1e-6)
 
 
-def test_cutmix_pastes_one_box_and_counts_its_pixels() -> None:
+def test_cutmix_pastes_one_box_and_weights_targets_by_its_area() -> None:
     x, labels, keys = pairs()
     mixed, y = SoftTargets(4, cutmix=1.0).mixed(x, labels, keys)
     sizes = set()
@@ -94,7 +97,7 @@ def test_cutmix_pastes_one_box_and_counts_its_pixels() -> None:
     assert max(sizes) > 27
 
 
-def test_with_both_each_sample_gets_one_of_them_half_and_half() -> None:
+def test_with_mixup_and_cutmix_half_of_the_samples_get_either() -> None:
     x, labels, keys = pairs(1000)
     settings = {"mixup": 1.0, "cutmix": 1.0}
     both, _ = SoftTargets(4, **settings).mixed(x, labels, keys)
@@ -106,7 +109,7 @@ def test_with_both_each_sample_gets_one_of_them_half_and_half() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
-def test_shares_have_betas_mean_and_variance_and_depend_on_the_key_alone(alpha: float) -> None:
+def test_shares_follow_beta_and_depend_on_the_key_alone(alpha: float) -> None:
     keys = mix(1, np.arange(4000))
     draws = beta_draws(keys, np.full(4000, alpha))
     assert draws.mean() == pytest.approx(0.5, abs=0.03)
@@ -117,7 +120,7 @@ def test_shares_have_betas_mean_and_variance_and_depend_on_the_key_alone(alpha: 
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_parts_of_a_batch_are_the_whole_bit_for_bit(case: str) -> None:
+def test_parts_of_a_batch_equal_the_whole_batch_bit_for_bit(case: str) -> None:
     images = digits(**SETTINGS[case], drop_last=False)
     whole = list(images.stream(16))
     assert len(whole[14][0]) == 37
@@ -133,8 +136,8 @@ def test_parts_of_a_batch_are_the_whole_bit_for_bit(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_batches_that_are_made_together_are_the_same(case: str) -> None:
-    """As those are that a GPU holds; blocks end within an epoch and reach into the next."""
+def test_batches_made_in_blocks_equal_single_batches(case: str) -> None:
+    """Images in GPU memory are augmented in blocks, which may span two epochs."""
     images = digits(**SETTINGS[case], drop_last=False, batch_size=200)
     assert images.steps_per_epoch == 8
     calls = []
@@ -151,7 +154,7 @@ def test_batches_that_are_made_together_are_the_same(case: str) -> None:
     assert calls == [800, 637, 800, 437]
 
 
-def test_loader_processes_and_a_later_start_change_nothing() -> None:
+def test_batches_do_not_depend_on_loader_processes_or_first_step() -> None:
     alone, helped = (digits(**SETTINGS["all"], workers=workers) for workers in (0, 2))
     batches = list(alone.stream(17, first=12))
     for one, other in zip(batches, helped.stream(17, first=12), strict=True):
@@ -160,7 +163,7 @@ def test_loader_processes_and_a_later_start_change_nothing() -> None:
     assert torch.equal(batches[-1][0], list(alone.stream(17))[-1][0])
 
 
-def test_the_partner_is_the_next_of_the_batch_as_it_is_augmented_itself() -> None:
+def test_the_partner_is_the_augmented_next_sample_of_the_batch() -> None:
     plain, mixed = (next(digits(mixup=alpha).stream(1)) for alpha in (0.0, 1.0))
     x, labels = plain
     partner = x.roll(-1, 0)
@@ -172,7 +175,7 @@ def test_the_partner_is_the_next_of_the_batch_as_it_is_augmented_itself() -> Non
         assert mixed[1][i, labels[i]] >= share.mean() - 1e-3
 
 
-def test_what_is_tested_on_is_not_mixed() -> None:
+def test_test_images_are_not_mixed() -> None:
     for plain, soft in zip(digits().test(), digits(**SETTINGS["all"]).test(), strict=True):
         assert torch.equal(plain[0], soft[0])
         assert torch.equal(plain[1], soft[1])

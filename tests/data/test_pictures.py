@@ -1,6 +1,6 @@
-"""Picture files as an artefact takes them: the same pixels as in a run's evaluation.
+"""Image files are read with the same pixels as in a run's evaluation.
 
-Not covered: what a network makes of them (`test_predict.py`).
+Not covered: predictions for them (`tests/export/test_predict.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def greyscale(height: int, width: int) -> InputSignature:
     )
 
 
-def test_pixels_are_those_of_the_runs_evaluation(tmp_path: Path) -> None:
+def test_pixels_equal_those_of_the_runs_evaluation(tmp_path: Path) -> None:
     for part in ("train", "val"):
         for i, (width, height) in enumerate(SIZES):
             folder = tmp_path / part / ("cat", "dog")[i % 2]
@@ -53,38 +53,38 @@ def test_pixels_are_those_of_the_runs_evaluation(tmp_path: Path) -> None:
     (evaluated, _), *_ = images.test()
     assert len(evaluated) == len(SIZES)
     for path, expected in zip(pictures.find(tmp_path / "val"), evaluated.numpy(), strict=True):
-        found = (pictures.read(path, signature) - mean) / std
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        pixels = (pictures.read(path, signature) - mean) / std
+        np.testing.assert_allclose(pixels, expected, atol=1e-5)
 
 
-def test_picture_of_the_right_size_keeps_its_pixels(tmp_path: Path) -> None:
+def test_image_of_the_right_size_keeps_its_pixels(tmp_path: Path) -> None:
     image = photograph(6, 5, "L")
     image.save(tmp_path / "a.png")
-    found = pictures.read(tmp_path / "a.png", greyscale(5, 6))
-    np.testing.assert_array_equal(found, np.asarray(image, dtype=np.float32)[None] / 255)
+    pixels = pictures.read(tmp_path / "a.png", greyscale(5, 6))
+    np.testing.assert_array_equal(pixels, np.asarray(image, dtype=np.float32)[None] / 255)
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 10), (10, 100), (7, 7), (1, 1)])
-def test_any_size_covers_what_is_cut_out(width: int, height: int) -> None:
+def test_image_of_any_size_covers_the_crop(width: int, height: int) -> None:
     white = Image.new("L", (width, height), 255)
-    found = pictures.prepare(white, greyscale(9, 12))
-    assert found.shape == (1, 9, 12)
-    assert found.min() == 1  # no black border
+    pixels = pictures.prepare(white, greyscale(9, 12))
+    assert pixels.shape == (1, 9, 12)
+    assert pixels.min() == 1  # no black border
 
 
-def test_sixteen_bits_a_pixel_are_scaled_not_cut_off(tmp_path: Path) -> None:
+def test_images_of_16_bits_per_pixel_are_scaled(tmp_path: Path) -> None:
     deep = np.array([[0, 20_000], [40_000, 65_535]], dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    found = pictures.read(tmp_path / "deep.png", greyscale(2, 2))
-    np.testing.assert_allclose(found[0], deep / 65_535, atol=1 / 255)
+    pixels = pictures.read(tmp_path / "deep.png", greyscale(2, 2))
+    np.testing.assert_allclose(pixels[0], deep / 65_535, atol=1 / 255)
 
 
-def test_folders_are_searched_below_for_pictures_alone(tmp_path: Path) -> None:
+def test_find_searches_subfolders_for_image_files(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     for name in ("z.png", "a/x.JPG", "a/b/y.jpeg", "a/notes.txt"):
         (tmp_path / name).touch()
-    found = [str(p.relative_to(tmp_path)) for p in pictures.find(tmp_path)]
-    assert found == ["a/b/y.jpeg", "a/x.JPG", "z.png"]
+    files = [str(p.relative_to(tmp_path)) for p in pictures.find(tmp_path)]
+    assert files == ["a/b/y.jpeg", "a/x.JPG", "z.png"]
     assert pictures.find(tmp_path / "a" / "notes.txt") == [tmp_path / "a" / "notes.txt"]
 
 
@@ -96,7 +96,7 @@ def test_folders_are_searched_below_for_pictures_alone(tmp_path: Path) -> None:
         ("half.png", None, "half.png: cannot be read as a picture: "),
     ],
 )
-def test_broken_picture_is_one_line(
+def test_message_for_a_damaged_image_is_one_line(
     name: str, content: bytes | None, words: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -110,7 +110,7 @@ def test_broken_picture_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_folder_without_pictures_and_no_path_at_all(tmp_path: Path) -> None:
+def test_message_for_an_empty_folder_and_a_missing_path(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no picture in this folder"):
         pictures.find(tmp_path)
     with pytest.raises(UsageError, match="no such file or folder"):

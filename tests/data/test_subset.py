@@ -1,4 +1,4 @@
-"""Fewer training images: which they are, for data in memory and data read item by item."""
+"""data.train_samples draws the same images every time, in memory or read item by item."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from switokd.errors import UsageError
 
 
 def pixels(images: Images, epoch: int = 0) -> set[bytes]:
-    """The images of one epoch, without augmentation."""
+    """Return the images of one epoch, without augmentation."""
     first, steps = epoch * images.steps_per_epoch, (epoch + 1) * images.steps_per_epoch
     batches = list(images.stream(steps, first))
     return {x.numpy().tobytes() for x in chain.from_iterable(batch[0] for batch in batches)}
 
 
 def digits(seed: int = 0, **settings: object) -> Images:
-    made = {"batch_size": 50, "crop_padding": 0, "drop_last": False, **settings}
-    return open_images(Data.model_validate(made), seed)
+    values = {"batch_size": 50, "crop_padding": 0, "drop_last": False, **settings}
+    return open_images(Data.model_validate(values), seed)
 
 
-def test_the_same_images_for_every_epoch_and_seed() -> None:
+def test_every_epoch_and_seed_has_the_same_images() -> None:
     images = digits(train_samples=200)
     assert (images.samples, images.steps_per_epoch) == (200, 4)
     part = pixels(images)
@@ -34,20 +34,20 @@ def test_the_same_images_for_every_epoch_and_seed() -> None:
     assert part == pixels(images, epoch=1) == pixels(digits(seed=7, train_samples=200))
     assert part < pixels(digits())
     labels = torch.cat([y for _, y in islice(images.stream(4), 4)])
-    assert set(labels.tolist()) == set(range(10))  # drawn, not the first ones
+    assert set(labels.tolist()) == set(range(10))  # a random choice
 
 
-def test_all_of_them_is_the_data_set_as_it_is() -> None:
+def test_all_images_leave_the_data_set_unchanged() -> None:
     assert digits(train_samples=1437).sources.train is not None
     assert pixels(digits(train_samples=1437)) == pixels(digits())
 
 
-def test_more_than_there_are_is_one_line() -> None:
+def test_message_for_more_images_than_the_data_set_has() -> None:
     with pytest.raises(UsageError, match=r"train_samples: 1438 is more than the 1437 training"):
         digits(train_samples=1438)
 
 
-def test_images_that_are_read_one_by_one(tmp_path: Path) -> None:
+def test_data_set_read_item_by_item(tmp_path: Path) -> None:
     for part in ("train", "val"):
         for label in ("a", "b"):
             (tmp_path / part / label).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet as it is downloaded: a small one, made up in the original layout.
+"""Tiny-ImageNet as downloaded: a small synthetic data set in the original layout.
 
 Not covered: the real images.
 """
@@ -30,16 +30,17 @@ from tests.support import lines, run
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 WNIDS = ["n02", "n01", "n03"]
-"""In an order of their own, as in the original."""
+"""Not sorted, as in the original."""
 GREY = {"n01": 40, "n02": 120, "n03": 200}
+"""Grey level of a class's images."""
 BOX = "\t0\t32\t44\t62"
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder with tiny-imagenet-200/: three classes of four images, and six to validate with.
+    """A folder with tiny-imagenet-200/: 3 classes of 4 training images, and 6 validation images.
 
-    Of each class one is greyscale, and its level of grey tells the class.
+    One training image per class is greyscale. The grey level of an image tells its class.
     """
     top = tmp_path / "tiny-imagenet-200"
     for name in WNIDS:
@@ -70,11 +71,11 @@ def images(root: Path, workers: int = 0) -> Images:
     return open_images(data, seed=0)
 
 
-def test_all_images_come_with_their_class_grey_ones_as_well(root: Path) -> None:
-    found = images(root)
-    assert (found.shape, found.classes, found.samples) == ((3, 64, 64), 3, 12)
+def test_images_have_the_label_of_their_class(root: Path) -> None:
+    opened = images(root)
+    assert (opened.shape, opened.classes, opened.samples) == ((3, 64, 64), 3, 12)
     labels = []
-    for source, expected in ((found.sources.train, 12), (found.sources.test, 6)):
+    for source, expected in ((opened.sources.train, 12), (opened.sources.test, 6)):
         x, y = source.fetch(range(expected), np.zeros(expected, np.uint64))
         assert (len(source), tuple(x.shape)) == (expected, (expected, 3, 64, 64))
         level = x.float().mean(dim=(1, 2, 3)).round().int().tolist()
@@ -83,28 +84,28 @@ def test_all_images_come_with_their_class_grey_ones_as_well(root: Path) -> None:
     assert labels == [[0] * 4 + [1] * 4 + [2] * 4, [2, 0, 0, 1, 2, 1]]
 
 
-def test_the_folder_itself_may_be_named(root: Path) -> None:
+def test_data_root_may_be_the_folder_itself(root: Path) -> None:
     *parts, classes = open_tiny_imagenet(str(root / "tiny-imagenet-200"))
     assert classes == ["n01", "n02", "n03"]
     assert [len(part) for part in parts if isinstance(part, TinyImageNet)] == [12, 6]
 
 
-def test_it_is_normalised_cropped_and_mirrored_as_the_others(root: Path) -> None:
-    found = images(root)
-    (x, y), *_ = found.test(batch_size=6)
+def test_images_are_normalised_cropped_and_mirrored(root: Path) -> None:
+    opened = images(root)
+    (x, y), *_ = opened.test(batch_size=6)
     for pixels, label in zip(x, y.tolist(), strict=True):
         level = list(GREY.values())[label] / 255
         for channel in range(3):
             expected = (level - MEAN[channel]) / STD[channel]
             assert pixels[channel].mean().item() == pytest.approx(expected, abs=0.01)
     black = (0 - MEAN[0]) / STD[0]
-    x, _ = next(found.stream(1))
-    assert (x[:, 0] < black + 0.01).any()  # zeros have moved in from the border
-    view = found.view(train=True)
+    x, _ = next(opened.stream(1))
+    assert (x[:, 0] < black + 0.01).any()  # padding at the border
+    view = opened.view(train=True)
     assert (view.crop_padding, view.flip) == (4, True)
 
 
-def test_loader_processes_give_the_same_pixels(root: Path) -> None:
+def test_pixels_do_not_depend_on_loader_processes(root: Path) -> None:
     alone, helped = images(root, workers=0), images(root, workers=1)
     for (x, y), (x_, y_) in zip(alone.stream(6), helped.stream(6), strict=True):
         assert x.equal(x_)
@@ -112,7 +113,7 @@ def test_loader_processes_give_the_same_pixels(root: Path) -> None:
     assert len(pickle.dumps(alone.sources.train)) < 10_000  # paths, not pixels
 
 
-def test_the_recipe_trains_on_it(root: Path) -> None:
+def test_recipe_trains(root: Path) -> None:
     settings = [f"data.root={root}", "data.batch_size=4", "schedule.max_steps=3", "data.workers=0"]
     one_process = ["placement=replicated", "coordinator=off", "run_dir=out"]
     command = [sys.executable, "-m", "switokd.train", "tiny-imagenet-wrn-1t1s"]
@@ -177,7 +178,7 @@ def with_a_large_image(top: Path) -> None:
         (with_a_large_image, "val_0.JPEG: an image of 80 x 80 pixels, where Tiny-ImageNet has 64"),
     ],
 )
-def test_what_is_missing_or_spoilt_is_said_in_one_line(
+def test_message_for_missing_or_damaged_files_is_one_line(
     root: Path, spoil: Callable[[Path], None], sentence: str
 ) -> None:
     spoil(root / "tiny-imagenet-200")
@@ -189,6 +190,6 @@ def test_what_is_missing_or_spoilt_is_said_in_one_line(
     assert "\n" not in message
 
 
-def test_nothing_there_at_all(tmp_path: Path) -> None:
+def test_message_for_an_empty_data_root(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"unpack tiny-imagenet-200\.zip there"):
         images(tmp_path)

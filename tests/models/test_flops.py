@@ -1,6 +1,6 @@
-"""Parameters and multiply-adds: against counts by hand, and against those that torchvision states.
+"""Parameters and multiply-adds equal counts by hand and the numbers that torchvision states.
 
-Not covered: which networks there are (`test_models.py`).
+Not covered: the networks themselves (`test_registry.py`).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def grouped(num_classes):
     )
 
 class Transformer(nn.Module):
-    def __init__(self, num_classes, looks_at_numbers):
+    def __init__(self, num_classes, reads_values):
         super().__init__()
-        self.looks_at_numbers = looks_at_numbers
+        self.reads_values = reads_values
         self.layer = nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16, batch_first=True)
         self.head = nn.Linear(8, num_classes)
 
-    def forward(self, x):  # a row of pixels is a token
-        if self.looks_at_numbers and x.sum().item() > 1:
+    def forward(self, x):  # a token is a row of pixels
+        if self.reads_values and x.sum().item() > 1:
             return x
         return self.head(self.layer(x.flatten(1, 2)).mean(dim=1))
 
@@ -60,32 +60,32 @@ def own_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     "name",
     ["resnet34", "mobilenet_v2", "resnext50_32x4d", "shufflenet_v2_x1_0", "vgg11", "vit_b_16"],
 )
-def test_same_as_torchvision_states(name: str) -> None:
+def test_size_equals_the_one_torchvision_states(name: str) -> None:
     stated = torchvision.models.get_model_weights(name).DEFAULT.meta
-    found = size_of(name, (3, 224, 224), 1000)
-    assert found.parameters == stated["num_params"]
-    assert found.multiply_adds / 1e9 == pytest.approx(stated["_ops"], abs=0.0006)
+    size = size_of(name, (3, 224, 224), 1000)
+    assert size.parameters == stated["num_params"]
+    assert size.multiply_adds / 1e9 == pytest.approx(stated["_ops"], abs=0.0006)
 
 
-def test_of_groups_only_what_is_computed(own_networks: str) -> None:
-    found = size_of(f"{own_networks}:grouped", (4, 10, 6), 7)
-    assert found.multiply_adds == (8 * 5 * 3) * 9 + 8 * 7
-    assert found.parameters == 8 * 9 + 16 + 8 * 7 + 7
+def test_grouped_convolution_counts_its_own_products(own_networks: str) -> None:
+    size = size_of(f"{own_networks}:grouped", (4, 10, 6), 7)
+    assert size.multiply_adds == (8 * 5 * 3) * 9 + 8 * 7
+    assert size.parameters == 8 * 9 + 16 + 8 * 7 + 7
 
 
-@pytest.mark.parametrize("looks_at_numbers", [False, True])
-def test_attention_counts_also_where_the_network_needs_numbers(
-    own_networks: str, looks_at_numbers: bool
+@pytest.mark.parametrize("reads_values", [False, True])
+def test_attention_counts_also_if_the_network_reads_values(
+    own_networks: str, reads_values: bool
 ) -> None:
-    kwargs = {"looks_at_numbers": looks_at_numbers}
-    found = size_of(f"{own_networks}:Transformer", (2, 3, 8), 5, kwargs)
+    kwargs = {"reads_values": reads_values}
+    size = size_of(f"{own_networks}:Transformer", (2, 3, 8), 5, kwargs)
     tokens, width, hidden = 6, 8, 16
     projections = 4 * tokens * width * width
     attention = 2 * tokens * tokens * width
-    assert found.multiply_adds == projections + attention + 2 * tokens * width * hidden + width * 5
+    assert size.multiply_adds == projections + attention + 2 * tokens * width * hidden + width * 5
 
 
-def test_counting_leaves_no_trace() -> None:
+def test_counting_changes_no_global_state() -> None:
     state, was_fast = torch.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
     size_of("wrn-10-1", (3, 8, 8), 10)
     assert torch.equal(torch.get_rng_state(), state)
@@ -93,7 +93,7 @@ def test_counting_leaves_no_trace() -> None:
     assert torch.zeros(1).device.type == "cpu"
 
 
-def test_arithmetic_grows_with_the_image_and_parameters_do_not() -> None:
+def test_larger_images_need_more_arithmetic_not_parameters() -> None:
     small, large = (size_of("wrn-16-2", (3, side, side), 10) for side in (32, 64))
     assert small.parameters == large.parameters
     head = 128 * 10
@@ -108,13 +108,13 @@ def test_arithmetic_grows_with_the_image_and_parameters_do_not() -> None:
         ("own_networks:grouped", "does not take images of 3 x 8 x 8"),
     ],
 )
-def test_network_that_cannot_be_measured(own_networks: str, name: str, sentence: str) -> None:
+def test_message_for_an_invalid_network(own_networks: str, name: str, sentence: str) -> None:
     with pytest.raises(UsageError) as caught:
         size_of(name, (3, 8, 8), 10)
     assert sentence in str(caught.value)
     assert name in str(caught.value)
 
 
-def test_fault_in_the_users_module_passes_through(own_networks: str) -> None:
+def test_error_in_the_users_module_passes_through(own_networks: str) -> None:
     with pytest.raises(OSError, match="not here"):
         size_of(f"{own_networks}:broken", (3, 8, 8), 10)

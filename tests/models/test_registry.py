@@ -1,4 +1,7 @@
-"""Networks by name: their sizes, what they take from the data, and what is refused."""
+"""Networks by name: their sizes, their arguments from the data, and errors for invalid names.
+
+Not covered: training them (`tests/training`).
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def sized(image_size, num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(image_size**2, num_classes))
 """
 
-TABLES = {  # network, classes: values to train, and what tables 4 and 7 print of them
+TABLES = {  # network, classes: parameters, and the millions of parameters that the paper prints
     ("wrn-16-1", 10): (175_066, "0.18"),
     ("wrn-16-8", 10): (10_961_370, "11.0"),
     ("mobilenetv2-0.5", 100): (812_548, "0.81"),
@@ -64,9 +67,10 @@ TABLES = {  # network, classes: values to train, and what tables 4 and 7 print o
     ("resnet-20", 200): (282_072, "0.28"),
     ("wrn-16-2", 200): (716_184, "0.72"),
     ("mobilenetv2-1.4", 200): (4_674_376, "4.7"),
-    # Table 4 prints 21.3: cut off, where all others are rounded. The authors' code has this number.
+    # Table 4 prints 21.3, truncated instead of rounded. The network in the authors' code has the
+    # same number of parameters.
     ("resnet-34", 200): (21_379_592, "21.4"),
-    ("mobilenet", 100): (3_309_476, None),  # table 7 prints no sizes
+    ("mobilenet", 100): (3_309_476, None),  # table 7 prints no numbers of parameters
     ("wrn-16-10", 100): (17_174_324, None),
     ("resnet18", 1000): (11_689_512, None),
     ("resnet34", 1000): (21_797_672, None),
@@ -75,7 +79,7 @@ TABLES = {  # network, classes: values to train, and what tables 4 and 7 print o
 
 @pytest.fixture
 def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name of a user's module that can be imported."""
+    """Name of an importable module with a user's networks."""
     (tmp_path / "own_models.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_models", raising=False)
@@ -105,7 +109,7 @@ def test_all_the_papers_networks_are_listed() -> None:
         ("resnet-56", 853_018),
         ("resnet-110", 1_727_962),
         ("resnet-18", 11_173_962),
-        ("mobilenetv2", 3_504_872 - 990 * 1_281),  # torchvision's, with 10 classes, not 1000
+        ("mobilenetv2", 3_504_872 - 990 * 1_281),  # torchvision's, with 10 classes instead of 1000
     ],
 )
 def test_parameter_count(name: str, count: int) -> None:
@@ -124,7 +128,7 @@ def test_channels_and_classes_come_from_the_data(
 
 @pytest.mark.parametrize("side", [32, 64, 224])
 @pytest.mark.parametrize("name", sorted({name for name, _ in TABLES}))
-def test_papers_networks_take_images_of(name: str, side: int) -> None:
+def test_papers_networks_accept_images_of_any_size(name: str, side: int) -> None:
     with torch.device("meta"):
         network = build(name, 3, 200, image_size=side)
         check_output(network, name, (3, side, side), 200)
@@ -142,9 +146,9 @@ def test_every_parameter_learns(name: str) -> None:
         assert p.grad.any(), key
 
 
-def test_cifar_resnets_shortcut_drops_pixels_and_adds_empty_channels() -> None:
+def test_cifar_resnets_shortcut_drops_pixels_and_adds_zero_channels() -> None:
     block = Block(2, 5, stride=2)
-    nn.init.zeros_(block.bn2.weight)  # the residual branch gives 0
+    nn.init.zeros_(block.bn2.weight)  # the residual branch is 0
     x = torch.randn(3, 2, 6, 6)
     out = block(x)
     assert out.shape == (3, 5, 3, 3)
@@ -152,41 +156,41 @@ def test_cifar_resnets_shortcut_drops_pixels_and_adds_empty_channels() -> None:
     assert not out[:, 2:].any()
 
 
-def test_cifar_resnet_of_another_depth() -> None:
+def test_cifar_resnet_checks_its_depth() -> None:
     assert len(CifarResNet(14).blocks) == 6
     for depth in (2, 19):
         with pytest.raises(ValueError, match=f"depth must be 8, 14, 20, ..., got {depth}"):
             CifarResNet(depth)
 
 
-def test_small_images_keep_their_size_up_to_resnets_first_group() -> None:
+def test_resnets_first_layers_keep_the_size_of_small_images() -> None:
     network = build("resnet-34", 1, 10)
     maps = []
     network.get_submodule("layer1").register_forward_pre_hook(lambda _, x: maps.append(x[0].shape))
     network(torch.rand(2, 1, 32, 32))
     assert maps == [(2, 64, 32, 32)]
-    theirs = torchvision.models.resnet34(num_classes=10).state_dict()
-    differing = [k for k, v in network.state_dict().items() if v.shape != theirs[k].shape]
+    expected = torchvision.models.resnet34(num_classes=10).state_dict()
+    differing = [k for k, v in network.state_dict().items() if v.shape != expected[k].shape]
     assert differing == ["conv1.weight"]
 
 
 @pytest.mark.parametrize(("side", "last"), [(8, 1), (32, 2), (63, 4), (64, 2), (224, 7)])
-def test_mobilenetv2s_last_map(side: int, last: int) -> None:
+def test_size_of_mobilenetv2s_last_map(side: int, last: int) -> None:
     with torch.device("meta"):
         network = build("mobilenetv2-0.5", 3, 10, image_size=side)
         features = network.get_submodule("features")(torch.zeros(2, 3, side, side))
     assert features.shape == (2, 1280, last, last)
 
 
-def test_mobilenetv2_of_64_by_64_is_torchvisions_and_of_32_by_32_has_its_weights() -> None:
+def test_mobilenetv2_is_torchvisions_for_64_by_64_with_weights_for_all_sizes() -> None:
     x = torch.rand(2, 3, 64, 64)
-    theirs = torchvision.models.mobilenet_v2(width_mult=1.4, num_classes=20).eval()
+    reference = torchvision.models.mobilenet_v2(width_mult=1.4, num_classes=20).eval()
     large, small = (build("mobilenetv2-1.4", 3, 20, image_size=n).eval() for n in (64, 32))
     for network in (large, small):
-        network.load_state_dict(theirs.state_dict())
+        network.load_state_dict(reference.state_dict())
     with torch.no_grad():
-        assert torch.equal(large(x), theirs(x))
-        assert not torch.equal(small(x), theirs(x))
+        assert torch.equal(large(x), reference(x))
+        assert not torch.equal(small(x), reference(x))
 
 
 def test_image_size_comes_from_the_data(own_models: str) -> None:
@@ -199,23 +203,23 @@ def test_image_size_comes_from_the_data(own_models: str) -> None:
         build(f"{own_models}:sized", 1, 3)
 
 
-def test_first_weights_are_the_same_whatever_they_are_drawn_from(own_models: str) -> None:
+def test_initial_weights_do_not_depend_on_the_state_of_generators(own_models: str) -> None:
     config = load("digits-1t1s", [f"networks.student.model={own_models}:drawn"])
     images = open_images(config.data, config.seed)
-    found = []
-    for state in (1, 2):  # two ranks, whose generators need not agree
+    drawn = []
+    for state in (1, 2):  # the generators of two ranks may differ
         random.seed(state)
         np.random.seed(state)
-        found.append(make_model(config, "student", images).state_dict()["1.weight"])
+        drawn.append(make_model(config, "student", images).state_dict()["1.weight"])
         expected = random.Random(state).random(), np.random.RandomState(state).rand()
-        assert (random.random(), np.random.rand()) == expected  # as they were
-    assert torch.equal(*found)
+        assert (random.random(), np.random.rand()) == expected  # the generators are restored
+    assert torch.equal(*drawn)
     other = load("digits-1t1s", ["seed=1", f"networks.student.model={own_models}:drawn"])
     weights = make_model(other, "student", images).state_dict()["1.weight"]
-    assert not (weights[:2] == found[0][:2]).any()
+    assert not (weights[:2] == drawn[0][:2]).any()
 
 
-def test_timms_network_by_name() -> None:
+def test_network_of_timm_by_name() -> None:
     if importlib.util.find_spec("timm") is None:
         missing = "timm is not installed (pip install timm)"
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
@@ -226,7 +230,7 @@ def test_timms_network_by_name() -> None:
         build("timm:resnet19", 3, 10)
 
 
-def test_timm_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_if_timm_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError) as caught:
         build("timm:resnet50", 3, 10)
@@ -236,7 +240,7 @@ def test_timm_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-def test_timms_own_missing_parts_are_not_hidden(
+def test_missing_dependency_of_timm_is_not_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "timm.py").write_text("import not_installed_at_all\n")
@@ -246,7 +250,7 @@ def test_timms_own_missing_parts_are_not_hidden(
         build("timm:resnet50", 3, 10)
 
 
-def test_name_that_timm_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_for_a_name_unknown_to_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = ModuleType("timm")
     attributes = {
         "__version__": "1.2",
@@ -263,7 +267,7 @@ def test_name_that_timm_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_parameter_count_leaves_out_what_is_not_trained() -> None:
+def test_parameter_count_leaves_out_frozen_parameters() -> None:
     network = nn.Linear(3, 2)
     network.bias.requires_grad_(False)
     assert parameter_count(network) == 6
@@ -280,16 +284,16 @@ def test_last_feature_map_of_an_image_of_32_by_32(name: str, shape: tuple[int, .
     assert x.shape[1:] == shape
 
 
-def test_run_files_arguments_win_over_the_datas() -> None:
+def test_arguments_of_the_run_file_win_over_those_of_the_data() -> None:
     assert build("wrn-10-1", 3, 10, {"num_classes": 5})(torch.rand(2, 3, 8, 8)).shape == (2, 5)
 
 
-def test_own_callable_need_not_take_channels_and_classes(own_models: str) -> None:
+def test_own_callable_may_lack_channels_and_classes(own_models: str) -> None:
     network = build("own_models:neither", 1, 10, {"features": 64})
     check_output(network, "own_models:neither", (1, 8, 8), 10)
 
 
-def test_torchvisions_network_by_name() -> None:
+def test_network_of_torchvision_by_name() -> None:
     network = build("resnet18", 3, 7)
     check_output(network, "resnet18", (3, 32, 32), 7)
     assert parameter_count(network) == 11_180_103
@@ -322,7 +326,7 @@ def test_torchvisions_network_by_name() -> None:
         ("own_models:moody", {}, "own_models:moody cannot be made with {}: not today"),
     ],
 )
-def test_bad_model_is_refused_in_one_line(
+def test_message_for_an_invalid_model_is_one_line(
     own_models: str, name: str, kwargs: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -333,7 +337,7 @@ def test_bad_model_is_refused_in_one_line(
     assert "\n" not in message
 
 
-def test_fault_inside_the_users_module_is_not_hidden(
+def test_error_inside_the_users_module_is_not_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "needs_more.py").write_text("import not_installed_at_all\n")
@@ -350,7 +354,7 @@ def test_fault_inside_the_users_module_is_not_hidden(
         (nn.Conv2d(3, 1, 1), (1, 8, 8), "does not take images of 1 x 8 x 8 (channels, height"),
     ],
 )
-def test_wrong_output_is_refused(
+def test_message_for_an_invalid_output(
     network: nn.Module, image: tuple[int, int, int], sentence: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -361,7 +365,7 @@ def test_wrong_output_is_refused(
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_check_leaves_the_network_as_it_was(training: bool) -> None:
+def test_check_output_does_not_change_the_network(training: bool) -> None:
     network = build("wrn-10-1", 1, 10).train(training)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert any("running_mean" in name for name in before)
@@ -373,7 +377,7 @@ def test_check_leaves_the_network_as_it_was(training: bool) -> None:
 
 WITHOUT_TORCHVISION = """
 import sys
-sys.modules["torchvision"] = None  # as on a machine whose PyTorch is too new for it
+sys.modules["torchvision"] = None  # as if it were not installed
 from switokd.errors import UsageError
 from switokd.models.registry import build
 build("wrn-10-1", 1, 10), build("resnet-20", 1, 10), build("mobilenet-0.5", 1, 10)
@@ -384,7 +388,7 @@ except UsageError as error:
 """
 
 
-def test_networks_of_our_own_need_no_torchvision(tmp_path: Path) -> None:
+def test_own_networks_need_no_torchvision(tmp_path: Path) -> None:
     code, out, err = run([sys.executable, "-c", WITHOUT_TORCHVISION], tmp_path)
     assert code == 0, err
     assert out.startswith("no model 'resnet18'")
