@@ -1,4 +1,4 @@
-"""Checks of what must hold between the sections of a run file.
+"""Checks between the sections of a run file.
 
 Each function raises ValueError with one sentence that names the settings and the remedy. The class
 `Config` calls them in the order of this file.
@@ -153,7 +153,7 @@ def check_coordinator(
 
 
 def check_compute(compute: Compute, device: str, accumulate: int) -> None:
-    """ValueError if settings of `compute` exclude each other, the device or accumulation."""
+    """ValueError if `compute` contradicts itself, the device or gradient accumulation."""
     if compute.batch_norm == "sync" and device == "cpu":
         raise ValueError(
             "compute.batch_norm: sync is for GPUs, and device is cpu; use batch_norm=rank"

@@ -1,7 +1,7 @@
-"""The run file as a whole: its sections, and what follows from them together.
+"""The run file as a whole: its sections, and the values derived from them.
 
-Not covered: the sections (`sections.py`); what must hold between them (`checks.py`); reading a run
-file (`run_file.py`).
+Not covered: the sections (`sections.py`); checks between them (`checks.py`); reading a run file
+(`run_file.py`).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_sections(self) -> Config:
-        """Check what must hold between sections; ValueError for the first problem."""
+        """Run the checks between sections; ValueError for the first problem."""
         check_placement(self.placement, self.networks)
         check_pairs(self.pairs, self.networks)
         check_method(self.distillation, self.topology, self.networks)
@@ -256,5 +256,5 @@ def known_settings(
 
 
 def _first_set(setting: T | None, default: T) -> T:
-    """Return `setting`, or `default` where it is not set."""
+    """Return `setting`, or `default` if it is None."""
     return default if setting is None else setting

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """All values of a nested mapping by their dotted keys, each key after `prefix`.
+    """Return all values of a nested mapping by dotted key, with `prefix` before the keys.
 
     An empty mapping is a value: its key is kept.
     """

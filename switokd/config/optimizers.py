@@ -16,7 +16,7 @@ class SGD(Section):
     """Stochastic gradient descent with momentum (torch.optim.SGD)."""
 
     name: Literal["sgd"] = "sgd"
-    """The optimizer: sgd, adam or adamw. The next settings are those of sgd."""
+    """The optimizer: sgd, adam or adamw. The settings below are for sgd."""
     lr: Positive = 0.1
     """Learning rate at the start, before the schedule changes it."""
     momentum: Fraction = 0.9
@@ -39,7 +39,7 @@ class Adam(Section):
     """Adam (torch.optim.Adam; Kingma and Ba, ICLR 2015)."""
 
     name: Literal["adam"]
-    """adam. The next settings are those of adam."""
+    """adam. The settings below are for adam."""
     lr: Positive = 1e-3
     """Learning rate at the start, before the schedule changes it."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -54,7 +54,7 @@ class AdamW(Section):
     """Adam with decoupled weight decay (torch.optim.AdamW; Loshchilov and Hutter, ICLR 2019)."""
 
     name: Literal["adamw"]
-    """adamw. The next settings are those of adamw."""
+    """adamw. The settings below are for adamw."""
     lr: Positive = 1e-3
     """Learning rate at the start, before the schedule changes it."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)

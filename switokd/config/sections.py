@@ -67,7 +67,7 @@ class Data(Section):
         return self.label_smoothing > 0 or self.mixup > 0 or self.cutmix > 0
 
     @model_validator(mode="after")
-    def _kwargs_are_for_own_data(self) -> Data:
+    def _check_kwargs(self) -> Data:
         if self.kwargs and ":" not in self.dataset:
             raise ValueError(
                 "kwargs are for a dataset of your own, named as package.module:callable"
@@ -133,7 +133,7 @@ class Network(Section):
     """Teachers only: weight of the KL terms in the loss; null: distillation.beta."""
 
     @model_validator(mode="after")
-    def _weight_of_its_role(self) -> Network:
+    def _check_weight(self) -> Network:
         weight, other = ("alpha", "beta") if self.role == "student" else ("beta", "alpha")
         if getattr(self, other) is not None:
             raise ValueError(f"{other} is not a setting of a {self.role}; use {weight}")
@@ -172,7 +172,7 @@ class Distillation(Section):
     """Weight of the KL terms in a teacher's loss."""
 
     @model_validator(mode="after")
-    def _known(self) -> Distillation:
+    def _check_method(self) -> Distillation:
         if self.semantics not in SEMANTICS:
             raise ValueError(f"semantics: one of {', '.join(SEMANTICS)}")
         if ":" not in self.strategy:  # the user's own is imported later, from `import_from`
@@ -215,7 +215,7 @@ class Schedule(Section):
     """Epochs between tests of the networks; the last epoch always ends with a test."""
 
     @model_validator(mode="after")
-    def _settings_of_its_kind(self) -> Schedule:
+    def _check_schedule(self) -> Schedule:
         if self.name == "cosine" and self.milestones:
             raise ValueError("milestones are for multistep; set schedule.milestones=[] with cosine")
         if self.name == "multistep" and self.min_lr:
@@ -256,7 +256,7 @@ class Compute(Section):
 
 
 class Coordinator(Section):
-    """The coordinator: which process decides, and where it listens."""
+    """The coordinator: address, port for metrics, and timeout."""
 
     address: KeyText = "auto"
     """auto: rank 0 starts a coordinator; HOST:PORT: use a running one; off: none, for a run of
@@ -268,7 +268,7 @@ class Coordinator(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _off(cls, value: Any) -> Any:
+    def _read_off(cls, value: Any) -> Any:
         """Read `coordinator: off` as `coordinator: {address: off}`; off is false in YAML."""
         if value is False or value == "off":
             return {"address": "off"}
@@ -278,7 +278,7 @@ class Coordinator(Section):
 
     @field_validator("address", mode="before")
     @classmethod
-    def _host_and_port(cls, value: Any) -> Any:
+    def _check_address(cls, value: Any) -> Any:
         if value is False:  # off is false in YAML
             return "off"
         if isinstance(value, str) and value not in ("auto", "off"):

@@ -2,7 +2,7 @@
 
     digits          scikit-learn's 1,797 handwritten digits, 8 x 8, from its package
     fashion-mnist   torchvision's, from data.root
-    cifar10, cifar100          likewise
+    cifar10, cifar100          torchvision's, from data.root
     tiny-imagenet   its original folder layout, as downloaded (tiny_imagenet.py)
     image-folder    a folder with train/CLASS/*.jpg and val/CLASS/*.jpg
     imagenet        an image-folder with ImageNet's 1,000 classes

@@ -39,14 +39,14 @@ class InputSignature(BaseModel):
     mean: tuple[float, ...] = ()
     """By channel, subtracted from values in [0, 1]; empty if the data set's scaling is unknown."""
     std: tuple[float, ...] = ()
-    """By channel, divides the difference; empty likewise."""
+    """By channel, divides the difference; empty if the data set's scaling is unknown."""
     resize: tuple[int, int]
     """Height and width in pixels that an image is scaled to cover before its centre is cropped."""
     labels: tuple[str, ...] = Field(min_length=1)
     """Names of the classes, in the order of the logits."""
 
     @model_validator(mode="after")
-    def _one_per_channel(self) -> InputSignature:
+    def _check_scaling(self) -> InputSignature:
         if len(self.mean) != len(self.std) or len(self.mean) not in (0, self.channels):
             raise ValueError(f"mean and std need {self.channels} numbers each, or none")
         if not all(value > 0 for value in self.std):
@@ -99,7 +99,7 @@ class InputSignature(BaseModel):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is not what a run writes"
+            reason = getattr(error, "strerror", None) or "it is not a file that a run has written"
             raise UsageError(f"{path} cannot be read: {reason}") from None
 
     @classmethod

@@ -96,7 +96,7 @@ class Sources:
     mean: tuple[float, ...]
     """By channel, of pixel values in [0, 1]; one value is for all channels."""
     std: tuple[float, ...]
-    """By channel, likewise."""
+    """By channel, like `mean`."""
     crop_padding: int = 0
     """Pixels of padding before a random crop, if data.crop_padding is null."""
     flip: bool = False

@@ -1,7 +1,7 @@
 """The networks of Qian et al. (ECCV 2022), by data set of tables 4 and 7, and for ImageNet.
 
-Rounded, their parameters are those of table 4, except for ResNet-34: table 4 prints 21.3M for
-21.38M. The network in the authors' released code has the same 21,379,592 parameters.
+Their numbers of parameters, rounded, equal those in table 4 except for ResNet-34: the table prints
+21.3M for 21.38M. The network in the authors' released code has the same 21,379,592 parameters.
 
 Not covered: their accuracies and recipes.
 """

@@ -59,9 +59,9 @@ def build(
 ) -> nn.Module:
     """Build the network `name` for images with `in_channels` and for `num_classes` classes.
 
-    kwargs: arguments for the network's callable, which win over those of the data. image_size:
-    shorter side of the images in pixels; None: the network's default. UsageError if there is no
-    such network, or it cannot be made with these arguments.
+    kwargs: arguments for the network's callable; they win over the three from the data.
+    image_size: shorter side of the images in pixels; None: the network's default. UsageError if
+    there is no such network, or it cannot be made with these arguments.
     """
     factory, of_name = _factory(name)
     arguments = {**of_name, **(kwargs or {})}

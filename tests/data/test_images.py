@@ -57,24 +57,24 @@ class Noise:
 class Wrong(Noise):
     """Sample 3 is invalid."""
 
-    def __init__(self, train, what):
+    def __init__(self, train, defect):
         super().__init__(train)
-        self.what = what
+        self.defect = defect
 
     def __getitem__(self, index):
         image, label = super().__getitem__(index)
         if index == 3:
-            if self.what == "label":
+            if self.defect == "label":
                 label = 4
-            if self.what == "negative":
+            if self.defect == "negative":
                 label = -1
-            if self.what == "shape":
+            if self.defect == "shape":
                 image = image[:, :4]
-            if self.what == "dimensions":
+            if self.defect == "dimensions":
                 image = image[0]
-            if self.what == "floats":
+            if self.defect == "floats":
                 image = image.numpy()
-            if self.what == "file":
+            if self.defect == "file":
                 open("nowhere.npy")
         return image, label
 
@@ -306,7 +306,7 @@ def test_bytes_of_own_data_are_scaled_and_classes_counted(own_data: Open) -> Non
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
-    ("what", "sentence"),
+    ("defect", "sentence"),
     [
         ("label", "own_data:Wrong, training sample 3: label 4 is outside the 4 classes (0 to 3)"),
         ("negative", "sample 3: label -1 is outside the 4 classes"),
@@ -316,17 +316,17 @@ def test_bytes_of_own_data_are_scaled_and_classes_counted(own_data: Open) -> Non
     ],
 )
 def test_message_for_an_invalid_sample(
-    own_data: Open, what: str, sentence: str, workers: int
+    own_data: Open, defect: str, sentence: str, workers: int
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        list(own_data("Wrong", {"what": what}, workers=workers).stream(3))
+        list(own_data("Wrong", {"defect": defect}, workers=workers).stream(3))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_message_for_a_missing_file_of_own_data(own_data: Open) -> None:
     with pytest.raises(UsageError, match=r"^own_data:Wrong, sample 3 cannot be read: \[Errno 2\]"):
-        list(own_data("Wrong", {"what": "file"}).stream(3))
+        list(own_data("Wrong", {"defect": "file"}).stream(3))
 
 
 @pytest.mark.parametrize(
