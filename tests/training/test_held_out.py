@@ -101,7 +101,7 @@ def test_they_are_not_augmented_and_their_parts_make_up_the_whole() -> None:
     [
         (1436, "it holds out 1436 of the 1437 training images, and at least 2 must remain"),
         (5000, "it holds out 5000 of the 1437 training images"),
-        (-1, "it holds out -1 images"),
+        (-1, "it holds out -1 of the 1437"),
         (1400, "100 is more than the 37 training images (the strategy holds out 1400)"),
     ],
 )
