@@ -10,6 +10,6 @@ from switokd.runtime.lifecycle import follow_launcher
 if __name__ == "__main__":
     # Before all else: whoever starts this may die while PyTorch is being imported.
     follow_launcher(environment())
-    from switokd.cli.main import worker_main
+    from switokd.cli.worker import worker_main
 
     worker_main()

@@ -1,0 +1,42 @@
+"""Arguments and help texts that several commands share, and how a command reports an error.
+
+Imports neither torch nor the configuration, so that `switokd --help` answers at once.
+
+Not covered: options of a single command, which are beside that command.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NoReturn, Optional
+
+import typer
+
+from switokd.errors import SwitokdError
+from switokd.runtime.lifecycle import print_error
+
+EPILOG = (
+    "Exit codes: 0 done, 2 a mistake in run file, arguments or data, 3 a network diverged, "
+    "4 a process of the run was lost."
+)
+
+RunFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE_OR_FILE", help="A recipe's name (see 'switokd recipes') or a run file."
+    ),
+]
+
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045, typer reads it at run time, on Python 3.10 as well
+    typer.Argument(
+        metavar="KEY.KEY=VALUE",
+        help="Settings on top of the run file, such as schedule.epochs=3 or "
+        "networks.student.model=wrn-16-1; see 'switokd settings'.",
+    ),
+]
+
+
+def fail(error: SwitokdError) -> NoReturn:
+    """Print the error in one line and end the command with the error's exit code."""
+    print_error(str(error))
+    raise typer.Exit(error.exit_code)

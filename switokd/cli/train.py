@@ -1,0 +1,65 @@
+"""The command `switokd train`: starts one process per rank on this machine.
+
+Not covered: what a rank does (`worker.py`); several machines (torchrun starts the ranks).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Optional
+
+import typer
+
+from switokd.cli.arguments import RunFile, Settings, fail
+from switokd.cli.worker import run_rank
+from switokd.config.run_file import load_importable
+from switokd.errors import SwitokdError
+from switokd.runtime.environment import ProcessLayout
+
+
+def train(
+    recipe: RunFile,
+    settings: Settings = None,
+    processes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            "--processes", "-n", min=1, help="How many, for placement=replicated or auto."
+        ),
+    ] = None,
+) -> None:
+    """Train a recipe or run file: starts the processes that it needs on this machine.
+
+    That is one per network, unless placement or networks.NAME.ranks say otherwise; for
+    placement=replicated or auto one per GPU, without GPUs a single one (replicated) or as many as
+    are fastest (auto). On several machines, or to choose the processes yourself, use torchrun:
+    torchrun --nproc-per-node=N -m switokd.train RECIPE_OR_FILE [KEY.KEY=VALUE]...
+    """
+    from switokd.runtime.environment import check_alone, check_world_size, environment
+    from switokd.runtime.launcher import launch, processes_for
+
+    env = environment()
+    if env.under_torchrun:
+        run_rank(recipe, settings or [])
+        return
+    layouts: Sequence[ProcessLayout] = ()
+    try:
+        config = load_importable(recipe, settings or [])
+        needed = config.world_size
+        if needed and processes:
+            command = shlex.join([recipe, *(settings or [])])
+            found = replace(env, world_size=processes)
+            check_world_size(needed, config.topology.name, command, found)
+        count = needed or processes
+        if count is None:
+            count, layouts = processes_for(config)
+        if config.coordinator.address == "off":
+            check_alone(replace(env, world_size=count))
+        config.check_batch(count)
+    except SwitokdError as error:
+        fail(error)
+    if count == 1:
+        run_rank(recipe, settings or [])
+        return
+    raise typer.Exit(launch(config, count, [recipe, *(settings or [])], layouts))

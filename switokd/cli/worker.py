@@ -1,0 +1,63 @@
+"""One rank of a run: the command line of `python -m switokd.train`.
+
+Torch is imported only after the run file has been read, so that a mistake in it shows at once.
+
+Not covered: training itself (`switokd/worker.py`).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from switokd.cli.arguments import EPILOG, RunFile, Settings
+from switokd.config.run_file import load_importable
+from switokd.runtime.environment import ProcessLayout
+from switokd.runtime.threads import wait_briefly
+
+
+def worker_main() -> None:
+    """Entry point of `python -m switokd.train`, one rank."""
+    wait_briefly()
+    worker = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+    @worker.command(epilog=EPILOG)
+    def rank(
+        recipe: RunFile,
+        settings: Settings = None,
+        layouts: Annotated[str, typer.Option(hidden=True)] = "",  # by `switokd train`
+    ) -> None:
+        """Train one rank's networks; started once per rank by torchrun.
+
+        torchrun --standalone --nproc-per-node=3 -m switokd.train digits-2t1s [KEY.KEY=VALUE]...
+
+        A run of one process needs no torchrun:
+        python -m switokd.train digits-2t1s placement=replicated coordinator=off
+        """
+        run_rank(
+            recipe, settings or [], [ProcessLayout.of(code) for code in layouts.split(",") if code]
+        )
+
+    worker(prog_name="torchrun ... -m switokd.train")
+
+
+def run_rank(recipe: str, settings: list[str], layouts: Sequence[ProcessLayout] = ()) -> None:
+    """Train as one rank, from the arguments to the exit code."""
+    from switokd.runtime.environment import check_alone, check_world_size, environment
+    from switokd.runtime.lifecycle import one_line_errors
+
+    env = replace(environment(), layouts=tuple(layouts))
+    with one_line_errors(env):
+        config = load_importable(recipe, settings)
+        needed = config.world_size or env.world_size
+        check_world_size(needed, config.topology.name, shlex.join([recipe, *settings]), env)
+        if config.coordinator.address == "off":
+            check_alone(env)
+    with one_line_errors(env, config.who(env.rank, env.world_size)):
+        from switokd import worker
+
+        worker.train(config, env)
