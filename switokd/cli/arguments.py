@@ -2,7 +2,7 @@
 
 Imports neither torch nor the configuration, so that `switokd --help` answers at once.
 
-Not covered: options of a single command, which are beside that command.
+Not covered: options that only one command has; they are in the module of that command.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from switokd.errors import SwitokdError
 from switokd.runtime.lifecycle import print_error
 
 EPILOG = (
-    "Exit codes: 0 done, 2 a mistake in run file, arguments or data, 3 a network diverged, "
-    "4 a process of the run was lost."
+    "Exit codes: 0 success, 2 a mistake in the run file, the arguments or the data, "
+    "3 a network diverged, 4 a process of the run was lost."
 )
 
 RunFile = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE_OR_FILE", help="A recipe's name (see 'switokd recipes') or a run file."
+        metavar="RECIPE_OR_FILE", help="Name of a recipe (see 'switokd recipes'), or a run file."
     ),
 ]
 
@@ -30,7 +30,7 @@ Settings = Annotated[
     Optional[list[str]],  # noqa: UP045, typer reads it at run time, on Python 3.10 as well
     typer.Argument(
         metavar="KEY.KEY=VALUE",
-        help="Settings on top of the run file, such as schedule.epochs=3 or "
+        help="Settings that replace those of the run file, such as schedule.epochs=3 or "
         "networks.student.model=wrn-16-1; see 'switokd settings'.",
     ),
 ]

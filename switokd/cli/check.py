@@ -1,13 +1,12 @@
-"""The command `switokd check`: a dry run of recipes and run files, before any data or GPU is there.
+"""The command `switokd check`: a dry run of recipes and run files, without data or GPU.
 
-Torch is imported only once a run file has been read.
+Torch is imported only after a run file has been read.
 
-Not covered: the dry run itself (`dry_run.py`).
+Not covered: the dry run itself (`planning/dry_run.py`).
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -15,21 +14,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from switokd.config.config import Config
+from switokd.cli.arguments import fail
 from switokd.config.recipes import recipes
-from switokd.config.run_file import load_importable
-from switokd.data.catalog import DOWNLOADABLE, known
 from switokd.errors import SwitokdError, UsageError
+from switokd.runtime.lifecycle import print_error
 
 if TYPE_CHECKING:
+    from switokd.config.config import Config
     from switokd.planning.dry_run import DryRun
 
 WIDTH = 100
-"""Characters of the table where there is no terminal."""
+"""Width of the table in characters where output is no terminal."""
 
-WORDS_HELP = "Recipes or run files, and settings on top of them, such as data.batch_size=256."
-ALL_HELP = "All recipes that ship with switokd."
-BATCH_HELP = "Images of the step; their shape is the data's in any case."
+WORDS_HELP = "Recipes or run files, and settings that replace theirs, such as data.batch_size=256."
+ALL_HELP = "Check all recipes that ship with switokd."
+BATCH_HELP = "Images of the training step. They have the full image shape of the data set."
 
 
 def check(
@@ -40,26 +39,27 @@ def check(
     every: Annotated[bool, typer.Option("--all", help=ALL_HELP)] = False,
     batch: Annotated[int, typer.Option(min=2, help=BATCH_HELP)] = 4,
 ) -> None:
-    """Check that run files train: builds their networks, and makes one step on noise.
-
-    The data need not be there, unless they are your own: then their own images are used.
-    Prints what was built and what the run would need. For example:
+    """Check that run files can train: build the networks and make one training step.
 
     switokd check mine.yaml networks.student.model=wrn-16-1
 
     switokd check --all
+
+    The step uses random images, so that the data set need not be downloaded; only a
+    data set of your own is opened. Prints a table of the networks (parameters,
+    seconds, memory) and what the run needs: data, ranks, steps. Writes nothing.
     """
     settings = [word for word in words or [] if "=" in word]
     names = [word for word in words or [] if "=" not in word]
     if every:
         names = [*recipes(), *(name for name in names if name not in recipes())]
     if not names:
-        _fail(UsageError("check: name a recipe (see 'switokd recipes') or a run file, or --all"))
+        fail(UsageError("check: name a recipe (see 'switokd recipes') or a run file, or --all"))
     failed = 0
     for name in names:
         problems = _check(name, settings, batch)
         for problem in problems:
-            print(f"switokd: {' '.join(problem.split())}", file=sys.stderr, flush=True)
+            print_error(" ".join(problem.split()))
         failed += bool(problems)
     if len(names) > 1:
         passed = f"{len(names) - failed} of {len(names)}" if failed else f"all {len(names)}"
@@ -69,20 +69,22 @@ def check(
 
 
 def _check(name: str, settings: list[str], batch: int) -> tuple[str, ...]:
-    """Check one and print what was found; its problems, a line each."""
+    """Check one run file and print the result; return its problems, one sentence each."""
+    from switokd.config.run_file import load_importable
+
     try:
         config = load_importable(name, settings)
-    except SwitokdError as error:  # names the file already
+    except SwitokdError as error:  # its message names the file
         return (str(error),)
     from switokd.planning.dry_run import dry_run
 
-    found = dry_run(config, batch)
-    if not found.problems:
-        _print(config, found)
-    return tuple(f"{name}: {problem}" for problem in found.problems)
+    result = dry_run(config, batch)
+    if not result.problems:
+        _print(config, result)
+    return tuple(f"{name}: {problem}" for problem in result.problems)
 
 
-def _print(config: Config, found: DryRun) -> None:
+def _print(config: Config, result: DryRun) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
@@ -93,7 +95,7 @@ def _print(config: Config, found: DryRun) -> None:
     table.add_column("model", overflow="fold")
     for heading in ("parameters", "output", "loss", "seconds", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in found.rows:
+    for row in result.rows:
         table.add_row(
             row.name,
             row.role,
@@ -105,18 +107,20 @@ def _print(config: Config, found: DryRun) -> None:
             _bytes(row.memory_bytes),
         )
     console.print(table, soft_wrap=False)
-    for line in _needs(config, found):
+    for line in _needs(config, result):
         console.print(line, markup=False)
 
 
-def _needs(config: Config, found: DryRun) -> list[str]:
-    """What was stepped on, and what the run needs: a line each."""
-    assert found.images is not None
-    shape = " x ".join(str(n) for n in found.images.shape)
-    kind = "images of noise" if known(config.data) else "of its own images"
+def _needs(config: Config, result: DryRun) -> list[str]:
+    """Describe the step that was made, and the data, ranks and steps that the run needs."""
+    from switokd.data.catalog import known
+
+    assert result.images is not None
+    shape = " x ".join(str(n) for n in result.images.shape)
+    kind = "random images" if known(config.data) else "images of the data set"
     lines = [
-        f"one step  {found.batch} {kind}, {shape}, {found.images.classes} classes, on "
-        f"{found.device}; memory is an estimate, of each network on a rank, for batches of "
+        f"one step  {result.batch} {kind}, {shape}, {result.images.classes} classes, on "
+        f"{result.device}; memory is an estimate per network and rank for batches of "
         f"{config.data.batch_size}",
         f"data      {_data(config)}",
     ]
@@ -124,7 +128,7 @@ def _needs(config: Config, found: DryRun) -> list[str]:
         lines.append(f"ranks     {config.world_size}: {config.placement_on(config.world_size)}")
     else:
         lines.append(f"ranks     any number (placement: {config.placement})")
-    schedule, per_epoch = config.schedule, found.images.steps_per_epoch
+    schedule, per_epoch = config.schedule, result.images.steps_per_epoch
     steps = schedule.epochs * per_epoch
     lines.append(
         f"steps     {min(steps, schedule.max_steps or steps):,}: {schedule.epochs} epochs of "
@@ -134,26 +138,23 @@ def _needs(config: Config, found: DryRun) -> list[str]:
 
 
 def _data(config: Config) -> str:
-    """What data.root must hold, and whether it does."""
-    data, here = config.data, known(config.data)
-    if here is None:
-        return f"{data.dataset}, found"
-    if not here.folders:
+    """Describe the data set, where it must be, and whether it is there."""
+    from switokd.data.catalog import DOWNLOADABLE, known
+
+    data, catalogued = config.data, known(config.data)
+    if catalogued is None:
+        return f"{data.dataset}, opened"
+    if not catalogued.folders:
         return f"{data.dataset}, installed with switokd"
     root = Path(data.root)
-    paths = [root if root.resolve().name == each else root / each for each in here.folders]
+    paths = [root if root.resolve().name == name else root / name for name in catalogued.folders]
     missing = [str(path) for path in paths if not path.is_dir()]
     if not missing:
-        return f"{data.dataset}, found in {data.root}"
-    remedy = "; data.download=true fetches it" if data.dataset in DOWNLOADABLE else ""
+        return f"{data.dataset}, present in {data.root}"
+    remedy = "; data.download=true downloads it" if data.dataset in DOWNLOADABLE else ""
     remedy = "; the run will download it" if remedy and data.download else remedy
-    return f"{data.dataset}, not here yet: needs {', '.join(missing)}{remedy}"
+    return f"{data.dataset}, not present: {', '.join(missing)}{remedy}"
 
 
 def _bytes(count: int) -> str:
     return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
-
-
-def _fail(error: SwitokdError) -> None:
-    print(f"switokd: {error}", file=sys.stderr)
-    raise typer.Exit(error.exit_code)

@@ -1,5 +1,8 @@
 """The command `switokd`: registers its subcommands.
 
+The subcommands' modules import what they need when they run. `switokd --help` therefore imports
+neither torch nor the configuration.
+
 Not covered: what a subcommand does (the module of its name).
 """
 
@@ -22,7 +25,7 @@ from switokd.cli.train import train
 from switokd.runtime.threads import wait_briefly
 
 app = typer.Typer(
-    help="Networks that train each other by switchable online knowledge distillation.",
+    help="Train networks that teach each other: switchable online knowledge distillation.",
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
@@ -34,8 +37,8 @@ for command in (networks, coordinator, recipes, settings):
     app.command()(command)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
         print(f"switokd {__version__}")
         raise typer.Exit
 
@@ -43,7 +46,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass

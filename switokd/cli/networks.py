@@ -1,9 +1,9 @@
-"""The command `switokd networks`: networks by name, how large they are, and who used them.
+"""The command `switokd networks`: lists networks with their size and their use in the paper.
 
-`main.py` registers `networks`. Torch is imported when it runs, not before.
+Torch is imported when the command runs, not before.
 
-Not covered: how long a network takes (`switokd plan` measures that); how it is counted
-(`models/arithmetic.py`).
+Not covered: how long a network takes (`switokd plan` measures that); how operations are counted
+(`models/flops.py`).
 """
 
 from __future__ import annotations
@@ -20,34 +20,37 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from switokd.cli.arguments import fail
 from switokd.config.yaml_loader import parse_yaml
 from switokd.errors import SwitokdError, UsageError
+from switokd.runtime.lifecycle import print_error
 
 DEFAULT_CLASSES = 100
 DEFAULT_SIZE = 32
 DEFAULT_CHANNELS = 3
-"""For networks that the paper does not use."""
+"""Images for networks that the paper does not use: classes, side in pixels, channels."""
 
 NAME_HELP = (
-    "A network as in a run file's 'model': wrn-16-2, resnet-20, mobilenetv2-0.5, torchvision's "
-    "resnet50, timm:NAME, or package.module:callable. Default: all networks of the paper."
+    "A network, as 'model' of a run file names it: wrn-16-2, resnet-20, mobilenetv2-0.5, "
+    "resnet50 (of torchvision), timm:NAME, or package.module:callable. Default: all networks of "
+    "the paper."
 )
-CLASSES_HELP = "Classes to tell apart. Default: the paper's for its networks, else 100."
-SIZE_HELP = "Side of the images in pixels. Default: the paper's for its networks, else 32."
-CHANNELS_HELP = "Channels of the images."
-KWARGS_HELP = "The run file's model_kwargs in YAML, such as '{hidden: 64}', for each NAME."
-JSON_HELP = "Print JSON: an object for each network, numbers not rounded."
+CLASSES_HELP = "Number of classes. Default: as in the paper, else 100."
+SIZE_HELP = "Side of the images in pixels. Default: as in the paper, else 32."
+CHANNELS_HELP = "Number of channels of the images."
+KWARGS_HELP = "Arguments (model_kwargs) for every NAME, as YAML, such as '{hidden: 64}'."
+JSON_HELP = "Print JSON: one object per network, with numbers that are not rounded."
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network and the images that it is for."""
+    """A network, and the images for which it is measured."""
 
     name: str
     size: int
     classes: int
     uses: list[str] = field(default_factory=list, compare=False)
-    """Where the paper uses it."""
+    """Data sets and roles for which the paper uses the network."""
 
 
 def networks(
@@ -61,26 +64,25 @@ def networks(
     model_kwargs: Annotated[Optional[str], typer.Option(metavar="YAML", help=KWARGS_HELP)] = None,  # noqa: UP045
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
-    """List networks with their parameters and the arithmetic of a forward pass.
-
-    Parameters are trainable values. Multiply-adds are those of one image's
-    forward pass, convolutions and matrix products; a training step takes about
-    three times as many. For example:
+    """List networks with their number of parameters and multiply-adds.
 
     switokd networks
 
     switokd networks --classes 10 --size 28 --channels 1
 
     switokd networks wrn-40-2 resnet50 mynets:build --size 64 --json
+
+    Prints one row per network. Parameters are trainable values. Multiply-adds are
+    those of convolutions and matrix products in the forward pass of one image; a
+    training step takes about three times as many.
     """
-    sys.path.append(os.getcwd())  # your own networks, as in training
+    sys.path.append(os.getcwd())  # for the user's own networks, as in training
     try:
         kwargs = _kwargs(model_kwargs, names or [])
         cases = _cases(names or [], size, classes)
         rows = _measure(cases, channels, kwargs, all_must_fit=bool(names))
     except SwitokdError as error:
-        print(f"switokd: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+        fail(error)
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
@@ -88,24 +90,26 @@ def networks(
 
 
 def _kwargs(text: str | None, names: Sequence[str]) -> dict[str, Any]:
-    """The option --model-kwargs; UsageError if it is no mapping, or for no NAME."""
+    """Parse the option --model-kwargs; UsageError if it is no mapping, or no NAME is given."""
+    from switokd.config.yaml_loader import parse_value
+
     if text is None:
         return {}
     if not names:
-        raise UsageError("--model-kwargs is for the networks that are named; name one")
+        raise UsageError("--model-kwargs needs a NAME; name the network that it is for")
     try:
-        found = parse_yaml(text, "--model-kwargs")  # 1e-1 is a number, as in a run file
+        kwargs = parse_yaml(text, "--model-kwargs")  # 1e-1 is a number, as in a run file
     except UsageError:
-        found = None
-    if not isinstance(found, dict):
+        kwargs = None
+    if not isinstance(kwargs, dict):
         raise UsageError(
             f"--model-kwargs: {text!r} is no YAML mapping; write '{{key: value, ...}}'"
         )
-    return found
+    return kwargs
 
 
 def _cases(names: Sequence[str], size: int | None, classes: int | None) -> list[Case]:
-    """What to measure, each once: the paper's networks, or those of `names`."""
+    """List the cases to measure, without repetition: networks of the paper, or `names`."""
     from switokd.models.paper import PAPER_NETWORKS
 
     cases: dict[Case, Case] = {}
@@ -114,17 +118,21 @@ def _cases(names: Sequence[str], size: int | None, classes: int | None) -> list[
         cases.setdefault(case, case).uses.append(f"{used.data} {used.uses}")
     if not names:
         return list(cases)
-    found: list[Case] = []
+    named: list[Case] = []
     for name in dict.fromkeys(names):
-        own = [case for case in cases if case.name == name]
-        found += own or [Case(name, size or DEFAULT_SIZE, classes or DEFAULT_CLASSES)]
-    return found
+        of_paper = [case for case in cases if case.name == name]
+        named += of_paper or [Case(name, size or DEFAULT_SIZE, classes or DEFAULT_CLASSES)]
+    return named
 
 
 def _measure(
     cases: Sequence[Case], channels: int, kwargs: dict[str, Any], all_must_fit: bool
 ) -> list[dict[str, Any]]:
-    """A JSON object for each case; a line about those that do not fit, unless that is an error."""
+    """Return a JSON object per case.
+
+    all_must_fit: raise UsageError for a network that cannot take the images; otherwise leave it
+    out and say so on standard error.
+    """
     from switokd.models.flops import size_of
 
     rows = []
@@ -135,7 +143,7 @@ def _measure(
         except UsageError as error:
             if all_must_fit:
                 raise
-            print(f"switokd: left out: {error}", file=sys.stderr)
+            print_error(f"left out: {error}")
             continue
         rows.append(
             {
@@ -172,5 +180,5 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
         table.add_row(*cells, *(["\n".join(row["paper"])] if has_uses else []))
     console.print(table, soft_wrap=False)
     if has_uses:
-        console.print("paper: data and table of Qian et al. (2022), T teacher, S student")
+        console.print("paper: data set and table of Qian et al. (2022); T teacher, S student")
     console.print(f"names: {', '.join(FAMILIES)}", markup=False)

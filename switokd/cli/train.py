@@ -1,6 +1,6 @@
 """The command `switokd train`: starts one process per rank on this machine.
 
-Not covered: what a rank does (`worker.py`); several machines (torchrun starts the ranks).
+Not covered: what a rank does (`cli/worker.py`); several machines (torchrun starts the ranks).
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import Annotated, Optional
 import typer
 
 from switokd.cli.arguments import RunFile, Settings, fail
-from switokd.cli.worker import run_rank
-from switokd.config.run_file import load_importable
 from switokd.errors import SwitokdError
 from switokd.runtime.environment import ProcessLayout
+
+PROCESSES_HELP = (
+    "Number of processes, for placement=replicated or placement=auto. Any other placement fixes "
+    "the number."
+)
 
 
 def train(
@@ -24,18 +27,25 @@ def train(
     settings: Settings = None,
     processes: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(
-            "--processes", "-n", min=1, help="How many, for placement=replicated or auto."
-        ),
+        typer.Option("--processes", "-n", min=1, help=PROCESSES_HELP),
     ] = None,
 ) -> None:
-    """Train a recipe or run file: starts the processes that it needs on this machine.
+    """Train the networks of a recipe or run file on this machine.
 
-    That is one per network, unless placement or networks.NAME.ranks say otherwise; for
-    placement=replicated or auto one per GPU, without GPUs a single one (replicated) or as many as
-    are fastest (auto). On several machines, or to choose the processes yourself, use torchrun:
+    switokd train digits-2t1s schedule.epochs=5 run_dir=runs/first
+
+    Starts one process per network, or as many as placement and networks.NAME.ranks need.
+    placement=replicated starts one process per GPU, and a single one without GPUs;
+    placement=auto chooses the fastest number. Prints a line per epoch with the test accuracies and
+    a table at the end. Writes weights, curves and decisions into the run folder.
+
+    On several machines, or to choose the processes yourself, use torchrun:
+
     torchrun --nproc-per-node=N -m switokd.train RECIPE_OR_FILE [KEY.KEY=VALUE]...
     """
+    # Imported here: `switokd --help` needs none of these.
+    from switokd.cli.worker import run_rank
+    from switokd.config.run_file import load_importable
     from switokd.runtime.environment import check_alone, check_world_size, environment
     from switokd.runtime.launcher import launch, processes_for
 
@@ -49,8 +59,8 @@ def train(
         needed = config.world_size
         if needed and processes:
             command = shlex.join([recipe, *(settings or [])])
-            found = replace(env, world_size=processes)
-            check_world_size(needed, config.topology.name, command, found)
+            requested = replace(env, world_size=processes)
+            check_world_size(needed, config.topology.name, command, requested)
         count = needed or processes
         if count is None:
             count, layouts = processes_for(config)

@@ -1,6 +1,7 @@
 """One rank of a run: the command line of `python -m switokd.train`.
 
-Torch is imported only after the run file has been read, so that a mistake in it shows at once.
+Torch is imported only after the run file has been read, so that a mistake in the file shows
+at once.
 
 Not covered: training itself (`switokd/worker.py`).
 """
@@ -16,12 +17,18 @@ import typer
 
 from switokd.cli.arguments import EPILOG, RunFile, Settings
 from switokd.config.run_file import load_importable
-from switokd.runtime.environment import ProcessLayout
+from switokd.runtime.environment import (
+    ProcessLayout,
+    check_alone,
+    check_world_size,
+    environment,
+)
+from switokd.runtime.lifecycle import one_line_errors
 from switokd.runtime.threads import wait_briefly
 
 
 def worker_main() -> None:
-    """Entry point of `python -m switokd.train`, one rank."""
+    """Run the command line of `python -m switokd.train`, which torchrun starts once per rank."""
     wait_briefly()
     worker = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -29,14 +36,17 @@ def worker_main() -> None:
     def rank(
         recipe: RunFile,
         settings: Settings = None,
-        layouts: Annotated[str, typer.Option(hidden=True)] = "",  # by `switokd train`
+        layouts: Annotated[str, typer.Option(hidden=True)] = "",  # set by `switokd train`
     ) -> None:
-        """Train one rank's networks; started once per rank by torchrun.
+        """Train the networks of one rank; torchrun starts this command once per rank.
 
         torchrun --standalone --nproc-per-node=3 -m switokd.train digits-2t1s [KEY.KEY=VALUE]...
 
         A run of one process needs no torchrun:
+
         python -m switokd.train digits-2t1s placement=replicated coordinator=off
+
+        Writes the run folder that run_dir names; see 'switokd train --help'.
         """
         run_rank(
             recipe, settings or [], [ProcessLayout.of(code) for code in layouts.split(",") if code]
@@ -46,10 +56,10 @@ def worker_main() -> None:
 
 
 def run_rank(recipe: str, settings: list[str], layouts: Sequence[ProcessLayout] = ()) -> None:
-    """Train as one rank, from the arguments to the exit code."""
-    from switokd.runtime.environment import check_alone, check_world_size, environment
-    from switokd.runtime.lifecycle import one_line_errors
+    """Train as one rank; an error is printed in one line and ends the process.
 
+    layouts: numbers of processes and threads that `placement: auto` may choose from.
+    """
     env = replace(environment(), layouts=tuple(layouts))
     with one_line_errors(env):
         config = load_importable(recipe, settings)

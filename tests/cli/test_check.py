@@ -152,16 +152,16 @@ def test_the_output_says_what_was_built_and_what_is_needed(own: Path) -> None:
         "wrn-16-2",
         "703,284",
         "3 x 100",
-        "3 images of noise, 3 x 32 x 32, 100 classes, on cpu",
+        "3 random images, 3 x 32 x 32, 100 classes, on cpu",
         "for batches of 100",
-        "needs elsewhere/cifar-100-python; data.download=true fetches it",
+        "not present: elsewhere/cifar-100-python; data.download=true downloads it",
         "3: teacher1: rank 0, teacher2: rank 1, student: rank 2",
         "epochs of 500",
     ):
         assert words in out
     (own / "elsewhere" / "cifar-100-python").mkdir(parents=True)
     small = [f"networks.{name}.model=wrn-10-1" for name in ("teacher1", "teacher2", "student")]
-    assert "cifar100, found in elsewhere" in invoke("cifar100-2t1s", *settings, *small)[1]
+    assert "cifar100, present in elsewhere" in invoke("cifar100-2t1s", *settings, *small)[1]
 
 
 def test_the_step_is_the_trainings_own(own: Path) -> None:
@@ -309,7 +309,7 @@ def test_own_data_are_opened_and_give_shape_and_classes(own: Path) -> None:
     )
     code, out, complaints = invoke("mine.yaml")
     assert (code, complaints) == (0, [])
-    assert "4 of its own images, 3 x 20 x 12, 4 classes" in out
+    assert "4 images of the data set, 3 x 20 x 12, 4 classes" in out
     assert "2,884" in out  # 720 x 4 + 4
     code, out, complaints = invoke("mine.yaml", "data.kwargs={wrong: true}")
     assert code == 2, out

@@ -30,10 +30,10 @@ def invoke(*arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["train", "coordinator", "recipes", "Exit codes: 0 done, 2 a mistake"]),
+        (["--help"], ["train", "coordinator", "recipes", "Exit codes: 0 success, 2 a mistake"]),
         (["train", "--help"], ["RECIPE_OR_FILE", "KEY.KEY=VALUE", "torchrun --nproc-per-node=N"]),
         (["coordinator", "--help"], ["--host", "--port", "--http-port", "9464", "50051"]),
-        (["recipes", "--help"], ["List the run files that ship with switokd"]),
+        (["recipes", "--help"], ["run files that ship with switokd"]),
     ],
 )
 def test_help(arguments: list[str], words: list[str]) -> None:
@@ -91,11 +91,30 @@ def test_worker_answers_a_mistake_in_the_same_way(tmp_path: Path) -> None:
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", ["switokd.cli.main", "switokd.services.coordinator.server"])
-def test_coordinators_side_imports_no_torch(module: str) -> None:
-    program = f"import sys, {module}; print(sorted({{'torch', 'torchvision'}} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("switokd.cli.main", ["torch", "numpy", "pydantic", "yaml", "asyncio"]),
+        ("switokd.cli.plan_report", ["torch", "numpy"]),
+        ("switokd.cli.compare_runs", ["torch"]),
+        ("switokd.cli.worker", ["torch", "numpy"]),
+        ("switokd.services.coordinator.server", ["torch", "torchvision"]),
+    ],
+)
+def test_modules_do_not_import_heavy_packages(module: str, forbidden: list[str]) -> None:
+    program = f"import sys, {module}; print(sorted(set({forbidden}) & set(sys.modules)))"
     code, out, err = run([sys.executable, "-c", program], REPOSITORY)
     assert (code, out.strip()) == (0, "[]"), err
+
+
+@pytest.mark.parametrize(
+    "command", [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
+)
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    code, out = invoke(command, "--help")
+    assert code == 0
+    example = "switokd train" if command == "settings" else f"switokd {command}"
+    assert example in out
 
 
 def test_settings_explains_every_setting_of_a_dumped_run_file() -> None:

@@ -68,7 +68,7 @@ def test_small_comparison_from_nothing_resumed_and_reported(tmp_path: Path) -> N
     code, out, err = run(command, tmp_path, 200)
     assert (code, err) == (0, ""), out
     folder = tmp_path / "out"
-    assert "kd: the teachers are those of the same seed's vanilla run" in out
+    assert "kd: the teachers come from the vanilla run of the same seed" in out
     assert [line.split(":")[0] for line in out.splitlines() if line.startswith("[")] == [
         "[1/3] vanilla, seed 0",
         "[2/3] switokd, seed 0",
@@ -82,8 +82,8 @@ def test_small_comparison_from_nothing_resumed_and_reported(tmp_path: Path) -> N
     (folder / "kd-0" / "stale").touch()
     code, out, err = run(command, tmp_path, 200)
     assert (code, err) == (0, ""), out
-    assert "out/kd-0 was unfinished: removed, trained again" in out
-    assert "2 of 3 runs finished before" in out
+    assert "out/kd-0 is unfinished: removed and trained again" in out
+    assert "2 of 3 runs are finished already" in out
     after = changed(folder)
     for path, when in before.items():
         if "/vanilla-0/" in path or "/switokd-0/" in path:
@@ -157,7 +157,7 @@ def test_stopped_comparison_leaves_no_process(
         _, alive = psutil.wait_procs(runs, timeout=10)
         assert alive == []
     words = (tmp_path / "log").read_text()
-    assert words.splitlines()[-1].startswith("switokd: stopped; the same command goes on")
+    assert words.splitlines()[-1].startswith("switokd: stopped; run the same command again")
     assert "Traceback" not in words
     assert not (tmp_path / "out" / "dml-1").exists()
 

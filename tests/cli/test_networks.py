@@ -150,7 +150,7 @@ def test_table_of_networks_that_are_not_the_papers() -> None:
         ),
         (["mynets:mine", "--model-kwargs", "{"], "--model-kwargs: '{' is no YAML mapping"),
         (["mynets:mine", "--model-kwargs", "{colour: 1}"], "unexpected keyword argument 'colour'"),
-        (["--model-kwargs", "{hidden: 3}"], "--model-kwargs is for the networks that are named"),
+        (["--model-kwargs", "{hidden: 3}"], "--model-kwargs needs a NAME"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], sentence: str) -> None:

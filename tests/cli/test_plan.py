@@ -15,15 +15,11 @@ import yaml
 from typer.testing import CliRunner
 
 from switokd.cli.main import app
-from switokd.cli.plan import (
-    _data,
-    _profile,
-    arguments_for,
-    setting,
-)
+from switokd.cli.plan_inputs import data_facts, make_profile
 from switokd.config.run_file import load
 from switokd.planning.cost_model import predict
 from switokd.planning.pauses import Pauses
+from switokd.planning.placement_settings import placement_settings, train_arguments
 from switokd.planning.profile import Communication, NetworkTimes, Profile
 from switokd.runtime.environment import cores
 from switokd.runtime.placement import Placement, dedicated, replicated
@@ -139,12 +135,12 @@ def test_what_it_says_to_use_is_what_it_planned(
     }
     *_, last = out.splitlines()
     assert last == f"to use it  switokd train digits-2t1s {placements[devices]}"
-    note = "note  BatchNorm, where there is any, has statistics of each rank's own images"
+    note = "note  BatchNorm layers use the statistics of each rank's own images"
     assert (note in out) == is_spread
     sync = [*told, "compute.batch_norm=sync"]
     code, out, err = run([*PLAN, "digits-2t1s", *sync], tmp_path, COLUMNS="160")
     assert (code, err) == (0, "")
-    assert ("note  compute.batch_norm=sync needs a GPU of its own" in out) == is_spread
+    assert ("note  compute.batch_norm=sync needs a GPU per rank" in out) == is_spread
     assert note not in out
 
 
@@ -153,7 +149,7 @@ def test_soft_targets_travel_as_distributions(setting: str, tmp_path: Path) -> N
     path, seconds = tmp_path / saved_profile(tmp_path), []
     one_each = dedicated(CONFIG.topology, dict.fromkeys(CONFIG.topology, 1))
     for config in (CONFIG, load("digits-2t1s", [setting])):
-        found = _profile(config, _data(config), path, None, 3)
+        found = make_profile(config, data_facts(config), path, None, 3)
         slow = found.communication.model_copy(update={"bandwidth_bytes_per_second": 1000.0})
         found = found.model_copy(update={"communication": slow})
         seconds.append(predict(found, one_each, 64, Pauses.none()).step_seconds - 0.1)
@@ -202,7 +198,7 @@ def test_what_the_strategy_makes_certain_counts_before_any_option(tmp_path: Path
         (["--paused=most"], "a share is a number from 0 to 1"),
         (["--run=nowhere"], "nowhere/decisions.jsonl cannot be read"),
         (["--profile=none.json"], "none.json: cannot be read as a profile"),
-        (["--profile=p.json", "--save-profile=q.json"], "--profile measures nothing"),
+        (["--profile=p.json", "--save-profile=q.json"], "with --profile nothing is measured"),
         (
             ["--profile=p.json", "networks.student.model=wrn-10-3"],
             "p.json: the profile's student is a student, wrn-10-1",
@@ -269,18 +265,18 @@ def test_notes_say_what_does_not_fit(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"a device"', '"cpu"'))
     code, out, err = run(told, tmp_path, COLUMNS="160")
     assert (code, err) == (0, "")
-    slow = f"each: slower on this machine's {cores()} cores"
-    assert f"note  1 rank, {cores() + 1} threads {slow}" in out
+    slow = f"each: slower on the {cores()} cores here"
+    assert f"note  1 rank with {cores() + 1} threads {slow}" in out
     assert "fits into memory" not in out
     path.write_text(text.replace('"device_memory_bytes": null', '"device_memory_bytes": 100'))
     code, out, err = run(told, tmp_path, COLUMNS="160")
     assert (code, err) == (0, "")
-    assert "note  no placement fits into memory, this one needs 0.00919 MB on a rank" in out
+    assert "note  no placement fits into memory; this one needs 0.00919 MB on a rank" in out
     assert "slower" not in out
     path.write_text(text.replace('"a device"', '"cpu"'))
     code, out, err = run([*told, f"--devices={cores() + 1}"], tmp_path, COLUMNS="160")
     assert (code, err) == (0, "")
-    assert f"note  {cores() + 1} ranks, 1 thread {slow}" in out
+    assert f"note  {cores() + 1} ranks with 1 thread {slow}" in out
 
 
 def test_settings_say_the_placement() -> None:
@@ -291,14 +287,14 @@ def test_settings_say_the_placement() -> None:
         replicated(topology, 4): ["placement=replicated"],
         dedicated(topology, {**one_each, "teacher1": 6}): ["networks.teacher1.ranks=6"],
     }.items():
-        assert setting(placement, CONFIG) == expected
+        assert placement_settings(placement, CONFIG) == expected
     told = ["placement=auto", "auto.paused=0.5"]  # of no use to another placement
-    wanted = setting(replicated(topology, 4), load("digits-2t1s", told))
+    wanted = placement_settings(replicated(topology, 4), load("digits-2t1s", told))
     assert wanted == ["placement=replicated", "auto={}"]
     assert load("digits-2t1s", [*told, *wanted]) == load("digits-2t1s", wanted[:1])
     alone = load("digits-2t1s", ["placement=replicated", "coordinator=off"])
-    assert setting(replicated(topology, 1), alone) == ["placement=replicated"]
-    wanted = setting(dedicated(topology, one_each), alone)
+    assert placement_settings(replicated(topology, 1), alone) == ["placement=replicated"]
+    wanted = placement_settings(dedicated(topology, one_each), alone)
     assert wanted == ["placement=dedicated", "coordinator.address=auto"]
     assert load("digits-2t1s", wanted) == CONFIG  # may run on several processes
     table: dict[str, list[int] | dict[int, float]] = {
@@ -306,11 +302,11 @@ def test_settings_say_the_placement() -> None:
         "teacher2": [1],
         "student": [1],
     }
-    assert arguments_for(replicated(topology, 4), CONFIG) == [
+    assert train_arguments(replicated(topology, 4), CONFIG) == [
         "placement=replicated",
         "--processes=4",
     ]
-    (line,) = arguments_for(Placement.of(table), CONFIG)
+    (line,) = train_arguments(Placement.of(table), CONFIG)
     key, _, value = line.partition("=")
     assert key == "placement"
     assert Placement.of(yaml.safe_load(value)) == Placement.of(table)

@@ -90,7 +90,7 @@ def test_under_torchrun_its_processes_count_not_those_that_would_be_started(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
     monkeypatch.setattr("switokd.runtime.device.gpu_count", lambda: 8)
     worked: list[object] = []
-    monkeypatch.setattr("switokd.cli.train.run_rank", lambda *what: worked.append(what))
+    monkeypatch.setattr("switokd.cli.worker.run_rank", lambda *what: worked.append(what))
     settings = ["placement=replicated", "data.batch_size=12"]
     result = CliRunner().invoke(app, ["train", "digits-1t1s", *settings])
     assert result.exit_code == 0, result.stderr

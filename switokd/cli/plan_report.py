@@ -1,0 +1,160 @@
+"""The output of `switokd plan`: a table of placements, or JSON.
+
+Not covered: the predictions themselves (`planning/cost_model.py`).
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from switokd.config.config import Config
+from switokd.planning.cost_model import NOISE, Prediction, simplest_of_the_best
+from switokd.planning.pauses import Pauses
+from switokd.planning.placement_settings import placement_settings, train_arguments
+from switokd.planning.profile import Profile
+from switokd.runtime.environment import cores
+
+OTHER_COLUMNS = 56
+"""Characters that a row of the table needs beside the placement."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The result of `switokd plan`."""
+
+    config: Config
+    batch: int
+    """Images of a batch."""
+    profile: Profile
+    pauses: Pauses
+    ranked: list[Prediction]
+    """One prediction per placement, best first."""
+
+    @property
+    def recommended(self) -> Prediction:
+        """The placement to use."""
+        return simplest_of_the_best(self.ranked)
+
+    @property
+    def devices(self) -> int:
+        """Number of ranks."""
+        return self.ranked[0].placement.world_size
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan as a JSON object: times in seconds, sizes in bytes."""
+    return {
+        "name": plan.config.name,
+        "batch_size": plan.batch,
+        "devices": plan.devices,
+        "pauses": [
+            {"paused": sorted(paused), "share": share} for paused, share in plan.pauses.patterns
+        ],
+        "placements": [
+            {
+                "placement": str(p.placement),
+                "table": {name: dict(row) for name, row in p.placement.table},
+                "settings": placement_settings(p.placement, plan.config),
+                "processes": p.placement.world_size,
+                "step_seconds": p.step_seconds,
+                "images_per_second": p.images_per_second,
+                "efficiency": p.efficiency,
+                "memory_bytes": p.memory_bytes,
+                "fits": p.fits,
+            }
+            for p in plan.ranked
+        ],
+        "chosen": plan.ranked.index(plan.recommended),
+        "profile": plan.profile.model_dump(mode="json"),
+    }
+
+
+def print_table(plan: Plan, arguments: list[str], top: int) -> None:
+    """Print the assumptions, the `top` best placements, and the command for the recommended one.
+
+    arguments: run file and settings as they were given to `switokd plan`.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    for line in _assumptions(plan):
+        console.print(line, markup=False)
+    console.print(_table(plan, top, console.width), soft_wrap=False)
+    if len(plan.ranked) > top:
+        console.print(f"... and {len(plan.ranked) - top} more (--top, --json)", markup=False)
+    recommended = plan.recommended
+    console.print(f"simplest within {NOISE:.0%} of the best  {recommended.placement}", markup=False)
+    for line in _notes(recommended, plan.config):
+        console.print(line, markup=False)
+    command = shlex.join([*arguments, *train_arguments(recommended.placement, plan.config)])
+    console.print(f"to use it  switokd train {command}", markup=False)
+
+
+def _assumptions(plan: Plan) -> list[str]:
+    """Describe the device, the communication and the pauses that the predictions assume."""
+    profile, devices = plan.profile, plan.devices
+    link, sizes = profile.communication, ", ".join(str(n) for n in profile.sizes)
+    threads = f"{profile.threads} thread{'s' * (profile.threads > 1)}"
+    lines = [
+        f"profiled on  {profile.device}, {threads}, torch {profile.torch}, shards of {sizes} "
+        f"images of {' x '.join(str(n) for n in profile.image)}",
+        f"between ranks  {link.description}: {1e6 * link.latency_seconds:g} us, "
+        f"{link.bandwidth_bytes_per_second / 1e9:g} GB/s, decisions "
+        f"{1000 * link.decision_seconds:g} ms",
+        f"pauses  {plan.pauses.source}",
+    ]
+    if profile.device == "cpu" and devices * profile.threads > cores():
+        ranks = f"{devices} rank{'s' * (devices > 1)}"
+        lines.append(f"note  {ranks} with {threads} each: slower on the {cores()} cores here")
+    return lines
+
+
+def _table(plan: Plan, top: int, width: int) -> Table:
+    """Make the table of the `top` best placements for a terminal of `width` characters."""
+    placements = [str(p.placement) for p in plan.ranked[:top]]
+    devices = f"{plan.devices} device{'s' * (plan.devices > 1)}"
+    title = f"{plan.config.name}: {plan.config.topology.name} on {devices}"
+    wraps = max(len(placement) for placement in placements) + OTHER_COLUMNS > width
+    table = Table(title=title, show_lines=wraps)
+    table.add_column("placement")
+    for heading in ("step", "images/s", "efficiency", "memory/rank"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for p, placement in zip(plan.ranked, placements, strict=False):
+        table.add_row(
+            placement,
+            _milliseconds(p.step_seconds),
+            f"{p.images_per_second:,.0f}",
+            f"{p.efficiency:.0%}",
+            _memory(p) + ("" if p.fits else ", too much"),
+        )
+    return table
+
+
+def _notes(recommended: Prediction, config: Config) -> list[str]:
+    """Warn of effects of the recommended placement on BatchNorm and memory."""
+    notes = []
+    if any(len(row) > 1 for _, row in recommended.placement.table):
+        if config.compute.batch_norm == "rank":
+            notes.append("note  BatchNorm layers use the statistics of each rank's own images")
+        else:
+            notes.append("note  compute.batch_norm=sync needs a GPU per rank")
+    if not recommended.fits:
+        notes.append(
+            f"note  no placement fits into memory; this one needs {_memory(recommended)} on a rank"
+        )
+    return notes
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"
+
+
+def _memory(prediction: Prediction) -> str:
+    """Describe the memory per rank, from the smallest to the largest."""
+    largest_bytes = max(prediction.memory_bytes)
+    divisor, unit = (1e9, "GB") if largest_bytes >= 1e9 else (1e6, "MB")
+    smallest, largest = (f"{f(prediction.memory_bytes) / divisor:.3g}" for f in (min, max))
+    return f"{largest} {unit}" if smallest == largest else f"{smallest}-{largest} {unit}"
