@@ -95,7 +95,7 @@ def _print(config: Config, result: DryRun) -> None:
     table.add_column("model", overflow="fold")
     for heading in ("parameters", "output", "loss", "seconds", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in result.rows:
+    for row in result.networks:
         table.add_row(
             row.name,
             row.role,

@@ -1,21 +1,22 @@
-"""Placements worth predicting: tables for so many ranks, in a bounded number.
+"""Candidate placements for a number of ranks: a limited list that the cost model then compares.
 
-    grouped   the networks are parted into groups; each group has ranks of its own, and each of
-              the group's networks is on all of them. Groups of one are `dedicated`, a single
-              group is `replicated`.
-    filled    the largest networks are on all ranks, each sample where there is least to do beside
-              the others, which are whole on one rank each
+    grouped   The networks are divided into groups. Each group has its own ranks, and every network
+              of the group is on all of them. Groups of one network are `dedicated`, a single group
+              is `replicated`.
+    filled    The smaller networks are on one rank each. The largest networks are on all ranks, and
+              ranks with less other work get more of their samples.
 
-Heuristics bound what there is too much of:
+Heuristics limit the number of candidates:
 
-* up to `MANY_NETWORKS` networks all ways to part them are tried; beyond it, for each number of
-  groups, the one that is made by adding each network, largest first, to the lightest group;
-* where all ways to deal out the ranks to the groups would be more than the limit, ranks go one by
-  one to the group with most work per rank; that, and all that differ from it by one rank moved.
+* Up to `MAX_NETWORKS_ENUMERATED` networks all partitions into groups are tried. Above it there is
+  one partition per number of groups: each network, largest first, joins the group with least work.
+* If there are too many ways to distribute the ranks over the groups, ranks are assigned one by one
+  to the group with most work per rank. Candidates are this distribution and those that differ from
+  it by moving one rank.
 
 Torch-free.
 
-Not covered: groups that share some of their ranks (but for filled); devices of unequal speed.
+Not covered: groups that share some ranks (except filled); devices of unequal speed.
 """
 
 from __future__ import annotations
@@ -28,58 +29,60 @@ from math import comb
 from switokd.distillation.topology import Topology
 from switokd.runtime.placement import Placement
 
-MANY_NETWORKS = 6
+MAX_NETWORKS_ENUMERATED = 6
 
 Groups = list[list[str]]
 Work = Mapping[str, float]
-"""By network: seconds of one step with the whole batch on one device."""
+"""By network: seconds of a step with the whole batch on one device."""
 
 
 def candidates(
     topology: Topology, works: Sequence[Work], batch_size: int, devices: int, limit: int
 ) -> list[Placement]:
-    """Different placements on exactly `devices` ranks, `limit` at most.
+    """Return at most `limit` different placements on exactly `devices` ranks.
 
-    works: [expected over pauses, without pauses]; the first decides the heuristics.
+    works: work expected with pauses, and work without pauses. The heuristics use the first one.
     """
     names = list(topology)
-    found = dict.fromkeys(
+    placements = dict.fromkeys(
         placement
         for work in works
         for spread in range(1, len(names))
         if (placement := _filled(names, work, spread, batch_size, devices))
     )
-    found.update(dict.fromkeys(islice(_grouped(names, works[0], devices, limit), limit)))
-    return list(found)[:limit]
+    placements.update(dict.fromkeys(islice(_grouped(names, works[0], devices, limit), limit)))
+    return list(placements)[:limit]
 
 
 def _grouped(names: list[str], work: Work, devices: int, limit: int) -> Iterator[Placement]:
-    if len(names) <= MANY_NETWORKS:
-        parts = [p for p in _partitions(names) if len(p) <= devices]
+    """Yield the grouped placements, fewest groups first."""
+    if len(names) <= MAX_NETWORKS_ENUMERATED:
+        partitions = [p for p in _partitions(names) if len(p) <= devices]
     else:
-        parts = [_balanced(names, work, n) for n in range(1, min(len(names), devices) + 1)]
-    parts.sort(key=len)
-    for groups in parts:  # in the topology's order, so that ranks are
+        partitions = [_balanced(names, work, n) for n in range(1, min(len(names), devices) + 1)]
+    partitions.sort(key=len)
+    for groups in partitions:  # ranks then follow the order of the topology
         groups.sort(key=lambda group: names.index(group[0]))
-    if sum(comb(devices - 1, len(p) - 1) for p in parts) <= limit:
-        for groups in parts:
+    if sum(comb(devices - 1, len(p) - 1) for p in partitions) <= limit:
+        for groups in partitions:
             for ends in combinations(range(1, devices), len(groups) - 1):
-                yield _deal(names, groups, [b - a for a, b in pairwise([0, *ends, devices])])
+                counts = [b - a for a, b in pairwise([0, *ends, devices])]
+                yield _placement(names, groups, counts)
         return
-    shared = [_shared_out(groups, work, devices) for groups in parts]
-    for groups, ranks in zip(parts, shared, strict=True):
-        yield _deal(names, groups, ranks)
-    for groups, ranks in zip(parts, shared, strict=True):
-        for giver, taker in permutations(range(len(groups)), 2):
-            if ranks[giver] > 1:
-                moved = list(ranks)
-                moved[giver] -= 1
-                moved[taker] += 1
-                yield _deal(names, groups, moved)
+    balanced = [_ranks_per_group(groups, work, devices) for groups in partitions]
+    for groups, counts in zip(partitions, balanced, strict=True):
+        yield _placement(names, groups, counts)
+    for groups, counts in zip(partitions, balanced, strict=True):
+        for source, target in permutations(range(len(groups)), 2):
+            if counts[source] > 1:
+                moved = list(counts)
+                moved[source] -= 1
+                moved[target] += 1
+                yield _placement(names, groups, moved)
 
 
 def _partitions(names: Sequence[str]) -> Iterator[Groups]:
-    """All ways to part `names` into groups."""
+    """Yield all partitions of `names` into groups."""
     if not names:
         yield []
         return
@@ -91,7 +94,7 @@ def _partitions(names: Sequence[str]) -> Iterator[Groups]:
 
 
 def _balanced(names: list[str], work: Work, n: int) -> Groups:
-    """`n` groups of about equal work: each network, largest first, to the lightest group."""
+    """Make `n` groups of similar work: each network, largest first, joins the lightest group."""
     groups: Groups = [[] for _ in range(n)]
     loads = [0.0] * n
     for name in sorted(names, key=lambda name: -work[name]):
@@ -101,28 +104,31 @@ def _balanced(names: list[str], work: Work, n: int) -> Groups:
     return [sorted(group, key=names.index) for group in groups]
 
 
-def _shared_out(groups: Groups, work: Work, devices: int) -> list[int]:
-    """Ranks for each group: one each, the others to whoever has most work per rank."""
+def _ranks_per_group(groups: Groups, work: Work, devices: int) -> list[int]:
+    """Distribute the ranks: one per group, the others to the group with most work per rank."""
     loads = [sum(work[name] for name in group) for group in groups]
-    ranks = [1] * len(groups)
+    counts = [1] * len(groups)
     for _ in range(devices - len(groups)):
-        ranks[max(range(len(groups)), key=lambda i: loads[i] / ranks[i])] += 1
-    return ranks
+        counts[max(range(len(groups)), key=lambda i: loads[i] / counts[i])] += 1
+    return counts
 
 
-def _deal(names: list[str], groups: Groups, ranks: Sequence[int]) -> Placement:
-    """Neighbouring ranks for each group, so many."""
-    spans = pairwise(accumulate(ranks, initial=0))
-    where = {
+def _placement(names: list[str], groups: Groups, counts: Sequence[int]) -> Placement:
+    """Give each group consecutive ranks. counts: number of ranks per group."""
+    spans = pairwise(accumulate(counts, initial=0))
+    ranks = {
         name: range(a, b) for group, (a, b) in zip(groups, spans, strict=True) for name in group
     }
-    return Placement.of({name: where[name] for name in names})
+    return Placement.of({name: ranks[name] for name in names})
 
 
 def _filled(
     names: list[str], work: Work, spread: int, batch_size: int, devices: int
 ) -> Placement | None:
-    """Spread the `spread` largest networks over what the others leave; None if a rank is idle."""
+    """Make a filled placement with the `spread` largest networks on all ranks.
+
+    None if a rank would have nothing to do.
+    """
     by_work = sorted(names, key=lambda name: -work[name])
     loads = [0.0] * devices
     table: dict[str, dict[int, float]] = {}
@@ -130,11 +136,11 @@ def _filled(
         lightest = loads.index(min(loads))
         table[name] = {lightest: 1.0}
         loads[lightest] += work[name]
-    samples = _whole_samples(loads, sum(work[name] for name in by_work[:spread]), batch_size)
+    samples = distribute_samples(loads, sum(work[name] for name in by_work[:spread]), batch_size)
     table |= {
         name: {rank: float(n) for rank, n in enumerate(samples) if n} for name in by_work[:spread]
     }
-    # Devices are alike: in one order of the ranks, equal placements are found equal.
+    # Devices are alike: sorted ranks make placements equal that differ by the order of ranks only.
     places = [tuple(table[name].get(rank, 0.0) for name in names) for rank in range(devices)]
     places.sort(reverse=True)
     if not any(places[-1]):
@@ -146,11 +152,12 @@ def _filled(
     )
 
 
-def _whole_samples(loads: Sequence[float], work: float, batch_size: int) -> list[int]:
-    """Deal out samples, each to the rank with least to do.
+def distribute_samples(loads: Sequence[float], work: float, batch_size: int) -> list[int]:
+    """Assign each sample to the rank with least work; return the number of samples per rank.
 
-    loads: what ranks have to do beside them. work: all samples'. If each sample takes as long, no
-    other way has less to do for the rank with most. But a single sample goes where most are.
+    loads: other work per rank, in seconds. work: seconds of all samples together, shared equally.
+    The result minimises the largest work of a rank, with one exception: no rank is left with
+    a single sample, which moves to the rank with most samples.
     """
     samples = [0] * len(loads)
     queue = [(load, rank) for rank, load in enumerate(loads)]

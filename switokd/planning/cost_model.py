@@ -1,35 +1,36 @@
-"""What a step would cost under a placement, and which placement costs least.
+"""The cost model: predicts the time of a training step under a placement, and ranks placements.
 
-The model. In a step each rank, in this order,
+In a step each rank does the following, in this order:
 
-1. forwards its shards of all networks that it holds;
-2. takes part in the exchange of logits, which all ranks wait for: the step's only barrier;
-3. runs backward of its students, then of its teachers that are not paused, in the topology's
-   order. The gradients of a network on several ranks leave in b buckets, evenly over its backward
-   (after it where it is a CUDA graph), each once the last rank has it; a rank takes part in one
-   sum at a time, and computes meanwhile. Where `schedule.accumulate` makes k steps share an
-   update, sums and updates (4.) are in every k-th step only; a step is then the mean of the k;
-4. updates the same networks in the same order, each once its gradients are added up, and a teacher
-   once the decision is here;
-5. goes on to the next step's forward. Nothing waits for all ranks here.
+1. Forward pass of its shards, for all networks that it holds.
+2. Exchange of logits, which all ranks wait for. It is the only barrier of the step.
+3. Backward pass of its students, then of its teachers that are not paused, in the order of the
+   topology. A network on several ranks all-reduces its gradients in b buckets. The buckets become
+   ready at equal intervals of the backward pass, or at its end if the network is a CUDA graph. An
+   all-reduce starts when all ranks of the network have the bucket. A rank takes part in one
+   all-reduce at a time, and computes meanwhile.
+4. Update of the same networks in the same order, after the all-reduce of their gradients. Teachers
+   also wait for the decision.
+5. Forward pass of the next step, without any barrier.
 
-So a step takes
+If k steps share an update (`schedule.accumulate`), all-reduce and update are in every k-th step
+only, and the predicted step is the mean of the k steps. So a step takes
 
-    E over pauses [ max over ranks ( backwards, sums and updates, forwards ) ] + exchange
+    E over pauses [ max over ranks ( backward, all-reduce, update, forward ) ] + exchange
 
-with times for a shard taken from a profile (`profile.py`): linear between the measured sizes. A
-sum over r ranks costs b latencies + 2 (r-1)/r bytes / bandwidth, the exchange latency + received
-bytes / bandwidth.
+Times of a shard come from a profile (`profile.py`), linear between the measured sizes. An
+all-reduce over r ranks takes b latencies + 2 (r-1)/r bytes / bandwidth. The exchange takes
+one latency + received bytes / bandwidth.
 
-    efficiency = (seconds of all networks' whole batches on one device, expected over pauses)
+    efficiency = (seconds of all networks with the whole batch on one device, expected over pauses)
                  / (ranks x seconds of the step)
 
 Torch-free, and no clock is read.
 
-Not covered: loading and moving batches; what sums take from the compute beside them; memory that
-an allocator holds without use; links of unequal speed; ranks that share a core or a GPU; numbers
-of ranks below what there are devices (on CPUs `auto.py` compares some, by a profile for each);
-what small shards do to accuracy (BatchNorm's statistics).
+Not covered: loading batches; computing that is slower during an all-reduce; memory that an
+allocator holds without using it; links of unequal speed; ranks that share a core or a GPU; fewer
+ranks than devices (on CPUs `auto.py` compares some, with one profile each); the effect of small
+shards on accuracy (statistics of BatchNorm).
 """
 
 from __future__ import annotations
@@ -42,37 +43,40 @@ from switokd.errors import UsageError
 from switokd.planning.candidates import Work, candidates
 from switokd.planning.pauses import Pauses
 from switokd.planning.profile import NetworkTimes, Profile
-from switokd.runtime.placement import BUCKET_BYTES, Placement
+from switokd.runtime.placement import Placement
 
-MOST_CANDIDATES = 4000
-"""Where every step has one pattern of pauses; with more patterns fewer are predicted."""
+MAX_CANDIDATES = 4000
+"""Number of candidates times patterns of pauses that are predicted, at most."""
 
 NOISE = 0.02
-"""Predictions closer than this share are not told apart: measurements are no better."""
+"""Predictions that differ by less than this share count as equal: measurements are no better."""
 
 BYTES_PER_VALUE = 4
 VALUES_OF_LABEL = 2
-"""Per sample, in the exchange: an int64."""
+"""Size of a label (int64) in the exchange, in float32 values."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a placement is expected to do."""
+    """The predicted speed and memory of a placement."""
 
     placement: Placement
     step_seconds: float
     images_per_second: float
-    """Of the batch, which all networks see."""
+    """Images of the batch per second; every network sees all of them."""
     efficiency: float
-    """0 to 1; above 1 only where a shard takes less than its share of the batch's time."""
+    """0 to 1; above 1 only if a shard takes less time than its share of the whole batch."""
     memory_bytes: tuple[int, ...]
-    """By rank: weights, buffers, gradients, optimizer state, what forward keeps."""
+    """By rank: weights, buffers, gradients, optimizer state, activations for backward."""
     fits: bool
-    """Whether that is within the device's memory, as far as it is known."""
+    """Whether every rank's memory is within that of the device; True if that is unknown."""
 
 
 def shard_sizes(batch_size: int, devices: int) -> tuple[int, ...]:
-    """Sizes to measure, ascending: the batch halved down to a rank's even part, 2 at least."""
+    """Return the shard sizes to measure, ascending.
+
+    They are the batch size, its halves, and the even share of a rank, which is at least 2.
+    """
     smallest = max(batch_size // devices, 2)
     sizes = {batch_size, smallest}
     while (batch_size := batch_size // 2) > smallest:
@@ -80,62 +84,62 @@ def shard_sizes(batch_size: int, devices: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def most_devices(topology: Topology, batch_size: int) -> int:
-    """Of which each has a network of its own, or two samples or more of one on several."""
+def max_devices(topology: Topology, batch_size: int) -> int:
+    """Return the most devices that can each hold a network or a shard of two samples."""
     return len(list(topology)) * max(batch_size // 2, 1)
 
 
 def check_devices(topology: Topology, batch_size: int, devices: int) -> None:
-    """UsageError if there are too many for any placement; needs no profile."""
-    if devices > most_devices(topology, batch_size):
+    """Raise UsageError if no placement can use this number of devices."""
+    if devices > max_devices(topology, batch_size):
         raise _too_many(batch_size, devices)
 
 
 def _too_many(batch_size: int, devices: int) -> UsageError:
     return UsageError(
-        f"batches of {batch_size} images cannot be shared by {devices} devices with 2 for each "
-        "rank of a network; use fewer devices, or a larger data.batch_size if there are more images"
+        f"a batch of {batch_size} images is too small for {devices} devices: a network on several "
+        "ranks needs 2 images per rank; use fewer devices, or a larger data.batch_size"
     )
 
 
 def choose(
     profile: Profile, topology: Topology, batch_size: int, devices: int, pauses: Pauses
 ) -> Prediction:
-    """Give the `simplest_of_the_best` of `rank_placements`."""
+    """Return the placement to use; arguments and errors as in `rank_placements`."""
     return simplest_of_the_best(rank_placements(profile, topology, batch_size, devices, pauses))
 
 
 def simplest_of_the_best(ranked: Sequence[Prediction]) -> Prediction:
-    """Of the placements within `NOISE` of the first, the simplest: what to use."""
-    first = ranked[0]
-    near = [
+    """Return the simplest of the placements that are within `NOISE` of the first one."""
+    best = ranked[0]
+    close = [
         p
         for p in ranked
-        if p.fits == first.fits and p.step_seconds <= first.step_seconds * (1 + NOISE)
+        if p.fits == best.fits and p.step_seconds <= best.step_seconds * (1 + NOISE)
     ]
-    return min(near, key=_complexity)
+    return min(close, key=_complexity)
 
 
 def rank_placements(
     profile: Profile, topology: Topology, batch_size: int, devices: int, pauses: Pauses
 ) -> list[Prediction]:
-    """Predict the placements of `candidates.py` on exactly `devices` ranks, best first.
+    """Predict the candidate placements on exactly `devices` ranks, best first.
 
-    Those that fit into memory come before those that do not. Of two equal to six digits the
-    simpler is first: fewer networks on several ranks, fewer unevenly, fewer networks on a rank.
-    UsageError if a network was not profiled, or if the batch is too small for so many ranks.
+    Placements that fit into memory come before those that do not, then faster ones come first.
+    If two times are equal to six digits, the simpler placement comes first (`_complexity`).
+    Raises UsageError if a network was not profiled, or if the batch is too small.
     """
-    limit = max(MOST_CANDIDATES // len(pauses.patterns), 200)
-    works = [_work(profile, topology, batch_size, each) for each in (pauses, Pauses.none())]
-    found = candidates(topology, works, batch_size, devices, limit)
-    found = [p for p in found if not p.problem_with(batch_size)]
-    if not found:
+    limit = max(MAX_CANDIDATES // len(pauses.patterns), 200)
+    works = [_work(profile, topology, batch_size, p) for p in (pauses, Pauses.none())]
+    placements = candidates(topology, works, batch_size, devices, limit)
+    placements = [p for p in placements if not p.problem_with(batch_size)]
+    if not placements:
         raise _too_many(batch_size, devices)
-    return sorted((predict(profile, p, batch_size, pauses) for p in found), key=_badness)
+    return sorted((predict(profile, p, batch_size, pauses) for p in placements), key=_sort_key)
 
 
 def predict(profile: Profile, placement: Placement, batch_size: int, pauses: Pauses) -> Prediction:
-    """Predict one placement, any. UsageError if a network of its was not profiled."""
+    """Predict one placement; UsageError if one of its networks was not profiled."""
     step = _Step(profile, placement, batch_size)
     seconds = step.exchange() + sum(p * step.expected(paused) for paused, p in pauses.patterns)
     work = _work(profile, step.times, batch_size, pauses)
@@ -154,31 +158,32 @@ def predict(profile: Profile, placement: Placement, batch_size: int, pauses: Pau
     )
 
 
-def _badness(prediction: Prediction) -> tuple[bool, float, tuple[int, int, int]]:
+def _sort_key(prediction: Prediction) -> tuple[bool, float, tuple[int, int, int]]:
     seconds = float(f"{prediction.step_seconds:.6g}")
     return not prediction.fits, seconds, _complexity(prediction)
 
 
 def _complexity(prediction: Prediction) -> tuple[int, int, int]:
-    """Networks on several ranks, unevenly spread ones, places in the table."""
+    """Count the networks on several ranks, those with uneven shards, and the table's entries."""
     rows = [row for _, row in prediction.placement.table]
     uneven = sum(len({weight for _, weight in row}) > 1 for row in rows)
     return sum(len(row) > 1 for row in rows), uneven, sum(len(row) for row in rows)
 
 
 def _work(profile: Profile, names: Iterable[str], batch_size: int, pauses: Pauses) -> Work:
-    """By network: seconds of a step with the whole batch on one device, expected over pauses."""
+    """Return, by network, the expected seconds of a step with the whole batch on one device."""
     k = profile.accumulate
-    return {n: _whole(profile.network(n), batch_size, pauses.share(n), k) for n in names}
+    return {n: _alone(profile.network(n), batch_size, pauses.share(n), k) for n in names}
 
 
-def _whole(times: NetworkTimes, batch_size: int, paused: float, accumulate: int) -> float:
+def _alone(times: NetworkTimes, batch_size: int, paused: float, accumulate: int) -> float:
+    """Return the expected seconds of one network. paused: share of the steps, 0 to 1."""
     learning = times.backward(batch_size) + times.update_seconds / accumulate
     return times.forward(batch_size) + (1 - paused) * learning
 
 
 class _Step:
-    """A step under one placement; see the model above."""
+    """The model of one step under one placement, as the module's docstring describes it."""
 
     def __init__(self, profile: Profile, placement: Placement, batch_size: int) -> None:
         names = [name for name, _ in placement.table]
@@ -196,50 +201,50 @@ class _Step:
         self.order = sorted(names, key=lambda name: name in self.teachers)
 
     def exchange(self) -> float:
-        """Seconds of the exchange itself; every rank sends as much as the one with most."""
-        mine = [0] * self.world_size
+        """Return the seconds of the exchange; every rank sends as much as the largest sender."""
+        samples_by_rank = [0] * self.world_size
         for shards in self.samples.values():
             for rank, n in shards.items():
-                mine[rank] += n
-        size = max(mine) * self.values_per_sample * BYTES_PER_VALUE
+                samples_by_rank[rank] += n
+        size = max(samples_by_rank) * self.values_per_sample * BYTES_PER_VALUE
         return self.communication.all_gather(self.world_size, size)
 
     def expected(self, paused: frozenset[str]) -> float:
-        """Mean seconds of `compute` over the steps that share an update."""
+        """Return the mean seconds of `compute` over the steps that share an update."""
         k = self.accumulate
-        others = self.compute(paused, updates=False) if k > 1 else 0.0
-        return (self.compute(paused) + (k - 1) * others) / k
+        without_update = self.compute(paused, updates=False) if k > 1 else 0.0
+        return (self.compute(paused) + (k - 1) * without_update) / k
 
     def compute(self, paused: frozenset[str], updates: bool = True) -> float:
-        """Seconds from one exchange to where the last rank is ready for the next.
+        """Return the seconds from the end of one exchange until all ranks are ready for the next.
 
-        updates: whether gradients are added up and applied in this step.
+        updates: whether gradients are all-reduced and applied in this step.
         """
-        at = [0.0] * self.world_size  # each rank's clock
-        sums_end = [0.0] * self.world_size
+        clock = [0.0] * self.world_size  # seconds since the exchange, by rank
+        link_free = [0.0] * self.world_size  # end of the rank's last all-reduce
         learning = [name for name in self.order if name not in paused]
-        summed: dict[str, float] = {}
+        reduced: dict[str, float] = {}  # end of a network's last all-reduce
         for name in learning:
             shards, times = self.samples[name], self.times[name]
-            buckets = -(-times.gradient_bytes // BUCKET_BYTES) or 1
-            starts = 0.0
+            buckets = -(-times.gradient_bytes // self.communication.bucket_bytes) or 1
+            start = 0.0
             for rank, n in shards.items():
-                first = at[rank] + times.backward(n) / (1 if times.recorded else buckets)
-                starts = max(starts, first, sums_end[rank])
-                at[rank] += times.backward(n)
+                first = clock[rank] + times.backward(n) / (1 if times.cuda_graphs else buckets)
+                start = max(start, first, link_free[rank])
+                clock[rank] += times.backward(n)
             if len(shards) > 1 and updates:
                 size = times.gradient_bytes / buckets
-                one = self.communication.all_reduce(len(shards), size)
-                last = max(at[rank] for rank in shards)
-                summed[name] = max(starts + buckets * one, last + one)
+                per_bucket = self.communication.all_reduce(len(shards), size)
+                last = max(clock[rank] for rank in shards)
+                reduced[name] = max(start + buckets * per_bucket, last + per_bucket)
                 for rank in shards:
-                    sums_end[rank] = summed[name]
+                    link_free[rank] = reduced[name]
         for name in learning if updates else []:
             decided = self.communication.decision_seconds if name in self.teachers else 0.0
-            starts = max(summed.get(name, 0.0), decided)
+            start = max(reduced.get(name, 0.0), decided)
             for rank in self.samples[name]:
-                at[rank] = max(at[rank], starts) + self.times[name].update_seconds
+                clock[rank] = max(clock[rank], start) + self.times[name].update_seconds
         for name, shards in self.samples.items():
             for rank, n in shards.items():
-                at[rank] += self.times[name].forward(n)
-        return max(at)
+                clock[rank] += self.times[name].forward(n)
+        return max(clock)

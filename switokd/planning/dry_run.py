@@ -1,11 +1,11 @@
-"""A dry run: everything that a run file names is built, and one training step is made.
+"""A dry run: builds everything that a run file names, and makes one training step.
 
-The step is that of `step.py`, of all networks in this process, at the data's full image shape and
-classes, on a batch of a few images. Of a data set that is known by name the images are noise, and
-it need not be here; any other is opened, and its own first images are used. Nothing is written.
+The step is `training/step.py`, with all networks in this process, on a few images of full shape.
+If the data set is in the catalog, the images are random and the data set need not be present;
+any other data set is opened. Nothing is written.
 
-Not covered: torch.compile and CUDA graphs; exchanges between processes and the coordinator;
-whether a whole batch fits into memory, which is only estimated; whether anything is learned.
+Not covered: torch.compile and CUDA graphs; the coordinator and exchanges between processes; whether
+a whole batch fits into memory (only estimated); whether the networks learn.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from switokd.training.step import train_step
 
 @dataclass(frozen=True)
 class NetworkReport:
-    """What was found of one network."""
+    """The results of the dry run for one network."""
 
     name: str
     role: str
@@ -54,29 +54,29 @@ class NetworkReport:
     parameters: int
     output: tuple[int, ...]
     loss: float
-    """Of the few images; NaN for a frozen network, which has none."""
+    """Loss of the step; NaN for a frozen network."""
     seconds: float
-    """Forward, backward and update with the few images."""
+    """Time of forward, backward and update in the step."""
     memory_bytes: int
-    """Estimate for a rank of this network's with its part of a whole batch."""
+    """Estimated memory on a rank with its shard of a whole batch."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """All that was found. `rows` are there only if there was no problem."""
+    """The results of a dry run. With problems, all other fields have their defaults."""
 
     problems: tuple[str, ...] = ()
-    rows: tuple[NetworkReport, ...] = ()
+    networks: tuple[NetworkReport, ...] = ()
     device: str = "cpu"
     batch: int = 0
-    """Images of the step."""
+    """Number of images of the step."""
     images: Images | None = None
     decision: Decision | None = None
 
 
 @dataclass
-class Watched:
-    """A network as it is called in the step, and what its call was seen to do."""
+class CheckedNetwork:
+    """Calls a network, checks its logits, and measures time and memory of the call."""
 
     name: str
     model: nn.Module
@@ -84,19 +84,23 @@ class Watched:
     device: torch.device
     seconds: float = 0.0
     kept: int = 0
-    """Bytes that forward keeps for backward."""
+    """Bytes that the forward pass keeps for the backward pass."""
     output: tuple[int, ...] = field(default=())
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Forward. UsageError, naming the network, if it fails or gives no logits to learn from."""
+        """Return the logits `[B, classes]` of images `x` `[B, C, H, W]`.
+
+        Raises UsageError, with the network's name, if the forward pass fails, or if the logits have
+        a wrong shape, are not finite or depend on no parameter.
+        """
         started = _now(self.device)
         try:
             with kept_by_forward(self.model) as kept:
                 z: Tensor = self.model(x)
         except Exception as error:
             raise UsageError(
-                f"networks.{self.name}: its forward pass fails in training, on images of "
-                f"{list(x.shape)}: {first_line(error)}"
+                f"networks.{self.name}: its forward pass fails in training on images of "
+                f"shape {list(x.shape)}: {first_line(error)}"
             ) from error
         self.seconds += _now(self.device) - started
         self.kept = sum(kept.values())
@@ -115,9 +119,9 @@ class Watched:
 
 
 def dry_run(config: Config, batch: int = 4) -> DryRun:
-    """Build what `config` names and make one step with `batch` images, or fewer if it has fewer.
+    """Build what `config` names and make one step with at most `batch` images.
 
-    What is wrong with the run file, its networks or its data is in `problems`, a line each.
+    Mistakes in the run file, the networks or the data are in the result's `problems`.
     """
     try:
         device = choose_device(config.device, Environment())
@@ -145,7 +149,7 @@ def dry_run(config: Config, batch: int = 4) -> DryRun:
 
 
 def _build(config: Config, name: str, images: Images, problems: list[str]) -> nn.Module:
-    """One network; if it cannot be built, or does not fit the data, that goes to `problems`."""
+    """Build a network; if it cannot be built or does not fit the data, append to `problems`."""
     try:
         return make_model(config, name, images)
     except UsageError as error:
@@ -156,24 +160,25 @@ def _build(config: Config, name: str, images: Images, problems: list[str]) -> nn
 def _step(
     config: Config, built: dict[str, nn.Module], images: Images, batch: int, device: torch.device
 ) -> DryRun:
-    """One step; SwitokdError if it cannot be made."""
+    """Make one step and report on it; SwitokdError if the step fails."""
     update = {
         "compute": config.compute.model_copy(update={"compile": False, "cuda_graphs": False}),
         "schedule": config.schedule.model_copy(update={"accumulate": 1}),
     }
     config = config.model_copy(update=update)
     place = LocalPlacement(replicated(config.topology, 1), 0)
-    learners, watched = [], {}
+    learners, checked = [], {}
     for learner in make_learners(config, place, built, World(Environment(), device), images):
-        watched[learner.name] = Watched(learner.name, learner.model, images.classes, device)
-        learners.append(replace(learner, network=watched[learner.name]))
-        if learner.updates.scaler:  # else gradients may overflow by the scale alone, at first
+        network = CheckedNetwork(learner.name, learner.model, images.classes, device)
+        checked[learner.name] = network
+        learners.append(replace(learner, network=network))
+        if learner.updates.scaler:  # its initial scale can make gradients overflow
             learner.updates.scaler.update(1.0)
     size = min(batch, config.data.batch_size)
     data = images.config.model_copy(update={"batch_size": size, "workers": 0})
-    few = prefetch(replace(images, config=data).stream(1), device, config.compute.channels_last)
-    x, y = next(few)
-    size = len(y)  # a data set may have fewer
+    stream = prefetch(replace(images, config=data).stream(1), device, config.compute.channels_last)
+    x, y = next(stream)
+    size = len(y)  # a small data set may have fewer images
     decider = LocalDecider(config, lambda decision: None)
     soft = config.data.has_soft_targets
     exchange = Exchange(place, config.digest, images.classes, soft_targets=soft)
@@ -181,44 +186,45 @@ def _step(
         result = train_step(learners, 1, x, y, size, config.method, exchange, decider)
         losses = {name: loss.item() for name, loss in result.losses.items()}
         for learner in learners:
-            # A teacher that this batch happened to pause has its turn later in the run.
+            # A teacher that is paused in this step may be trained in a later one: try it, too.
             if learner.name in result.paused and not learner.frozen:
-                watched[learner.name].seconds = 0.0
+                checked[learner.name].seconds = 0.0
                 loss = objective(learner.forward(x), y, {}, [])
                 learner.backward(loss, 1)
                 learner.update(1)
                 losses[learner.name] = loss.item()
-    except RuntimeError as error:  # autograd's, or out of memory
+    except RuntimeError as error:  # of autograd, or out of memory
         raise UsageError(f"the training step fails: {first_line(error)}") from error
     problems = [line for learner in learners for line in _problems(learner, losses)]
     if problems:
         return DryRun(tuple(problems))
-    rows = [_row(config, li, watched[li.name], losses, size) for li in learners]
+    rows = [_network_report(config, li, checked[li.name], losses, size) for li in learners]
     return DryRun((), tuple(rows), device.type, size, images, decider.decision(1))
 
 
 def _problems(learner: Learner, losses: dict[str, float]) -> list[str]:
-    """What one step shows to be wrong with a network's training, a sentence each."""
+    """Describe what is wrong with a network after the step, one sentence per problem."""
     if learner.frozen:
         return []
-    where, parameters = f"networks.{learner.name}", learner.gradients.parameters
+    key, parameters = f"networks.{learner.name}", learner.gradients.parameters
     gradients = [p.grad for p in parameters if p.grad is not None]
-    found = []
+    problems = []
     if not torch.tensor(losses[learner.name]).isfinite():
-        found.append(f"{where}: its loss is {losses[learner.name]} in the first step")
+        problems.append(f"{key}: its loss is {losses[learner.name]} in the first step")
     if not all(g.isfinite().all() for g in gradients):
-        found.append(f"{where}: its gradients are not finite in the first step")
+        problems.append(f"{key}: its gradients are not finite in the first step")
     elif not all(p.isfinite().all() for p in parameters):
-        found.append(
-            f"{where}: its weights are not finite after the first step; the usual remedy is a "
-            f"lower {where}.optimizer.lr"
+        problems.append(
+            f"{key}: its weights are not finite after the first step; the usual remedy is a "
+            f"lower {key}.optimizer.lr"
         )
-    return found
+    return problems
 
 
-def _row(
-    config: Config, learner: Learner, seen: Watched, losses: dict[str, float], size: int
+def _network_report(
+    config: Config, learner: Learner, network: CheckedNetwork, losses: dict[str, float], size: int
 ) -> NetworkReport:
+    """Report on one network. size: images of the step, from which the memory is extrapolated."""
     shard = config.data.batch_size
     if config.placement != "auto":
         shards = config.placement_on(1).shards(learner.name, config.data.batch_size)
@@ -226,16 +232,16 @@ def _row(
     weights = [*learner.model.parameters(), *learner.model.buffers()]
     gradients = [p.grad for p in learner.gradients.parameters if p.grad is not None]
     state = [v for s in learner.optimizer.state.values() for v in s.values()]
-    held = sum(t.nbytes for t in [*weights, *gradients, *state] if isinstance(t, Tensor))
+    fixed = sum(t.nbytes for t in [*weights, *gradients, *state] if isinstance(t, Tensor))
     return NetworkReport(
         name=learner.name,
         role=learner.role.value,
         model=config.networks[learner.name].model,
         parameters=registry.parameter_count(learner.model),
-        output=seen.output,
+        output=network.output,
         loss=losses.get(learner.name, float("nan")),
-        seconds=seen.seconds + learner.learning.seconds,
-        memory_bytes=held + round(seen.kept * shard / size),
+        seconds=network.seconds + learner.learning.seconds,
+        memory_bytes=fixed + round(network.kept * shard / size),
     )
 
 

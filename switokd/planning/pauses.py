@@ -1,8 +1,8 @@
-"""How often which teachers are paused together: what a step is expected to cost depends on it.
+"""How often teachers are paused, alone and together: the expected cost of a step depends on it.
 
 Torch-free.
 
-Not covered: how the share changes while a run goes on; pauses in stretches rather than alone.
+Not covered: changes of the shares during a run; the length of a pause.
 """
 
 from __future__ import annotations
@@ -22,67 +22,71 @@ from switokd.distillation.method import Method
 from switokd.distillation.topology import Topology
 from switokd.errors import UsageError, nearest
 
-USUAL_SHARE = 0.3
-"""Of a teacher's steps under switokd, before anything is known: between none, early in a run, and
-the half that the digits recipes reach. A guess; an earlier run's record is better."""
+DEFAULT_SHARE = 0.3
+"""Share of the steps in which a teacher is paused, if nothing is known. A guess between 0, early in
+a run, and the 0.5 that the digits recipes reach; decisions of an earlier run are better."""
 
-ALL_PATTERNS = 6
-"""Up to so many teachers every combination is counted, beyond it `DRAWN` are drawn."""
-DRAWN = 64
+MAX_TEACHERS_ENUMERATED = 6
+"""Up to this number of teachers all combinations are listed; above it, `SAMPLED` are sampled."""
+SAMPLED = 64
 
 
 @dataclass(frozen=True)
 class Pauses:
-    """Probabilities of the sets of teachers that a step pauses; they add up to 1."""
+    """Probabilities of the sets of teachers that are paused in a step; they sum to 1."""
 
     patterns: tuple[tuple[frozenset[str], float], ...]
     source: str = ""
-    """Where they come from, in words."""
+    """Description of the assumption, or of the run that was read."""
 
     @classmethod
     def none(cls) -> Pauses:
-        """Nobody pauses."""
-        return cls(((frozenset(), 1.0),), "nobody pauses")
+        """Return the pauses of a run in which no teacher is ever paused."""
+        return cls(((frozenset(), 1.0),), "no teacher is paused")
 
     @classmethod
     def independent(cls, shares: Mapping[str, float]) -> Pauses:
-        """Each teacher by itself, with its share of the steps, 0 to 1.
+        """Assume that teachers are paused independently.
 
-        Beyond `ALL_PATTERNS` teachers the sets are a sample, the same one each time.
+        shares: by teacher, share of the steps in which it is paused, 0 to 1.
+        Above `MAX_TEACHERS_ENUMERATED` teachers the sets are sampled, with a fixed seed.
         """
         shares = {teacher: share for teacher, share in shares.items() if share > 0}
         if not shares:
             return cls.none()
-        source = "assumed, each by itself: " + _describe(shares)
-        if len(shares) > ALL_PATTERNS:
-            draw = random.Random(0)
-            drawn = Counter(
-                frozenset(t for t, share in shares.items() if draw.random() < share)
-                for _ in range(DRAWN)
+        source = "assumed, independent: " + _describe(shares)
+        if len(shares) > MAX_TEACHERS_ENUMERATED:
+            generator = random.Random(0)
+            sampled = Counter(
+                frozenset(t for t, share in shares.items() if generator.random() < share)
+                for _ in range(SAMPLED)
             )
-            return cls(tuple((paused, n / DRAWN) for paused, n in drawn.items()), source)
+            return cls(tuple((paused, n / SAMPLED) for paused, n in sampled.items()), source)
         patterns = []
         for is_paused in product((False, True), repeat=len(shares)):
-            chances = [s if p else 1 - s for p, s in zip(is_paused, shares.values(), strict=True)]
+            factors = [s if p else 1 - s for p, s in zip(is_paused, shares.values(), strict=True)]
             paused = frozenset(t for t, p in zip(shares, is_paused, strict=True) if p)
-            patterns.append((paused, prod(chances)))
-        return cls(tuple((paused, chance) for paused, chance in patterns if chance > 0), source)
+            patterns.append((paused, prod(factors)))
+        return cls(tuple((paused, p) for paused, p in patterns if p > 0), source)
 
     @classmethod
-    def usual(cls, method: Method) -> Pauses:
-        """Before anything is known: nobody where the strategy pauses nobody, all frozen ones, else
-        `USUAL_SHARE` for each teacher.
+    def default(cls, method: Method) -> Pauses:
+        """Return what to assume if nothing is known of a run with this method.
+
+        No pauses if the strategy never pauses a teacher; always paused if the teachers are frozen;
+        otherwise `DEFAULT_SHARE` for each teacher.
         """
         if not (method.strategy.pauses and method.rule.pauses):
             return cls.none()
-        share = 1.0 if method.strategy.frozen_teachers else USUAL_SHARE
+        share = 1.0 if method.strategy.frozen_teachers else DEFAULT_SHARE
         return cls.independent(dict.fromkeys(method.topology.teachers, share))
 
     @classmethod
     def of_run(cls, folder: Path, topology: Topology) -> Pauses:
-        """As often, and in such sets, as an earlier run's decisions.jsonl records.
+        """Read the pauses from the decision log of an earlier run.
 
-        UsageError if there is none, or if it is of other networks.
+        folder: the run folder, which holds decisions.jsonl.
+        Raises UsageError if the log cannot be read or has other teachers.
         """
         path = folder / "decisions.jsonl"
         modes: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -96,11 +100,11 @@ class Pauses:
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError):
-            raise UsageError(f"{path} is not a run's record of decisions") from None
+            raise UsageError(f"{path} is not the decision log of a run") from None
         teachers = {teacher for step in modes.values() for teacher in step}
         if teachers != set(topology.teachers):
             raise UsageError(
-                f"{path} is of the teachers {', '.join(sorted(teachers)) or '(none)'}; the run "
+                f"{path} has the teachers {', '.join(sorted(teachers)) or '(none)'}; the run "
                 f"file has {', '.join(topology.teachers)}"
             )
         counts = Counter(
@@ -109,22 +113,22 @@ class Pauses:
         )
         patterns = tuple((paused, n / len(modes)) for paused, n in counts.items())
         shares = {t: sum(p for paused, p in patterns if t in paused) for t in topology.teachers}
-        return cls(patterns, f"of the {len(modes)} steps of {folder}: {_describe(shares)}")
+        return cls(patterns, f"in the {len(modes)} steps of {folder}: {_describe(shares)}")
 
     def share(self, network: str) -> float:
-        """Share of the steps at which `network` is paused, 0 to 1."""
-        return sum(chance for paused, chance in self.patterns if network in paused)
+        """Return the share of the steps in which `network` is paused, 0 to 1."""
+        return sum(p for paused, p in self.patterns if network in paused)
 
 
-def parse_shares(given: list[str], topology: Topology) -> dict[str, float]:
-    """Shares as the command line gives them: "0.5" for every teacher, "teacher1=0.5" for one.
+def parse_shares(texts: list[str], topology: Topology) -> dict[str, float]:
+    """Parse the values of --paused: "0.5" for every teacher, "teacher1=0.5" for one teacher.
 
-    A teacher's own counts before that of all; one that is not named pauses never. UsageError for
-    what is no share from 0 to 1 or no teacher.
+    Returns a share per teacher, 0 to 1. The value for one teacher wins over the value for all;
+    a teacher without a value is never paused. Raises UsageError for a bad share or teacher.
     """
-    own: dict[str, float] = {}
-    everyone = 0.0
-    for text in given:
+    by_teacher: dict[str, float] = {}
+    for_all = 0.0
+    for text in texts:
         name, equals, number = text.rpartition("=")
         if equals and name not in topology.teachers:
             raise UsageError(
@@ -138,28 +142,28 @@ def parse_shares(given: list[str], topology: Topology) -> dict[str, float]:
         if not 0 <= share <= 1:
             raise UsageError(f"--paused {text}: a share is a number from 0 to 1, like 0.5")
         if equals:
-            own[name] = share
+            by_teacher[name] = share
         else:
-            everyone = share
-    return {teacher: own.get(teacher, everyone) for teacher in topology.teachers}
+            for_all = share
+    return {teacher: by_teacher.get(teacher, for_all) for teacher in topology.teachers}
 
 
 def _describe(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{teacher} {share:.0%}" for teacher, share in shares.items())
 
 
-def expected_pauses(method: Method, given: Auto) -> Pauses:
-    """As `given` says by its run or its shares, else the usual; UsageError if that is no such run.
+def expected_pauses(method: Method, auto: Auto) -> Pauses:
+    """Return the pauses that the setting `auto` describes by a run or by shares, else the default.
 
-    What it says is of teachers that learn and pause by turns: where the strategy pauses nobody,
-    or leaves its teachers as they come, it is certain already.
+    `auto` only matters if the strategy pauses teachers that learn. Without pauses, or with frozen
+    teachers, the pauses are known. Raises UsageError if the run cannot be read.
     """
     strategy, topology = method.strategy, method.topology
     if strategy.pauses and method.rule.pauses and not strategy.frozen_teachers:
-        if given.run is not None:
-            return Pauses.of_run(Path(given.run), topology)
-        if given.paused is not None:
-            own = given.paused if isinstance(given.paused, dict) else {}
-            everyone = given.paused if isinstance(given.paused, int | float) else 0.0
-            return Pauses.independent({t: own.get(t, everyone) for t in topology.teachers})
-    return Pauses.usual(method)
+        if auto.run is not None:
+            return Pauses.of_run(Path(auto.run), topology)
+        if auto.paused is not None:
+            by_teacher = auto.paused if isinstance(auto.paused, dict) else {}
+            for_all = auto.paused if isinstance(auto.paused, int | float) else 0.0
+            return Pauses.independent({t: by_teacher.get(t, for_all) for t in topology.teachers})
+    return Pauses.default(method)

@@ -1,9 +1,9 @@
-"""A profile: what each network costs on one device, by samples, and what communication costs.
+"""A profile: the cost of each network on one device, per shard size, and of communication.
 
-A file of JSON, so that it can be measured on one machine, read on another, and edited by hand.
-Times in seconds, sizes in bytes. Torch-free.
+It is a JSON file: measured on one machine, read on another, and edited by hand if needed.
+Times are in seconds, sizes in bytes. Torch-free.
 
-Not covered: measuring it (`profiler.py`); what follows from it (`cost_model.py`).
+Not covered: measuring a profile (`profiler.py`); predictions from a profile (`cost_model.py`).
 """
 
 from __future__ import annotations
@@ -22,34 +22,37 @@ from switokd.config.config import Config
 from switokd.config.sections import Compute, Network
 from switokd.errors import UsageError
 
-MUCH = 1e18
-"""More bytes than that are a mistake; so are 1e9 seconds, thirty years."""
-Bytes = Annotated[int, Field(ge=0, le=MUCH)]
+MAX_BYTES = 1e18
+"""A larger number of bytes is a mistake, as is a duration above 1e9 seconds (30 years)."""
+Bytes = Annotated[int, Field(ge=0, le=MAX_BYTES)]
 Duration = Annotated[float, Field(ge=0, le=1e9)]
 Seconds = tuple[Duration, ...]
 
 
 class Communication(Section):
-    """What it costs to bring ranks together: constants, equal between all ranks."""
+    """The cost of communication between ranks: constants, the same for every pair of ranks."""
 
     description: str
-    """What the constants stand for, and whether they were measured."""
+    """Backend and devices, and whether the constants were measured."""
     latency_seconds: Duration
-    """Of one collective, however small."""
+    """Latency of one collective with little data."""
     bandwidth_bytes_per_second: Annotated[float, Field(ge=1, allow_inf_nan=False)]
-    """Between one rank and its neighbour, in each direction."""
+    """Bandwidth from one rank to its neighbour, per direction."""
     decision_seconds: Duration
-    """From the exchange of logits until the decision is here; teachers' updates wait for it."""
+    """Time from the exchange of logits to the arrival of the decision, which teachers' updates
+    wait for."""
+    bucket_bytes: Annotated[int, Field(ge=1, le=MAX_BYTES)] = 8 * 2**20
+    """Size of the gradients that one all-reduce carries (`training/reducer.py`)."""
 
     def all_reduce(self, ranks: int, size: float) -> float:
-        """Seconds in which `ranks` ranks add up `size` bytes each, by a ring."""
+        """Return the seconds of a ring all-reduce of `size` bytes over `ranks` ranks."""
         if ranks == 1:
             return 0.0
-        travels = 2 * (ranks - 1) / ranks * size
-        return self.latency_seconds + travels / self.bandwidth_bytes_per_second
+        sent = 2 * (ranks - 1) / ranks * size
+        return self.latency_seconds + sent / self.bandwidth_bytes_per_second
 
     def all_gather(self, ranks: int, size: int) -> float:
-        """Seconds in which each of `ranks` ranks hands `size` bytes to all others."""
+        """Return the seconds of an all-gather of `size` bytes per rank over `ranks` ranks."""
         if ranks == 1:
             return 0.0
         return self.latency_seconds + (ranks - 1) * size / self.bandwidth_bytes_per_second
@@ -71,33 +74,36 @@ NCCL_NVLINK = Communication(
 
 
 class NetworkTimes(Section):
-    """One network on one device. `samples` ascend; the times beside them are for so many."""
+    """The cost of one network on one device.
+
+    samples, forward_seconds, backward_seconds: measured shard sizes (ascending) and their times.
+    """
 
     role: Literal["teacher", "student"]
     model: str
     model_kwargs: Mapping[str, Any] = {}
-    """Both as in the run file."""
+    """model and model_kwargs as in the run file."""
     optimizer: str = "sgd"
-    """Its name."""
+    """Name of the optimizer."""
     frozen: bool = False
-    """Whether it only ever answers: nothing is learned then, and there is no time for that."""
-    recorded: bool = False
+    """Whether the network is never trained; backward and update then take no time."""
+    cuda_graphs: bool = False
     """Whether forward and backward were launched as CUDA graphs."""
     samples: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
     forward_seconds: Seconds
     backward_seconds: Seconds
-    """Loss and gradients, without adding them up over ranks."""
+    """Loss and backward pass, without the all-reduce of gradients over ranks."""
     update_seconds: Duration
-    """Of all that is done with the gradients; the same for any shard."""
+    """Optimizer step with everything that belongs to it; the same for any shard size."""
     parameter_bytes: Bytes
-    """Weights and buffers, and their moving average if it is kept."""
+    """Weights and buffers, and their moving average if there is one."""
     gradient_bytes: Bytes
     optimizer_bytes: Bytes
-    """The optimizer's state."""
-    activation_bytes_per_sample: Annotated[float, Field(ge=0, le=MUCH)]
-    """What forward keeps for backward."""
+    """State of the optimizer."""
+    activation_bytes_per_sample: Annotated[float, Field(ge=0, le=MAX_BYTES)]
+    """Memory that the forward pass keeps for the backward pass, per sample."""
     activation_bytes_fixed: Bytes = 0
-    """Of that, what does not grow with the samples, such as weights in bfloat16."""
+    """Memory that the forward pass keeps for any number of samples, such as bfloat16 weights."""
 
     @model_validator(mode="after")
     def _one_time_per_size(self) -> NetworkTimes:
@@ -108,15 +114,15 @@ class NetworkTimes(Section):
         return self
 
     def forward(self, samples: int) -> float:
-        """Seconds of forward with so many samples."""
+        """Return the seconds of a forward pass of `samples` samples."""
         return _interpolate(self.samples, self.forward_seconds, samples)
 
     def backward(self, samples: int) -> float:
-        """Seconds of backward with so many samples."""
+        """Return the seconds of a backward pass of `samples` samples."""
         return _interpolate(self.samples, self.backward_seconds, samples)
 
     def memory(self, samples: int) -> int:
-        """Bytes on a rank with a shard of so many samples."""
+        """Return the bytes that the network needs on a rank with a shard of `samples` samples."""
         fixed = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
         if samples:
             fixed += self.activation_bytes_fixed
@@ -124,27 +130,27 @@ class NetworkTimes(Section):
 
 
 class Profile(Section):
-    """What a plan is made of."""
+    """Measurements of all networks of a run on one device, and the conditions of measuring."""
 
     device: str
-    """Name of what was measured on."""
+    """Name of the device."""
     device_memory_bytes: Bytes | None = None
-    """What a rank's networks have to fit into; null where that is not known."""
+    """Memory for the networks of a rank; null if unknown."""
     threads: Annotated[int, Field(ge=1)]
-    """CPU threads of the measuring process."""
+    """CPU threads of the process that measured."""
     torch: str
-    """Its version."""
+    """Version of torch."""
     image: tuple[int, int, int]
     """Channels, height, width."""
     classes: Annotated[int, Field(ge=1)]
     precision: str = "fp32"
     channels_last: bool = True
     compile: bool = False
-    """These three as in the run file's compute."""
+    """precision, channels_last and compile as in `compute` of the run file."""
     soft_targets: bool = False
-    """Whether the exchange carries a distribution over the classes for each sample, not a label."""
+    """Whether a sample has a distribution over the classes as its target, instead of a label."""
     accumulate: Annotated[int, Field(ge=1)] = 1
-    """schedule.accumulate: steps that share an update."""
+    """schedule.accumulate: number of steps that share one optimizer step."""
     networks: Annotated[dict[str, NetworkTimes], Field(min_length=1)]
     """In the topology's order."""
     communication: Communication
@@ -155,7 +161,7 @@ class Profile(Section):
         return tuple(sorted({n for network in self.networks.values() for n in network.samples}))
 
     def network(self, name: str) -> NetworkTimes:
-        """One network's; UsageError if it was not profiled."""
+        """Return the costs of a network; UsageError if the profile has no such network."""
         if name not in self.networks:
             known = ", ".join(self.networks)
             raise UsageError(f"the profile has no network {name} (it has {known}); profile again")
@@ -165,47 +171,53 @@ class Profile(Section):
         self,
         networks: Mapping[str, Network],
         frozen_teachers: bool = False,
-        recorded: Collection[str] = (),
+        with_cuda_graphs: Collection[str] = (),
     ) -> None:
-        """UsageError unless it was made of these.
+        """Raise UsageError unless the profile was measured with these networks.
 
-        What was frozen has no time for learning; what learned may be frozen now, and always pauses.
-        recorded: those that a GPU launches as CUDA graphs.
+        A network that was measured frozen has no times for training. A network that was measured
+        in training may be frozen now: it is then always paused.
+        frozen_teachers: whether the teachers are frozen.
+        with_cuda_graphs: networks that a GPU launches as CUDA graphs.
         """
         for name, n in networks.items():
-            found = self.network(name)
-            ours, theirs = _describe(n, n.optimizer.name), _describe(found, found.optimizer)
+            times = self.network(name)
+            expected, profiled = _describe(n, n.optimizer.name), _describe(times, times.optimizer)
             is_frozen = frozen_teachers and n.role == "teacher"
-            if found.frozen and not is_frozen:
-                theirs += ", frozen"
-            if ours != theirs:
+            if times.frozen and not is_frozen:
+                profiled += ", frozen"
+            if expected != profiled:
                 raise UsageError(
-                    f"the profile's {name} is {theirs}; the run file's {ours}; profile again"
+                    f"{name} is {profiled} in the profile, and {expected} in the run file; "
+                    "profile again"
                 )
-            if found.recorded != (self.device != "cpu" and name in recorded):
+            if times.cuda_graphs != (self.device != "cpu" and name in with_cuda_graphs):
+                before, now = ("with", "without") if times.cuda_graphs else ("without", "with")
                 raise UsageError(
-                    f"the profile's {name} was measured with{'' if found.recorded else 'out'} CUDA "
-                    f"graphs, and is trained with{'out' if found.recorded else ''} them "
+                    f"{name} was profiled {before} CUDA graphs, and the run trains it {now} them "
                     "(compute.cuda_graphs, schedule.accumulate, compute.batch_norm); profile again"
                 )
 
     def check_conditions(self, image: tuple[int, int, int], classes: int, compute: Compute) -> None:
-        """UsageError unless it was measured on such images, and computing like this."""
-        for what, here, there in (
+        """Raise UsageError unless the profile has these images, classes and compute settings.
+
+        image: channels, height, width.
+        """
+        for name, profiled, expected in (
             ("images", self.image, image),
             ("classes", self.classes, classes),
             ("compute.precision", self.precision, compute.precision),
             ("compute.channels_last", self.channels_last, compute.channels_last),
             ("compute.compile", self.compile, compute.compile),
         ):
-            if here != there:
+            if profiled != expected:
                 raise UsageError(
-                    f"the profile was made with {what} {here}, the run file has {there}; "
-                    "profile again"
+                    f"the profile was measured with {name} {profiled}, and the run file has "
+                    f"{expected}; profile again"
                 )
 
     def save(self, path: Path) -> None:
-        """Write it as JSON; UsageError if that cannot be done."""
+        """Write the profile as JSON; UsageError if the file cannot be written."""
         try:
             path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         except OSError as error:
@@ -213,7 +225,7 @@ class Profile(Section):
 
     @classmethod
     def load(cls, path: Path) -> Profile:
-        """Read one; UsageError, of one line, if it is none."""
+        """Read a profile; UsageError if the file cannot be read or is no profile."""
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
@@ -221,27 +233,27 @@ class Profile(Section):
             raise UsageError(f"{path}: cannot be read as a profile: {reason}") from None
         except ValidationError as error:
             problems = error.errors(include_url=False)
-            # A misspelt key is missing as well; the misspelling is the better news.
+            # A misspelt key gives two errors, unknown and missing; the first one helps more.
             problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
             key = ".".join(str(part) for part in problem["loc"])
-            words = problem["msg"].removeprefix("Value error, ")
-            words = f"{key}: {words}" if key else words
-            raise UsageError(f"{path}: not a profile of 'switokd plan': {words}") from None
+            reason = problem["msg"].removeprefix("Value error, ")
+            reason = f"{key}: {reason}" if key else reason
+            raise UsageError(f"{path}: not a profile of 'switokd plan': {reason}") from None
 
 
 def _describe(network: Network | NetworkTimes, optimizer: str) -> str:
-    """What a network's times depend on most: 'a teacher, wrn-16-2 {"dropout": 0.1}, sgd'."""
+    """Describe role, model and optimizer: 'a teacher, wrn-16-2 {"dropout": 0.1}, sgd'."""
     kwargs = json.loads(network.model_dump_json(include={"model_kwargs"}))["model_kwargs"]
-    given = " " + json.dumps(kwargs, sort_keys=True) if kwargs else ""
-    return f"a {network.role}, {network.model}{given}, {optimizer}"
+    arguments = " " + json.dumps(kwargs, sort_keys=True) if kwargs else ""
+    return f"a {network.role}, {network.model}{arguments}, {optimizer}"
 
 
 @lru_cache(maxsize=100_000)
 def _interpolate(samples: tuple[int, ...], seconds: tuple[float, ...], n: int) -> float:
-    """Seconds for `n` samples: 0 for 0, else on the line through the two nearest measurements.
+    """Interpolate the seconds for `n` samples linearly between the two nearest measurements.
 
-    Beyond the largest size the line goes on, but never down. Below the smallest, where overhead
-    keeps a shard from being as cheap as the line says, a part costs its share at least.
+    Above the largest size the last line is continued, with a slope of at least 0. Below the
+    smallest size the result is at least proportional to `n`. No samples take 0 seconds.
     """
     if n == 0:
         return 0.0
@@ -257,13 +269,16 @@ def _interpolate(samples: tuple[int, ...], seconds: tuple[float, ...], n: int) -
 
 
 def saved_profile(config: Config, path: Path, image: tuple[int, int, int], classes: int) -> Profile:
-    """Read a profile for `config` and its images; UsageError if it is of something else."""
-    found = Profile.load(path)
+    """Read a profile for a run; UsageError if it does not fit the run.
+
+    image: channels, height, width of the run's images.
+    """
+    profile = Profile.load(path)
     try:
-        recorded = [name for name in config.networks if config.wants_cuda_graphs(name)]
-        found.check(config.networks, config.method.strategy.frozen_teachers, recorded)
-        found.check_conditions(image, classes, config.compute)
+        graphed = [name for name in config.networks if config.wants_cuda_graphs(name)]
+        profile.check(config.networks, config.method.strategy.frozen_teachers, graphed)
+        profile.check_conditions(image, classes, config.compute)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-    soft, steps = config.data.has_soft_targets, config.schedule.accumulate
-    return found.model_copy(update={"soft_targets": soft, "accumulate": steps})
+    soft_targets, steps = config.data.has_soft_targets, config.schedule.accumulate
+    return profile.model_copy(update={"soft_targets": soft_targets, "accumulate": steps})

@@ -1,13 +1,13 @@
-"""Measures each network on the device at hand: forward, backward and update by samples.
+"""Measures each network on this machine's device: forward, backward and update per shard size.
 
-A network is made ready as for training, with all that its updates do, and fed with noise, in a
-fork of the random numbers. Learning rates are 0 here: noise does not spoil what is measured. Times
-are on the clock on the wall, from an idle device to an idle device, which is also how a step meets
-its exchange.
+A network is built and warmed up as for training, and gets random images. The state of the random
+number generators is restored afterwards. Learning rates are 0, so that random images do not change
+the weights. Times are wall-clock times between two moments when the device is idle; a training step
+also starts and ends its exchange with an idle device.
 
-Not covered: the costs of communication, which are measured between ranks that are there
-(`measure_links.py`), else assumed (`profile.py`), and can be set in the file; of compiled networks
-all sizes but the smallest and the largest; seconds that compiling takes.
+Not covered: communication, which is measured between existing ranks (`measure_links.py`) or assumed
+(`profile.py`); compiled networks at sizes other than the smallest and the largest; the time of
+compiling.
 """
 
 from __future__ import annotations
@@ -41,22 +41,23 @@ from switokd.runtime.environment import Environment
 from switokd.runtime.process_group import World
 from switokd.training.build import make_learner, tf32
 from switokd.training.learner import Learner
+from switokd.training.reducer import BUCKET_BYTES
 from switokd.training.schedules import AccumulationWindow
 from switokd.training.warm_up import warm_up
 
-FEWEST, MOST = 3, 30
-"""Repetitions per size, after a first step that does not count."""
+MIN_REPETITIONS, MAX_REPETITIONS = 3, 30
+"""Measured steps per size, after a first step that is not counted."""
 BUDGET_SECONDS = 0.4
-"""Per network and size; slow networks take longer, for they are repeated `FEWEST` times."""
+"""Time per network and size. Slow networks take longer: they need `MIN_REPETITIONS` steps."""
 SLOW_SECONDS = 2.0
-"""A size whose first step takes longer is measured by this step alone."""
-TOO_LONG = 10.0
-"""Seconds; a size whose step would take longer is left to extrapolation, but for the smallest."""
+"""A size whose first step takes longer is measured by this one step."""
+MAX_STEP_SECONDS = 10.0
+"""A size whose step would take longer is not measured, unless it is the smallest size."""
 
-Split = tuple[float, float, float]
-"""Seconds of forward, backward, update."""
+PhaseSeconds = tuple[float, float, float]
+"""Seconds of forward, backward and update in one step."""
 ProgressCall = Callable[[str, int, int], None]
-"""(network being measured, stages done, stages in all)."""
+"""Called with the network being measured, the stages that are done, and the number of stages."""
 
 
 def profile(
@@ -69,35 +70,37 @@ def profile(
     links: Communication | None = None,
     memory: int | None = None,
 ) -> Profile:
-    """Measure all networks of `config` at `sizes` samples on `device`.
+    """Measure all networks of `config` with shards of `sizes` samples on `device`.
 
-    images_shape: channels, height, width. links: what communication costs, None: assumed. memory:
-    bytes that a network may take, None: as many as the device has. A size that needs more, or
-    takes too long, is left out, but for the smallest. UsageError if a network cannot be built or
-    none of its sizes fits.
+    images_shape: channels, height, width.
+    progress: called before each stage, and at the end.
+    links: measured costs of communication; None: assumed costs.
+    memory: bytes that a network may use; None: all memory of the device. A size that needs more
+    memory, or more than `MAX_STEP_SECONDS`, is left out, unless it is the smallest.
+    Raises UsageError if a network cannot be built, or if none of the sizes fits into memory.
     """
     sizes, memory = sorted(set(sizes)), memory or device_memory(device)
-    if config.compute.compile:  # which takes a while for each
+    if config.compute.compile:  # compiling takes long for each size
         sizes = sorted({sizes[0], sizes[-1]})
     stages, on_gpu = len(sizes) + 1, device.type == "cuda"
     networks = {}
     with torch.random.fork_rng(devices=[device] if on_gpu else []), tf32(config.compute):
         for i, (name, network) in enumerate(config.networks.items()):
 
-            def tell(stage: int, name: str = name, before: int = i * stages) -> None:
+            def report(stage: int, name: str = name, before: int = i * stages) -> None:
                 if progress:
                     progress(name, before + stage, len(config.networks) * stages)
 
-            bench = _bench(config, name, images_shape, classes, device)
-            times = bench.measure(sizes, tell, memory)
+            benchmark = _benchmark(config, name, images_shape, classes, device)
+            times = benchmark.measure(sizes, report, memory)
             if not times:
                 raise UsageError(
                     f"network {name} ({network.model}) does not fit into the memory of {device} "
                     f"with {sizes[0]} images; choose a smaller data.batch_size"
                 )
-            networks[name] = bench.summary(network, times)
-            del bench
-            if config.compute.compile:  # PyTorch compiles a class's networks so many times only
+            networks[name] = benchmark.summary(network, times)
+            del benchmark
+            if config.compute.compile:  # PyTorch limits how often it compiles the same class
                 torch.compiler.reset()
             if on_gpu:
                 torch.cuda.empty_cache()
@@ -121,16 +124,17 @@ def profile(
 
 
 def _communication(config: Config, on_gpu: bool, links: Communication | None) -> Communication:
-    """Give the constants, measured or assumed; without a coordinator no decision travels."""
-    assumed = links or (NCCL_NVLINK if on_gpu else GLOO_LOOPBACK)
-    if config.coordinator.address == "off":
-        return assumed.model_copy(update={"decision_seconds": 0.0})
-    return assumed
+    """Return the measured links, or assumed ones, with the bucket size of the reducer."""
+    communication = links or (NCCL_NVLINK if on_gpu else GLOO_LOOPBACK)
+    update: dict[str, float] = {"bucket_bytes": BUCKET_BYTES}
+    if config.coordinator.address == "off":  # the decision needs no message
+        update["decision_seconds"] = 0.0
+    return communication.model_copy(update=update)
 
 
 @dataclass(frozen=True)
 class Times:
-    """Medians of one size, in seconds, and what forward kept, in bytes."""
+    """Median times of one size in seconds, and the memory kept for backward in bytes."""
 
     forward: float
     backward: float
@@ -139,8 +143,8 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """One network as it trains, ready to be measured."""
+class NetworkBenchmark:
+    """One network in training, ready to be measured. peers: number of the other networks."""
 
     learner: Learner
     image: tuple[int, int, int]
@@ -150,71 +154,73 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the network's parameters."""
         return next(self.learner.model.parameters()).device
 
     def measure(
-        self, sizes: Sequence[int], tell: Callable[[int], None], memory: int
+        self, sizes: Sequence[int], report: Callable[[int], None], memory: int
     ) -> dict[int, Times]:
-        """Times by samples, of the sizes (ascending) that fit into `memory` and into `TOO_LONG`.
+        """Return the times by shard size, for the sizes that fit into memory and time limits.
 
-        The sizes take turns, so that a machine that is busy for a while is so for all of them.
+        sizes: ascending. report: called with the number of the size before it is measured.
+        Repetitions alternate between the sizes, so that other load on the machine affects all
+        sizes alike.
         """
-        firsts = self._first_steps(sizes, tell, memory)
-        tell(len(sizes))
-        runs: dict[int, list[Split]] = {}
-        for n, (split, _) in firsts.items():
-            runs[n] = [split] if sum(split) > SLOW_SECONDS else []
-        turns = [n for n in runs if not runs[n]]
-        end = time.perf_counter() + BUDGET_SECONDS * len(turns)
-        for turn in range(MOST if turns else 0):
-            if turn >= FEWEST and time.perf_counter() > end:
+        firsts = self._first_steps(sizes, report, memory)
+        report(len(sizes))
+        steps: dict[int, list[PhaseSeconds]] = {}
+        for n, (seconds, _) in firsts.items():
+            steps[n] = [seconds] if sum(seconds) > SLOW_SECONDS else []
+        repeated = [n for n in steps if not steps[n]]
+        end = time.perf_counter() + BUDGET_SECONDS * len(repeated)
+        for repetition in range(MAX_REPETITIONS if repeated else 0):
+            if repetition >= MIN_REPETITIONS and time.perf_counter() > end:
                 break
-            for n in list(turns):
+            for n in list(repeated):
                 try:
-                    runs[n].append(self._step(n))
-                except torch.cuda.OutOfMemoryError:  # noqa: PERF203, a neighbour there has grown
-                    turns.remove(n)
+                    steps[n].append(self._step(n))
+                except torch.cuda.OutOfMemoryError:  # noqa: PERF203, another process took memory
+                    repeated.remove(n)
                     del firsts[n]
         times = {}
         for n, (_, kept) in firsts.items():
-            forward, backward, update = (median(column) for column in zip(*runs[n], strict=True))
+            forward, backward, update = (median(column) for column in zip(*steps[n], strict=True))
             times[n] = Times(forward, backward, update, kept)
         return times
 
     def _first_steps(
-        self, sizes: Sequence[int], tell: Callable[[int], None], memory: int
-    ) -> dict[int, tuple[Split, int]]:
-        """By samples: a first step's times, and the bytes that its forward kept."""
-        found: dict[int, tuple[Split, int]] = {}
+        self, sizes: Sequence[int], report: Callable[[int], None], memory: int
+    ) -> dict[int, tuple[PhaseSeconds, int]]:
+        """Return, by shard size, the times of a first step and the bytes kept for backward."""
+        firsts: dict[int, tuple[PhaseSeconds, int]] = {}
         with suppress(torch.cuda.OutOfMemoryError):
-            self._step(sizes[0])  # libraries load, threads start
+            self._step(sizes[0])  # loads libraries, starts threads
             for stage, n in enumerate(sizes):
-                tell(stage)
-                if found and self._is_too_much(n / max(found), *found[max(found)], memory):
+                report(stage)
+                if firsts and self._exceeds_limits(n / max(firsts), *firsts[max(firsts)], memory):
                     break
-                # Eager first: a recording shows nothing, and keeps the memory that it takes.
-                usual = replace(self, learner=self.learner.eager())
-                warm_up(usual.learner, n, self.image, self.compute)
+                # Eager first: a CUDA graph hides and keeps the memory of its forward pass.
+                eager = replace(self, learner=self.learner.eager())
+                warm_up(eager.learner, n, self.image, self.compute)
                 with kept_by_forward(self.learner.model) as kept:
-                    split = usual._step(n)
+                    seconds = eager._step(n)
                 if self.learner.is_graphed:
                     warm_up(self.learner, n, self.image, self.compute)
-                found[n] = split, sum(kept.values())
-        return found
+                firsts[n] = seconds, sum(kept.values())
+        return firsts
 
-    def _is_too_much(self, times: float, split: Split, kept: int, memory: int) -> bool:
-        """Whether a shard so many times larger would take too long, or too much memory.
+    def _exceeds_limits(self, factor: float, seconds: PhaseSeconds, kept: int, memory: int) -> bool:
+        """Predict whether a shard `factor` times larger takes too much time or memory.
 
-        A system without memory left kills a process, and says nothing before: see first.
+        Predicting is necessary: an operating system without free memory kills the process.
         """
-        needed = sum(self._fixed_bytes()) + kept * times
-        return sum(split) * times > TOO_LONG or needed > memory
+        needed = sum(self._fixed_bytes()) + kept * factor
+        return sum(seconds) * factor > MAX_STEP_SECONDS or needed > memory
 
     def _fixed_bytes(self) -> tuple[int, int, int]:
-        """Of weights with their moving average, of gradients, of the optimizer's state."""
-        kept_models = [m for m in (self.learner.model, self.learner.averaged) if m is not None]
-        weights = [w for m in kept_models for w in (*m.parameters(), *m.buffers())]
+        """Return the bytes of weights (with moving average), gradients and optimizer state."""
+        models = [m for m in (self.learner.model, self.learner.averaged) if m is not None]
+        weights = [w for m in models for w in (*m.parameters(), *m.buffers())]
         gradients = [p.grad for p in self.learner.model.parameters() if p.grad is not None]
         state = [v for s in self.learner.optimizer.state.values() for v in s.values()]
         return (
@@ -223,25 +229,25 @@ class Bench:
             sum(v.nbytes for v in state if isinstance(v, Tensor)),
         )
 
-    def _step(self, n: int) -> Split:
-        """Seconds of forward, backward with loss, and update, with `n` samples."""
+    def _step(self, n: int) -> PhaseSeconds:
+        """Make one step with `n` samples; return the seconds of its phases."""
         noise = torch.randn(n, *self.image, device=self.device)
         x = in_order(noise, self.compute.channels_last)
         y = torch.randint(self.classes, (n,), device=self.device)
         peers = {
             str(i): torch.randn(n, self.classes, device=self.device) for i in range(self.peers)
         }
-        marks = [self._now()]
+        clock = [self._now()]
         z = self.learner.forward(x)
-        marks.append(self._now())
+        clock.append(self._now())
         if not self.learner.frozen:
             loss = self.learner.loss(z, y, peers, [Term(peer, 1.0, 1.0) for peer in peers])
             self.learner.backward(loss, 1)
-        marks.append(self._now())
+        clock.append(self._now())
         if not self.learner.frozen:
             self.learner.update(1)
-        marks.append(self._now())
-        forward, backward, update = (b - a for a, b in pairwise(marks))
+        clock.append(self._now())
+        forward, backward, update = (b - a for a, b in pairwise(clock))
         return forward, backward, update
 
     def _now(self) -> float:
@@ -250,20 +256,20 @@ class Bench:
         return time.perf_counter()
 
     def summary(self, network: Network, times: Mapping[int, Times]) -> NetworkTimes:
-        """Give all that was measured, as the profile keeps it."""
-        least, most = min(times), max(times)
+        """Return the measurements in the form of the profile."""
+        smallest, largest = min(times), max(times)
         parameters, gradients, optimizer = self._fixed_bytes()
-        kept = times[most].kept
-        per_sample = kept / most
-        if least < most:
-            per_sample = max(kept - times[least].kept, 0) / (most - least)
+        kept = times[largest].kept
+        per_sample = kept / largest
+        if smallest < largest:
+            per_sample = max(kept - times[smallest].kept, 0) / (largest - smallest)
         return NetworkTimes(
             role=network.role,
             model=network.model,
             model_kwargs=network.model_kwargs,
             optimizer=network.optimizer.name,
             frozen=self.learner.frozen,
-            recorded=bool(self.learner.graphed_models),
+            cuda_graphs=bool(self.learner.graphed_models),
             samples=tuple(times),
             forward_seconds=tuple(t.forward for t in times.values()),
             backward_seconds=tuple(t.backward for t in times.values()),
@@ -272,41 +278,45 @@ class Bench:
             gradient_bytes=gradients,
             optimizer_bytes=optimizer,
             activation_bytes_per_sample=per_sample,
-            activation_bytes_fixed=max(round(kept - per_sample * most), 0),
+            activation_bytes_fixed=max(round(kept - per_sample * largest), 0),
         )
 
 
-def _bench(
+def _benchmark(
     config: Config,
     name: str,
     image: tuple[int, int, int],
     classes: int,
     device: torch.device,
-) -> Bench:
+) -> NetworkBenchmark:
+    """Build a network for measuring; UsageError if it cannot be built or trained."""
     network, (channels, *sides) = config.networks[name], image
     model = registry.build(network.model, channels, classes, network.model_kwargs, min(sides))
     registry.check_output(model, network.model, image, classes)
     if not any(p.requires_grad for p in model.parameters()):
         raise UsageError(f"model {network.model} has no parameter to train")
-    # On its own and with an update in every step, whatever the run file says: the planner adds
-    # what other ranks cost, and shares an update's costs among its steps.
+    # One rank, and an update in every step: the cost model adds the all-reduce between ranks, and
+    # divides the cost of an update among the steps that share it.
     learner = make_learner(
         config, name, model, World(Environment(), device), None, AccumulationWindow()
     )
     for group in learner.optimizer.param_groups:
         group["lr"] = 0.0
-    return Bench(learner, image, classes, len(config.networks) - 1, config.compute)
+    return NetworkBenchmark(learner, image, classes, len(config.networks) - 1, config.compute)
 
 
 @contextmanager
 def kept_by_forward(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes that forward keeps for backward inside, by memory; the weights are not counted."""
-    own = {w.untyped_storage().data_ptr() for w in (*model.parameters(), *model.buffers())}
+    """Collect the bytes that forward passes in the block keep for backward, by storage address.
+
+    Weights and buffers of `model` are not counted.
+    """
+    weights = {w.untyped_storage().data_ptr() for w in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

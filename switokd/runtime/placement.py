@@ -195,7 +195,3 @@ def _ranks_in_words(row: tuple[tuple[int, float], ...]) -> str:
 def _shares_in_words(row: tuple[tuple[int, float], ...]) -> str:
     weights = [weight for _, weight in row]
     return f" ({':'.join(f'{w:g}' for w in weights)})" if len(set(weights)) > 1 else ""
-
-
-BUCKET_BYTES = 8 * 2**20
-"""Of the gradients that travel together, about (`reducer.py`)."""

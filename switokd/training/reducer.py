@@ -22,8 +22,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from switokd.runtime.device import to_device
-from switokd.runtime.placement import BUCKET_BYTES
 from switokd.runtime.process_group import collective_errors
+
+BUCKET_BYTES = 8 * 2**20
+"""Size of the gradients that one all-reduce carries, at most, unless one parameter is larger."""
 
 
 @dataclass

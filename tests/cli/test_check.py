@@ -131,8 +131,8 @@ def test_every_recipe_makes_a_step_at_its_full_shape(recipe: str, own: Path) -> 
     assert found.images is not None
     assert found.images.shape == data.image
     assert found.images.samples == data.samples
-    assert [row.name for row in found.rows] == list(config.topology)
-    for row in found.rows:
+    assert [row.name for row in found.networks] == list(config.topology)
+    for row in found.networks:
         assert row.output == (2, data.classes)
         assert 0 < row.loss < 50
         model = registry.build(row.model, data.image[0], data.classes)
@@ -173,7 +173,7 @@ def test_the_step_is_the_trainings_own(own: Path) -> None:
     found = dry_run(config, batch=6)
     assert found.decision is not None
     assert found.decision.paused == ()
-    for row, other in zip(found.rows, reversed(found.rows), strict=True):
+    for row, other in zip(found.networks, reversed(found.networks), strict=True):
         log_q, log_p = (z[name].log_softmax(dim=1) for name in (row.name, other.name))
         kl = (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
         expected = F.cross_entropy(z[row.name], y) + kl
@@ -208,7 +208,7 @@ MISTAKES = {
     ),
     "fails in training": (
         [f"{TEACHER}moody"],
-        "networks.teacher: its forward pass fails in training, on images of [4, 1, 8, 8]: not tod",
+        "networks.teacher: its forward pass fails in training on images of shape [4, 1, 8, 8]: ",
     ),
     "not finite": ([f"{STUDENT}boundless"], "networks.student: its logits are not finite"),
     "no gradient": (
@@ -324,7 +324,7 @@ def test_a_paused_teacher_is_tried_as_well(own: Path) -> None:
         run_file = load("digits-1t1s", [*settings, f"seed={seed}"])
         result = dry_run(run_file)
         assert result.problems == ()
-        assert all(row.loss > 0 and row.seconds > 0 for row in result.rows)
+        assert all(row.loss > 0 and row.seconds > 0 for row in result.networks)
         assert result.decision is not None
         found.append(result.decision.pairs[0].mode)
         steep = load("digits-1t1s", [*settings, f"seed={seed}", f"{TEACHER}steep"])

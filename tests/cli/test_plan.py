@@ -201,9 +201,12 @@ def test_what_the_strategy_makes_certain_counts_before_any_option(tmp_path: Path
         (["--profile=p.json", "--save-profile=q.json"], "with --profile nothing is measured"),
         (
             ["--profile=p.json", "networks.student.model=wrn-10-3"],
-            "p.json: the profile's student is a student, wrn-10-1",
+            "p.json: student is a student, wrn-10-1",
         ),
-        (["--profile=p.json", "compute.compile=true"], "compute.compile False, the run file has"),
+        (
+            ["--profile=p.json", "compute.compile=true"],
+            "compute.compile False, and the run file has",
+        ),
         (["device=cuda"], "there is no GPU to measure on"),
         (["no.such.key=1"], "no.such.key"),
     ],
@@ -226,7 +229,7 @@ def test_what_cannot_be_planned_or_kept_is_refused_before_anything_is_measured(
 ) -> None:
     """Measuring says which network it is at on standard error."""
     for told, words in {
-        ("--devices=97",): "batches of 64 images cannot be shared by 97 devices with 2 for each",
+        ("--devices=97",): "a batch of 64 images is too small for 97 devices",
         ("--devices=2", "data.train_samples=6"): "64 is more than the 6 training images; choose a",
         ("--devices=2", "data.train_samples=1438"): "1438 is more than the 1437 train",
         (
@@ -254,7 +257,7 @@ def test_the_batch_is_what_there_is(tmp_path: Path) -> None:
     code, _, err = run(
         [*PLAN, "digits-2t1s", *told, "--devices=10", "data.train_samples=6"], tmp_path
     )
-    assert (code, "batches of 6 images cannot be shared by 10 devices" in err) == (2, True)
+    assert (code, "a batch of 6 images is too small for 10 devices" in err) == (2, True)
 
 
 def test_notes_say_what_does_not_fit(tmp_path: Path) -> None:

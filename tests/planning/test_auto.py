@@ -81,7 +81,7 @@ def saved(
         return NetworkTimes(
             role=CONFIG.networks[name].role,
             model=CONFIG.networks[name].model,
-            recorded=device != "cpu",
+            cuda_graphs=device != "cpu",
             samples=(64,),
             forward_seconds=(seconds / 3,),
             backward_seconds=(seconds * 2 / 3,),
@@ -154,7 +154,7 @@ def test_the_line_says_what_was_chosen_and_from_what(capsys: pytest.CaptureFixtu
     one, two = offer(ONE, 0.4123), offer(TWO, 0.45)
     assert describe(one, [two, one], pauses, None) == (
         "auto: 1 process with 2 threads, 0.412 s a step; 2 processes with 1 thread each 0.45 s; "
-        "pauses: assumed, each by itself: teacher 30%"
+        "pauses: assumed, independent: teacher 30%"
     )
     alone = "; a single process with as many threads 0.412 s; "
     assert alone in describe(two, [two], pauses, one.best)
@@ -180,7 +180,7 @@ def test_what_a_small_data_set_has_not_enough_images_for_is_left_out(tmp_path: P
     layouts, few = (ProcessLayout(8, 1), ProcessLayout(1, 2)), "data.train_samples=4"
     assert chosen(layouts, [fast, slow], "data.drop_last=false").world_size == 8
     assert chosen(layouts, [fast, slow], "data.drop_last=false", few).world_size == 1
-    with pytest.raises(UsageError, match=r"batches of 4 images cannot be shared by 8"):
+    with pytest.raises(UsageError, match=r"a batch of 4 images is too small for 8"):
         chosen(layouts[:1], [fast], "data.drop_last=false", few)
 
 
@@ -193,8 +193,11 @@ def test_with_profiles_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("profiles", "words"),
     [
-        ([(4, 0.1)], "measured with 4 CPU threads, and here it would be 2 processes with 1 thread"),
-        ([(1, 0.1), (1, 0.2)], "is the second with 1 CPU thread; name one for each number"),
+        (
+            [(4, 0.1)],
+            "measured with 4 CPU threads, and this machine needs 2 processes with 1 thread",
+        ),
+        ([(1, 0.1), (1, 0.2)], "is the second profile with 1 CPU thread; name one for each number"),
         ([(1, 0.1, 0.0, "H100")], "was measured on H100, and this run computes on cpu"),
     ],
 )
@@ -354,7 +357,7 @@ def test_torchrun_takes_pauses_and_profile_from_the_run_file(tmp_path: Path) -> 
     code, out, err = run(torchrun(2, "digits-1t1s", *given, *FEW, "run_dir=out"), tmp_path)
     assert code == 0, err
     assert re.match(
-        r"auto: 2 processes with 1 thread each, 0\.\d+ s a step; pauses: of the 1 steps of \.: "
+        r"auto: 2 processes with 1 thread each, 0\.\d+ s a step; pauses: in the 1 steps of \.: "
         r"teacher 100%\n2 processes on cpu",
         out,
     )
@@ -379,9 +382,9 @@ def test_ctrl_c_while_measuring(tmp_path: Path) -> None:
 def test_ranks_share_the_memory_of_their_gpu_or_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "device_memory", lambda device: 800)
     env, gpu = Environment(world_size=16, local_world_size=8), torch.device("cuda", 0)
-    assert auto.own_memory(World(env, gpu, sharing=2), ProcessLayout(16, 1)) == 400
+    assert auto.memory_per_rank(World(env, gpu, sharing=2), ProcessLayout(16, 1)) == 400
     assert (
-        auto.own_memory(World(env, gpu), ProcessLayout(16, 1)) == 800
+        auto.memory_per_rank(World(env, gpu), ProcessLayout(16, 1)) == 800
     )  # each sees a GPU of its own
     cpu = World(env, torch.device("cpu"), sharing=16)
-    assert [auto.own_memory(cpu, ProcessLayout(n, 1)) for n in (16, 4)] == [100, 200]
+    assert [auto.memory_per_rank(cpu, ProcessLayout(n, 1)) for n in (16, 4)] == [100, 200]

@@ -1,6 +1,6 @@
-"""Placements worth predicting: how a network's samples fill up what others leave.
+"""Candidate placements: how samples are distributed over ranks with unequal work.
 
-Not covered: which of them is best (`test_plan.py`, by exhaustive search).
+Not covered: which candidate is best (`test_cost_model.py`, by exhaustive search).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 
-from switokd.planning.candidates import _whole_samples
+from switokd.planning.candidates import distribute_samples
 
 
 @pytest.mark.parametrize(
@@ -22,23 +22,27 @@ from switokd.planning.candidates import _whole_samples
         ((0.1, 0.2, 0.3), 5.0),
     ],
 )
-def test_no_other_way_has_less_to_do_for_the_rank_with_most(
+def test_distribution_minimises_the_largest_work_of_a_rank(
     loads: tuple[float, ...], work: float
 ) -> None:
     batch = 20
 
-    def most(samples: tuple[int, ...]) -> float:
+    def largest_work(samples: tuple[int, ...]) -> float:
         return max(load + n * work / batch for load, n in zip(loads, samples, strict=True))
 
-    found = tuple(_whole_samples(loads, work, batch))
-    assert sum(found) == batch
-    assert 1 not in found
+    samples = tuple(distribute_samples(loads, work, batch))
+    assert sum(samples) == batch
+    assert 1 not in samples
     ways = [way for way in product(range(batch + 1), repeat=3) if sum(way) == batch]
-    assert most(found) == pytest.approx(min(map(most, ways)))
+    assert largest_work(samples) == pytest.approx(min(map(largest_work, ways)))
 
 
-def test_samples_are_all_dealt_out_whatever_they_cost() -> None:
-    assert _whole_samples((0.0, 0.0), 0.0, 8) == [8, 0]
-    assert _whole_samples((0.0, 1.0, 1.0), 1.0, 2) == [2, 0, 0]
-    assert sorted(_whole_samples((0.0, 0.0, 0.0), 1.0, 4)) == [0, 0, 4]  # a single one is none
-    assert _whole_samples((0.0, 0.0, 0.0), 3.0, 256) == [86, 85, 85]
+def test_all_samples_are_distributed_whatever_they_cost() -> None:
+    assert distribute_samples((0.0, 0.0), 0.0, 8) == [8, 0]
+    assert distribute_samples((0.0, 1.0, 1.0), 1.0, 2) == [2, 0, 0]
+    assert sorted(distribute_samples((0.0, 0.0, 0.0), 1.0, 4)) == [
+        0,
+        0,
+        4,
+    ]  # no rank gets a single sample
+    assert distribute_samples((0.0, 0.0, 0.0), 3.0, 256) == [86, 85, 85]

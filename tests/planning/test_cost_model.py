@@ -25,7 +25,7 @@ from switokd.planning.cost_model import (
 )
 from switokd.planning.pauses import Pauses
 from switokd.planning.profile import Communication, NetworkTimes, Profile
-from switokd.runtime.placement import BUCKET_BYTES, Placement, dedicated, replicated
+from switokd.runtime.placement import Placement, dedicated, replicated
 
 BATCH = 60
 FREE = Communication(
@@ -166,12 +166,12 @@ def test_sums_of_gradients_wait_for_the_slowest_rank_and_travel_beside_the_next_
 
 
 def test_large_gradients_leave_while_backward_runs() -> None:
-    size = 4 * BUCKET_BYTES
+    size = 4 * FREE.bucket_bytes
     slow, fast = (
         Communication(
             description="",
             latency_seconds=0.1,
-            bandwidth_bytes_per_second=BUCKET_BYTES / seconds,
+            bandwidth_bytes_per_second=FREE.bucket_bytes / seconds,
             decision_seconds=0,
         )
         for seconds in (1.0, 0.2)
@@ -185,7 +185,7 @@ def test_large_gradients_leave_while_backward_runs() -> None:
         (slow, True, 4 + 4 * 1.1),
         (fast, True, 4 + 4 * 0.3),
     ):
-        teacher = times(Role.TEACHER, 12, size=size).model_copy(update={"recorded": graphs})
+        teacher = times(Role.TEACHER, 12, size=size).model_copy(update={"cuda_graphs": graphs})
         profile = a_profile(link, t=teacher, s=times(Role.STUDENT, 0))
         both = Placement.of({"t": [0, 1], "s": [0]})
         exchange = predict(profile, both, BATCH, Pauses.independent({"t": 1.0})).step_seconds - 2
@@ -383,7 +383,7 @@ def test_many_teachers_and_devices_are_planned_within_seconds() -> None:
     profile = a_profile(FREE, **networks, s=times(Role.STUDENT, 1))
     topology = topology_of(profile)
     method = Method(Couplings(topology), make_strategy("switokd"))
-    found = rank_placements(profile, topology, 512, 32, Pauses.usual(method))
+    found = rank_placements(profile, topology, 512, 32, Pauses.default(method))
     assert found[0].efficiency > 0.7
 
 
@@ -394,5 +394,5 @@ def test_no_rank_is_given_less_than_two_samples() -> None:
         found = rank_placements(profile, topology, batch_size, devices, Pauses.none())
         shards = [p.placement.shards(n, batch_size).values() for p in found for n in topology]
         assert all(s.stop - s.start >= 2 for each in shards for s in each)
-    with pytest.raises(UsageError, match=r"batches of 2 images cannot be shared by 4 devices"):
+    with pytest.raises(UsageError, match=r"a batch of 2 images is too small for 4 devices"):
         choose(profile, topology, 2, 4, Pauses.none())

@@ -1,6 +1,6 @@
-"""How often teachers are taken to be paused together: by shares, and from an earlier run.
+"""Expected pauses: from shares, and from the decision log of an earlier run.
 
-Not covered: what follows for a step (`test_plan.py`).
+Not covered: the effect of pauses on a step (`test_cost_model.py`).
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ def test_pauses_by_shares() -> None:
     assert [pauses.share(t) for t in "abc"] == pytest.approx([0.5, 0.2, 0])
 
 
-def test_pauses_of_many_teachers_are_a_sample_and_always_the_same() -> None:
+def test_pauses_of_many_teachers_are_a_reproducible_sample() -> None:
     shares = {f"t{i}": 0.5 for i in range(12)}
     pauses = Pauses.independent(shares)
     assert pauses == Pauses.independent(shares)
     assert len(pauses.patterns) <= 64
-    assert sum(chance for _, chance in pauses.patterns) == pytest.approx(1)
+    assert sum(p for _, p in pauses.patterns) == pytest.approx(1)
 
 
-def test_usual_pauses() -> None:
-    def usual(strategy: str) -> Pauses:
-        return Pauses.usual(Method(Couplings(TOPOLOGY), make_strategy(strategy)))
+def test_default_pauses() -> None:
+    def default(strategy: str) -> Pauses:
+        return Pauses.default(Method(Couplings(TOPOLOGY), make_strategy(strategy)))
 
-    assert usual("dml") == Pauses.none()
-    assert usual("switokd").share("large") == pytest.approx(0.3)
-    assert usual("kd").share("large") == 1.0
+    assert default("dml") == Pauses.none()
+    assert default("switokd").share("large") == pytest.approx(0.3)
+    assert default("kd").share("large") == 1.0
 
 
-def record(folder: Path, *steps: dict[str, str]) -> Path:
-    """decisions.jsonl of steps {"TEACHER STUDENT": mode}."""
+def write_log(folder: Path, *steps: dict[str, str]) -> Path:
+    """Write decisions.jsonl. steps: one dict {"TEACHER STUDENT": mode} per step."""
     lines = [
         json.dumps(
             {"step": i, "teacher": pair.split()[0], "student": pair.split()[1], "mode": mode}
@@ -64,11 +64,11 @@ def record(folder: Path, *steps: dict[str, str]) -> Path:
     return folder
 
 
-def test_pauses_of_an_earlier_run_are_those_of_whole_teachers_together(tmp_path: Path) -> None:
+def test_teacher_of_an_earlier_run_is_paused_if_it_is_for_all_students(tmp_path: Path) -> None:
     topology = Topology(
         (("a", Role.TEACHER), ("b", Role.TEACHER), ("s", Role.STUDENT), ("u", Role.STUDENT))
     )
-    run = record(
+    run = write_log(
         tmp_path,
         {"a s": "expert", "a u": "expert", "b s": "expert", "b u": "expert"},
         {"a s": "expert", "a u": "learning", "b s": "learning", "b u": "learning"},
@@ -93,7 +93,7 @@ def test_shares_on_the_command_line() -> None:
 
 def test_errors_are_one_line(tmp_path: Path) -> None:
     topology = TOPOLOGY
-    other = record(tmp_path, {"x y": "expert"})
+    other = write_log(tmp_path, {"x y": "expert"})
     for folder, line in (
         ("1", '{"step": 1, "teacher": "x", "mode": [1]}'),
         ("2", '{"step": 1, "teacher": 5, "mode": "expert"}'),
@@ -104,9 +104,13 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         "no teacher 'larg'; did you mean 'large'": lambda: parse_shares(["larg=1"], topology),
         "from 0 to 1": lambda: parse_shares(["1.5"], topology),
         "a share is a number": lambda: parse_shares(["large=x"], topology),
-        "of the teachers x; the run file has": lambda: Pauses.of_run(other, topology),
-        "1/decisions.jsonl is not a run's record": lambda: Pauses.of_run(tmp_path / "1", topology),
-        "2/decisions.jsonl is not a run's record": lambda: Pauses.of_run(tmp_path / "2", topology),
+        "has the teachers x; the run file has": lambda: Pauses.of_run(other, topology),
+        "1/decisions.jsonl is not the decision log": lambda: Pauses.of_run(
+            tmp_path / "1", topology
+        ),
+        "2/decisions.jsonl is not the decision log": lambda: Pauses.of_run(
+            tmp_path / "2", topology
+        ),
         "cannot be read": lambda: Pauses.of_run(tmp_path / "none", topology),
     }
     for words, call in cases.items():

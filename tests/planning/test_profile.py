@@ -1,6 +1,6 @@
-"""Profiles in files, and the mistakes in them and in what is asked of them.
+"""Profile files: interpolation, reading and writing, errors for files that do not fit a run.
 
-Not covered: what is predicted from them (`test_plan.py`), measuring them.
+Not covered: predictions (`test_cost_model.py`); measuring (`test_profiler.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def test_times_between_and_beyond_the_measured_sizes() -> None:
     )
     assert [network.forward(n) for n in (0, 5, 10, 15, 30, 50)] == [0, 1.5, 2, 2.5, 5, 9]
     falling = network.model_copy(update={"forward_seconds": (9.0, 3.0, 2.0)})
-    assert falling.forward(80) == 2  # noise: never faster with more
+    assert (
+        falling.forward(80) == 2
+    )  # measurement noise: more samples are never predicted to be faster
     single = network.model_copy(update={"samples": (10,), "forward_seconds": (2.0,)})
     assert single.forward(5) == 1
 
@@ -65,16 +67,16 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         "the profile has no network huge": lambda: predict(
             profile, Placement.of({"huge": [0]}), BATCH, Pauses.none()
         ),
-        "profile's large is a teacher, any, sgd; the run file's a student, any, sgd": (
+        "large is a teacher, any, sgd in the profile, and a student, any, sgd in the run file": (
             lambda: profile.check({"large": Network(role="student", model="any")})
         ),
-        "profile's large is a teacher, any, sgd, frozen; the run file's a teacher, any, sgd;": (
+        "large is a teacher, any, sgd, frozen in the profile, and a teacher, any, sgd in the": (
             lambda: frozen.check({"large": Network(role="teacher", model="any")})
         ),
-        r'file\'s a teacher, any {"width": 4}, sgd; profile again': lambda: profile.check(
+        r'and a teacher, any {"width": 4}, sgd in the run file; profile again': lambda: profile.check(
             {"large": Network(role="teacher", model="any", model_kwargs={"width": 4})}
         ),
-        "file's a teacher, any, adam; profile again": lambda: profile.check(
+        "and a teacher, any, adam in the run file; profile again": lambda: profile.check(
             {"large": Network(role="teacher", model="any", optimizer=Adam(name="adam"))}
         ),
         "No such file": lambda: Profile.load(tmp_path / "none.json"),
@@ -89,18 +91,20 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_a_gpus_profile_is_of_networks_that_are_recorded_as_they_will_be() -> None:
+def test_profile_of_a_gpu_must_use_cuda_graphs_for_the_same_networks_as_the_run() -> None:
     large, measured = Network(role="teacher", model="any"), ten_one_one()
     eager = measured.model_copy(update={"device": "NVIDIA H200"})
-    times = measured.networks["large"].model_copy(update={"recorded": True})
-    recorded = eager.model_copy(update={"networks": {"large": times}})
+    times = measured.networks["large"].model_copy(update={"cuda_graphs": True})
+    graphed = eager.model_copy(update={"networks": {"large": times}})
     eager.check({"large": large})
-    recorded.check({"large": large}, recorded=["large"])
-    measured.check({"large": large}, recorded=["large"])  # a CPU records nothing
-    with pytest.raises(UsageError, match="large was measured without CUDA graphs, and is trained "):
-        eager.check({"large": large}, recorded=["large"])
-    with pytest.raises(UsageError, match=r"with CUDA graphs, and is trained without them \(comp"):
-        recorded.check({"large": large})
+    graphed.check({"large": large}, with_cuda_graphs=["large"])
+    measured.check({"large": large}, with_cuda_graphs=["large"])  # a CPU has no CUDA graphs
+    with pytest.raises(UsageError, match="large was profiled without CUDA graphs, and the run "):
+        eager.check({"large": large}, with_cuda_graphs=["large"])
+    with pytest.raises(
+        UsageError, match=r"with CUDA graphs, and the run trains it without them \(comp"
+    ):
+        graphed.check({"large": large})
 
 
 def test_profile_survives_its_file(tmp_path: Path) -> None:
@@ -112,12 +116,12 @@ def test_profile_survives_its_file(tmp_path: Path) -> None:
     assert Profile.load(tmp_path / "p.json") == profile
 
 
-def test_a_saved_profile_fits_what_it_was_made_of(tmp_path: Path) -> None:
-    """Also arguments that JSON has no word for, and where what learned is frozen now."""
+def test_saved_profile_fits_the_networks_that_were_measured(tmp_path: Path) -> None:
+    """Also with an infinite argument, and if a network that was trained is now frozen."""
     large = Network(role="teacher", model="any", model_kwargs={"most": float("inf")})
-    times_of_it = (
+    with_kwargs = (
         ten_one_one().networks["large"].model_copy(update={"model_kwargs": large.model_kwargs})
     )
-    profile = ten_one_one().model_copy(update={"networks": {"large": times_of_it}})
+    profile = ten_one_one().model_copy(update={"networks": {"large": with_kwargs}})
     profile.save(tmp_path / "p.json")
     Profile.load(tmp_path / "p.json").check({"large": large}, frozen_teachers=True)

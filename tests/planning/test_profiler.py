@@ -1,6 +1,6 @@
-"""Measuring networks: known times are found, and nothing is left behind.
+"""Measuring networks: known times are measured, and no state is changed.
 
-Not covered: a GPU.
+Not covered: GPUs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from switokd.config.run_file import load
 from switokd.errors import UsageError
 from switokd.models.registry import build
 from switokd.planning.profile import Profile
-from switokd.planning.profiler import FEWEST, profile
+from switokd.planning.profiler import MIN_REPETITIONS, profile
 from switokd.training.ema import MovingAverage
 from switokd.training.learner import Learner
+from switokd.training.reducer import BUCKET_BYTES
 from switokd.training.warm_up import compile_ahead
 from tests.training.test_cuda_graphs import Rerun
 
@@ -33,7 +34,7 @@ SLEEPERS = [
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few repetitions: what is measured is not looked at closely here."""
+    """Use few repetitions: these tests need no exact times."""
     monkeypatch.setattr("switokd.planning.profiler.BUDGET_SECONDS", 0.02)
 
 
@@ -41,14 +42,14 @@ def measured(config: Config, sizes: tuple[int, ...] = (2, 4), **more: Any) -> Pr
     return profile(config, (1, 8, 8), 10, CPU, sizes, **more)
 
 
-def test_sleeping_networks_take_what_they_sleep() -> None:
+def test_measured_times_contain_the_known_sleeping_times() -> None:
     found = measured(load("digits-2t1s", SLEEPERS), (4, 8, 16))
     one, two = found.networks["teacher1"], found.networks["teacher2"]
     assert one.samples == (4, 8, 16)
     for n, forward, backward in zip(
         one.samples, one.forward_seconds, one.backward_seconds, strict=True
     ):
-        # Never less; on a busy machine perhaps more.
+        # Never less; more on a busy machine.
         assert 0.002 * n <= forward <= 0.008 * n + 0.2
         assert 0.004 * n <= backward <= 0.016 * n + 0.2
     assert two.forward_seconds[2] >= 0.0005 * 16
@@ -66,22 +67,24 @@ def test_sizes_in_bytes_are_those_of_weights_gradients_and_optimizer() -> None:
         assert network.optimizer_bytes == pytest.approx(states * weights, rel=0.01)
 
 
-def test_kept_bytes_are_those_of_the_activations() -> None:
-    """Of a linear network: the mean over pixels that its weights meet, some copies of logits."""
+def test_activation_bytes_of_a_linear_network() -> None:
+    """The network keeps a mean over pixels and some copies of the logits."""
     found = measured(load("digits-2t1s", SLEEPERS), (64,))
     kept = found.networks["teacher1"].activation_bytes_per_sample
     assert 4 < kept < 40 * 10 * 4
 
 
-def test_sizes_that_would_not_fit_are_not_tried() -> None:
-    """Where a system has no memory left it kills a process, which can then say nothing."""
+def test_sizes_that_do_not_fit_into_memory_are_not_tried() -> None:
+    """An operating system without free memory would kill the process."""
     config = load("digits-2t1s", SLEEPERS)
     limit = measured(config, (2, 4, 64)).networks["student"].memory(8)
     assert measured(config, (2, 4, 64), memory=limit).networks["student"].samples == (2, 4)
-    assert measured(config, (2, 4, 64), memory=1).sizes == (2,)  # without one there is no plan
+    assert measured(config, (2, 4, 64), memory=1).sizes == (
+        2,
+    )  # the smallest size is always measured
 
 
-def test_random_numbers_go_on_as_if_nothing_had_been_measured() -> None:
+def test_measuring_leaves_the_random_number_generator_unchanged() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -90,51 +93,52 @@ def test_random_numbers_go_on_as_if_nothing_had_been_measured() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_says_what_was_measured_on_and_what_is_assumed() -> None:
+def test_profile_describes_the_conditions_of_measuring() -> None:
     found = measured(load("digits-2t1s", SLEEPERS))
     assert found.device == "cpu"
     assert found.torch == torch.__version__
     assert found.threads == torch.get_num_threads()
     assert found.sizes == (2, 4)
     assert "assumed" in found.communication.description
+    assert found.communication.bucket_bytes == BUCKET_BYTES
     found.check(load("digits-2t1s", SLEEPERS).networks)
 
 
-def test_says_what_the_exchange_carries() -> None:
+def test_profile_says_whether_targets_are_soft() -> None:
     assert not measured(load("digits-1t1s"), (2,)).soft_targets
     assert measured(load("digits-1t1s", ["data.cutmix=1.0"]), (2,)).soft_targets
 
 
-def test_progress_is_told_size_by_size() -> None:
-    told: list[tuple[str, int, int]] = []
-    measured(load("digits-2t1s", SLEEPERS), progress=lambda *at: told.append(at))
-    assert told[0] == ("teacher1", 0, 9)
-    assert told[-1] == ("", 9, 9)
-    assert [done for _, done, _ in told] == list(range(10))
+def test_progress_is_reported_per_size() -> None:
+    calls: list[tuple[str, int, int]] = []
+    measured(load("digits-2t1s", SLEEPERS), progress=lambda *call: calls.append(call))
+    assert calls[0] == ("teacher1", 0, 9)
+    assert calls[-1] == ("", 9, 9)
+    assert [done for _, done, _ in calls] == list(range(10))
 
 
-def test_honours_the_run_files_compute() -> None:
+def test_measures_with_the_precision_of_the_run_file() -> None:
     small = [f"networks.{name}.model=wrn-10-1" for name in ("teacher1", "teacher2")]
-    as_it_is, tf32, bf16 = (
+    fp32, tf32, bf16 = (
         measured(load("digits-2t1s", [*small, f"compute.precision={p}"]), (8, 32)).networks[
             "student"
         ]
         for p in ("fp32", "tf32", "bf16")
     )
-    assert tf32.activation_bytes_per_sample == as_it_is.activation_bytes_per_sample
-    assert bf16.activation_bytes_per_sample < 0.8 * as_it_is.activation_bytes_per_sample
-    assert bf16.activation_bytes_fixed > as_it_is.activation_bytes_fixed  # weights in bfloat16
+    assert tf32.activation_bytes_per_sample == fp32.activation_bytes_per_sample
+    assert bf16.activation_bytes_per_sample < 0.8 * fp32.activation_bytes_per_sample
+    assert bf16.activation_bytes_fixed > fp32.activation_bytes_fixed  # weights in bfloat16
 
 
-def test_measures_all_that_an_update_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
+def test_update_includes_clipping_and_moving_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
 
     def note(owner: Any, name: str) -> None:
         call = getattr(owner, name)
 
-        def noted(*given: Any) -> Any:
-            done.append(name)
-            return call(*given)
+        def noted(*arguments: Any) -> Any:
+            called.append(name)
+            return call(*arguments)
 
         monkeypatch.setattr(owner, name, noted)
 
@@ -146,21 +150,23 @@ def test_measures_all_that_an_update_does(monkeypatch: pytest.MonkeyPatch) -> No
     )
     assert averaged.parameter_bytes == 2 * plain.parameter_bytes
     assert averaged.gradient_bytes == plain.gradient_bytes
-    assert set(done) == {"clip_grad_norm_", "follow"}
+    assert set(called) == {"clip_grad_norm_", "follow"}
 
 
-def test_frozen_teachers_only_answer() -> None:
+def test_frozen_teachers_have_no_backward_pass() -> None:
     weights = [f"networks.{name}.weights=trained.pt" for name in ("teacher1", "teacher2")]
     found = measured(load("digits-2t1s", [*SLEEPERS, "distillation.strategy=kd", *weights]))
     teacher, student = found.networks["teacher1"], found.networks["student"]
     assert min(teacher.forward_seconds) >= 2 * 0.002
-    assert max(teacher.backward_seconds) < 2 * 0.004  # what the shortest would sleep
+    assert (
+        max(teacher.backward_seconds) < 2 * 0.004
+    )  # the shortest backward pass would sleep as long
     assert teacher.gradient_bytes == teacher.optimizer_bytes == 0
     assert teacher.activation_bytes_per_sample == teacher.activation_bytes_fixed == 0
     assert student.gradient_bytes > 0
 
 
-def test_measures_compiled_networks_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_networks_are_measured_at_two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[int] = []
 
     def counted(learner: Learner, x: Tensor) -> None:
@@ -176,10 +182,10 @@ def test_measures_compiled_networks_compiled(monkeypatch: pytest.MonkeyPatch) ->
     assert found.networks["student"].activation_bytes_per_sample > 0
 
 
-def test_sizes_that_would_take_too_long_are_left_to_extrapolation(
+def test_sizes_that_take_too_long_are_not_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("switokd.planning.profiler.TOO_LONG", 0.15)
+    monkeypatch.setattr("switokd.planning.profiler.MAX_STEP_SECONDS", 0.15)
     found = measured(load("digits-2t1s", SLEEPERS), (2, 4, 400))
     one = found.networks["teacher1"]
     assert one.samples[-1] < 400
@@ -191,7 +197,7 @@ def test_slow_steps_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.networks["teacher1"].forward_seconds[1] >= 0.008
 
 
-def test_decisions_cost_nothing_where_nobody_is_asked() -> None:
+def test_decisions_cost_nothing_without_a_coordinator() -> None:
     found = measured(
         load("digits-2t1s", [*SLEEPERS, "placement=replicated", "coordinator=off"]), (2,)
     )
@@ -204,36 +210,38 @@ def test_a_network_that_does_not_fit_the_images_is_an_error_of_one_line() -> Non
         measured(config)
 
 
-def test_recorded_networks_are_measured_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what they keep is what they would keep without."""
-    recorded: list[int] = []
+def test_networks_with_cuda_graphs_are_measured_with_cuda_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The memory for backward is the same as without CUDA graphs."""
+    captured: list[int] = []
     replayed: list[int] = []
     monkeypatch.setattr("switokd.training.build.can_capture", lambda device: True)
 
-    def counted(compute: Any, parameters: Any, x: Tensor, recorder: Any) -> Any:
-        recorded.append(len(x))
+    def counted(compute: Any, parameters: Any, x: Tensor, capture: Any) -> Any:
+        captured.append(len(x))
 
         def replay(x: Tensor) -> Any:
             replayed.append(len(x))
             return compute(x)
 
-        replay.recorder = recorder  # type: ignore[attr-defined]
+        replay.capture = capture  # type: ignore[attr-defined]
         return replay
 
     monkeypatch.setattr("switokd.training.warm_up.GraphedModel", counted)
-    for module in ("setup", "recording"):
-        monkeypatch.setattr(f"switokd.{module}.Recorder", Rerun)
+    for module in ("warm_up", "cuda_graphs"):
+        monkeypatch.setattr(f"switokd.training.{module}.GraphCapture", Rerun)
     small = [f"networks.{name}.model=tests.sleepers:Flat" for name in ("teacher", "student")]
     found = measured(load("digits-1t1s", [*small, "compute.cuda_graphs=true"]), (4, 8))
-    assert recorded == [4, 8] * 2
-    assert min(replayed.count(4), replayed.count(8)) >= 2 * FEWEST
-    assert all(network.recorded for network in found.networks.values())
-    recorded.clear()
-    config = load("digits-1t1s", small)  # null: not of others' networks
-    usual = measured(config, (4, 8))
-    assert not recorded
-    for name, network in usual.networks.items():
+    assert captured == [4, 8] * 2
+    assert min(replayed.count(4), replayed.count(8)) >= 2 * MIN_REPETITIONS
+    assert all(network.cuda_graphs for network in found.networks.values())
+    captured.clear()
+    config = load("digits-1t1s", small)  # default: only for networks of switokd
+    eager = measured(config, (4, 8))
+    assert not captured
+    for name, network in eager.networks.items():
         kept = network.activation_bytes_per_sample
         assert found.networks[name].activation_bytes_per_sample == kept > 0
-    with pytest.raises(UsageError, match=r"teacher was measured with CUDA graphs, and is trained "):
+    with pytest.raises(UsageError, match=r"teacher was profiled with CUDA graphs, and the run "):
         found.check(config.networks)

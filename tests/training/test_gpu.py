@@ -207,12 +207,12 @@ def test_a_plan_is_of_networks_as_they_are_recorded(tmp_path: Path) -> None:
     assert code == 0, err
     profile = Profile.load(tmp_path / "p.json")
     assert profile.device_memory_bytes
-    assert all(network.recorded for network in profile.networks.values())
+    assert all(network.cuda_graphs for network in profile.networks.values())
     plan += ["--devices", "2", "--profile", "p.json"]
     assert seeing(plan, tmp_path)[0] == 0
     code, _, err = seeing([*plan, "compute.cuda_graphs=false"], tmp_path)
     assert code == 2
-    assert "teacher1 was measured with CUDA graphs, and is trained without them" in err
+    assert "teacher1 was profiled with CUDA graphs, and the run trains it without them" in err
 
 
 def test_auto_measures_and_trains_on_a_gpu(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_auto_measures_and_trains_on_a_gpu(tmp_path: Path) -> None:
     code, out, err = seeing([*command, *few, "--processes", "2"], tmp_path)
     assert code == 0, f"{out}\n{err}"
     (profile,) = map(Profile.load, (tmp_path / "out" / "profiles").iterdir())
-    assert all(network.recorded for network in profile.networks.values())
+    assert all(network.cuda_graphs for network in profile.networks.values())
     assert len(lines(tmp_path / "out" / "decisions.jsonl")) == 8
 
 

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from switokd.runtime.placement import BUCKET_BYTES
-from switokd.training.reducer import Bucket, buckets
+from switokd.training.reducer import BUCKET_BYTES, Bucket, buckets
 from tests.support import TORCHRUN, run
 
 # Rank 1 has no sample in the first step; the second parameter is reached by both in the second, by
