@@ -1,1 +1,1 @@
-"""Commands: one module per command of `switokd`."""
+"""The command line: one module per command of `switokd`."""

@@ -1,1 +1,1 @@
-"""Trained networks as artefacts, and predictions from artefacts."""
+"""Exports a trained network as an artefact, and predicts with artefacts."""

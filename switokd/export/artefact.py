@@ -1,19 +1,19 @@
-"""An artefact: one trained network in a folder of its own, with all that is needed to use it.
+"""An artefact: a folder with one trained network and everything that is needed to use it.
 
-    artefact.json    this manifest: network, labels, normalisation, what was checked
-    weights.pt       the network's state dict, for plain `torch.load`
-    model.onnx       an ONNX program
-    model.pt2        a `torch.export` program
+    artefact.json    manifest: network, labels, normalisation, checksums
+    weights.pt       state dict of the network, for `torch.load`
+    model.onnx       ONNX program
+    model.pt2        `torch.export` program
 
     artefact = load_artefact("runs/digits-2t1s-001/export/student")
     artefact.predict(["three.png"])          # [[Guess(label="3", index=3, probability=0.98), ...]]
     artefact.logits(images)                  # [B, C, H, W] in [0, 1] to [B, classes]
 
-Both programs take float32 images in [0, 1] and normalise them themselves; weights.pt is the bare
-network, and whoever loads it by hand normalises with the manifest's mean and std. Using model.onnx
-needs onnxruntime and no torch.
+Both programs take float32 images in [0, 1] and normalise them. weights.pt is the network without
+normalisation: code that loads the file must normalise with mean and std of the manifest. Using
+model.onnx needs onnxruntime, and no torch.
 
-Not covered: making one (`exporter.py`); reading picture files (`pictures.py`).
+Not covered: making an artefact (`exporter.py`); reading picture files (`data/pictures.py`).
 """
 
 from __future__ import annotations
@@ -32,19 +32,21 @@ from switokd.data import pictures
 from switokd.data.pictures import Floats
 from switokd.data.signature import COLOURS
 from switokd.errors import UsageError, nearest
-from switokd.export.manifest import FILES, MANIFEST, Format, Manifest, Program, sha256
+from switokd.export import formats
+from switokd.export.formats import LogitsFunction
+from switokd.export.manifest import FILES, MANIFEST, Format, Manifest, sha256
 
 Picture = str | Path | Image | NDArray[Any]
 """A file, a Pillow image, or an array or tensor `[C, H, W]` as `InputSignature.takes` says."""
 
-
 BATCH = 64
+"""Images that are computed at once."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Guess:
-    """One class that a picture may be of."""
+    """One predicted class of a picture, with its probability (0 to 1)."""
 
     label: str
     index: int
@@ -53,17 +55,17 @@ class Guess:
 
 @dataclass(frozen=True)
 class Artefact:
-    """A network ready for use. Made by `load_artefact`."""
+    """An exported network, ready for use. Made by `load_artefact`."""
 
     folder: Path
     manifest: Manifest
     format: Format
-    run: Program
+    compute_logits: LogitsFunction
 
     def logits(self, images: Floats) -> Floats:
-        """Logits `[B, classes]` of images `[B, C, H, W]`, values in [0, 1], any B above 0.
+        """Return the logits `[B, classes]` of images `[B, C, H, W]` with values in [0, 1].
 
-        UsageError if the shape is another.
+        B may be any number above 0. Raises UsageError if the images have another shape.
         """
         images = np.ascontiguousarray(images, dtype=np.float32)
         if images.ndim != 4 or images.shape[1:] != self.manifest.signature.shape:
@@ -73,14 +75,14 @@ class Artefact:
                 f"height, width] of {expected}"
             )
         return np.concatenate(
-            [self.run(b) for b in np.split(images, range(BATCH, len(images), BATCH))]
+            [self.compute_logits(b) for b in np.split(images, range(BATCH, len(images), BATCH))]
         )
 
     def predict(self, images: Sequence[Picture], top: int = 5) -> list[list[Guess]]:
-        """Of each image the `top` likeliest classes, the likeliest first.
+        """Return the `top` most likely classes of each image, most likely first.
 
-        Files and Pillow images may be of any size and colour. UsageError if one cannot be read
-        or does not fit.
+        Files and Pillow images may have any size and colour. Raises UsageError if an image cannot
+        be read or has a wrong shape.
         """
         guesses: list[list[Guess]] = []
         for batch in batched(images, BATCH):
@@ -89,7 +91,7 @@ class Artefact:
         return guesses
 
     def prepare(self, image: Picture) -> Floats:
-        """One image as `[C, H, W]`, as `logits` takes it."""
+        """Return one image as an array `[C, H, W]` for `logits`; UsageError if it cannot be."""
         if isinstance(image, str | Path):
             self.check_takes_pictures()
             return pictures.read(Path(image), self.manifest.signature)
@@ -100,12 +102,15 @@ class Artefact:
         if array.dtype.kind != "f" or array.shape != self.manifest.signature.shape:
             raise UsageError(
                 f"an array must hold floats of shape {list(self.manifest.signature.shape)}, got "
-                f"{array.dtype} of {list(array.shape)}; for bytes, divide by 255"
+                f"{array.dtype} of shape {list(array.shape)}; divide bytes by 255"
             )
         return array.astype(np.float32)
 
     def check_takes_pictures(self) -> None:
-        """UsageError if it takes arrays alone: other channels, or a scaling that is unknown."""
+        """Raise UsageError if the network takes only arrays.
+
+        That is so if it has neither 1 nor 3 channels, or if the normalisation is unknown.
+        """
         signature = self.manifest.signature
         if signature.channels not in COLOURS:
             raise UsageError(
@@ -114,12 +119,13 @@ class Artefact:
             )
         if not signature.mean:
             raise UsageError(
-                f"{self.folder}: its data set returned floats, and how it scales pictures is not "
-                "known; export again with --mean and --std, by which it normalises values in "
+                f"{self.folder}: the data set returned floats, and its normalisation is unknown; "
+                "export again with --mean and --std, by which the data set normalises values in "
                 "[0, 1] (--mean 0 --std 1 if it does not)"
             )
 
     def _guesses(self, z: Floats, top: int) -> list[Guess]:
+        """Return the `top` most likely classes for the logits `z` `[classes]` of one image."""
         exp = np.exp((z - z.max()).astype(np.float64))
         p, labels = exp / exp.sum(), self.manifest.signature.labels
         best = np.argsort(-p, kind="stable")[:top]
@@ -127,12 +133,12 @@ class Artefact:
 
 
 def load_artefact(folder: str | Path, format: Format | None = None) -> Artefact:
-    """Open an artefact: in `format`, or the first of onnx, torch-export, state-dict that works.
+    """Load an artefact from its folder.
 
-    UsageError if it is none, has no such format, or a file is not the one that was checked.
+    format: default is the first of onnx, torch-export, state-dict whose packages are installed.
+    Raises UsageError if the folder is no artefact, if it lacks the format, or if the file has
+    changed since the export.
     """
-    from switokd.export import formats
-
     folder = Path(folder)
     manifest = Manifest.load(folder)
     if format is not None and format not in manifest.files:
@@ -140,21 +146,21 @@ def load_artefact(folder: str | Path, format: Format | None = None) -> Artefact:
             f"{folder} has no {format}{nearest(str(format), manifest.files)}; it has "
             f"{', '.join(manifest.files)}"
         )
-    can = [f for f in FILES if f in manifest.files and not formats.missing(f)]
-    chosen = format or (can or list(manifest.files))[0]
+    usable = [f for f in FILES if f in manifest.files and not formats.missing(f)]
+    chosen = format or (usable or list(manifest.files))[0]
     path = folder / manifest.files[chosen].file
     if not path.is_file():
         raise UsageError(f"{path} is missing; copy the whole folder, or export again")
     if sha256(path) != manifest.files[chosen].sha256:
         raise UsageError(
-            f"{path} is not the file that was checked: its SHA-256 differs from {MANIFEST}; "
+            f"{path} has changed since the export: its SHA-256 differs from {MANIFEST}; "
             "export again"
         )
-    return Artefact(folder, manifest, chosen, formats.open_program(chosen, path, manifest))
+    return Artefact(folder, manifest, chosen, formats.load(chosen, path, manifest))
 
 
 def batched(items: Sequence[T] | Iterator[T], size: int) -> Iterator[list[T]]:
-    """The items in lists of `size`, the last one shorter."""
+    """Yield the items in lists of `size`; the last list may be shorter."""
     rest = iter(items)
     while batch := list(islice(rest, size)):
         yield batch

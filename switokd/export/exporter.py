@@ -1,10 +1,10 @@
-"""Exporting a trained network: the formats wanted, each checked against the live network.
+"""Exports a trained network: writes files in several formats, and compares each with the network.
 
-The check runs on images of the run's test set, in batches of different sizes; the network gets
-them as training's own evaluation does, the exported file as a user gives them. What differs by
-more than the tolerance is an error, and then nothing is left.
+The comparison uses images of the run's test set, in batches of different sizes. The network gets
+the images as in the evaluation during training; the exported file gets them as a user gives them.
+If the logits differ by more than the tolerance, the export fails and leaves no files.
 
-Not covered: the formats themselves (`formats.py`); using what was exported (`artefact.py`).
+Not covered: the formats themselves (`formats.py`); using an artefact (`artefact.py`).
 """
 
 from __future__ import annotations
@@ -26,28 +26,29 @@ from switokd.data.pictures import Floats
 from switokd.data.signature import InputSignature
 from switokd.errors import SwitokdError, UsageError, nearest
 from switokd.export import formats
+from switokd.export.formats import LogitsFunction
 from switokd.export.manifest import (
     FILES,
     CheckedFile,
     Format,
     Manifest,
-    Program,
     WeightsChoice,
     sha256,
 )
-from switokd.export.trained import Trained, load_trained
+from switokd.export.trained import TrainedNetwork, load_trained
 from switokd.models import registry
 
 TOLERANCE = 1e-4
-"""Of the largest logit, or of 1 where that is smaller: some roundings of float32."""
+"""Largest allowed difference, relative to the largest logit or to 1, whichever is larger.
+It covers some rounding errors of float32."""
 
-SAMPLES = 256
-"""Images of the test set that are compared, at most."""
+MAX_IMAGES = 256
+"""Number of images of the test set that are compared, at most."""
 
 PACKAGES = ("switokd", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime")
 
 Scaling = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation, per channel or one for all."""
+"""Mean and standard deviation, each one number or one per channel."""
 
 
 def export(
@@ -59,36 +60,37 @@ def export(
     settings: Sequence[str] = (),
     scaling: Scaling | None = None,
 ) -> Path:
-    """Export a network of the run in folder `run`; returns the artefact's folder.
+    """Export a network from the run folder `run`; return the folder of the artefact.
 
-    network: its name; by default the run's only student.
-    wanted: formats, of onnx, torch-export, state-dict.
-    weights: last, best, ema or initial, if the run kept those.
-    out: a folder that is new or empty; by default RUN/export/NETWORK.
-    settings: key.key=value on top of the run's, such as data.root, for data that has moved.
-    scaling: how a data set of floats normalises values in [0, 1]; unknown to us.
+    network: name of the network; None: the student, if the run has only one.
+    wanted: formats, any of onnx, torch-export, state-dict.
+    weights: last, best, ema or initial; the run must have saved them.
+    out: folder of the artefact, new or empty; None: RUN/export/NETWORK.
+    settings: KEY.KEY=VALUE that replace settings of the run, such as data.root for moved data.
+    scaling: mean and standard deviation by which a data set of floats normalises values in [0, 1].
 
-    UsageError for a mistake, SwitokdError if an exported file differs from the network.
+    Raises UsageError for a mistake in the arguments, and SwitokdError if an exported file differs
+    from the network.
     """
     chosen = _formats(wanted)
     trained = load_trained(Path(run), network, weights, settings)
     if scaling:
         trained = replace(trained, signature=trained.signature.with_scaling(*scaling))
-    target = Path(out) if out is not None else trained.run / "export" / trained.name
+    target = Path(out) if out is not None else trained.run_folder / "export" / trained.name
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} is there already and is never overwritten; remove it, or --out")
-    samples = draw_samples(trained)
+        raise UsageError(f"{target} exists and is never overwritten; remove it, or use --out")
+    reference = make_reference(trained)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its place, so that what is not checked to the end is never in it.
+        # A temporary folder, so that an artefact that is not fully checked never appears.
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
-        raise UsageError(f"{target} cannot be made: {error.strerror}") from None
+        raise UsageError(f"{target} cannot be created: {error.strerror}") from None
     try:
-        write_checked(partial, trained, samples, chosen)
-        partial.chmod(target.parent.stat().st_mode)  # mkdtemp's is for its owner alone
+        write_checked(partial, trained, reference, chosen)
+        partial.chmod(target.parent.stat().st_mode)  # mkdtemp gives access to the owner only
         with suppress(FileNotFoundError):
-            target.rmdir()  # empty, or this fails
+            target.rmdir()  # fails if the folder is not empty
         partial.rename(target)
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror or error}") from None
@@ -98,13 +100,13 @@ def export(
 
 
 def _formats(wanted: Sequence[str]) -> list[Format]:
-    """The formats wanted; UsageError if one is unknown or its package is missing."""
+    """Return the formats `wanted`; UsageError if one is unknown or its package is missing."""
     unknown = [name for name in wanted if name not in FILES]
     if unknown or not wanted:
-        found = unknown[0] if unknown else ""
+        mistake = unknown[0] if unknown else ""
         raise UsageError(
-            f"--formats: found {found!r}{nearest(found, FILES)}; allowed: {', '.join(FILES)}, "
-            "with commas between"
+            f"--formats: found {mistake!r}{nearest(mistake, FILES)}; allowed: {', '.join(FILES)}, "
+            "separated by commas"
         )
     chosen: list[Format] = [name for name in FILES if name in wanted]
     for name in chosen:
@@ -113,79 +115,83 @@ def _formats(wanted: Sequence[str]) -> list[Format]:
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Images to compare on, and what the trained network says to them."""
+class Reference:
+    """Images with the logits of the trained network, with which exported files are compared."""
 
-    given: Floats
-    """`[N, C, H, W]` as an exported file takes them."""
+    images: Floats
+    """`[N, C, H, W]`, as an exported file takes them."""
     logits: Floats
-    """`[N, classes]`, of the live network."""
-    words: str
-    """Which images these are."""
+    """`[N, classes]`, computed by the trained network."""
+    description: str
+    """Description of the images."""
 
 
-def draw_samples(trained: Trained) -> Samples:
-    """Images from all over the run's test set; made-up ones if the data set is not there."""
+def make_reference(trained: TrainedNetwork) -> Reference:
+    """Compute logits for images from the whole test set, or random images if it is not present."""
     signature = trained.signature
     try:
         data = trained.config.data.model_copy(update={"workers": 0, "download": False})
         images = open_images(data, trained.config.seed)
     except UsageError as error:
-        given, ready = _made_up(signature)
-        words = f"{len(given)} made-up images, as the data set could not be opened ({error})"
-        return Samples(given.numpy(), _logits(trained.network, ready), words)
+        raw, normalised = _random_images(signature)
+        description = f"{len(raw)} random images, as the data set could not be opened ({error})"
+        return Reference(raw.numpy(), _logits(trained.network, normalised), description)
     if images.shape != signature.shape or images.classes != signature.classes:
         raise UsageError(
             f"data.dataset {trained.config.data.dataset} has changed since the run: images of "
-            f"{images.shape} in {images.classes} classes, and the run had {signature.shape} in "
+            f"shape {images.shape} in {images.classes} classes, in the run {signature.shape} in "
             f"{signature.classes}"
         )
     n = len(images.sources.test)
-    every = -(-n // SAMPLES)
-    indices = list(range(0, n, every))
+    interval = -(-n // MAX_IMAGES)
+    indices = list(range(0, n, interval))
     raw, _ = images.sources.test.fetch(indices, np.zeros(len(indices), dtype=np.uint64))
-    ready = torch.cat([x for x, _ in images.test(batch_size=1, index=0, of=every)])
-    words = f"{len(indices)} of the test set's {n} images"
-    return Samples(_as_given(raw, signature).numpy(), _logits(trained.network, ready), words)
+    normalised = torch.cat([x for x, _ in images.test(batch_size=1, index=0, of=interval)])
+    return Reference(
+        _from_zero_to_one(raw, signature).numpy(),
+        _logits(trained.network, normalised),
+        f"{len(indices)} of {n} images of the test set",
+    )
 
 
-def _as_given(raw: Tensor, signature: InputSignature) -> Tensor:
-    """What a data set returns, as a user of the exported file would give it."""
+def _from_zero_to_one(raw: Tensor, signature: InputSignature) -> Tensor:
+    """Convert images of the data set to float images in [0, 1], as an exported file takes them."""
     if not raw.is_floating_point():
         return raw.float() / 255
     if not signature.mean:
         return raw.float()
     mean, std = (torch.tensor(v)[:, None, None] for v in (signature.mean, signature.std))
-    given = raw.float() * std + mean
-    low, high = float(given.min()), float(given.max())
+    images = raw.float() * std + mean
+    low, high = float(images.min()), float(images.max())
     if low < -1e-3 or high > 1 + 1e-3:
         raise UsageError(
-            f"--mean, --std: by these the data set's images had values from {low:.3g} to "
-            f"{high:.3g} before it normalised them, and not from 0 to 1; give those that it uses"
+            f"--mean, --std: with these, the images of the data set had values from {low:.3g} to "
+            f"{high:.3g} before normalisation, and not from 0 to 1; give the values that the data "
+            "set uses"
         )
-    return given
+    return images
 
 
-def _made_up(signature: InputSignature) -> tuple[Tensor, Tensor]:
-    """Random images, as an exported file takes them and as the network does."""
+def _random_images(signature: InputSignature) -> tuple[Tensor, Tensor]:
+    """Make random images in [0, 1]; return them, and the same images normalised."""
     generator = torch.Generator().manual_seed(0)
-    given = torch.rand(SAMPLES // 4, *signature.shape, generator=generator)
+    images = torch.rand(MAX_IMAGES // 4, *signature.shape, generator=generator)
     if not signature.mean:
-        return given, given
+        return images, images
     mean, std = (torch.tensor(v)[:, None, None] for v in (signature.mean, signature.std))
-    return given, (given - mean) / std
+    return images, (images - mean) / std
 
 
 @torch.no_grad()
-def _logits(network: torch.nn.Module, ready: Tensor) -> Floats:
-    logits: Floats = torch.cat([network(x) for x in torch.split(ready, 32)]).numpy()
+def _logits(network: torch.nn.Module, normalised: Tensor) -> Floats:
+    logits: Floats = torch.cat([network(x) for x in torch.split(normalised, 32)]).numpy()
     return logits
 
 
 def write_checked(
-    folder: Path, trained: Trained, samples: Samples, wanted: Sequence[Format]
+    folder: Path, trained: TrainedNetwork, reference: Reference, wanted: Sequence[Format]
 ) -> None:
-    """Write the formats wanted into `folder`, check each, and write the manifest last."""
+    """Write the formats `wanted` into `folder`, check each file, and write the manifest last."""
     model, config = trained.config.networks[trained.name], trained.config
     manifest = Manifest(
         network=trained.name,
@@ -199,7 +205,7 @@ def write_checked(
         weights=trained.weights,
         top1=trained.top1,
         signature=trained.signature,
-        checked_on=samples.words,
+        checked_on=reference.description,
         files={},
         versions=_versions(),
     )
@@ -213,32 +219,32 @@ def write_checked(
                 formats.write(name, path, trained.network, program, trained.signature)
         except OSError:
             raise
-        except Exception as error:  # a tracer fails in as many ways as there are networks
+        except Exception as error:  # tracing a network can raise any exception
             raise UsageError(
                 f"network {trained.name} ({model.model}) cannot be written as {name}: "
-                f"{formats.reason_of(error)}; leave that out with "
+                f"{formats.reason_of(error)}; leave this format out with "
                 "--formats (state-dict always works)"
             ) from error
-        files[name] = check(path, name, manifest, samples)
+        files[name] = check(path, name, manifest, reference)
     manifest.model_copy(update={"files": files}).save(folder)
 
 
-def check(path: Path, name: Format, manifest: Manifest, samples: Samples) -> CheckedFile:
-    """Compare one written file with the live network; SwitokdError if they differ."""
+def check(path: Path, name: Format, manifest: Manifest, reference: Reference) -> CheckedFile:
+    """Compare an exported file with the trained network; SwitokdError if they differ."""
     with formats.quietly():
-        logits = _in_batches(formats.open_program(name, path, manifest), samples.given)
-    difference = float(np.abs(logits - samples.logits).max())
-    tolerance = TOLERANCE * max(1.0, float(np.abs(samples.logits).max()))
-    same = float((logits.argmax(axis=1) == samples.logits.argmax(axis=1)).mean())
+        logits = _in_batches(formats.load(name, path, manifest), reference.images)
+    difference = float(np.abs(logits - reference.logits).max())
+    tolerance = TOLERANCE * max(1.0, float(np.abs(reference.logits).max()))
+    same = float((logits.argmax(axis=1) == reference.logits.argmax(axis=1)).mean())
     if not difference <= tolerance:  # NaN as well
         raise SwitokdError(
-            f"network {manifest.network} as {name} differs from the trained one: logits by up to "
-            f"{difference:.3g} (allowed {tolerance:.3g}), the same class for {same:.1%} of "
+            f"network {manifest.network} as {name} differs from the trained network: logits by up "
+            f"to {difference:.3g} (allowed {tolerance:.3g}), the same class for {same:.1%} of "
             f"{manifest.checked_on}; nothing was exported"
         )
     takes = manifest.signature.takes
     if name == "state-dict":
-        takes = "the bare network's weights: (image - signature.mean) / signature.std is yours"
+        takes = "the network without normalisation: give it (image - mean) / std"
     return CheckedFile(
         file=path.name,
         sha256=sha256(path),
@@ -249,15 +255,16 @@ def check(path: Path, name: Format, manifest: Manifest, samples: Samples) -> Che
     )
 
 
-def _in_batches(run: Program, images: Floats) -> Floats:
-    """Logits of all images: one alone first, then the others, so that batch sizes differ."""
+def _in_batches(compute: LogitsFunction, images: Floats) -> Floats:
+    """Compute the logits of all images in batches of different sizes: 1, then 32, then the rest."""
     cuts = [1, *range(33, len(images), 32)]
-    return np.concatenate([run(part) for part in np.split(images, cuts) if len(part)])
+    return np.concatenate([compute(part) for part in np.split(images, cuts) if len(part)])
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    """Return the versions of those `PACKAGES` that are installed."""
+    versions = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions

@@ -1,8 +1,9 @@
-"""The formats of an artefact: writing a network in each, and opening what was written.
+"""The formats of an artefact: writes a network in a format, and loads the file again.
 
-Both programs are made of one trace, with the normalisation inside and the batch size free.
+The ONNX program and the torch.export program come from the same trace of the network. They include
+the normalisation, and take any batch size. Torch is imported only for the formats that need it.
 
-Not covered: checking them (`exporter.py`); GPUs (programs are written and opened on the CPU).
+Not covered: comparing a file with the network (`exporter.py`); GPUs (all formats use the CPU).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,26 +20,30 @@ from typing import TYPE_CHECKING, Any
 from switokd.data.pictures import Floats
 from switokd.data.signature import InputSignature
 from switokd.errors import UsageError, first_line
-from switokd.export.manifest import Format, Manifest, Program
+from switokd.export.manifest import Format, Manifest
 from switokd.plugins import add_import_folders
 
 if TYPE_CHECKING:
     import torch
 
-NEEDS: dict[Format, tuple[str, ...]] = {"onnx": ("onnxruntime",)}
-FIRST_WITH_ONNX_FROM_TRACE = "2.9"
-"""Of PyTorch: where its newer exporter became the default. 2.6's fails with today's onnxscript."""
+LogitsFunction = Callable[[Floats], Floats]
+"""Maps float32 images `[B, C, H, W]` in [0, 1] to logits `[B, classes]`."""
+
+NEEDS_TO_LOAD: dict[Format, tuple[str, ...]] = {"onnx": ("onnxruntime",)}
 NEEDS_TO_WRITE: dict[Format, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+FIRST_WITH_ONNX_FROM_TRACE = "2.9"
+"""PyTorch version since which its ONNX exporter for traced programs is used. The exporter of older
+versions fails with current versions of onnxscript."""
 
 
 def missing(format: Format, to_write: bool = False) -> str:
-    """The package that a format needs and that is not installed; empty if there is none."""
-    needs = (NEEDS_TO_WRITE if to_write else NEEDS).get(format, ())
+    """Return a package that the format needs and that is not installed; "" if there is none."""
+    needs = (NEEDS_TO_WRITE if to_write else NEEDS_TO_LOAD).get(format, ())
     return next((package for package in needs if find_spec(package) is None), "")
 
 
 def check_installed(format: Format, to_write: bool = False) -> None:
-    """UsageError, saying how to install it, if a package that a format needs is missing."""
+    """Raise UsageError, with the command to install it, if a package of the format is missing."""
     if package := missing(format, to_write):
         others = "state-dict,torch-export" if to_write else "torch-export"
         option = "--formats" if to_write else "--format"
@@ -48,31 +53,34 @@ def check_installed(format: Format, to_write: bool = False) -> None:
         )
 
 
-def open_program(format: Format, path: Path, manifest: Manifest) -> Program:
-    """Make a written file ready to use; UsageError if that cannot be."""
+def load(format: Format, path: Path, manifest: Manifest) -> LogitsFunction:
+    """Load a file of an artefact; UsageError if a package is missing or the file is broken."""
     check_installed(format)
     if format == "onnx":
-        return _open_onnx(path)
+        return _load_onnx(path)
     if format == "torch-export":
-        return _open_torch_export(path)
-    return _open_state_dict(path, manifest)
+        return _load_torch_export(path)
+    return _load_state_dict(path, manifest)
 
 
 def trace(network: torch.nn.Module, signature: InputSignature) -> torch.export.ExportedProgram:
-    """The network in evaluation mode as a program, from images in [0, 1] to logits."""
+    """Trace the network in evaluation mode; the program maps images in [0, 1] to logits."""
     import torch
 
-    example = torch.zeros(2, *signature.shape)  # a batch of one would be taken for a constant
+    example = torch.zeros(2, *signature.shape)  # with a batch of 1 the batch size becomes constant
     batch = torch.export.Dim("batch", min=1)
-    whole = normalised(network, signature).eval()
-    # strict=False: fewer networks fail, and it is the default of later versions of torch.
-    return torch.export.export(whole, (example,), dynamic_shapes=({0: batch},), strict=False)
+    model = with_normalisation(network, signature).eval()
+    # strict=False works for more networks, and is the default in later versions of torch.
+    return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
 
 
 def write(
     format: Format, path: Path, network: torch.nn.Module, program: Any, signature: InputSignature
 ) -> None:
-    """Write a network in one format. program: of `trace`; not used by state-dict."""
+    """Write a network to `path` in one format.
+
+    program: the result of `trace`; the format state-dict does not use it.
+    """
     import torch
 
     if format == "state-dict":
@@ -82,7 +90,7 @@ def write(
     elif torch.__version__ >= FIRST_WITH_ONNX_FROM_TRACE:
         _write_onnx(path, program)
     else:
-        _write_onnx_by_torchscript(path, normalised(network, signature).eval(), signature)
+        _write_onnx_by_torchscript(path, with_normalisation(network, signature).eval(), signature)
 
 
 def _write_onnx(path: Path, program: torch.export.ExportedProgram) -> None:
@@ -94,23 +102,23 @@ def _write_onnx(path: Path, program: torch.export.ExportedProgram) -> None:
         dynamo=True,
         input_names=["images"],
         output_names=["logits"],
-        dynamic_shapes=({0: "batch"},),  # of a traced program, the axis's name alone
+        dynamic_shapes=({0: "batch"},),  # a traced program needs only the name of the axis
         verbose=False,
     )
     assert written is not None, "dynamo=True gives a program"
-    written.save(str(path))  # one file, unless it is beyond the 2 GB of an ONNX file
+    written.save(str(path))  # one file, unless it exceeds the 2 GB limit of an ONNX file
     onnx.checker.check_model(str(path))
 
 
 def _write_onnx_by_torchscript(
-    path: Path, whole: torch.nn.Module, signature: InputSignature
+    path: Path, model: torch.nn.Module, signature: InputSignature
 ) -> None:
-    """For older PyTorch. That the network can be traced at all, `trace` has shown before."""
+    """Write ONNX with an older PyTorch; `trace` has shown that the network can be traced."""
     import onnx
     import torch
 
     torch.onnx.export(
-        whole,
+        model,
         (torch.zeros(2, *signature.shape),),
         str(path),
         dynamo=False,
@@ -121,8 +129,11 @@ def _write_onnx_by_torchscript(
     onnx.checker.check_model(str(path))
 
 
-def normalised(network: torch.nn.Module, signature: InputSignature) -> torch.nn.Module:
-    """The network behind its normalisation, where that is known."""
+def with_normalisation(network: torch.nn.Module, signature: InputSignature) -> torch.nn.Module:
+    """Return a module that normalises images and calls `network`.
+
+    If the normalisation is unknown, `network` itself is returned.
+    """
     import torch
 
     class Normalised(torch.nn.Module):
@@ -144,7 +155,7 @@ def normalised(network: torch.nn.Module, signature: InputSignature) -> torch.nn.
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the exporters' own warnings and log lines, which are not the user's to mend."""
+    """Silence warnings and logs of the exporters in the block: the user cannot act on them."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -155,16 +166,16 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _open_onnx(path: Path) -> Program:
+def _load_onnx(path: Path) -> LogitsFunction:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors: its warnings are about processors, not the network
+    options.log_severity_level = 3  # errors only: warnings are about processors, not the network
     try:
         session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    except Exception as error:  # its own exceptions share no base
-        raise _unusable(path, error, "onnxruntime", onnxruntime.__version__) from None
-    (name,) = (each.name for each in session.get_inputs())
+    except Exception as error:  # exceptions of onnxruntime have no common base
+        raise _load_error(path, error, "onnxruntime", onnxruntime.__version__) from None
+    (name,) = (node.name for node in session.get_inputs())
 
     def run(images: Floats) -> Floats:
         logits: Floats = session.run(None, {name: images})[0]
@@ -173,18 +184,18 @@ def _open_onnx(path: Path) -> Program:
     return run
 
 
-def _open_torch_export(path: Path) -> Program:
+def _load_torch_export(path: Path) -> LogitsFunction:
     import torch
 
     try:
         with quietly():
             module = torch.export.load(path).module()
     except Exception as error:  # reading an archive fails in many ways
-        raise _unusable(path, error, "torch", torch.__version__) from None
-    return _runner(module)
+        raise _load_error(path, error, "torch", torch.__version__) from None
+    return _logits_function(module)
 
 
-def _open_state_dict(path: Path, manifest: Manifest) -> Program:
+def _load_state_dict(path: Path, manifest: Manifest) -> LogitsFunction:
     from switokd.export.trained import build
     from switokd.models import registry
 
@@ -192,10 +203,10 @@ def _open_state_dict(path: Path, manifest: Manifest) -> Program:
     signature = manifest.signature
     network = build(manifest.model, manifest.model_kwargs, signature)
     registry.load_weights(network, path, f"the artefact's {manifest.network}")
-    return _runner(normalised(network, signature).eval())
+    return _logits_function(with_normalisation(network, signature).eval())
 
 
-def _runner(module: torch.nn.Module) -> Program:
+def _logits_function(module: torch.nn.Module) -> LogitsFunction:
     import torch
 
     def run(images: Floats) -> Floats:
@@ -206,15 +217,15 @@ def _runner(module: torch.nn.Module) -> Program:
     return run
 
 
-def _unusable(path: Path, error: Exception, package: str, version: str) -> UsageError:
+def _load_error(path: Path, error: Exception, package: str, version: str) -> UsageError:
     return UsageError(
-        f"{path} cannot be opened with {package} {version}: {reason_of(error)}; artefact.json "
+        f"{path} cannot be loaded with {package} {version}: {reason_of(error)}; artefact.json "
         "says which version wrote it"
     )
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an exporter says, of the error that was the first one."""
+    """Return the first line of the error that caused `error`, following the chain of causes."""
     while error.__cause__:
         error = error.__cause__
     return first_line(error)

@@ -1,36 +1,34 @@
-"""The manifest of an artefact: its files, their checksums, and what the network takes."""
+"""The manifest of an artefact: the network, its input, and the files with their checksums.
+
+Torch-free.
+
+Not covered: writing the files (`exporter.py`, `formats.py`); using an artefact (`artefact.py`).
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from switokd.data.pictures import Floats
 from switokd.data.signature import InputSignature
 from switokd.errors import UsageError
 
 Format = Literal["onnx", "torch-export", "state-dict"]
-
 
 FILES: Mapping[Format, str] = {
     "onnx": "model.onnx",
     "torch-export": "model.pt2",
     "state-dict": "weights.pt",
 }
-"""File by format, the one that is used first where a user does not say."""
-
-
-Program = Callable[[Floats], Floats]
-"""float32 images `[B, C, H, W]` as `InputSignature.takes` says, to logits `[B, classes]`."""
-
+"""File name by format. If the user names no format, the first available one is used."""
 
 WeightsChoice = Literal["last", "best", "ema", "initial"]
-"""At the run's end; at the epoch with the best top-1; the moving average; before the first step."""
-
+"""Weights at the end of the run, of the epoch with the best top-1, of the moving average at the
+end, or before the first step."""
 
 MANIFEST = "artefact.json"
 
@@ -42,21 +40,22 @@ class _Part(BaseModel):
 
 
 class CheckedFile(_Part):
-    """One file, and how its outputs compare with the trained network's."""
+    """One file of the artefact, and the comparison of its logits with the trained network's."""
 
     file: str
     sha256: str
     takes: str
+    """Description of the input."""
     max_difference: float
-    """Largest difference of a logit."""
+    """Largest absolute difference of a logit."""
     tolerance: float
-    """What it may be."""
+    """Largest difference that is allowed."""
     same_class: float
-    """Share of the images whose predicted class is the same, 0 to 1."""
+    """Share of the images with the same predicted class, 0 to 1."""
 
 
 class Manifest(_Part):
-    """What artefact.json holds."""
+    """The content of artefact.json."""
 
     version: Literal[1] = 1
     network: str
@@ -64,26 +63,27 @@ class Manifest(_Part):
     model: str
     model_kwargs: dict[str, Any]
     import_from: tuple[str, ...]
-    """Where the run found modules of the user's own; only weights.pt needs them."""
+    """Folders with the user's own modules; only weights.pt needs them."""
     parameters: int
     run: str
     strategy: str
     weights: WeightsChoice
     top1: float | None
-    """On the run's test set, in percent."""
+    """Top-1 accuracy on the test set of the run, in percent."""
     signature: InputSignature
     checked_on: str
-    """Which images, in words."""
+    """Description of the images on which the files were compared."""
     files: dict[Format, CheckedFile]
     versions: dict[str, str]
+    """Versions of the packages that wrote the files."""
 
     def save(self, folder: Path) -> None:
-        """Write it into `folder`."""
+        """Write artefact.json into `folder`."""
         (folder / MANIFEST).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read it from `folder`; UsageError if there is none."""
+        """Read artefact.json in `folder`; UsageError if it is missing or not valid."""
         try:
             return cls.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
         except OSError as error:
@@ -98,7 +98,7 @@ class Manifest(_Part):
 
 
 def sha256(path: Path) -> str:
-    """A file's SHA-256 in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -1,6 +1,6 @@
-"""Predicting picture files with an artefact: any number, of which some may be broken.
+"""Predicts picture files with an artefact; files that cannot be read are reported and skipped.
 
-Not covered: the network (`artefact.py`); printing (`export.py`).
+Not covered: the network (`artefact.py`); printing (`cli/export.py`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,7 @@ from typing import TypeVar
 
 from switokd.data import pictures
 from switokd.errors import UsageError
-from switokd.export.artefact import (
-    BATCH,
-    Artefact,
-    Guess,
-    batched,
-)
+from switokd.export.artefact import BATCH, Artefact, Guess, batched
 
 T = TypeVar("T")
 
@@ -27,10 +22,11 @@ def predict_files(
     top: int,
     on_bad: Callable[[UsageError], None],
 ) -> Iterator[tuple[Path, list[Guess]]]:
-    """Give each picture's `top` likeliest classes; folders are searched, also below.
+    """Yield each picture with its `top` most likely classes.
 
-    on_bad is told of every path that is no picture; the others go on. UsageError if the network
-    cannot be given pictures at all.
+    paths: pictures, and folders that are searched with their subfolders.
+    on_bad: called with an error for every path that is no picture; the other pictures are
+    still predicted. Raises UsageError if the network takes no pictures.
     """
     artefact.check_takes_pictures()
 

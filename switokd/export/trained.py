@@ -1,6 +1,7 @@
-"""A network out of a run folder: built anew, with its weights, and what belongs to it.
+"""Loads a trained network from a run folder: builds the network and loads its weights.
 
-Not covered: exporting it (`exporter.py`); training on from its weights (`networks.NAME.weights`).
+Not covered: exporting the network (`exporter.py`); starting a run from trained weights
+(`networks.NAME.weights`).
 """
 
 from __future__ import annotations
@@ -21,36 +22,36 @@ from switokd.errors import UsageError, nearest
 from switokd.export.manifest import WeightsChoice
 from switokd.models import registry
 
-PLACES: Mapping[WeightsChoice, str] = {
+WEIGHTS_FILES: Mapping[WeightsChoice, str] = {
     "last": "weights/{}.pt",
     "best": "weights/best/{}.pt",
     "ema": "weights/{}.ema.pt",
     "initial": "weights/initial/{}.pt",
 }
-"""Where a network's weights lie in the run folder (`run_folder.py`)."""
+"""File of a network's weights in the run folder (`runs/run_folder.py`)."""
 
-MISSING: Mapping[WeightsChoice, str] = {
+REASONS_MISSING: Mapping[WeightsChoice, str] = {
     "last": "the run has not ended, or failed",
-    "best": "no epoch is tested yet, or version 0.1.0 made it, which kept the last ones",
-    "ema": "it kept no moving average (schedule.ema_decay)",
-    "initial": "it was not asked to keep them (save_initial_weights)",
+    "best": "no epoch has been tested, or version 0.1.0 made the run, which saved only last",
+    "ema": "the run had no moving average (schedule.ema_decay)",
+    "initial": "the run did not save them (save_initial_weights)",
 }
-"""Why they may not be there."""
+"""Why a file of weights may be missing."""
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """One network of a run, on the CPU, in evaluation mode."""
 
-    run: Path
+    run_folder: Path
     config: Config
     name: str
     network: torch.nn.Module
     signature: InputSignature
     weights: WeightsChoice
-    """Which it has."""
+    """Which weights the network has."""
     top1: float | None
-    """On the run's test set, in percent, with these weights."""
+    """Top-1 accuracy of these weights on the test set of the run, in percent."""
 
 
 def load_trained(
@@ -58,39 +59,44 @@ def load_trained(
     name: str | None = None,
     weights: WeightsChoice = "last",
     settings: Sequence[str] = (),
-) -> Trained:
-    """Load a network of the run in folder `run`; by default its only student.
+) -> TrainedNetwork:
+    """Load a network from the run folder `run`.
 
-    settings: key.key=value on top of the run's own, such as data.root, for data that has moved.
-    UsageError if the folder holds no run, no such network or no such weights.
+    name: name of the network; None: the student, if the run has only one.
+    settings: KEY.KEY=VALUE that replace settings of the run, such as data.root for moved data.
+    Raises UsageError if the folder is no run folder, or lacks the network or the weights.
     """
     path = run / "config.yaml"
     if not path.is_file():
-        raise UsageError(f"{run} is no run folder: there is no config.yaml in it")
-    return take(run, load_importable(str(path), settings), name, weights)
+        raise UsageError(f"{run} is no run folder: it has no config.yaml")
+    return load_with_config(run, load_importable(str(path), settings), name, weights)
 
 
-def take(run: Path, config: Config, name: str | None, weights: str) -> Trained:
-    """`load_trained`, by a configuration that is read already; its modules can be imported."""
-    name = _network(config, run, name)
-    file, kind = _file(run, name, weights)
+def load_with_config(run: Path, config: Config, name: str | None, weights: str) -> TrainedNetwork:
+    """Load a network as `load_trained` does, with the configuration of the run.
+
+    The folders in `import_from` must be importable.
+    """
+    name = _network_name(config, run, name)
+    file, choice = _weights_file(run, name, weights)
     signature = signature_of(run, config)
     model = config.networks[name]
     network = build(model.model, model.model_kwargs, signature)
     registry.load_weights(network, file, f"{run.name}, network {name}")
     network.eval()
-    return Trained(run, config, name, network, signature, kind, _top1(run, name, kind))
+    top1 = _top1(run, name, choice)
+    return TrainedNetwork(run, config, name, network, signature, choice, top1)
 
 
 def build(name: str, kwargs: Mapping[str, Any], signature: InputSignature) -> torch.nn.Module:
-    """Make the network as training did; its first weights are nobody's, and cost no randomness."""
+    """Build a network as training does; the state of random number generators is unchanged."""
     sides = signature.height, signature.width
     with torch.random.fork_rng(devices=[]):
         return registry.build(name, signature.channels, signature.classes, kwargs, min(sides))
 
 
-def _network(config: Config, run: Path, name: str | None) -> str:
-    """The network that is meant."""
+def _network_name(config: Config, run: Path, name: str | None) -> str:
+    """Return the name, or that of the only student; UsageError if there is no such network."""
     students = config.topology.students
     if name is None and len(students) > 1:
         raise UsageError(
@@ -107,19 +113,19 @@ def _network(config: Config, run: Path, name: str | None) -> str:
     return name
 
 
-def _file(run: Path, name: str, weights: str) -> tuple[Path, WeightsChoice]:
-    """The state dict that is meant, and which one that is."""
-    kind: WeightsChoice | None = next((known for known in PLACES if known == weights), None)
-    if kind is None:
-        raise UsageError(f"weights: found {weights!r}; allowed: {', '.join(PLACES)}")
-    file = PLACES[kind].format(name)
+def _weights_file(run: Path, name: str, weights: str) -> tuple[Path, WeightsChoice]:
+    """Return the file of the weights, and which weights these are; UsageError if it is missing."""
+    choice: WeightsChoice | None = next((c for c in WEIGHTS_FILES if c == weights), None)
+    if choice is None:
+        raise UsageError(f"weights: found {weights!r}; allowed: {', '.join(WEIGHTS_FILES)}")
+    file = WEIGHTS_FILES[choice].format(name)
     if not (run / file).is_file():
-        raise UsageError(f"{run} has no {file}: {MISSING[kind]}")
-    return run / file, kind
+        raise UsageError(f"{run} has no {file}: {REASONS_MISSING[choice]}")
+    return run / file, choice
 
 
 def signature_of(run: Path, config: Config) -> InputSignature:
-    """What the run wrote down; for a run of version 0.1.0, what its data set says."""
+    """Read the signature that the run saved; for a run of version 0.1.0 open its data set."""
     path = run / "signature.json"
     return (
         InputSignature.load(path)
@@ -129,7 +135,7 @@ def signature_of(run: Path, config: Config) -> InputSignature:
 
 
 def _top1(run: Path, name: str, weights: WeightsChoice) -> float | None:
-    """From the run's summary, if it has one."""
+    """Read the top-1 accuracy in percent from the summary of the run; None if there is none."""
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         key = "top1_ema_last" if weights == "ema" else f"top1_{weights}"

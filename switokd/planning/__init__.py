@@ -1,1 +1,1 @@
-"""Which placement is fastest: profiles, cost model, search, dry run."""
+"""Finds the fastest placement: profiles, cost model and candidates. Also the dry run."""

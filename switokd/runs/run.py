@@ -28,7 +28,7 @@ from switokd.data.signature import COLOURS, InputSignature
 from switokd.data.sources import ArraySource, ItemSource
 from switokd.errors import UsageError
 from switokd.export.manifest import FILES, Format, WeightsChoice
-from switokd.export.trained import signature_of, take
+from switokd.export.trained import load_with_config, signature_of
 from switokd.runs.curves import draw_curves
 from switokd.runs.run_folder import read_lines
 
@@ -96,7 +96,7 @@ class Run:
         network or no such weights, or if it has to be given again.
         """
         with self._at_hand():
-            return take(self.path, self.config, name, weights).network
+            return load_with_config(self.path, self.config, name, weights).network
 
     def export(
         self,

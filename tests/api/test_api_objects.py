@@ -78,7 +78,7 @@ def test_objects_are_exported_where_they_are_at_hand(made: Run, tmp_path: Path) 
     assert sys.path == before
     artefact = load_artefact(folder)  # a program, which needs no object
     assert (artefact.format, artefact.manifest.network) == ("torch-export", "small")
-    assert artefact.manifest.checked_on == "48 of the test set's 48 images"
+    assert artefact.manifest.checked_on == "48 of 48 images of the test set"
     with torch.no_grad():
         live = made.network("small")(IMAGES)
     assert torch.allclose(torch.from_numpy(artefact.logits(IMAGES.numpy())), live, atol=1e-5)
@@ -92,7 +92,7 @@ def test_objects_are_exported_where_they_are_at_hand(made: Run, tmp_path: Path) 
     folder = again.export("small", formats=["state-dict"], weights="ema", out=tmp_path / "other")
     manifest = Manifest.load(folder)
     assert manifest.weights == "ema"
-    assert manifest.checked_on.startswith("64 made-up images")
+    assert manifest.checked_on.startswith("64 random images")
     with pytest.raises(UsageError, match="<object small: flat> is an object"):
         load_artefact(folder)
 
@@ -111,8 +111,8 @@ def test_weights_mean_the_same_to_a_run_and_to_its_export(made: Run) -> None:
     ("weights", "words"),
     [
         ("best", r"has no weights/best/student\.pt: no epoch is tested yet"),
-        ("ema", r"has no weights/student\.ema\.pt: it kept no moving average"),
-        ("initial", r"has no weights/initial/student\.pt: it was not asked to keep them"),
+        ("ema", r"has no weights/student\.ema\.pt: the run had no moving average"),
+        ("initial", r"has no weights/initial/student\.pt: the run did not save them"),
     ],
 )
 def test_weights_that_are_not_there_are_refused_alike(

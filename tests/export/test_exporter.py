@@ -1,4 +1,4 @@
-"""Exporting: every format against the live network, what is refused, what travels along.
+"""Exporting: every format against the trained network, errors, and the manifest.
 
 Not covered: predicting pictures (`test_predict.py`).
 """
@@ -26,7 +26,7 @@ from switokd.cli.main import app
 from switokd.errors import SwitokdError, UsageError
 from switokd.export import formats
 from switokd.export.artefact import load_artefact
-from switokd.export.exporter import draw_samples, export, write_checked
+from switokd.export.exporter import export, make_reference, write_checked
 from switokd.export.manifest import Manifest, sha256
 from switokd.export.trained import load_trained
 from switokd.models import registry
@@ -39,7 +39,7 @@ DIGITS = torch.from_numpy(load_digits().images)[1500:1571, None].float() / 16  #
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder."""
+    """The folder of a finished run."""
     cwd = tmp_path_factory.mktemp("run")
     code, out, err = run([*TRAIN, "digits-1t1s", *ALONE], cwd)
     assert code == 0, f"{out}\n{err}"
@@ -54,7 +54,7 @@ def artefact(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mine(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to be changed."""
+    """A copy of the run folder that a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "mine"))
 
 
@@ -65,7 +65,7 @@ def invoke(*arguments: str | Path) -> tuple[int, str, str]:
 
 
 def live_logits(run: Path, weights: str = "weights/student.pt") -> Tensor:
-    """What the trained student says to DIGITS, without any code of the exporter."""
+    """Return the trained student's logits for DIGITS, computed without the exporter."""
     network = registry.build("wrn-10-1", in_channels=1, num_classes=10)
     network.load_state_dict(torch.load(run / weights, weights_only=True))
     with torch.no_grad():
@@ -81,13 +81,13 @@ def test_programs_take_images_from_0_to_1_in_any_batch_size(
     (images,), (logits,) = session.get_inputs(), session.get_outputs()
     assert (images.name, images.shape) == ("images", ["batch", 1, 8, 8])
     assert (logits.name, logits.shape) == ("logits", ["batch", 10])
-    (found,) = session.run(None, {"images": DIGITS[:batch].numpy()})
-    np.testing.assert_allclose(found, live, atol=1e-5)
+    (exported,) = session.run(None, {"images": DIGITS[:batch].numpy()})
+    np.testing.assert_allclose(exported, live, atol=1e-5)
     program = torch.export.load(artefact / "model.pt2").module()
     np.testing.assert_allclose(program(DIGITS[:batch]).detach(), live, atol=1e-5)
 
 
-def test_state_dict_is_the_bare_networks(artefact: Path, finished: Path) -> None:
+def test_state_dict_is_that_of_the_trained_network(artefact: Path, finished: Path) -> None:
     exported = torch.load(artefact / "weights.pt", weights_only=True)
     trained = torch.load(finished / "weights" / "student.pt", weights_only=True)
     assert exported.keys() == trained.keys()
@@ -99,14 +99,14 @@ def test_onnx_of_older_pytorch_is_the_same_program(
 ) -> None:
     monkeypatch.setattr(formats, "FIRST_WITH_ONNX_FROM_TRACE", "99")
     folder = export(finished, wanted=["onnx"], out=tmp_path / "older")
-    assert Manifest.load(folder).checked_on == "180 of the test set's 360 images"
+    assert Manifest.load(folder).checked_on == "180 of 360 images of the test set"
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
     (images,), (logits,) = session.get_inputs(), session.get_outputs()
     assert (images.name, images.shape) == ("images", ["batch", 1, 8, 8])
     assert (logits.name, logits.shape) == ("logits", ["batch", 10])
 
 
-def test_manifest_says_what_a_user_needs(artefact: Path, finished: Path) -> None:
+def test_manifest_describes_network_input_and_files(artefact: Path, finished: Path) -> None:
     raw = json.loads((artefact / "artefact.json").read_text())
     manifest = Manifest.load(artefact)
     summary = json.loads((finished / "summary.json").read_text())
@@ -117,7 +117,7 @@ def test_manifest_says_what_a_user_needs(artefact: Path, finished: Path) -> None
     assert raw["signature"]["labels"] == list("0123456789")
     assert (raw["signature"]["mean"], raw["signature"]["std"]) == ([0.306], [0.377])
     assert manifest.signature.shape == (1, 8, 8)
-    assert manifest.checked_on == "180 of the test set's 360 images"
+    assert manifest.checked_on == "180 of 360 images of the test set"
     assert {"torch", "onnx", "onnxruntime", "switokd"} <= set(manifest.versions)
     assert set(manifest.files) == {"onnx", "torch-export", "state-dict"}
     assert {f.file for f in manifest.files.values()} | {"artefact.json"} == {
@@ -130,13 +130,13 @@ def test_manifest_says_what_a_user_needs(artefact: Path, finished: Path) -> None
     assert "values 0 to 1 (bytes / 255); it normalises" in manifest.files["onnx"].takes
 
 
-def test_command_prints_what_was_checked(mine: Path) -> None:
+def test_command_prints_the_comparison(mine: Path) -> None:
     code, out, err = invoke("export", mine, "--network", "teacher", "--formats", "state-dict")
     assert (code, err) == (0, "")
     for words in (
         "teacher of digits-1t1s (wrn-16-2, last weights)",
         "100.0%",
-        "180 of the test set's 360 images",
+        "180 of 360 images of the test set",
     ):
         assert words in out
     folder = mine / "export" / "teacher"
@@ -168,20 +168,20 @@ def test_network_that_cannot_be_traced_is_named(finished: Path, tmp_path: Path) 
             return x.flatten(1)[:, :10] * (2 if x.sum() > 0 else 1)
 
     trained = replace(load_trained(finished), network=Branching())
-    samples = draw_samples(trained)
+    reference = make_reference(trained)
     with pytest.raises(UsageError, match=r"student \(wrn-10-1\) cannot be written as onnx: "):
-        write_checked(tmp_path, trained, samples, ["onnx"])
+        write_checked(tmp_path, trained, reference, ["onnx"])
     assert not (tmp_path / "artefact.json").exists()
 
 
-def test_best_weights_where_the_run_kept_them(mine: Path) -> None:
-    kept = mine / "weights" / "best"
-    shutil.rmtree(kept)
+def test_best_weights_if_the_run_saved_them(mine: Path) -> None:
+    best = mine / "weights" / "best"
+    shutil.rmtree(best)
     code, _, err = invoke("export", mine, "--weights=best", "--formats=state-dict")
     assert (code, err.count("\n")) == (2, 1)
-    assert "has no weights/best/student.pt: no epoch is tested yet" in err
+    assert "has no weights/best/student.pt: no epoch has been tested" in err
 
-    kept.mkdir()
+    best.mkdir()
     network = registry.build("wrn-10-1", in_channels=1, num_classes=10)
     torch.save(network.state_dict(), mine / "weights" / "best" / "student.pt")
     summary = json.loads((mine / "summary.json").read_text())
@@ -189,15 +189,15 @@ def test_best_weights_where_the_run_kept_them(mine: Path) -> None:
     (mine / "summary.json").write_text(json.dumps(summary))
     export(mine, wanted=["state-dict"], weights="best", out=mine / "b")
     assert (Manifest.load(mine / "b").weights, Manifest.load(mine / "b").top1) == ("best", 77.0)
-    found = load_artefact(mine / "b").logits(DIGITS.numpy())
-    np.testing.assert_allclose(found, live_logits(mine, "weights/best/student.pt"), atol=1e-5)
+    logits = load_artefact(mine / "b").logits(DIGITS.numpy())
+    np.testing.assert_allclose(logits, live_logits(mine, "weights/best/student.pt"), atol=1e-5)
 
 
-def test_where_the_data_set_is_not_images_are_made_up_and_labels_known(mine: Path) -> None:
+def test_without_the_data_set_random_images_are_compared(mine: Path) -> None:
     moved = ["data.dataset=image-folder", "data.root=nowhere"]
     folder = export(mine, wanted=["state-dict"], settings=moved)
     manifest = Manifest.load(folder)
-    assert manifest.checked_on.startswith("64 made-up images, as the data set could not be opened")
+    assert manifest.checked_on.startswith("64 random images, as the data set could not be opened")
     assert "nowhere must hold train/CLASS" in manifest.checked_on
     assert manifest.signature.labels == tuple("0123456789")
 
@@ -220,16 +220,16 @@ def change_height(run: Path) -> None:
         (None, ["--formats=onx"], "--formats: found 'onx'; did you mean 'onnx'?; allowed: onnx, "),
         (None, ["--network=studnt"], "has no network 'studnt'; did you mean 'student'? (networks:"),
         (None, ["--weights=first"], "weights: found 'first'; allowed: last, best, ema, initial"),
-        (None, ["--weights=ema"], "has no weights/student.ema.pt: it kept no moving average"),
-        (None, ["--mean=0.5"], "--mean and --std belong together"),
+        (None, ["--weights=ema"], "has no weights/student.ema.pt: the run had no moving average"),
+        (None, ["--mean=0.5"], "--mean and --std are only used together"),
         (None, ["--mean=0", "--std=1"], "this run's normalisation is known (mean [0.306]"),
-        (None, ["--mean=a", "--std=1"], "found 'a'; allowed: a number, or one per channel"),
+        (None, ["--mean=a", "--std=1"], "got 'a'; allowed: one number, or one per channel"),
         (None, ["data.rot=x"], "did you mean data.root?"),
-        (None, ["--out", "."], "is there already and is never overwritten"),
-        (lambda r: (r / "config.yaml").unlink(), [], "is no run folder: there is no config.yaml"),
+        (None, ["--out", "."], "exists and is never overwritten"),
+        (lambda r: (r / "config.yaml").unlink(), [], "is no run folder: it has no config.yaml"),
         (lambda r: shutil.rmtree(r / "weights"), [], "has no weights/student.pt: the run has not"),
         (lambda r: (r / "signature.json").write_text("{"), [], "signature.json cannot be read"),
-        (change_height, [], "has changed since the run: images of (1, 8, 8) in 10 classes"),
+        (change_height, [], "has changed since the run: images of shape (1, 8, 8) in 10 classes"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
@@ -245,7 +245,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert not (mine / "export").exists()
 
 
-def test_without_onnx_the_line_says_what_to_install(
+def test_missing_onnx_gives_the_command_to_install_it(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(formats, "find_spec", lambda package: None)
@@ -253,7 +253,7 @@ def test_without_onnx_the_line_says_what_to_install(
         export(finished)
 
 
-def test_several_students_have_to_be_chosen_from(mine: Path) -> None:
+def test_run_with_several_students_needs_a_name(mine: Path) -> None:
     config = yaml.safe_load((mine / "config.yaml").read_text())
     config["networks"]["other"] = config["networks"]["student"]
     (mine / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -290,7 +290,9 @@ class Digits:
 """
 
 
-def test_own_network_and_data_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_network_and_data_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     project.mkdir()
     elsewhere.mkdir()
@@ -315,14 +317,14 @@ def test_own_network_and_data_from_outside(tmp_path: Path, monkeypatch: pytest.M
     manifest = Manifest.load(tmp_path / "out" / "export" / "small")
     assert manifest.signature.labels[:2] == ("nought", "1")
     assert manifest.import_from[0] == str(project)
-    assert manifest.checked_on == "128 of the test set's 128 images"
+    assert manifest.checked_on == "128 of 128 images of the test set"
 
     code, _, err = invoke(*command, "--mean=0.9", "--std=0.5", "--out=x")
     assert code == 2
-    assert "had values from 0.65 to 1.65 before it normalised them, and not from 0 to 1" in err
+    assert "had values from 0.65 to 1.65 before normalisation, and not from 0 to 1" in err
 
     code, _, err = invoke(*command, "--formats=torch-export", "--out=y")
     assert (code, err) == (0, "")
     assert "as the run's data set gives them" in Manifest.load(elsewhere / "y").signature.takes
-    with pytest.raises(UsageError, match="how it scales pictures is not known; export again"):
+    with pytest.raises(UsageError, match="its normalisation is unknown; export again"):
         load_artefact("y").predict(["any.png"])

@@ -1,6 +1,6 @@
-"""Predicting with an artefact, from Python and by `switokd predict`, where there is no run.
+"""Predicting with an artefact, from Python and with `switokd predict`, without the run folder.
 
-Not covered: making artefacts (`test_export.py`); reading pictures (`test_pictures.py`).
+Not covered: making artefacts (`test_exporter.py`); reading pictures (`test_pictures.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from switokd.export.artefact import load_artefact
 from switokd.export.exporter import export
 from switokd.export.manifest import Format, Manifest
 from switokd.models import registry
-from tests.support import run
+from tests.support import REPOSITORY, run
 
 DIGITS = (load_digits().images[1700:1704] * 255 / 16).round().astype(np.uint8)  # [4, 8, 8]
 FORMATS: tuple[Format, ...] = ("onnx", "torch-export", "state-dict")
@@ -32,7 +32,7 @@ FORMATS: tuple[Format, ...] = ("onnx", "torch-export", "state-dict")
 
 @pytest.fixture(scope="module")
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The student of a real run, moved away from it; the run is gone."""
+    """The exported student of a real run, moved to another folder; the run is deleted."""
     cwd = tmp_path_factory.mktemp("predict")
     settings = ["placement=replicated", "coordinator=off", "schedule.max_steps=5", "run_dir=out"]
     code, out, err = run([sys.executable, "-m", "switokd", "train", "digits-1t1s", *settings], cwd)
@@ -44,7 +44,7 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def probabilities(artefact: Path) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """`[4, 10]`: what the network says to DIGITS, by plain PyTorch."""
+    """Probabilities `[4, 10]` for DIGITS, computed with PyTorch alone."""
     network = registry.build("wrn-10-1", in_channels=1, num_classes=10)
     network.load_state_dict(torch.load(artefact / "weights.pt", weights_only=True))
     x = torch.from_numpy(DIGITS)[:, None].float() / 255
@@ -55,7 +55,7 @@ def probabilities(artefact: Path) -> np.ndarray[tuple[int, int], np.dtype[np.flo
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """DIGITS as pictures, some in a folder below, in colour and in palettes, one broken."""
+    """DIGITS as picture files: some in a subfolder, in colour or with a palette, one broken."""
     (tmp_path / "pictures" / "below").mkdir(parents=True)
     for i, (name, mode) in enumerate(
         [("a.png", "L"), ("b.png", "RGB"), ("below/c.png", "P"), ("below/d.bmp", "RGB")]
@@ -67,29 +67,29 @@ def folder(tmp_path: Path) -> Path:
 
 def invoke(*arguments: str | Path) -> tuple[int, str, str]:
     """Exit code, output and standard error of `switokd predict` in this process."""
-    given = ["predict", *(str(a) for a in arguments)]
-    result = CliRunner().invoke(app, given, env={"COLUMNS": "200"})
+    command = ["predict", *(str(a) for a in arguments)]
+    result = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_each_format_says_what_the_network_says(
+def test_each_format_predicts_as_the_network(
     format: Format, artefact: Path, folder: Path, probabilities: np.ndarray
 ) -> None:
     code, out, err = invoke(artefact, folder, "--format", format, "--json", "--top=10")
-    assert code == 2  # because of the one that is broken
+    assert code == 2  # one picture is broken
     assert err.startswith(f"switokd: {folder / 'broken.jpg'}: cannot be read as a picture")
     assert err.count("\n") == 1
-    found = [json.loads(line) for line in out.splitlines()]
+    lines = [json.loads(line) for line in out.splitlines()]
     names = ("a.png", "b.png", "below/c.png", "below/d.bmp")
-    assert [line["image"] for line in found] == [str(folder / name) for name in names]
-    for line, p in zip(found, probabilities, strict=True):
+    assert [line["image"] for line in lines] == [str(folder / name) for name in names]
+    for line, p in zip(lines, probabilities, strict=True):
         assert [guess["index"] for guess in line["top"]] == np.argsort(-p).tolist()
         assert [guess["probability"] for guess in line["top"]] == pytest.approx(np.sort(p)[::-1])
         assert all(guess["label"] == str(guess["index"]) for guess in line["top"])
 
 
-def test_table_shows_the_likeliest_first(
+def test_table_shows_the_most_likely_class_first(
     artefact: Path, folder: Path, probabilities: np.ndarray
 ) -> None:
     code, out, err = invoke(artefact, folder / "a.png", "--top", "2")
@@ -102,9 +102,7 @@ def test_table_shows_the_likeliest_first(
     assert [row[0].strip() for row in rows] == [str(folder / "a.png"), ""]
 
 
-def test_onnx_is_used_without_torch_from_anywhere(
-    artefact: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_onnx_needs_no_torch(artefact: Path, folder: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from switokd.cli.main import app; "
         f"app(['predict', {str(artefact)!r}, 'pictures/a.png', '--json'], standalone_mode=False); "
@@ -133,14 +131,14 @@ def test_python_takes_files_pictures_and_arrays(
     logits = network.logits(many.astype(np.float32))
     assert logits.shape == (130, 10)
     np.testing.assert_allclose(logits, np.broadcast_to(logits[0], logits.shape), atol=1e-5)
-    assert [len(each) for each in network.predict(list(many), top=3)] == [3] * 130
-    with pytest.raises(UsageError, match=r"got uint8 of \[1, 8, 8\]; for bytes, divide by 255"):
+    assert [len(guesses) for guesses in network.predict(list(many), top=3)] == [3] * 130
+    with pytest.raises(UsageError, match=r"got uint8 of shape \[1, 8, 8\]; divide bytes by 255"):
         network.predict([DIGITS[0][None]])
     with pytest.raises(UsageError, match=r"shape \[2, 8, 8\]: this network takes .* 1 x 8 x 8"):
         network.logits(np.zeros((2, 8, 8), dtype=np.float32))
 
 
-def test_format_that_can_be_used_is_chosen(artefact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_available_format_is_chosen(artefact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_artefact(artefact).format == "onnx"
     monkeypatch.setattr(formats, "find_spec", lambda package: None)
     assert load_artefact(artefact).format == "torch-export"
@@ -148,7 +146,7 @@ def test_format_that_can_be_used_is_chosen(artefact: Path, monkeypatch: pytest.M
         load_artefact(artefact, "onnx")
 
 
-def test_network_of_four_channels_takes_arrays_alone(artefact: Path, tmp_path: Path) -> None:
+def test_network_with_four_channels_takes_only_arrays(artefact: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(artefact, tmp_path / "copy"))
     manifest = Manifest.load(copy)
     four = {"channels": 4, "mean": (0.5,) * 4, "std": (0.5,) * 4}
@@ -178,7 +176,7 @@ def test_mistakes_are_one_line_and_exit_code_2(artefact: Path, tmp_path: Path) -
     for arguments, words in (
         ([tmp_path, x], "no artefact: artefact.json cannot be read (No such file or directory)"),
         ([artefact, x, "--format=onx"], "has no onx; did you mean 'onnx'?; it has onnx, torch-ex"),
-        ([changed, x], "model.onnx is not the file that was checked: its SHA-256 differs"),
+        ([changed, x], "model.onnx has changed since the export: its SHA-256 differs"),
         ([broken, x], "artefact.json: version: Input should be 1"),
         ([partial, x], "model.onnx is missing; copy the whole folder, or export again"),
         ([artefact, x], "switokd: x.png: no such file or folder"),
@@ -190,9 +188,16 @@ def test_mistakes_are_one_line_and_exit_code_2(artefact: Path, tmp_path: Path) -
         assert err.count("\n") == 1
 
 
-def test_own_network_is_needed_for_its_state_dict_alone(artefact: Path, tmp_path: Path) -> None:
+def test_only_the_state_dict_needs_the_users_module(artefact: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(artefact, tmp_path / "copy"))
     replace_text(copy / "artefact.json", '"wrn-10-1"', '"not_there_nets:build"')
     assert load_artefact(copy, "torch-export").format == "torch-export"
     with pytest.raises(UsageError, match="model not_there_nets:build: there is no module"):
         load_artefact(copy, "state-dict")
+
+
+@pytest.mark.parametrize("module", ["manifest", "artefact", "predict", "formats"])
+def test_modules_for_using_an_artefact_do_not_import_torch(module: str) -> None:
+    program = f"import sys, switokd.export.{module}; print('torch' in sys.modules)"
+    code, out, err = run([sys.executable, "-c", program], REPOSITORY)
+    assert (code, out.strip()) == (0, "False"), err

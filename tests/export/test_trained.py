@@ -1,6 +1,6 @@
-"""Networks out of a run folder, and what the run wrote down of their images and classes.
+"""Loading networks from a run folder, and the signature that the run saved.
 
-Not covered: exporting them (`test_export.py`).
+Not covered: exporting (`test_exporter.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from switokd.runs.run_folder import RunFolder
 
 
 def signature(**other: Any) -> InputSignature:
-    usual = {
+    defaults = {
         "channels": 3,
         "height": 64,
         "width": 80,
@@ -31,7 +31,7 @@ def signature(**other: Any) -> InputSignature:
         "resize": (64, 80),
         "labels": ("cat", "dog"),
     }
-    return InputSignature.model_validate({**usual, **other})
+    return InputSignature.model_validate({**defaults, **other})
 
 
 def strides(network: nn.Module) -> list[tuple[int, ...]]:
@@ -44,7 +44,7 @@ def test_network_is_built_for_the_runs_image_size() -> None:
     assert found != strides(registry.build("mobilenetv2-0.5", 3, 2, image_size=32))
 
 
-def test_building_costs_the_caller_no_randomness() -> None:
+def test_building_leaves_the_random_number_generator_unchanged() -> None:
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
@@ -59,8 +59,8 @@ def test_weights_of_a_run_that_ended(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no weights/student\.pt: the run has not ended"):
         load_trained(folder.path)
     states = {
-        place: registry.build("wrn-10-1", in_channels=1, num_classes=10).state_dict()
-        for place in ("last", "best", "ema")
+        kind: registry.build("wrn-10-1", in_channels=1, num_classes=10).state_dict()
+        for kind in ("last", "best", "ema")
     }
     folder.save_weights({"student": states["last"], "student.ema": states["ema"]}, "weights")
     folder.save_weights({"student": states["best"]}, "weights/best")
@@ -75,7 +75,7 @@ def test_weights_of_a_run_that_ended(tmp_path: Path) -> None:
         )
 
 
-def test_interface_is_what_the_data_set_says_and_read_again(tmp_path: Path) -> None:
+def test_signature_of_a_data_set_survives_its_file(tmp_path: Path) -> None:
     found = InputSignature.of(open_images(Data(), seed=0))
     assert (found.shape, found.resize, found.classes) == ((1, 8, 8), (8, 8), 10)
     assert (found.mean, found.std, found.values) == ((0.306,), (0.377,), "bytes")
@@ -83,7 +83,7 @@ def test_interface_is_what_the_data_set_says_and_read_again(tmp_path: Path) -> N
     assert InputSignature.load(tmp_path / "signature.json") == found
 
 
-def test_own_scaling_is_per_channel_or_for_all() -> None:
+def test_scaling_is_one_number_or_one_per_channel() -> None:
     found = signature().with_scaling((0.5,), (0.1, 0.2, 0.3))
     assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
     assert "RGB, values 0 to 1" in found.takes

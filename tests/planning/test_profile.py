@@ -73,8 +73,10 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         "large is a teacher, any, sgd, frozen in the profile, and a teacher, any, sgd in the": (
             lambda: frozen.check({"large": Network(role="teacher", model="any")})
         ),
-        r'and a teacher, any {"width": 4}, sgd in the run file; profile again': lambda: profile.check(
-            {"large": Network(role="teacher", model="any", model_kwargs={"width": 4})}
+        r'and a teacher, any {"width": 4}, sgd in the run file; profile again': lambda: (
+            profile.check(
+                {"large": Network(role="teacher", model="any", model_kwargs={"width": 4})}
+            )
         ),
         "and a teacher, any, adam in the run file; profile again": lambda: profile.check(
             {"large": Network(role="teacher", model="any", optimizer=Adam(name="adam"))}
