@@ -1,4 +1,4 @@
-"""`switokd check`: every shipped recipe makes a step at its full shape, and mistakes are told.
+"""`switokd check`: every recipe makes a step with images of full shape; mistakes are reported.
 
 Not covered: GPUs; that a whole batch fits into memory.
 """
@@ -59,7 +59,7 @@ class boundless(nn.Linear):
         return super().forward(x.flatten(1)) / 0
 
 class deaf(nn.Linear):
-    "Its logits come without a graph."
+    "Logits without gradients."
 
     def __init__(self):
         super().__init__(64, 10)
@@ -68,7 +68,7 @@ class deaf(nn.Linear):
         return super().forward(x.flatten(1)).detach()
 
 class steep(nn.Linear):
-    "Logits of 0, at which the square root has an infinite slope."
+    "All logits are 0, where the square root has an infinite derivative."
 
     def __init__(self):
         super().__init__(64, 10)
@@ -79,7 +79,7 @@ class steep(nn.Linear):
         return super().forward(x.flatten(1)).abs().sqrt()
 
 class loud(nn.Linear):
-    "Gradients that 16 bits hold, but not times the scale that a loss begins with."
+    "Gradients that fit into float16, but not after multiplication by the first loss scale."
 
     def __init__(self):
         super().__init__(64, 10)
@@ -88,7 +88,7 @@ class loud(nn.Linear):
         return super().forward(16 * x.flatten(1))
 
 class Tall:
-    "Pictures of 3 x 20 x 12 in four classes."
+    "Images of 3 x 20 x 12 in four classes."
 
     def __init__(self, train, wrong=False):
         self.classes, self.wrong = ["a", "b", "c", "d"], wrong
@@ -106,7 +106,7 @@ def strip(features, num_classes):
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a module of the user's."""
+    """Change to a folder with a module of the user."""
     (tmp_path / "own_check.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -115,17 +115,17 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def invoke(*arguments: str) -> tuple[int, str, list[str]]:
-    """Exit code, all output, and of it the lines that are complaints."""
+    """Run the command in this process; return exit code, output, and the error lines in it."""
     result = CliRunner().invoke(app, ["check", *arguments], env={"COLUMNS": "160"})
     lines = [line for line in result.output.splitlines() if line.startswith("switokd: ")]
     return result.exit_code, result.output, lines
 
 
 @pytest.mark.parametrize("recipe", recipes())
-def test_every_recipe_makes_a_step_at_its_full_shape(recipe: str, own: Path) -> None:
+def test_every_recipe_makes_a_step_with_images_of_full_shape(recipe: str, own: Path) -> None:
     config = load(recipe)
     data = known(config.data)
-    assert data is not None, "a recipe's data has a name"
+    assert data is not None, "the data of a recipe are in the catalog"
     found = dry_run(config, batch=2)
     assert found.problems == ()
     assert found.images is not None
@@ -143,7 +143,7 @@ def test_every_recipe_makes_a_step_at_its_full_shape(recipe: str, own: Path) -> 
     assert list(own.iterdir()) == [own / "own_check.py"]  # nothing is written
 
 
-def test_the_output_says_what_was_built_and_what_is_needed(own: Path) -> None:
+def test_output_describes_networks_and_needs(own: Path) -> None:
     settings = ["data.root=elsewhere", "data.batch_size=100", "networks.teacher1.model=wrn-10-1"]
     code, out, complaints = invoke("cifar100-2t1s", *settings, "--batch", "3")
     assert (code, complaints) == (0, [])
@@ -164,8 +164,8 @@ def test_the_output_says_what_was_built_and_what_is_needed(own: Path) -> None:
     assert "cifar100, present in elsewhere" in invoke("cifar100-2t1s", *settings, *small)[1]
 
 
-def test_the_step_is_the_trainings_own(own: Path) -> None:
-    """Losses are those of networks with the run's first weights, on the same images."""
+def test_losses_are_those_of_the_first_training_step(own: Path) -> None:
+    """Compared with networks that have the initial weights of the run, on the same images."""
     config = load("digits-1t1s", ["data.batch_size=6"])
     images = images_for(config)
     x, y = next(images.stream(1))
@@ -180,7 +180,7 @@ def test_the_step_is_the_trainings_own(own: Path) -> None:
         assert row.loss == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_several_are_checked_and_one_bad_one_fails_them_all(own: Path) -> None:
+def test_one_bad_run_file_of_several_fails_the_command(own: Path) -> None:
     code, out, complaints = invoke("digits-1t1s", "digits-9t9s", "digits-1t2s")
     assert code == 2
     assert "2 of 3 run files pass" in out
@@ -259,8 +259,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(case: str, own: Path) -> None:
     assert "Traceback" not in out
 
 
-def test_gradients_that_overflow_by_the_scale_alone_are_no_mistake(own: Path) -> None:
-    """In training the update is left out, and the scale falls."""
+def test_gradients_that_overflow_only_by_the_loss_scale_are_no_mistake(own: Path) -> None:
+    """Training then skips the update and lowers the scale."""
     loud, words = f"{TEACHER}loud", "networks.teacher: its gradients are not finite"
     assert invoke("digits-1t1s", loud)[0] == 0
     code, out, complaints = invoke("digits-1t1s", loud, "compute.precision=fp16")
@@ -273,7 +273,7 @@ def test_gradients_that_overflow_by_the_scale_alone_are_no_mistake(own: Path) ->
         assert any(words in line for line in complaints)
 
 
-def test_steps_are_those_of_the_images_trained_on(own: Path) -> None:
+def test_number_of_steps_follows_from_the_training_images(own: Path) -> None:
     fewer = ["data.train_samples=1000", "schedule.epochs=3"]
     held_out = "distillation={strategy: kdcl-general, strategy_kwargs: {held_out: 200}}"
     epochs = 3
@@ -286,7 +286,7 @@ def test_steps_are_those_of_the_images_trained_on(own: Path) -> None:
         assert real.steps_per_epoch * epochs == steps
 
 
-def test_each_bad_network_has_a_line(own: Path) -> None:
+def test_each_bad_network_gives_a_line(own: Path) -> None:
     code, _, complaints = invoke("digits-1t1s", f"{TEACHER}wide", "networks.student.model=nope")
     assert code == 2
     assert ["networks.teacher: " in line for line in complaints] == [True, False]
@@ -299,7 +299,7 @@ def test_nothing_to_check_is_a_mistake() -> None:
     assert "name a recipe" in complaints[0]
 
 
-def test_own_data_are_opened_and_give_shape_and_classes(own: Path) -> None:
+def test_data_set_of_the_user_is_opened(own: Path) -> None:
     (own / "mine.yaml").write_text(
         "name: mine\n"
         "data: {dataset: 'own_check:Tall', batch_size: 6}\n"
@@ -316,8 +316,8 @@ def test_own_data_are_opened_and_give_shape_and_classes(own: Path) -> None:
     assert "label 9 is outside the 4 classes" in complaints[0]
 
 
-def test_a_paused_teacher_is_tried_as_well(own: Path) -> None:
-    """With a threshold of 0 a teacher pauses if it is the better one; it is tried all the same."""
+def test_paused_teacher_is_trained_as_well(own: Path) -> None:
+    """With a threshold of 0 the better teacher is paused; the dry run still trains it."""
     found = []
     for seed in range(6):
         settings = ["distillation={strategy: threshold, strategy_kwargs: {delta: 0}}"]
@@ -340,7 +340,7 @@ def test_a_frozen_teacher_needs_no_gradient(own: Path) -> None:
     assert "frozen" in out
 
 
-def test_what_is_known_of_data_is_what_the_data_are() -> None:
+def test_catalog_agrees_with_the_data_sets() -> None:
     images = open_images(Data(dataset="digits"), seed=0)
     assert set(KNOWN) | {"imagenet", "image-folder"} == set(BY_NAME)
     data = KNOWN["digits"]

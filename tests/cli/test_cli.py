@@ -1,4 +1,4 @@
-"""The command line: help, recipes, exit codes, and what it does not import.
+"""The command line: help, recipes, exit codes, and packages that are not imported.
 
 Not covered: training itself.
 """
@@ -22,7 +22,7 @@ from tests.support import REPOSITORY, run
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
-    """Exit code and output of the command in this process."""
+    """Run the command in this process; return exit code and output."""
     result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120", "TERM": "dumb"})
     return result.exit_code, result.output
 
@@ -47,7 +47,7 @@ def test_version() -> None:
     assert invoke("--version") == (0, f"switokd {__version__}\n")
 
 
-def test_recipes_are_listed_a_line_each() -> None:
+def test_recipes_are_listed_one_per_line() -> None:
     code, out = invoke("recipes")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == recipes()
@@ -73,7 +73,7 @@ def test_printed_recipe_is_a_run_file(recipe: str, tmp_path: Path) -> None:
         (["recipes", "digits-2t1z"], "did you mean 'digits-2t1s'?"),
     ],
 )
-def test_mistake_is_answered_with_one_line_and_exit_code_2(
+def test_mistake_gives_one_line_and_exit_code_2(
     arguments: list[str], words: str, tmp_path: Path
 ) -> None:
     code, out, err = run([sys.executable, "-m", "switokd", *arguments], tmp_path)
@@ -84,7 +84,7 @@ def test_mistake_is_answered_with_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_worker_answers_a_mistake_in_the_same_way(tmp_path: Path) -> None:
+def test_worker_reports_a_mistake_in_the_same_way(tmp_path: Path) -> None:
     code, out, err = run([sys.executable, "-m", "switokd.train", "nope"], tmp_path)
     assert (code, out) == (2, "")
     assert "nope: no such run file" in err
@@ -117,7 +117,7 @@ def test_every_command_explains_itself_with_an_example(command: str) -> None:
     assert example in out
 
 
-def test_settings_explains_every_setting_of_a_dumped_run_file() -> None:
+def test_settings_lists_every_setting() -> None:
     code, output = invoke("settings")
     assert code == 0
     listed = {line.split()[0] for line in output.splitlines() if line and line[0] != "#"}
@@ -126,10 +126,10 @@ def test_settings_explains_every_setting_of_a_dumped_run_file() -> None:
     config["pairs"] = {"TEACHER": {"STUDENT": PairSettings().model_dump()}}
 
     def keys(tree: dict[str, Any], prefix: str = "") -> set[str]:
-        found: set[str] = set()
+        result: set[str] = set()
         for key, value in tree.items():
             is_section = isinstance(value, dict) and not key.endswith("kwargs")
-            found |= keys(value, f"{prefix}{key}.") if is_section else {prefix + key}
-        return found
+            result |= keys(value, f"{prefix}{key}.") if is_section else {prefix + key}
+        return result
 
     assert listed - {"networks.NAME.optimizer.betas"} == keys(config)

@@ -1,6 +1,6 @@
-"""`switokd compare`, started as a user does: small real runs, resumed, failed, interrupted.
+"""`switokd compare`, started as by a user: small real runs, resumed, failed, interrupted.
 
-Not covered: the numbers (`test_compare.py`), the choice of runs (`test_trials.py`).
+Not covered: statistics and the choice of runs (`tests/runs/`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SMALL = [
 
 
 def changed(folder: Path) -> dict[str, int]:
-    """When each file was written, in nanoseconds."""
+    """Return the time of the last change of each file, in nanoseconds."""
     return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
 def check_report(folder: Path) -> None:
-    """The csv, picture and table of one seed of vanilla, switokd and kd say what the runs say."""
+    """Compare CSV, picture and table of vanilla, switokd and kd (one seed) with the runs."""
     with (folder / "compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["strategy"], row["network"]) for row in rows] == [
@@ -51,7 +51,7 @@ def check_report(folder: Path) -> None:
         assert (row["seed"], row["steps"]) == ("0", "2")
         learned = float(row["teachers_device_seconds"])
         assert learned == 0 if row["strategy"] == "kd" else 0 < learned < summary["wall_seconds"]
-    # kd's teacher is vanilla's, and stood still.
+    # kd has the teacher of vanilla, which is paused in every step.
     vanilla, kd = rows[0], rows[4]
     assert kd["top1_last"] == vanilla["top1_last"]
     assert (vanilla["steps_paused"], kd["steps_paused"]) == ("0", "2")
@@ -63,7 +63,7 @@ def check_report(folder: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_small_comparison_from_nothing_resumed_and_reported(tmp_path: Path) -> None:
+def test_comparison_is_trained_resumed_and_reported(tmp_path: Path) -> None:
     command = [*COMPARE, *SMALL, "--seeds=1", "--strategies=switokd,kd"]
     code, out, err = run(command, tmp_path, 200)
     assert (code, err) == (0, ""), out
@@ -76,7 +76,7 @@ def test_small_comparison_from_nothing_resumed_and_reported(tmp_path: Path) -> N
     ]
     check_report(folder)
 
-    # The same again: only what is unfinished is run, and the csv comes out as before.
+    # The same command again: only unfinished runs are trained, and the CSV does not change.
     before, saved = changed(folder), (folder / "compare.csv").read_text()
     (folder / "kd-0" / "summary.json").unlink()
     (folder / "kd-0" / "stale").touch()
@@ -91,7 +91,7 @@ def test_small_comparison_from_nothing_resumed_and_reported(tmp_path: Path) -> N
     assert not (folder / "kd-0" / "stale").exists()
     assert (folder / "kd-0" / "summary.json").exists()
 
-    # The report alone trains nothing and needs no list of strategies.
+    # --report-only trains nothing and needs no list of strategies.
     now = (folder / "compare.csv").read_text()
     (folder / "compare.csv").unlink()
     code, out, err = run([*COMPARE, *SMALL, "--report-only"], tmp_path)
@@ -99,7 +99,7 @@ def test_small_comparison_from_nothing_resumed_and_reported(tmp_path: Path) -> N
     assert sorted((folder / "compare.csv").read_text().splitlines()) == sorted(now.splitlines())
     assert saved.splitlines()[:5] == now.splitlines()[:5]  # vanilla and switokd, to the digit
 
-    # Another configuration does not mix with it.
+    # A run with another configuration is refused.
     code, out, err = run([*command, "data.batch_size=32"], tmp_path)
     assert (code, err.count("\n")) == (2, 1)
     assert "out/vanilla-0 holds a run with data.batch_size 64, and this comparison has 32" in err
@@ -121,7 +121,7 @@ class Fragile(Strategy):
 
 
 @pytest.mark.timeout(240)
-def test_failed_run_leaves_the_others_and_gives_its_exit_code(tmp_path: Path) -> None:
+def test_failed_run_does_not_stop_the_others_and_gives_its_exit_code(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN)
     arguments = ["--seeds=1", "--strategies=mine:Fragile:rate=2,dml", "--jobs=2"]
     code, out, _ = run([*COMPARE, *SMALL, *arguments], tmp_path, 200)
@@ -141,7 +141,7 @@ def test_failed_run_leaves_the_others_and_gives_its_exit_code(tmp_path: Path) ->
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_comparison_leaves_no_process(
+def test_interrupted_comparison_leaves_no_process(
     number: signal.Signals, expected: int, tmp_path: Path
 ) -> None:
     settings = ["schedule.epochs=500", *SMALL[1:], "--strategies=dml", "--seeds=2"]
@@ -149,7 +149,7 @@ def test_stopped_comparison_leaves_no_process(
         record = tmp_path / "out" / "dml-0" / "decisions.jsonl"
         wait_until(lambda: record.exists() and record.stat().st_size, 100, "a first step")
         runs = psutil.Process(child.pid).children(recursive=True)
-        if number == signal.SIGINT:  # as the terminal does it
+        if number == signal.SIGINT:  # a terminal signals the whole process group
             os.killpg(child.pid, number)
         else:
             child.send_signal(number)
@@ -172,7 +172,7 @@ def test_stopped_comparison_leaves_no_process(
         (["digits-1t1s", "--report-only"], "runs/compare-digits-1t1s holds no finished run"),
     ],
 )
-def test_mistake_is_answered_with_one_line_before_any_run(
+def test_mistake_gives_one_line_before_any_run(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,6 @@
-"""`switokd networks`: what is listed, for which images, as table and as JSON.
+"""`switokd networks`: the listed networks and images, as a table and as JSON.
 
-Not covered: the numbers themselves (`test_arithmetic.py`, `test_models.py`).
+Not covered: the numbers themselves (`tests/models/`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def mine(num_classes, image_size, hidden=2, rate=0.5):
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Current folder of the command, with a module of the user's own."""
+    """Change to a folder with a module of the user."""
     (tmp_path / "mynets.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])  # the command adds the current folder
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def networks(*arguments: str) -> tuple[int, str]:
-    """Exit code and output (standard error with it) of the command in this process."""
+    """Run the command in this process; return exit code, and output with standard error."""
     env = {"COLUMNS": "80", "TERM": "dumb"}
     result = CliRunner().invoke(app, ["networks", *arguments], env=env)
     return result.exit_code, result.output
@@ -56,7 +56,7 @@ def test_help_has_examples() -> None:
         assert word in out
 
 
-def test_papers_networks_are_listed_for_the_papers_data() -> None:
+def test_networks_of_the_paper_are_listed_for_its_data() -> None:
     found = rows()
     assert [(r["network"], r["size"], r["classes"]) for r in found] == [
         (n.network, n.size, n.classes) for n in PAPER_NETWORKS
@@ -87,7 +87,7 @@ def test_table_fits_eighty_columns() -> None:
         assert family in names
 
 
-def test_own_images_give_each_network_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_given_images_list_each_network_once(capsys: pytest.CaptureFixture[str]) -> None:
     networks_command.networks(size=28, classes=7, channels=1, as_json=True)
     out, err = capsys.readouterr()
     found = json.loads(out)
@@ -103,7 +103,7 @@ def test_own_images_give_each_network_once(capsys: pytest.CaptureFixture[str]) -
     ]
 
 
-def test_named_networks_also_ones_own() -> None:
+def test_named_networks_and_a_users_network() -> None:
     found = rows("wrn-10-1", "mynets:mine", "wrn-16-2", "wrn-10-1")
     assert [(r["network"], r["size"], r["classes"]) for r in found] == [
         ("wrn-10-1", 32, 100),
@@ -128,7 +128,7 @@ def test_arguments_are_read_as_in_a_run_file() -> None:
     assert found["classes"] == 5  # torch refuses a rate that is text
 
 
-def test_table_of_networks_that_are_not_the_papers() -> None:
+def test_table_of_networks_outside_the_paper() -> None:
     code, out = networks("wrn-10-1", "--size", "8")
     assert code == 0
     assert "paper" not in out

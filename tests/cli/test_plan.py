@@ -1,6 +1,6 @@
-"""`switokd plan`, started as a user does, and the settings that it proposes.
+"""`switokd plan`, started as by a user, and the settings that it recommends.
 
-Not covered: the numbers themselves (`test_plan.py`).
+Not covered: the predictions themselves (`tests/planning/test_cost_model.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONFIG = load("digits-2t1s")
 
 
 def saved_profile(folder: Path) -> str:
-    """A profile of digits-2t1s, 10 : 1 : 1, without costs of communication."""
+    """Save a profile of digits-2t1s: costs 10 : 1 : 1, no costs of communication."""
 
     def network(name: str, whole: float) -> NetworkTimes:
         return NetworkTimes(
@@ -91,7 +91,7 @@ def test_planning_from_a_profile_needs_no_torch(tmp_path: Path) -> None:
     assert out.splitlines()[-1] == "False"
 
 
-def test_plan_measures_and_its_profile_gives_the_same_plan_again(tmp_path: Path) -> None:
+def test_saved_profile_gives_the_same_plan_again(tmp_path: Path) -> None:
     command = [*PLAN, "digits-2t1s", "data.batch_size=16", "--devices", "2"]
     code, out, err = run([*command, "--save-profile", "p.json"], tmp_path, COLUMNS="160")
     assert (code, err.strip()) == (0, "")
@@ -106,7 +106,7 @@ def test_plan_measures_and_its_profile_gives_the_same_plan_again(tmp_path: Path)
     assert again == (0, out, "")
 
 
-def test_json_is_for_programs(tmp_path: Path) -> None:
+def test_json_output(tmp_path: Path) -> None:
     found = planned(tmp_path, "--devices=3", "--paused=0", "--profile", saved_profile(tmp_path))
     by_name = {p["placement"]: p for p in found["placements"]}
     one_each = by_name["teacher1: rank 0, teacher2: rank 1, student: rank 2"]
@@ -122,10 +122,10 @@ def test_json_is_for_programs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("devices", "is_spread"), [(1, False), (2, True)])
-def test_what_it_says_to_use_is_what_it_planned(
+def test_recommended_command_uses_the_recommended_placement(
     devices: int, is_spread: bool, tmp_path: Path
 ) -> None:
-    """Replicated would fit any number of processes, so the number is part of it."""
+    """placement=replicated fits any number of processes, so the command contains the number."""
     told = ["--profile", saved_profile(tmp_path), f"--devices={devices}", "--paused=0"]
     code, out, err = run([*PLAN, "digits-2t1s", *told], tmp_path, COLUMNS="160")
     assert (code, err) == (0, "")
@@ -145,7 +145,7 @@ def test_what_it_says_to_use_is_what_it_planned(
 
 
 @pytest.mark.parametrize("setting", ["data.mixup=0.2", "data.label_smoothing=0.1"])
-def test_soft_targets_travel_as_distributions(setting: str, tmp_path: Path) -> None:
+def test_soft_targets_make_the_exchange_larger(setting: str, tmp_path: Path) -> None:
     path, seconds = tmp_path / saved_profile(tmp_path), []
     one_each = dedicated(CONFIG.topology, dict.fromkeys(CONFIG.topology, 1))
     for config in (CONFIG, load("digits-2t1s", [setting])):
@@ -154,7 +154,9 @@ def test_soft_targets_travel_as_distributions(setting: str, tmp_path: Path) -> N
         found = found.model_copy(update={"communication": slow})
         seconds.append(predict(found, one_each, 64, Pauses.none()).step_seconds - 0.1)
     hard, soft = seconds
-    assert soft == pytest.approx(hard * (10 + 10) / (10 + 2))  # 10 logits, and 10 or a label
+    assert soft == pytest.approx(
+        hard * (10 + 10) / (10 + 2)
+    )  # 10 logits, and a distribution (10 values) or a label (2)
 
 
 def test_pauses_come_from_an_earlier_run(tmp_path: Path) -> None:
@@ -175,14 +177,14 @@ def test_pauses_come_from_an_earlier_run(tmp_path: Path) -> None:
     assert only["efficiency"] == pytest.approx(1)
 
 
-def test_pauses_are_the_run_files_if_no_option_says_otherwise(tmp_path: Path) -> None:
+def test_pauses_come_from_the_run_file_by_default(tmp_path: Path) -> None:
     told = ["--profile", saved_profile(tmp_path), "--devices=1", "placement=auto"]
     told.append("auto.paused={teacher1: 1}")
     assert planned(tmp_path, *told)["pauses"] == [{"paused": ["teacher1"], "share": 1.0}]
     assert planned(tmp_path, *told, "--paused=0")["pauses"] == [{"paused": [], "share": 1.0}]
 
 
-def test_what_the_strategy_makes_certain_counts_before_any_option(tmp_path: Path) -> None:
+def test_strategy_that_fixes_the_pauses_overrides_options(tmp_path: Path) -> None:
     told = ["--profile", saved_profile(tmp_path), "--devices=1", "--paused=0.5"]
     both = ["teacher1", "teacher2"]
     weights = [f"networks.{teacher}.weights=w.pt" for teacher in both]
@@ -224,10 +226,10 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert err.count("\n") == 1
 
 
-def test_what_cannot_be_planned_or_kept_is_refused_before_anything_is_measured(
+def test_mistakes_are_reported_before_measuring(
     tmp_path: Path,
 ) -> None:
-    """Measuring says which network it is at on standard error."""
+    """While measuring, the network is named on standard error."""
     for told, words in {
         ("--devices=97",): "a batch of 64 images is too small for 97 devices",
         ("--devices=2", "data.train_samples=6"): "64 is more than the 6 training images; choose a",
@@ -248,7 +250,7 @@ def test_what_cannot_be_planned_or_kept_is_refused_before_anything_is_measured(
         assert "profiling" not in err
 
 
-def test_the_batch_is_what_there_is(tmp_path: Path) -> None:
+def test_batch_is_limited_by_the_training_images(tmp_path: Path) -> None:
     told = ["--profile", saved_profile(tmp_path), "--paused=0", "data.drop_last=false"]
     found = planned(tmp_path, *told, "--devices=2", "data.train_samples=6")
     assert found["batch_size"] == 6
@@ -260,7 +262,7 @@ def test_the_batch_is_what_there_is(tmp_path: Path) -> None:
     assert (code, "a batch of 6 images is too small for 10 devices" in err) == (2, True)
 
 
-def test_notes_say_what_does_not_fit(tmp_path: Path) -> None:
+def test_notes_on_cores_and_memory(tmp_path: Path) -> None:
     path = tmp_path / saved_profile(tmp_path)
     text = path.read_text()
     told = [*PLAN, "digits-2t1s", "--devices=1", "--profile", path.name]
@@ -282,7 +284,7 @@ def test_notes_say_what_does_not_fit(tmp_path: Path) -> None:
     assert f"note  {cores() + 1} ranks with 1 thread {slow}" in out
 
 
-def test_settings_say_the_placement() -> None:
+def test_settings_for_a_placement() -> None:
     topology = CONFIG.topology
     one_each = dict.fromkeys(topology, 1)
     for placement, expected in {
@@ -291,7 +293,7 @@ def test_settings_say_the_placement() -> None:
         dedicated(topology, {**one_each, "teacher1": 6}): ["networks.teacher1.ranks=6"],
     }.items():
         assert placement_settings(placement, CONFIG) == expected
-    told = ["placement=auto", "auto.paused=0.5"]  # of no use to another placement
+    told = ["placement=auto", "auto.paused=0.5"]  # allowed with placement=auto only
     wanted = placement_settings(replicated(topology, 4), load("digits-2t1s", told))
     assert wanted == ["placement=replicated", "auto={}"]
     assert load("digits-2t1s", [*told, *wanted]) == load("digits-2t1s", wanted[:1])

@@ -1,4 +1,4 @@
-"""`placement: auto`: what is chosen, on how many processes, and from what; with real processes.
+"""`placement: auto`: the choice of placement and processes, also with real processes.
 
 Not covered: that the choice is the fastest on real hardware; GPUs.
 """
@@ -59,14 +59,14 @@ class Net(torch.nn.Linear):
     def forward(self, x):
         if self.training:
             pathlib.Path("started").touch()
-            signal.pause()  # a network that is never done
+            signal.pause()  # never returns
         return super().forward(x.flatten(1))
 """
 
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
-    """A choice sets this process's threads."""
+    """Restore the number of threads, which a choice changes."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -75,7 +75,7 @@ def _threads() -> Iterator[None]:
 def saved(
     folder: Path, threads: int, seconds: float, latency: float = 0.0, device: str = "cpu"
 ) -> str:
-    """A profile of digits-1t1s: each network takes `seconds` for a batch of 64."""
+    """Save a profile of digits-1t1s: each network takes `seconds` for a batch of 64."""
 
     def network(name: str) -> NetworkTimes:
         return NetworkTimes(
@@ -112,7 +112,7 @@ def saved(
 
 
 def chosen(layouts: Sequence[ProcessLayout], profiles: Sequence[str], *settings: str) -> Placement:
-    """What rank 0 chooses from profiles, the other ranks left out."""
+    """Return the placement that rank 0 chooses from profiles; there are no other ranks."""
     config = load("digits-1t1s", ["placement=auto", f"auto.profiles={list(profiles)}", *settings])
     world = World(Environment(layouts=tuple(layouts)), torch.device("cpu"))
     choice = choose_placement(config, world, open_images(config.data, config.seed))
@@ -120,44 +120,48 @@ def chosen(layouts: Sequence[ProcessLayout], profiles: Sequence[str], *settings:
     return choice.placement
 
 
-def offer(layout: ProcessLayout, seconds: float, fits: bool = True) -> Option:
+def option(layout: ProcessLayout, seconds: float, fits: bool = True) -> Option:
     placement = replicated(CONFIG.topology, layout.processes)
     return Option(layout, Prediction(placement, seconds, 64 / seconds, 1.0, (), fits))
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What a run's summary says that takes no time."""
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    """Return the fields of a run's summary that contain no times."""
+    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     keys = ("world_size", "placement", "networks", "strategy", "seed")
-    return {key: found[key] for key in keys}
+    return {key: content[key] for key in keys}
 
 
-def same_record(one: Path, other: Path) -> None:
-    """Whether two runs decided the same, and say the same of it."""
+def assert_same_run(one: Path, other: Path) -> None:
+    """Assert that two runs have the same decision log and the same summary."""
     assert len(lines(one / "decisions.jsonl")) == 8
     assert (one / "decisions.jsonl").read_bytes() == (other / "decisions.jsonl").read_bytes()
     assert summary(one) == summary(other)
 
 
-# What is chosen
+# The choice
 
 
-def test_the_fewest_processes_of_those_that_are_not_told_apart() -> None:
+def test_fewest_processes_are_chosen_among_equally_fast_options() -> None:
     four = ProcessLayout(4, 1)
-    assert fewest_of_the_best([offer(four, 1.0), offer(TWO, 2.0), offer(ONE, 1.5)]).layout == four
-    assert fewest_of_the_best([offer(four, 1.0), offer(TWO, 1.019), offer(ONE, 1.03)]).layout == TWO
-    assert fewest_of_the_best([offer(TWO, 3.0), offer(ONE, 1.0, fits=False)]).layout == TWO
+    assert (
+        fewest_of_the_best([option(four, 1.0), option(TWO, 2.0), option(ONE, 1.5)]).layout == four
+    )
+    assert (
+        fewest_of_the_best([option(four, 1.0), option(TWO, 1.019), option(ONE, 1.03)]).layout == TWO
+    )
+    assert fewest_of_the_best([option(TWO, 3.0), option(ONE, 1.0, fits=False)]).layout == TWO
 
 
-def test_the_line_says_what_was_chosen_and_from_what(capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_line_names_the_choice_and_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     pauses = expected_pauses(CONFIG.method, CONFIG.auto)
-    one, two = offer(ONE, 0.4123), offer(TWO, 0.45)
+    one, two = option(ONE, 0.4123), option(TWO, 0.45)
     assert describe(one, [two, one], pauses, None) == (
         "auto: 1 process with 2 threads, 0.412 s a step; 2 processes with 1 thread each 0.45 s; "
         "pauses: assumed, independent: teacher 30%"
     )
-    alone = "; a single process with as many threads 0.412 s; "
-    assert alone in describe(two, [two], pauses, one.best)
+    single = "; a single process with as many threads 0.412 s; "
+    assert single in describe(two, [two], pauses, one.best)
     assert "single" not in describe(one, [one], pauses, two.best)
     large = Option(ONE, replace(one.best, memory_bytes=(1, 3 * 10**9), fits=False))
     too_large = "; no placement fits into memory, this one needs 3 GB on a rank; pauses"
@@ -165,17 +169,19 @@ def test_the_line_says_what_was_chosen_and_from_what(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == ""
 
 
-def test_profiles_decide_how_many_processes(tmp_path: Path) -> None:
+def test_profiles_decide_the_number_of_processes(tmp_path: Path) -> None:
     layouts = (TWO, ONE)
     few_threads, many_threads = saved(tmp_path, 1, 0.1), saved(tmp_path, 2, 0.06)
     assert chosen(layouts, [few_threads, many_threads]).world_size == 2
     assert torch.get_num_threads() == 1
     assert chosen(layouts, [few_threads, saved(tmp_path, 2, 0.04)]).world_size == 1
     assert torch.get_num_threads() == 2
-    assert chosen(layouts, [many_threads]).world_size == 1  # nothing is known of the other
+    assert (
+        chosen(layouts, [many_threads]).world_size == 1
+    )  # there is no profile for the other layout
 
 
-def test_what_a_small_data_set_has_not_enough_images_for_is_left_out(tmp_path: Path) -> None:
+def test_layouts_that_need_more_images_than_there_are_are_left_out(tmp_path: Path) -> None:
     fast, slow = saved(tmp_path, 1, 0.1), saved(tmp_path, 2, 0.4)
     layouts, few = (ProcessLayout(8, 1), ProcessLayout(1, 2)), "data.train_samples=4"
     assert chosen(layouts, [fast, slow], "data.drop_last=false").world_size == 8
@@ -205,15 +211,15 @@ def test_profiles_that_cannot_be_used(
     profiles: list[tuple[Any, ...]], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        chosen((TWO, ONE), [saved(tmp_path, *each) for each in profiles])
+        chosen((TWO, ONE), [saved(tmp_path, *profile) for profile in profiles])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-# How often teachers pause
+# Pauses
 
 
-def test_pauses_are_what_the_run_file_says(tmp_path: Path) -> None:
+def test_pauses_come_from_the_run_file(tmp_path: Path) -> None:
     def share(*settings: str, recipe: str = "digits-2t1s") -> list[float]:
         config = load(recipe, ["placement=auto", *settings])
         pauses = expected_pauses(config.method, config.auto)
@@ -231,7 +237,7 @@ def test_pauses_are_what_the_run_file_says(tmp_path: Path) -> None:
         )
     )
     assert share(f"auto.run={tmp_path}") == [1, 0]
-    # What is certain needs no telling.
+    # The setting does not matter if the strategy fixes the pauses.
     assert share("auto.paused=0.5", "distillation.strategy=dml") == [0, 0]
     by_zero = ["auto.paused=0.5", "distillation.semantics=published"]
     assert share(*by_zero, recipe="digits-1t2s") == [0]
@@ -259,7 +265,7 @@ def test_mistakes_in_the_run_file(settings: list[str], words: str) -> None:
 # Real processes
 
 
-def test_one_process_goes_on_and_keeps_the_record_of_one(tmp_path: Path) -> None:
+def test_one_process_continues_and_decides_as_a_run_of_one(tmp_path: Path) -> None:
     slow_link = saved(tmp_path, threads=1, seconds=0.01, latency=1.0)
     command = [*TRAIN, *FEW, "run_dir=out", f"auto.profiles=[{slow_link}]"]
     code, out, err = run(command, tmp_path)
@@ -269,10 +275,10 @@ def test_one_process_goes_on_and_keeps_the_record_of_one(tmp_path: Path) -> None
     alone = [*TRAIN, *FEW, "placement=replicated", "run_dir=alone"]
     code, out, err = run(alone, tmp_path)
     assert (code, err) == (0, "")
-    same_record(tmp_path / "out", tmp_path / "alone")
+    assert_same_run(tmp_path / "out", tmp_path / "alone")
 
 
-def test_the_first_processes_go_on_and_keep_the_record_of_so_many(tmp_path: Path) -> None:
+def test_first_processes_continue_and_decide_as_a_run_of_their_number(tmp_path: Path) -> None:
     profiles = [saved(tmp_path, threads, s) for threads, s in ((1, 0.4), (2, 0.1), (4, 0.4))]
     settings = [*FEW, "placement=auto", f"auto.profiles={profiles}", "auto.paused=0"]
     command = torchrun(4, "--crews=4x1,2x2,1x4", "digits-1t1s", *settings, "run_dir=out")
@@ -283,12 +289,12 @@ def test_the_first_processes_go_on_and_keep_the_record_of_so_many(tmp_path: Path
     explicit = [*TRAIN, *FEW, "placement=dedicated", "run_dir=explicit"]
     code, out, err = run(explicit, tmp_path, OMP_NUM_THREADS="2")
     assert (code, err) == (0, "")
-    same_record(tmp_path / "out", tmp_path / "explicit")
+    assert_same_run(tmp_path / "out", tmp_path / "explicit")
 
 
 @pytest.mark.skipif(cores() == 1, reason="needs two cores: one is one process's")
-def test_more_processes_where_they_are_measured_to_be_faster(tmp_path: Path) -> None:
-    """Threads make no sleep shorter, processes do: 240 ms of a step in one, 120 in each of two."""
+def test_more_processes_are_chosen_if_they_are_measured_to_be_faster(tmp_path: Path) -> None:
+    """Networks that sleep: more processes help, more threads do not (240 ms or 120 ms a step)."""
     settings = [*SLEEPERS, "schedule.max_steps=3", "run_dir=out"]
     code, out, err = run([*TRAIN, *settings], tmp_path, PYTHONPATH=str(REPOSITORY))
     assert (code, err) == (0, "")
@@ -296,7 +302,7 @@ def test_more_processes_where_they_are_measured_to_be_faster(tmp_path: Path) -> 
     assert "; 1 process with 1 thread 0." in out
     assert "2 processes on cpu" in out
     assert len(lines(tmp_path / "out" / "decisions.jsonl")) == 3
-    # What was measured is kept, and taken instead of measuring again.
+    # The measured profile is saved, and can replace measuring in the next run.
     assert {p.name for p in Path(tmp_path, "out", "profiles").iterdir()} == {"2x1.json", "1x1.json"}
     profile = str(tmp_path / "out" / "profiles" / "2x1.json")
     assert chosen((TWO, ONE), [profile], *SLEEPERS).world_size == 2
@@ -305,7 +311,7 @@ def test_more_processes_where_they_are_measured_to_be_faster(tmp_path: Path) -> 
 @pytest.mark.skipif(cores() == 1, reason="needs two cores: one is one process's")
 @pytest.mark.timeout(120)
 def test_processes_and_threads_are_measured_together(tmp_path: Path) -> None:
-    """With threads left free: a process per core against one with all of them."""
+    """OMP_NUM_THREADS is not set: a process per core is compared with one that uses all cores."""
     free = ["env", "-u", "OMP_NUM_THREADS", *TRAIN, "schedule.max_steps=2", "run_dir=out"]
     code, out, err = run(free, tmp_path, OMP_WAIT_POLICY="passive")
     assert (code, err) == (0, "")
@@ -316,8 +322,8 @@ def test_processes_and_threads_are_measured_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_what_is_measured_is_compiled_as_in_training(tmp_path: Path) -> None:
-    """Two crews, each network's smallest and largest shard; the training then compiles its own."""
+def test_networks_are_compiled_for_measuring_as_in_training(tmp_path: Path) -> None:
+    """Two layouts with the smallest and largest shard of each network; training compiles again."""
     settings = [*FLAT, "compute.compile=true", "data.batch_size=8", *FEW, "run_dir=out"]
     command = torchrun(2, "--crews=2x1,1x2", "digits-1t1s", "placement=auto", *settings)
     code, out, err = run(command, tmp_path, 170, PYTHONPATH=str(REPOSITORY))
@@ -385,6 +391,6 @@ def test_ranks_share_the_memory_of_their_gpu_or_machine(monkeypatch: pytest.Monk
     assert auto.memory_per_rank(World(env, gpu, sharing=2), ProcessLayout(16, 1)) == 400
     assert (
         auto.memory_per_rank(World(env, gpu), ProcessLayout(16, 1)) == 800
-    )  # each sees a GPU of its own
+    )  # each rank has its own GPU
     cpu = World(env, torch.device("cpu"), sharing=16)
     assert [auto.memory_per_rank(cpu, ProcessLayout(n, 1)) for n in (16, 4)] == [100, 200]

@@ -1,4 +1,4 @@
-"""Predictions against sums by hand, and what must hold for any: ranking, pauses, profiles.
+"""Predictions against values computed by hand, and properties that hold for every placement.
 
 Not covered: measuring (`test_profile_networks.py`), the command (`test_plan_command.py`).
 """
@@ -39,7 +39,7 @@ FREE = Communication(
 def times(
     role: Role, whole: float, update: float = 0.0, overhead: float = 0.0, size: int = 0
 ) -> NetworkTimes:
-    """`whole` seconds for a step with BATCH samples, a third of it forward; linear in samples."""
+    """Give times linear in samples: `whole` seconds for BATCH samples, a third of it forward."""
     sizes = (BATCH // 6, BATCH)
     return NetworkTimes(
         role=role.value,
@@ -97,7 +97,7 @@ def test_dedicated_is_bounded_by_the_slowest_network() -> None:
     assert found.efficiency == pytest.approx(12 / 30)
 
 
-def test_replicated_is_ideal_where_shards_and_communication_cost_nothing() -> None:
+def test_replicated_is_ideal_without_costs_of_shards_and_communication() -> None:
     profile = ten_one_one()
     found = predict(profile, replicated(topology_of(profile), 3), BATCH, Pauses.none())
     assert found.step_seconds == pytest.approx(4)
@@ -124,13 +124,13 @@ def test_steps_that_share_an_update_share_its_cost() -> None:
     )
     profile = ten_one_one(slow, update=0.5)
     table = replicated(topology_of(profile), 3)
-    free = ten_one_one()  # what remains where nothing is added up or applied
+    free = ten_one_one()  # without all-reduce and update
     exchange = 0.3
     every, fourth = step(profile, table), step(profile.model_copy(update={"accumulate": 4}), table)
     assert fourth - exchange == pytest.approx(step(free, table) + (every - exchange - 4) / 4)
 
 
-def test_paused_teachers_cost_their_forward_alone() -> None:
+def test_paused_teachers_cost_only_their_forward_pass() -> None:
     profile = ten_one_one()
     table = Placement.of({"large": [0], "small": [1], "student": [1]})
     always = Pauses.independent({"large": 1.0})
@@ -139,19 +139,19 @@ def test_paused_teachers_cost_their_forward_alone() -> None:
     assert step(profile, table, half) == pytest.approx((10 + 10 / 3) / 2)
 
 
-def test_work_of_ranks_is_compared_pattern_by_pattern() -> None:
-    """Two equal teachers, each paused half the time, are not one that costs the mean."""
+def test_maximum_over_ranks_is_taken_per_pattern_of_pauses() -> None:
+    """Two teachers that are paused half the time differ from teachers of half the cost."""
     profile = a_profile(
         a=times(Role.TEACHER, 3), b=times(Role.TEACHER, 3), s=times(Role.STUDENT, 0)
     )
     table = Placement.of({"a": [0], "b": [1], "s": [0]})
-    alone = Pauses.independent({"a": 0.5, "b": 0.5})  # both pause in a quarter of the steps
-    assert step(profile, table, alone) == pytest.approx(0.75 * 3 + 0.25 * 1)
+    independent = Pauses.independent({"a": 0.5, "b": 0.5})  # both paused in 1/4 of the steps
+    assert step(profile, table, independent) == pytest.approx(0.75 * 3 + 0.25 * 1)
     together = Pauses(((frozenset({"a", "b"}), 0.5), (frozenset(), 0.5)))
     assert step(profile, table, together) == pytest.approx(0.5 * 3 + 0.5 * 1)
 
 
-def test_sums_of_gradients_wait_for_the_slowest_rank_and_travel_beside_the_next_backward() -> None:
+def test_all_reduce_waits_for_the_slowest_rank_and_overlaps_the_next_backward() -> None:
     link = Communication(
         description="", latency_seconds=1, bandwidth_bytes_per_second=10, decision_seconds=0
     )
@@ -159,13 +159,14 @@ def test_sums_of_gradients_wait_for_the_slowest_rank_and_travel_beside_the_next_
         link, t=times(Role.TEACHER, 6, size=40), s=times(Role.STUDENT, 6, size=40)
     ).model_copy(update={"classes": 1})
     # Exchange: latency 1 + (60 + 60) / 2 samples x 3 values x 4 bytes / 10. Backward of 30
-    # samples 2 each; the student's sum leaves at 2, takes 1 + 2 (1/2) 40 / 10 = 5, until 7; the
-    # teacher's backward ends at 4, its sum can leave at 7, until 12; two forwards of 1.
+    # samples takes 2. The student's all-reduce starts at 2, takes 1 + 2 (1/2) 40 / 10 = 5 and ends
+    # at 7. The teacher's backward ends at 4, its all-reduce starts at 7 and ends at 12. Then there
+    # are two forward passes of 1.
     both = replicated(topology_of(profile), 2)
     assert step(profile, both) == pytest.approx((1 + 60 * 12 / 10) + 12 + 2)
 
 
-def test_large_gradients_leave_while_backward_runs() -> None:
+def test_buckets_of_large_gradients_overlap_backward() -> None:
     size = 4 * FREE.bucket_bytes
     slow, fast = (
         Communication(
@@ -177,11 +178,11 @@ def test_large_gradients_leave_while_backward_runs() -> None:
         for seconds in (1.0, 0.2)
     )
     for link, graphs, end in (
-        # Backward of 30 samples: 4. From the first bucket on at 1: 4 (0.1 + 2 (1/2) 1).
+        # Backward of 30 samples takes 4. From 1 on, the first bucket: 4 (0.1 + 2 (1/2) 1).
         (slow, False, 1 + 4 * 1.1),
-        # What travels faster than it is computed: the last bucket alone is left over.
+        # The all-reduce is faster than backward: only the last bucket comes after backward.
         (fast, False, 4 + 0.1 + 0.2),
-        # A CUDA graph has no gradient before it has them all.
+        # A CUDA graph has all gradients at its end only.
         (slow, True, 4 + 4 * 1.1),
         (fast, True, 4 + 4 * 0.3),
     ):
@@ -195,11 +196,11 @@ def test_large_gradients_leave_while_backward_runs() -> None:
 def test_uneven_shards_wait_for_each_other() -> None:
     profile = a_profile(t=times(Role.TEACHER, 6), s=times(Role.STUDENT, 6))
     table = Placement.of({"t": {0: 1, 1: 2}, "s": [0]})
-    # Rank 0: student 4, teacher 4/3, which rank 1 waits for; then forwards, 2/3 and 2 on rank 0.
+    # Rank 0: student 4, teacher 4/3, for which rank 1 waits; then forward passes of 2/3 and 2.
     assert step(profile, table) == pytest.approx(4 + 4 / 3 + 2 / 3 + 2)
 
 
-def test_teachers_updates_wait_for_the_decision_and_students_do_not() -> None:
+def test_only_updates_of_teachers_wait_for_the_decision() -> None:
     link = FREE.model_copy(update={"decision_seconds": 100.0})
     profile = ten_one_one(link)
     table = Placement.of({"large": [0], "small": [0], "student": [1]})
@@ -207,7 +208,7 @@ def test_teachers_updates_wait_for_the_decision_and_students_do_not() -> None:
     assert step(profile, table, Pauses.independent({"large": 1.0, "small": 1.0})) < 100
 
 
-def test_memory_is_what_the_ranks_networks_hold() -> None:
+def test_memory_is_the_sum_over_the_networks_of_a_rank() -> None:
     profile = a_profile(t=times(Role.TEACHER, 1, size=1000), s=times(Role.STUDENT, 1, size=100))
     found = predict(
         profile, Placement.of({"t": [0, 1], "s": [1]}), BATCH, Pauses.none()
@@ -276,7 +277,7 @@ def slower(profile: Profile, factor: float) -> Profile:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_holds_for_every_placement(seed: int) -> None:
+def test_properties_of_every_placement(seed: int) -> None:
     profile = some_profile(seed)
     pauses = Pauses.independent({"n0": 0.4, "n1": 0.2})
     faster_link = profile.model_copy(
@@ -296,7 +297,7 @@ def test_what_holds_for_every_placement(seed: int) -> None:
         assert 0 < p.efficiency <= 1
         assert step(faster_link, p.placement, pauses) <= p.step_seconds
         assert step(slower(profile, 3.0), p.placement, pauses) == pytest.approx(3 * p.step_seconds)
-        assert p.step_seconds <= step(profile, p.placement)  # a pause never costs
+        assert p.step_seconds <= step(profile, p.placement)  # a pause never makes a step slower
 
 
 def test_best_is_at_least_as_good_as_every_table_of_whole_networks_and_even_shards() -> None:
@@ -311,7 +312,7 @@ def test_best_is_at_least_as_good_as_every_table_of_whole_networks_and_even_shar
         assert best.step_seconds <= step(profile, other) + 1e-9
 
 
-def test_shards_that_cost_as_much_as_the_batch_leave_networks_whole() -> None:
+def test_networks_are_not_split_if_a_shard_costs_as_much_as_the_batch() -> None:
     profile = a_profile(
         a=times(Role.TEACHER, 0, overhead=1.0),
         b=times(Role.TEACHER, 0, overhead=1.0),
@@ -324,23 +325,23 @@ def test_shards_that_cost_as_much_as_the_batch_leave_networks_whole() -> None:
     assert all(len(two.placement.ranks_of(name)) == 1 for name in topology)
 
 
-def test_of_equal_placements_the_simpler_is_first_and_of_near_ones_it_is_chosen() -> None:
+def test_simpler_placement_is_preferred_among_similar_ones() -> None:
     profile = a_profile(a=times(Role.TEACHER, 1), s=times(Role.STUDENT, 1))
     topology = topology_of(profile)
     ranked = rank_placements(profile, topology, BATCH, 2, Pauses.none())
     assert ranked[0].placement == dedicated(topology, {"a": 1, "s": 1})
 
-    def took(seconds: float, placement: Placement) -> Prediction:
+    def prediction(seconds: float, placement: Placement) -> Prediction:
         return Prediction(placement, seconds, 1, 1, (1, 1), True)
 
     everywhere = replicated(topology, 2)
-    near = [took(1.0, everywhere), took(1.01, ranked[0].placement)]
+    near = [prediction(1.0, everywhere), prediction(1.01, ranked[0].placement)]
     assert simplest_of_the_best(near) == near[1]
-    far = [took(1.0, everywhere), took(1.1, ranked[0].placement)]
+    far = [prediction(1.0, everywhere), prediction(1.1, ranked[0].placement)]
     assert simplest_of_the_best(far) == far[0]
 
 
-def test_what_does_not_fit_into_memory_comes_last() -> None:
+def test_placements_that_do_not_fit_into_memory_come_last() -> None:
     profile = a_profile(
         t=times(Role.TEACHER, 10, size=1000), s=times(Role.STUDENT, 0.1, size=1)
     ).model_copy(update={"device_memory_bytes": 4602})
@@ -352,7 +353,7 @@ def test_what_does_not_fit_into_memory_comes_last() -> None:
 
 
 @pytest.mark.parametrize(("networks", "devices"), [(2, 1), (3, 64), (5, 16), (9, 4), (12, 32)])
-def test_candidates_are_bounded_different_and_use_every_rank(networks: int, devices: int) -> None:
+def test_candidates_are_limited_distinct_and_use_every_rank(networks: int, devices: int) -> None:
     names = [f"n{i}" for i in range(networks)]
     topology = Topology(tuple((n, Role.STUDENT if n == "n0" else Role.TEACHER) for n in names))
     work = {n: 1.0 + i for i, n in enumerate(names)}
@@ -372,7 +373,7 @@ def test_all_even_groupings_of_three_networks_on_four_ranks_are_tried() -> None:
         assert dedicated(topology, dict(zip(work, k, strict=True))) in found
     assert Placement.of({"large": [0, 1, 2], "small": [3], "student": [3]}) in found
     assert Placement.of({"large": [0], "small": [1, 2, 3], "student": [0]}) in found
-    # The large network fills up what the small ones, each whole on a rank, leave.
+    # Filled: the small networks are on one rank each, the large network is on all ranks.
     assert (
         Placement.of({"large": {0: 18, 1: 18, 2: 12, 3: 12}, "small": [2], "student": [3]}) in found
     )
@@ -387,7 +388,7 @@ def test_many_teachers_and_devices_are_planned_within_seconds() -> None:
     assert found[0].efficiency > 0.7
 
 
-def test_no_rank_is_given_less_than_two_samples() -> None:
+def test_no_rank_gets_fewer_than_two_samples() -> None:
     profile = some_profile(1)
     topology = topology_of(profile)
     for devices, batch_size in ((3, 2), (8, 6), (8, 9)):

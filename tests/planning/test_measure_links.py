@@ -1,4 +1,4 @@
-"""Measuring collectives between two real processes."""
+"""Measuring collectives between real processes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ with join_world(env, torch.device("cpu"), 60) as world:
 """
 
 
-def test_what_only_some_ranks_measure_with_is_gone_afterwards(tmp_path: Path) -> None:
+def test_process_group_of_some_ranks_is_removed_afterwards(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(THREADS)
     code, out, err = run(
         [TORCHRUN, "--standalone", "--nproc-per-node=3", "script.py"], tmp_path, OMP_NUM_THREADS="1"
@@ -74,15 +74,15 @@ def test_what_only_some_ranks_measure_with_is_gone_afterwards(tmp_path: Path) ->
     assert sorted(out.splitlines()) == [f"{rank}: 0 threads too many" for rank in range(3)]
 
 
-def test_what_is_measured_predicts_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Units: the seconds of the two sums come out of the latency and bandwidth made of them."""
+def test_latency_and_bandwidth_predict_the_measured_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latency and bandwidth reproduce the seconds of the two all-reduces."""
     taken = {measure_links.SMALL: 0.001, measure_links.LARGE: 0.011}
     monkeypatch.setattr(measure_links, "_seconds", lambda world, size: taken[size])
     found = measure_links.measure_links(World(Environment(world_size=4), torch.device("cpu")), 0.25)
     assert found is not None
     assert found.all_reduce(4, 0) == pytest.approx(0.001)
     assert found.all_reduce(4, 4 * measure_links.LARGE) == pytest.approx(0.011)
-    # Each rank of four sends and receives one and a half times the 8 MiB.
+    # Each of four ranks sends and receives 1.5 times the 8 MiB.
     assert found.bandwidth_bytes_per_second == pytest.approx(1.5 * 2**23 / 0.010)
 
 
