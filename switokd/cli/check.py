@@ -41,6 +41,8 @@ def check(
 ) -> None:
     """Check that run files can train: build the networks and make one training step.
 
+    For example:
+
     switokd check mine.yaml networks.student.model=wrn-16-1
 
     switokd check --all

@@ -39,6 +39,8 @@ def compare(
 ) -> None:
     """Train a recipe with several strategies and seeds, and compare the results.
 
+    For example:
+
     switokd compare digits-2t1s --strategies vanilla,dml,switokd --seeds 3
 
     switokd compare digits-2t1s schedule.epochs=5 --seeds 0,1,5

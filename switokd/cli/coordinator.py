@@ -36,6 +36,8 @@ def coordinator(
 ) -> None:
     """Run the coordinator as a process of its own.
 
+    For example:
+
     switokd coordinator --host 0.0.0.0 --port 50051
 
     switokd train digits-2t1s coordinator.address=HOST:50051

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RUN_HELP = "Folder of a finished run."
 NETWORK_HELP = "Network to export. Default: the student, if the run has only one."
-FORMATS_HELP = "Any of state-dict, onnx and torch-export, separated by commas. Default: all three."
+FORMATS_HELP = "Any of state-dict, onnx and torch-export, separated by commas."
 WEIGHTS_HELP = (
     "Weights to export: last, best (epoch with the best top-1), ema or initial. The run must have "
     "saved them."
@@ -61,6 +61,8 @@ def export(
     std: Annotated[Optional[str], typer.Option(metavar="NUMBERS", help=STD_HELP)] = None,  # noqa: UP045
 ) -> None:
     """Export a trained network to a folder, called an artefact.
+
+    For example:
 
     switokd export runs/digits-2t1s-001 --network student
 
@@ -97,6 +99,8 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Print the most likely classes of pictures, predicted by an exported network.
+
+    For example:
 
     switokd predict runs/digits-2t1s-001/export/student picture.png folder/ --top 3
 

@@ -66,6 +66,8 @@ def networks(
 ) -> None:
     """List networks with their number of parameters and multiply-adds.
 
+    For example:
+
     switokd networks
 
     switokd networks --classes 10 --size 28 --channels 1

@@ -40,6 +40,8 @@ def plan(
 ) -> None:
     """Predict which placement of the networks trains fastest on a number of devices.
 
+    For example:
+
     switokd plan cifar100-2t1s --devices 8 --save-profile h100.json
 
     switokd plan cifar100-2t1s --devices 16 --profile h100.json --paused 0.5

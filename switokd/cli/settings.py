@@ -22,6 +22,8 @@ def recipes(
 ) -> None:
     """List the recipes, which are run files that ship with switokd, or print one.
 
+    For example:
+
     switokd recipes
 
     switokd recipes digits-2t1s > mine.yaml

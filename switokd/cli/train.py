@@ -32,6 +32,8 @@ def train(
 ) -> None:
     """Train the networks of a recipe or run file on this machine.
 
+    For example:
+
     switokd train digits-2t1s schedule.epochs=5 run_dir=runs/first
 
     Starts one process per network, or as many as placement and networks.NAME.ranks need.
