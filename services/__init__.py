@@ -1,1 +1,1 @@
-"""switokd's services, installed as `switokd.services`."""
+"""Services of switokd; installed as `switokd.services`."""

@@ -1,9 +1,16 @@
-"""The coordinator: adds up the ranks' distances, decides, broadcasts, and is scraped.
+"""The coordinator: adds the ranks' distances, decides every step, sends the decision to all ranks.
 
-    rounds.py    one run's state: who is there, which step is open, what was decided (no wire)
-    servicer.py  the gRPC service: messages in, `rounds` calls, decisions out
-    metrics.py   the Prometheus registry and the HTTP port
-    server.py    puts them together and runs until told to stop
+    run.py          one run: joins, reports, end; made of
+      plan.py         the run's networks, ranks and strategy
+      ranks.py        ranks that have joined, are connected, have finished
+      rounds.py       reports of the open steps, and their decisions
+      hangs.py        ranks that the run has waited for too long
+    registry.py     all runs of this process
+    session.py      one rank's stream; its responses wait in outbox.py
+    servicer.py     the gRPC methods; messages.py converts their messages
+    metrics.py      Prometheus metrics, served by http_server.py
+    server.py       starts both ports and runs until a signal
 
-It imports no torch, so it starts in well under a second and needs no GPU.
+run.py and its parts know neither gRPC nor a clock. The coordinator imports no torch: it starts in
+well under a second and needs no GPU.
 """

@@ -1,4 +1,7 @@
-"""The HTTP server of /metrics and /healthz."""
+"""The HTTP server of /metrics and /healthz.
+
+Not covered: TLS and authentication.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 
-class _Quiet(WSGIRequestHandler):
-    """Logs no line per scrape."""
+class _QuietHandler(WSGIRequestHandler):
+    """Writes no log line per request."""
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -19,9 +22,9 @@ class _Quiet(WSGIRequestHandler):
 def serve_http(
     registry: CollectorRegistry, host: str, port: int
 ) -> tuple[int, ThreadingWSGIServer]:
-    """Serve /metrics and /healthz from a daemon thread; return the port (0 takes a free one).
+    """Serve /metrics and /healthz on daemon threads; return the port and the server.
 
-    OSError if the port is taken.
+    port: 0 chooses a free one. OSError if the port is in use.
     """
     metrics = make_wsgi_app(registry)
 
@@ -37,6 +40,6 @@ def serve_http(
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [body]
 
-    server = make_server(host, port, app, ThreadingWSGIServer, handler_class=_Quiet)
+    server = make_server(host, port, app, ThreadingWSGIServer, handler_class=_QuietHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server.server_port, server

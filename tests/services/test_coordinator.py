@@ -1,4 +1,4 @@
-"""A real coordinator process over a real wire: the contract, bad messages, health, metrics."""
+"""A real coordinator process over gRPC: the contract, bad messages, health, metrics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Server:
         self.stub = pb_grpc.CoordinatorServiceStub(self.channel)
 
     def metrics(self) -> dict[str, float]:
-        """All samples, by name with labels."""
+        """All series, by name with labels."""
         text = self.get("/metrics")
         rows = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
         return {name: float(value) for name, value in rows}
@@ -50,7 +50,7 @@ class Server:
             return text
 
     def run(self) -> str:
-        """Make a run of teacher "t" (rank 0) and student "s" (rank 1), both joined."""
+        """Create a run of teacher "t" (rank 0) and student "s" (rank 1), both joined."""
         run_id = f"run{next(names)}"
         for rank in (0, 1):
             self.stub.Join(pb.JoinRequest(run_id=run_id, rank=rank, plan=plan()))
@@ -68,7 +68,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 class Stream:
-    """One rank's stream, a message at a time."""
+    """One rank's stream."""
 
     def __init__(self, server: Server, run_id: str = "", rank: int = 0) -> None:
         self.outgoing: SimpleQueue[pb.TrainRequest | None] = SimpleQueue()
@@ -88,7 +88,7 @@ class Stream:
         return decision
 
     def end(self) -> tuple[str, str]:
-        """Status and sentence that the stream ends with."""
+        """Wait for the stream's end; return its status code and details."""
         try:
             for _ in self.call:
                 pass
@@ -118,7 +118,7 @@ def test_a_run_from_join_to_goodbye(server: Server) -> None:
     teacher, student = Stream(server, run_id, 0), Stream(server, run_id, 1)
     student.report(1)
     teacher.report(1, sums(2.0, 2.0, 0.2, n=2))
-    for stream in (teacher, student):  # everyone gets every decision
+    for stream in (teacher, student):  # every rank gets every decision
         decision = stream.decision()
         assert (decision.step, list(decision.paused)) == (1, ["t"])
         (pair,) = decision.pairs
@@ -133,7 +133,10 @@ def test_a_run_from_join_to_goodbye(server: Server) -> None:
     assert list(status.connected_ranks) == [0, 1]
     assert status.last_decision.step == 2
     expected = plan()
-    expected.strategy_kwargs, expected.semantics = "{}", "paper"  # what a rank may leave out
+    expected.strategy_kwargs, expected.semantics = (
+        "{}",
+        "paper",
+    )  # defaults of fields that are not set
     assert status.plan == expected
 
     for stream in (teacher, student):
@@ -143,7 +146,7 @@ def test_a_run_from_join_to_goodbye(server: Server) -> None:
     assert status.state == pb.RUN_STATE_FINISHED
 
 
-def test_a_rank_that_does_not_read_holds_nobody_up_and_misses_nothing(server: Server) -> None:
+def test_a_rank_that_does_not_read_delays_no_other_and_gets_all_decisions(server: Server) -> None:
     run_id, steps = server.run(), 1500
     teacher, student = Stream(server, run_id, 0), Stream(server, run_id, 1)
     for step in range(1, steps + 1):  # more decisions than fit into HTTP/2's first window
@@ -163,19 +166,19 @@ BAD_FIRST_MESSAGES = {
 
 
 @pytest.mark.parametrize("case", BAD_FIRST_MESSAGES)
-def test_a_stranger_is_refused_and_harms_no_run(server: Server, case: str) -> None:
+def test_a_wrong_first_message_is_refused_and_harms_no_run(server: Server, case: str) -> None:
     run_id = server.run()
     teacher, student = Stream(server, run_id, 0), Stream(server, run_id, 1)
     message, code = BAD_FIRST_MESSAGES[case]
     if message.attach.run_id == "RUN":
         message = pb.TrainRequest(attach=pb.Attach(run_id=run_id, rank=message.attach.rank))
 
-    stranger = Stream(server)
-    stranger.outgoing.put(message)
-    found, sentence = stranger.end()
+    stream = Stream(server)
+    stream.outgoing.put(message)
+    actual_code, details = stream.end()
 
-    assert found == code
-    assert len(sentence.split()) > 4
+    assert actual_code == code
+    assert len(details.split()) > 4
     student.report(1)
     teacher.report(1, sums(0.1, 1.0, 0.9))
     assert student.decision().step == 1
@@ -203,25 +206,25 @@ def test_a_bad_report_ends_its_own_run_only(server: Server, case: str) -> None:
 
     streams[0].report(step, *pairs)
 
-    found, sentence = streams[0].end()
-    assert found == code
-    assert "rank 0 (t)" in sentence
-    # The run's other rank is told who and why.
-    assert streams[1].end() == ("ABORTED", f"rank 0 (t) stopped: {sentence}")
+    actual_code, details = streams[0].end()
+    assert actual_code == code
+    assert "rank 0 (t)" in details
+    # The other rank of the run is told which rank failed and why.
+    assert streams[1].end() == ("ABORTED", f"rank 0 (t) stopped: {details}")
     streams[2].report(1, sums(0.1, 1.0, 0.9))
     assert streams[3].decision().step == 1
 
 
-def test_a_rank_that_vanishes_is_named_to_the_others(server: Server) -> None:
+def test_a_rank_that_disconnects_is_named_to_the_others(server: Server) -> None:
     run_id = server.run()
     teacher, student = Stream(server, run_id, 0), Stream(server, run_id, 1)
     student.report(1)
     student.call.cancel()
-    code, sentence = teacher.end()
+    code, details = teacher.end()
     assert code == "ABORTED"
-    assert sentence.startswith("rank 1 (s) went away")
+    assert details.startswith("rank 1 (s) went away")
     status = server.stub.GetRunStatus(pb.GetRunStatusRequest(run_id=run_id))
-    assert (status.state, status.failure) == (pb.RUN_STATE_FAILED, sentence)
+    assert (status.state, status.failure) == (pb.RUN_STATE_FAILED, details)
 
 
 def test_a_rank_that_hangs_is_named_after_the_timeout(server: Server) -> None:
@@ -232,9 +235,9 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(server: Server) -> None:
     teacher, _student = Stream(server, run_id, 0), Stream(server, run_id, 1)
     teacher.report(1, sums(0.1, 1.0, 0.9))
     teacher.decision()
-    code, sentence = teacher.end()
+    code, details = teacher.end()
     assert code == "ABORTED"
-    assert "no report of step 1 from rank 1 (s) within 0.5 s" in sentence
+    assert "no report of step 1 from rank 1 (s) within 0.5 s" in details
 
 
 @pytest.mark.parametrize(
@@ -251,9 +254,7 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(server: Server) -> None:
         ),
     ],
 )
-def test_join_refuses_what_no_run_can_be(
-    server: Server, request_: pb.JoinRequest, code: str
-) -> None:
+def test_join_refuses_a_wrong_request(server: Server, request_: pb.JoinRequest, code: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         server.stub.Join(request_)
     assert caught.value.code().name == code
@@ -283,7 +284,7 @@ def test_health_and_reflection(server: Server) -> None:
     assert {"switokd.v1.CoordinatorService", "grpc.health.v1.Health"} <= listed
 
 
-def test_metrics_count_what_happened(server: Server) -> None:
+def test_metrics_of_a_run(server: Server) -> None:
     run_id = server.run()
     teacher, student = Stream(server, run_id, 0), Stream(server, run_id, 1)
     modes = [(2.0, 1.0, 0.1), (2.0, 1.0, 0.1), (0.1, 1.0, 0.9), (2.0, 1.0, 0.1)]
@@ -294,27 +295,27 @@ def test_metrics_count_what_happened(server: Server) -> None:
         teacher.decision()
     student.send(progress=pb.Progress(step=4, samples=256, loss=0.5, accuracy=0.75))
     pair, student_label = f'run="{run_id}",student="s",teacher="t"', f'network="s",run="{run_id}"'
-    found = wait_until(
+    metrics = wait_until(
         lambda: (m := server.metrics()).get(f"switokd_samples_total{{{student_label}}}") and m,
         10,
         "samples counted",
     )
-    assert found[f"switokd_gap{{{pair}}}"] == 2.0
-    assert found[f"switokd_learning_mode{{{pair}}}"] == 0.0
-    assert found[f"switokd_switches_total{{{pair}}}"] == 2.0
-    assert found[f'switokd_pair_steps_total{{mode="expert",{pair}}}'] == 3.0
-    assert found[f'switokd_pair_steps_total{{mode="learning",{pair}}}'] == 1.0
-    assert found[f'switokd_paused_ratio{{network="t",run="{run_id}"}}'] == 0.75
-    assert found[f"switokd_loss{{{student_label}}}"] == 0.5
-    assert found[f"switokd_train_accuracy_ratio{{{student_label}}}"] == 0.75
+    assert metrics[f"switokd_gap{{{pair}}}"] == 2.0
+    assert metrics[f"switokd_learning_mode{{{pair}}}"] == 0.0
+    assert metrics[f"switokd_switches_total{{{pair}}}"] == 2.0
+    assert metrics[f'switokd_pair_steps_total{{mode="expert",{pair}}}'] == 3.0
+    assert metrics[f'switokd_pair_steps_total{{mode="learning",{pair}}}'] == 1.0
+    assert metrics[f'switokd_paused_ratio{{network="t",run="{run_id}"}}'] == 0.75
+    assert metrics[f"switokd_loss{{{student_label}}}"] == 0.5
+    assert metrics[f"switokd_train_accuracy_ratio{{{student_label}}}"] == 0.75
     buckets = {"0.0002": 0.0, "0.00035": 4.0}
     for le, count_ in buckets.items():
         labels = f'le="{le}",network="t",run="{run_id}"'
-        assert found[f"switokd_decision_wait_seconds_bucket{{{labels}}}"] == count_
-    assert found[f'switokd_connected_ranks{{run="{run_id}"}}'] == 2.0
+        assert metrics[f"switokd_decision_wait_seconds_bucket{{{labels}}}"] == count_
+    assert metrics[f'switokd_connected_ranks{{run="{run_id}"}}'] == 2.0
 
 
-def test_a_rank_with_several_networks_is_shown_by_network(server: Server) -> None:
+def test_a_rank_with_several_networks_has_metrics_of_each(server: Server) -> None:
     run_id = f"run{next(names)}"
     networks = [
         pb.Network(name=name, role=role, ranks=[0])
@@ -336,31 +337,31 @@ def test_a_rank_with_several_networks_is_shown_by_network(server: Server) -> Non
     stream.send(progress=pb.Progress(step=1, samples=16, loss=0.5))
     rank = f'rank="0",run="{run_id}"'
     student, teacher = (f'network="{name}",run="{run_id}"' for name in ("s", "t"))
-    found = wait_until(
+    metrics = wait_until(
         lambda: (m := server.metrics()).get(f"switokd_samples_total{{{student}}}") and m,
         10,
         "samples counted",
     )
-    assert found[f"switokd_samples_total{{{teacher}}}"] == 8.0
-    assert found[f"switokd_samples_total{{{student}}}"] == 16.0
-    assert found[f"switokd_loss{{{teacher}}}"] == 0.25
-    assert found[f"switokd_loss{{{student}}}"] == 0.5
-    # The wait is each teacher's, the collective the rank's.
-    assert found[f"switokd_decision_wait_seconds_count{{{teacher}}}"] == 1.0
+    assert metrics[f"switokd_samples_total{{{teacher}}}"] == 8.0
+    assert metrics[f"switokd_samples_total{{{student}}}"] == 16.0
+    assert metrics[f"switokd_loss{{{teacher}}}"] == 0.25
+    assert metrics[f"switokd_loss{{{student}}}"] == 0.5
+    # The rank's wait counts for both teachers, its exchange once for the rank.
+    assert metrics[f"switokd_decision_wait_seconds_count{{{teacher}}}"] == 1.0
     second = f'network="u",run="{run_id}"'
-    assert found[f"switokd_decision_wait_seconds_count{{{second}}}"] == 1.0
-    assert found[f"switokd_decision_wait_seconds_sum{{{second}}}"] == 3e-4
-    assert f"switokd_decision_wait_seconds_count{{{student}}}" not in found
-    assert found[f'switokd_exchange_seconds_bucket{{le="0.00075",{rank}}}'] == 0.0
-    assert found[f'switokd_exchange_seconds_bucket{{le="0.001",{rank}}}'] == 1.0
+    assert metrics[f"switokd_decision_wait_seconds_count{{{second}}}"] == 1.0
+    assert metrics[f"switokd_decision_wait_seconds_sum{{{second}}}"] == 3e-4
+    assert f"switokd_decision_wait_seconds_count{{{student}}}" not in metrics
+    assert metrics[f'switokd_exchange_seconds_bucket{{le="0.00075",{rank}}}'] == 0.0
+    assert metrics[f'switokd_exchange_seconds_bucket{{le="0.001",{rank}}}'] == 1.0
 
     stream.send(progress=pb.Progress(step=1, samples=1, network="x"))
-    code, sentence = stream.end()
+    code, details = stream.end()
     assert code == "INVALID_ARGUMENT"
-    assert "rank 0 (s, t, u) sends the progress of 'x', which the run does not have" in sentence
+    assert "rank 0 (s, t, u) sends the progress of 'x', which the run does not have" in details
 
 
-def test_http_port_answers_healthz_and_nothing_else(server: Server) -> None:
+def test_http_port_serves_healthz_and_no_other_page(server: Server) -> None:
     assert server.get("/healthz") == "ok\n"
     with pytest.raises(urllib.error.HTTPError, match="404"):
         server.get("/")
@@ -373,7 +374,7 @@ def test_coordinator_process_has_no_torch(server: Server) -> None:
     assert "torch" not in maps.read_text()
 
 
-def test_a_port_that_is_taken_is_one_line_and_exit_code_2(server: Server, tmp_path: Path) -> None:
+def test_a_port_in_use_is_one_line_and_exit_code_2(server: Server, tmp_path: Path) -> None:
     port = server.address.rpartition(":")[2]
     code, _, err = run([*COMMAND, "--port", port, "--http-port", "0"], tmp_path, 20)
     assert code == 2

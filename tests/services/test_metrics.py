@@ -1,4 +1,4 @@
-"""What Prometheus is shown, without a server: series of runs, durations, forgetting."""
+"""Prometheus metrics without a server: series of runs, histograms, forgotten runs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from switokd.distillation.decision import Decision, Rule, decide
 from switokd.distillation.gap import Distances
 from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Pair, Role, Topology
-from switokd.services.coordinator.metrics import SECONDS_BUCKETS, Distribution, Metrics
+from switokd.services.coordinator.metrics import SECONDS_BUCKETS, Histogram, Metrics
 from switokd.services.coordinator.plan import Plan
-from switokd.services.coordinator.rounds import RunState
+from switokd.services.coordinator.run import CoordinatedRun
 
 PLAN = Plan(
     Topology((("t", Role.TEACHER), ("s", Role.STUDENT))), ((0,), (0,)), "switokd", "d", 60.0
@@ -26,70 +26,71 @@ def decision(step: int, paused: bool) -> Decision:
 
 
 def scraped(metrics: Metrics) -> dict[str, float]:
+    """All series of runs, by name with labels."""
     text = generate_latest(metrics.registry).decode()
     rows = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("switokd_")]
     return {name: float(value) for name, value in rows}
 
 
-def test_a_run_is_shown_from_its_first_step_until_it_is_forgotten() -> None:
+def test_a_run_has_series_from_its_first_step_until_it_is_forgotten() -> None:
     metrics = Metrics()
-    runs = [RunState(name, PLAN, now=0.0) for name in ("one", "two")]
-    for run in runs:
-        assert f'switokd_steps_total{{run="{run.run_id}"}}' not in scraped(metrics)
+    for name in ("one", "two"):
+        run = metrics.add_run(CoordinatedRun(name, PLAN, now=0.0))
+        assert f'switokd_steps_total{{run="{name}"}}' not in scraped(metrics)
         for step, paused in enumerate((True, False, False, True), 1):
-            metrics.of(run).decided(decision(step, paused), 3e-4)
-    found = scraped(metrics)
+            run.add_decision(decision(step, paused), 3e-4)
+    series = scraped(metrics)
     for name in ("one", "two"):
         pair = f'run="{name}",student="s",teacher="t"'
-        assert found[f'switokd_steps_total{{run="{name}"}}'] == 4
-        assert found[f"switokd_switches_total{{{pair}}}"] == 2
-        assert found[f'switokd_pair_steps_total{{mode="expert",{pair}}}'] == 2
-        assert found[f"switokd_learning_mode{{{pair}}}"] == 0
-        assert found[f'switokd_paused_steps_total{{network="t",run="{name}"}}'] == 2
-        assert found[f'switokd_paused_ratio{{network="t",run="{name}"}}'] == 0.5
-        assert found[f'switokd_round_duration_seconds_count{{run="{name}"}}'] == 4
-        assert found[f'switokd_run_state{{run="{name}",state="joining"}}'] == 1
+        assert series[f'switokd_steps_total{{run="{name}"}}'] == 4
+        assert series[f"switokd_switches_total{{{pair}}}"] == 2
+        assert series[f'switokd_pair_steps_total{{mode="expert",{pair}}}'] == 2
+        assert series[f"switokd_learning_mode{{{pair}}}"] == 0
+        assert series[f'switokd_paused_steps_total{{network="t",run="{name}"}}'] == 2
+        assert series[f'switokd_paused_ratio{{network="t",run="{name}"}}'] == 0.5
+        assert series[f'switokd_round_duration_seconds_count{{run="{name}"}}'] == 4
+        assert series[f'switokd_run_state{{run="{name}",state="joining"}}'] == 1
     metrics.forget("one")
-    left = scraped(metrics)
-    assert left == {key: value for key, value in found.items() if 'run="one"' not in key}
-    assert left
+    remaining = scraped(metrics)
+    assert remaining == {key: value for key, value in series.items() if 'run="one"' not in key}
+    assert remaining
 
 
-def test_what_was_not_said_is_not_shown() -> None:
+def test_a_number_that_no_rank_has_sent_has_no_series() -> None:
     metrics = Metrics()
-    metrics.of(RunState("r", PLAN, now=0.0)).progressed("s", 8, 0.5, None, None)
-    found = {name for name in scraped(metrics) if "network=" in name}
+    metrics.add_run(CoordinatedRun("r", PLAN, now=0.0)).add_progress("s", 8, 0.5, None, None)
+    series = {name for name in scraped(metrics) if "network=" in name}
     labels = '{network="s",run="r"}'
-    assert found == {f"switokd_samples_total{labels}", f"switokd_loss{labels}"}
+    assert series == {f"switokd_samples_total{labels}", f"switokd_loss{labels}"}
 
 
-def test_a_later_progress_adds_samples_and_keeps_what_it_does_not_say() -> None:
+def test_progress_adds_samples_and_keeps_numbers_that_it_leaves_out() -> None:
     metrics = Metrics()
-    numbers = metrics.of(RunState("r", PLAN, now=0.0))
-    numbers.progressed("s", 8, 0.5, 0.25, None)
-    numbers.progressed("s", -3, None, 0.0, 1.0)
-    found = scraped(metrics)
+    run = metrics.add_run(CoordinatedRun("r", PLAN, now=0.0))
+    run.add_progress("s", 8, 0.5, 0.25, None)
+    run.add_progress("s", -3, None, 0.0, 1.0)
+    series = scraped(metrics)
     labels = '{network="s",run="r"}'
-    assert found[f"switokd_samples_total{labels}"] == 8
-    assert found[f"switokd_loss{labels}"] == 0.5
-    assert found[f"switokd_train_accuracy_ratio{labels}"] == 0.0
-    assert found[f"switokd_test_accuracy_ratio{labels}"] == 1.0
+    assert series[f"switokd_samples_total{labels}"] == 8
+    assert series[f"switokd_loss{labels}"] == 0.5
+    assert series[f"switokd_train_accuracy_ratio{labels}"] == 0.0
+    assert series[f"switokd_test_accuracy_ratio{labels}"] == 1.0
 
 
-def test_a_duration_falls_into_the_first_bucket_that_holds_it() -> None:
-    durations = Distribution()
+def test_a_histogram_counts_a_duration_in_the_first_bucket_that_holds_it() -> None:
+    histogram = Histogram()
     for seconds in (0.0, 50e-6, 51e-6, 20.0, 20.5):
-        durations.add(seconds)
-    counts = dict(durations.buckets())
+        histogram.observe(seconds)
+    counts = dict(histogram.buckets())
     assert list(counts)[-1] == "+Inf"
     assert [counts[key] for key in ("5e-05", "0.0001", "5.0", "20.0", "+Inf")] == [2, 3, 3, 4, 5]
-    assert durations.total == pytest.approx(40.500101)
+    assert histogram.total == pytest.approx(40.500101)
     assert len(counts) == len(SECONDS_BUCKETS) + 1
 
 
 @pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf, -math.inf])
-def test_what_is_no_duration_is_left_out(seconds: float) -> None:
-    durations = Distribution()
-    durations.add(seconds)
-    assert durations.buckets()[-1] == ("+Inf", 0)
-    assert durations.total == 0.0
+def test_a_histogram_ignores_a_number_that_is_no_duration(seconds: float) -> None:
+    histogram = Histogram()
+    histogram.observe(seconds)
+    assert histogram.buckets()[-1] == ("+Inf", 0)
+    assert histogram.total == 0.0

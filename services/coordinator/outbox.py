@@ -1,0 +1,77 @@
+"""Queues of the responses that wait to be sent to ranks.
+
+Not covered: a limit on the number of waiting responses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+import grpc
+
+
+@dataclass(frozen=True)
+class StreamEnd:
+    """Last item of an outbox: the status that ends the stream. OK answers a rank's goodbye."""
+
+    code: grpc.StatusCode
+    details: str = ""
+
+
+class Outbox:
+    """Serialized responses for one stream, then the stream's end.
+
+    asyncio.Queue does the same at twice the cost.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[bytes | StreamEnd] = deque()
+        self._wakeup: asyncio.Future[None] | None = None
+
+    def put(self, item: bytes | StreamEnd) -> None:
+        """Add an item at the end; does not wait."""
+        self._items.append(item)
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
+
+    async def get(self) -> bytes | StreamEnd:
+        """Wait for the first item and remove it. Only one task may call this."""
+        while not self._items:
+            self._wakeup = asyncio.get_running_loop().create_future()
+            await self._wakeup
+        return self._items.popleft()
+
+
+class RunStreams:
+    """Outboxes of all open streams of one run."""
+
+    def __init__(self) -> None:
+        self._outboxes: dict[int, Outbox] = {}
+        self._have_failed = False
+
+    def __len__(self) -> int:
+        return len(self._outboxes)
+
+    def add(self, rank: int, outbox: Outbox) -> None:
+        """Send all later responses of the run to this rank as well."""
+        self._outboxes[rank] = outbox
+
+    def remove(self, rank: int) -> None:
+        """Send this rank nothing more."""
+        del self._outboxes[rank]
+
+    def send(self, response: bytes) -> None:
+        """Send one serialized response to every rank."""
+        for outbox in self._outboxes.values():
+            outbox.put(response)
+
+    def fail(self, reason: str) -> bool:
+        """End every stream with ABORTED; return False if this has been done before."""
+        if self._have_failed:
+            return False
+        self._have_failed = True
+        for outbox in self._outboxes.values():
+            outbox.put(StreamEnd(grpc.StatusCode.ABORTED, reason))
+        return True

@@ -1,0 +1,154 @@
+"""One run as the coordinator sees it, from the first join to the end.
+
+Dataclasses in, dataclasses out: no wire messages, no clock, no tasks. Therefore tests need no
+server. Times are seconds of the caller's clock.
+
+Not covered: a run that outlives this process, ranks that reconnect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Set
+from enum import Enum
+
+from switokd.distillation.decision import Decision
+from switokd.distillation.gap import PairSums
+from switokd.distillation.topology import Pair
+from switokd.services.coordinator.hangs import HangDetector
+from switokd.services.coordinator.plan import Plan
+from switokd.services.coordinator.ranks import Ranks
+from switokd.services.coordinator.refusal import Refusal
+from switokd.services.coordinator.rounds import DecidedRound, Rounds
+
+
+class RunState(Enum):
+    """State of a run. JOINING: not all ranks have attached a stream yet."""
+
+    JOINING = "joining"
+    TRAINING = "training"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+class CoordinatedRun:
+    """One run: its ranks, its rounds, its end. A method that raises `Refusal` changes nothing."""
+
+    def __init__(
+        self, run_id: str, plan: Plan, now: float, strategies: Collection[str] = ()
+    ) -> None:
+        """Create the run; Refusal if no run can follow the plan.
+
+        strategies: import strings of strategies that the coordinator may import.
+        """
+        plan.check()
+        self.run_id = run_id
+        self.plan = plan
+        self._ranks = Ranks(run_id, plan)
+        self._rounds = Rounds(plan, self._ranks, plan.rule(strategies))
+        self._hangs = HangDetector(self._ranks, self._rounds, plan.round_timeout, now)
+        self._failure = ""
+        self._ended_at: float | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks that the plan names."""
+        return self._ranks.world_size
+
+    @property
+    def joined(self) -> Set[int]:
+        """Ranks that have joined."""
+        return self._ranks.joined
+
+    @property
+    def connected(self) -> Set[int]:
+        """Ranks with an open stream."""
+        return self._ranks.connected
+
+    @property
+    def last_decision(self) -> Decision | None:
+        """The last decision; None before the first one."""
+        return self._rounds.last_decision
+
+    @property
+    def failure(self) -> str:
+        """Why the run failed; empty if it has not failed."""
+        return self._failure
+
+    @property
+    def ended_at(self) -> float | None:
+        """When the run finished or failed; None before."""
+        return self._ended_at
+
+    @property
+    def state(self) -> RunState:
+        """State of the run now."""
+        if self._failure:
+            return RunState.FAILED
+        if self._ranks.all_finished:
+            return RunState.FINISHED
+        has_started = self._ranks.all_attached or self._rounds.have_begun
+        return RunState.TRAINING if has_started else RunState.JOINING
+
+    def describe(self, rank: int) -> str:
+        """Name a rank with its networks: "rank 1 (teacher2, student)"."""
+        return self._ranks.describe(rank)
+
+    def join(self, rank: int, plan: Plan) -> None:
+        """Add a rank; Refusal if its plan is not the run's plan."""
+        self._check(rank)
+        self._ranks.join(rank, plan)
+
+    def attach(self, rank: int) -> None:
+        """Note a rank's open stream; Refusal if the rank has not joined or has a stream already."""
+        self._check(rank)
+        self._ranks.attach(rank)
+
+    def report(
+        self, rank: int, step: int, pairs: Mapping[Pair, PairSums], now: float
+    ) -> DecidedRound | None:
+        """Add one rank's sums of a step; see `Rounds.report`."""
+        self._check(rank)
+        return self._rounds.report(rank, step, pairs, now)
+
+    def stall(self, rank: int, doing: str, now: float) -> None:
+        """Note that a rank's collective failed; `hang` will name the rank at fault.
+
+        doing: what the rank waited for.
+        """
+        self._hangs.stall(rank, doing, now)
+
+    def hang(self, now: float) -> str | None:
+        """Name the ranks that the run has waited for too long; None if no rank hangs."""
+        if self._ended_at is not None:
+            return None
+        return self._hangs.describe(self.state is RunState.JOINING, now)
+
+    def leave(self, rank: int, failure: str, now: float) -> None:
+        """Note a rank's last message. failure: why the rank failed; empty if it has finished."""
+        if failure:
+            self._ranks.detach(rank)
+            self.fail(f"{self._ranks.describe(rank)} stopped: {failure}", now)
+        else:
+            self._ranks.finish(rank)
+            if self._ranks.all_finished:
+                self._ended_at = now
+
+    def lose(self, rank: int, now: float) -> None:
+        """Note that a rank's stream broke without a last message: the run fails."""
+        self._ranks.detach(rank)
+        step = self._rounds.step_of(rank)
+        self.fail(f"{self._ranks.describe(rank)} went away after reporting step {step}", now)
+
+    def fail(self, reason: str, now: float) -> None:
+        """End the run; the first reason stays."""
+        if self._ended_at is None:
+            self._failure, self._ended_at = reason, now
+
+    def _check(self, rank: int) -> None:
+        """Raise Refusal if the run has no such rank or has failed."""
+        self._ranks.check(rank)
+        if self._failure:
+            raise Refusal(
+                Refusal.Kind.FAILED_PRECONDITION,
+                f"run {self.run_id!r} has failed: {self._failure}",
+            )

@@ -1,0 +1,37 @@
+"""All runs of a coordinator, without a server: hung runs end, ended runs are forgotten."""
+
+from __future__ import annotations
+
+from switokd.services.coordinator.metrics import Metrics
+from switokd.services.coordinator.registry import RunRegistry
+from tests.services.examples import PLAN, refusal
+from tests.services.test_metrics import scraped
+
+
+def test_a_run_that_hangs_is_ended_and_forgotten_later() -> None:
+    metrics = Metrics()
+    runs = RunRegistry(metrics, forget_after=100.0)
+    for run_id in ("hung", "other"):
+        runs.join(run_id, 0, PLAN, now=0.0)
+    runs.find("other").run.fail("stopped", now=50.0)
+    runs.check(now=60.0)
+    assert runs.find("hung").run.failure == ""
+    runs.check(now=61.0)
+    assert "no stream from rank 0 (a), rank 1 (b)" in runs.find("hung").run.failure
+    runs.check(now=160.0)
+    assert refusal(lambda: runs.find("other"))[0] == "NOT_FOUND"
+    shown = scraped(metrics)
+    assert 'switokd_expected_ranks{run="hung"}' in shown
+    assert 'switokd_expected_ranks{run="other"}' not in shown
+    runs.check(now=162.0)
+    assert refusal(lambda: runs.find("hung"))[0] == "NOT_FOUND"
+    assert not scraped(metrics)
+
+
+def test_the_id_of_a_forgotten_run_can_be_used_again() -> None:
+    runs = RunRegistry(Metrics(), forget_after=1.0)
+    first = runs.join("r", 0, PLAN, now=0.0)
+    first.fail("stopped", now=0.0)
+    assert refusal(lambda: runs.join("r", 1, PLAN, now=0.5))[0] == "FAILED_PRECONDITION"
+    runs.check(now=2.0)
+    assert runs.join("r", 1, PLAN, now=3.0) is not first
