@@ -1,4 +1,10 @@
-"""Between wire messages and dataclasses; the client and the servicer are its only users."""
+"""Converts sums and decisions between wire messages and dataclasses.
+
+Only the client and the coordinator use it; all other code knows only the dataclasses.
+
+Not covered: messages that only one side converts (`coordination/client.py`,
+`services/coordinator/messages.py`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,7 @@ MODE_FROM_WIRE = {wire: mode for mode, wire in MODE_TO_WIRE.items()}
 
 
 def sums_to_wire(pairs: Mapping[Pair, PairSums]) -> list[pb.PairSums]:
-    """One message per pair."""
+    """Return one message per pair, in the same order."""
     return [
         pb.PairSums(teacher=p.teacher, student=p.student, gap=s.gap, e_s=s.e_s, e_t=s.e_t, n=s.n)
         for p, s in pairs.items()
@@ -25,18 +31,18 @@ def sums_to_wire(pairs: Mapping[Pair, PairSums]) -> list[pb.PairSums]:
 
 
 def sums_from_wire(report: pb.Report) -> dict[Pair, PairSums]:
-    """Pairs of a report, in its order."""
+    """Return the sums in a report by pair, in the same order."""
     return {_pair(m.teacher, m.student): PairSums(m.gap, m.e_s, m.e_t, m.n) for m in report.pairs}
 
 
 @lru_cache(maxsize=1024)
 def _pair(teacher: str, student: str) -> Pair:
-    """The same few pairs come with every step."""
+    """Return a pair; cached, because every step has the same few pairs."""
     return Pair(teacher, student)
 
 
 def decision_to_wire(decision: Decision) -> pb.Decision:
-    """A decision with all its numbers."""
+    """Return the message of a decision, with all its numbers."""
     return pb.Decision(
         step=decision.step,
         paused=decision.paused,
@@ -58,7 +64,7 @@ def decision_to_wire(decision: Decision) -> pb.Decision:
 
 
 def decision_from_wire(message: pb.Decision) -> Decision:
-    """The same decision again: doubles survive the wire exactly."""
+    """Return the decision in a message; its numbers are bit for bit those of the sender."""
     return Decision(
         step=message.step,
         paused=tuple(message.paused),

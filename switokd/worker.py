@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from switokd.config.config import Config
-from switokd.coordination.client import Client, Endpoint, Membership
+from switokd.coordination.client import Client
 from switokd.coordination.local import LocalDecider
+from switokd.coordination.membership import Endpoint, Membership
 from switokd.coordination.process import coordinator_process
 from switokd.data.images import Images, open_images
 from switokd.data.prefetch import prefetch

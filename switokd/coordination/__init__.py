@@ -1,1 +1,1 @@
-"""How a rank reaches a decision: through the coordinator, or in its own process."""
+"""Deciders: a rank gets decisions from the coordinator, or decides in its own process."""

@@ -1,78 +1,36 @@
-"""A rank's line to the coordinator.
+"""Decides through the coordinator, for runs of several processes.
 
-One stream for the whole run: reports go out without waiting, decisions come in on a thread of
-their own, and are recorded on another, for a file may take longer than a step. When the stream
-ends early, `failure` says why in a sentence.
+A rank reports its sums of every step and waits for the coordinator's decision. A rank that can
+decide early starts its backward pass before the decision arrives, but applies no update before
+the coordinator has decided the same.
 
-A rank that foresees a decision goes on before it arrives, but never by more than a step, and
-nothing that it computes is applied before the coordinator has decided the same.
-
-Not covered yet: reconnecting, and deciding alone when the coordinator is lost (`local.py` is for
-runs without one).
+Not covered: reconnecting; deciding without the coordinator when it is lost (`local.py` is for runs
+that have none).
 """
 
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from queue import SimpleQueue
-
-import grpc
+from collections.abc import Callable
 
 from switokd.config.config import Config
+from switokd.coordination.decision_writer import DecisionWriter
+from switokd.coordination.membership import Membership
+from switokd.coordination.stream import CoordinatorStream
 from switokd.distillation.decision import Decision, decide_early
 from switokd.distillation.distances import Parts, means
-from switokd.errors import (
-    CoordinatorError,
-    PeerError,
-    SwitokdError,
-    UsageError,
-)
-from switokd.runtime.placement import LocalPlacement, Placement
+from switokd.errors import CoordinatorError, SwitokdError
+from switokd.runtime.placement import Placement
 from switokd.v1 import coordinator_pb2 as pb
-from switokd.v1 import coordinator_pb2_grpc as pb_grpc
-from switokd.wire import ROLE_TO_WIRE, decision_from_wire, sums_to_wire
+from switokd.wire import ROLE_TO_WIRE, sums_to_wire
 
-CHANNEL_OPTIONS = [
-    # A coordinator whose machine vanishes closes nothing: ask, and notice within about 20 s.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    # Loopback and cluster addresses only; a proxy variable meant for the web must not catch them.
-    ("grpc.enable_http_proxy", 0),
-]
-
-LAST_SECONDS = 2.0
-"""How long a rank waits at its end for the record, if it has failed, and for the stream."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a coordinator listens. `http` and `pid` are None unless rank 0 started it."""
-
-    grpc: str
-    http: str | None = None
-    pid: int | None = None
-
-    def __str__(self) -> str:
-        return self.grpc if self.pid is None else f"{self.grpc} (process {self.pid})"
-
-
-@dataclass(frozen=True)
-class Membership:
-    """Where a rank reports, and as which rank of which run."""
-
-    coordinator: Endpoint
-    run_id: str
-    rank: int
+LAST_WRITE_SECONDS = 2.0
+"""How long a rank that has failed waits for its last decisions to be written."""
 
 
 class Client:
-    """One rank's stream. CoordinatorError from every method once the stream has failed."""
+    """One rank's decider. Waiting methods raise `failure` once the stream has failed."""
 
     def __init__(
         self,
@@ -82,117 +40,75 @@ class Client:
         on_decision: Callable[[Decision], None] = lambda decision: None,
         on_failure: Callable[[SwitokdError], None] = lambda error: None,
     ) -> None:
-        """Join the run and attach the stream.
+        """Join the run and open the stream.
 
-        `on_decision` is called for each, in order, on a thread of its own that nobody waits for
-        before `close`; should it fail, so does the stream. `on_failure` is called on the thread
-        that has seen the failure. CoordinatorError if nobody answers at the address in time or
-        the coordinator refuses this rank, UsageError if it refuses the run as such.
+        on_decision: called for every decision, in order, on a thread of its own; only `close`
+        waits for it. If it raises, the stream fails. on_failure: called on the thread that has
+        noticed a failure. CoordinatorError if the coordinator does not answer in time or refuses
+        this rank; UsageError if it refuses the run's plan.
         """
-        self.membership = membership
+        self._coordinator = membership.coordinator
         self._rule = config.method.rule
-        self._own = [
-            p for p in config.topology.pairs if membership.rank in placement.ranks_of(p.teacher)
-        ]
-        lenders = [self._rule.epsilon_from.get(pair, pair) for pair in self._own]
-        self.pairs = list(dict.fromkeys([*self._own, *lenders]))
-        """What this rank measures: it reports its own teachers', and foresees by all of them."""
+        self._reported = {
+            pair: placement.ranks_of(pair.teacher).index(membership.rank)
+            for pair in config.topology.pairs
+            if membership.rank in placement.ranks_of(pair.teacher)
+        }
+        """Pairs of this rank's teachers, with this rank's index among the teacher's ranks."""
+        sources = [self._rule.epsilon_from.get(pair, pair) for pair in self._reported]
+        self.pairs = list(dict.fromkeys([*self._reported, *sources]))
+        """Pairs that this rank measures: those it reports, and those it needs to decide early."""
         self.waits: list[float] = []
-        """Seconds that this rank stood still for each step's decision; teachers' ranks only."""
-        self._place = LocalPlacement(placement, membership.rank)
-        self._foreseen: Decision | None = None
-        self._timeout = config.coordinator.timeout
-        self._on_decision, self._on_failure = on_decision, on_failure
-        self._outgoing: SimpleQueue[pb.TrainRequest | None] = SimpleQueue()
-        self._decided: SimpleQueue[Decision | None] = SimpleQueue()
-        self._changed = threading.Condition()
-        self._last: Decision | None = None
-        self._leaving = False
-        self._unrecorded: SwitokdError | None = None
-        self._step = 0
-        self.failure: SwitokdError | None = None
+        """By step: seconds that this rank waited for the decision. Empty if it has no teacher."""
+        self._early_decision: Decision | None = None
+        self._stream = CoordinatorStream(membership, config.coordinator.timeout, on_failure)
+        self._stream.join(_plan_to_wire(config, placement))
+        self._writer = DecisionWriter(on_decision, self._stream.fail)
+        self._stream.attach(self._writer.put)
 
-        self._channel = grpc.insecure_channel(membership.coordinator.grpc, options=CHANNEL_OPTIONS)
-        stub = pb_grpc.CoordinatorServiceStub(self._channel)
-        join = pb.JoinRequest(
-            run_id=membership.run_id, rank=membership.rank, plan=_plan(config, placement)
-        )
-        try:
-            stub.Join(join, timeout=self._timeout, wait_for_ready=True)
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:  # every rank brings the same plan
-                where = f"the coordinator at {membership.coordinator}"
-                raise UsageError(f"{where} refuses the run: {error.details()}") from None
-            raise self._describe(error) from None
-        self._outgoing.put(
-            pb.TrainRequest(attach=pb.Attach(run_id=membership.run_id, rank=membership.rank))
-        )
-        self._call = stub.Train(self._requests())
-        self._receiver = threading.Thread(target=self._receive, daemon=True, name="decisions")
-        self._recorder = threading.Thread(target=self._record, daemon=True, name="record")
-        self._receiver.start()
-        self._recorder.start()
+    @property
+    def failure(self) -> SwitokdError | None:
+        """Why the stream failed; None while it works."""
+        return self._stream.failure
 
     def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
-        """Send this rank's part of a step; waits only for the step before to be decided.
+        """Send this rank's sums of a step; waits only for the decision of the previous step.
 
-        exchange_seconds: what this step's exchange took, for the metrics.
+        exchange_seconds: duration of this step's exchange of logits, for the metrics.
         """
         if self.pairs and step > 1:
             self.decision(step - 1)
-        self._raise_if_failed()
-        sums = {
-            pair: parts[pair][
-                self._place.placement.ranks_of(pair.teacher).index(self.membership.rank)
-            ]
-            for pair in self._own
-        }
-        waited = self.waits[-1] if self.waits else None
-        message = pb.Report(
+        sums = {pair: parts[pair][index] for pair, index in self._reported.items()}
+        report = pb.Report(
             step=step,
             pairs=sums_to_wire(sums),
-            decision_wait_seconds=waited,
+            decision_wait_seconds=self.waits[-1] if self.waits else None,
             exchange_seconds=exchange_seconds,
         )
-        self._step = step
+        self._stream.report(report)
         if self.pairs:
             self.waits.append(0.0)
-        self._outgoing.put(pb.TrainRequest(report=message))
 
     def decide_early(self, step: int, parts: Parts) -> Decision | None:
-        """Decide this rank's own pairs, where no rounding could make the coordinator differ.
+        """Decide the pairs of this rank, if rounding cannot make the coordinator's decision differ.
 
-        Its decision is compared when it comes; should it differ, every later call raises.
+        None otherwise. `decision` compares the result with the coordinator's decision.
         """
-        self._foreseen = decide_early(step, means(parts), self._rule) if parts else None
-        return self._foreseen
+        self._early_decision = decide_early(step, means(parts), self._rule) if parts else None
+        return self._early_decision
 
     def decision(self, step: int) -> Decision:
-        """Wait for the decision of `step`, the newest that this rank has reported."""
+        """Wait for the decision of `step`, the last step that this rank has reported.
+
+        CoordinatorError if the coordinator does not decide in time, or decides otherwise than
+        `decide_early`.
+        """
         started = time.perf_counter()
-        with self._changed:
-            in_time = self._changed.wait_for(
-                lambda: self.failure or (self._last and self._last.step >= step), self._timeout
-            )
-        self._raise_if_failed()
-        if not in_time:
-            raise CoordinatorError(
-                f"the coordinator at {self.membership.coordinator} did not decide step {step} "
-                f"within {self._timeout:g} s (coordinator.timeout)"
-            )
-        decision = self._last
-        assert decision is not None
+        decision = self._stream.decision(step)
         if self.pairs:
             assert decision.step == step, "decisions come in order, one per reported step"
             self.waits[-1] += time.perf_counter() - started
-        if self._foreseen and self._foreseen.step == step:
-            for pair in self._foreseen.pairs:
-                if decision.mode(pair.pair) is not pair.mode:
-                    raise CoordinatorError(
-                        f"the coordinator at {self.membership.coordinator} decided step {step} for "
-                        f"{pair.pair.teacher} and {pair.pair.student} otherwise than its numbers "
-                        "say: it is another version, or faulty"
-                    )
+        self._check_early_decision(decision)
         return decision
 
     def progress(
@@ -203,107 +119,59 @@ class Client:
         accuracy: float | None = None,
         test_accuracy: float | None = None,
     ) -> None:
-        """Send numbers for the metrics (accuracies from 0 to 1); does not wait."""
-        message = pb.Progress(
-            step=self._step,
+        """Send numbers for the metrics; does not wait. accuracy, test_accuracy: from 0 to 1."""
+        progress = pb.Progress(
+            step=self._stream.step,
             network=network,
             samples=samples,
             loss=loss,
             accuracy=accuracy,
             test_accuracy=test_accuracy,
         )
-        self._outgoing.put(pb.TrainRequest(progress=message))
+        self._stream.send(pb.TrainRequest(progress=progress))
 
     def stall(self, doing: str) -> None:
-        """Say that the others have kept this rank waiting for too long; does not wait."""
-        self._outgoing.put(pb.TrainRequest(stall=pb.Stall(doing=doing)))
+        """Tell the coordinator that another rank hangs; does not wait.
+
+        doing: what this rank waits for.
+        """
+        self._stream.send(pb.TrainRequest(stall=pb.Stall(doing=doing)))
 
     def why(self, doing: str = "", patience: float = 3.0) -> SwitokdError | None:
-        """What the coordinator knows of a failure, given `patience` seconds to learn it.
+        """Wait up to `patience` seconds for the coordinator to say why the run failed, or None.
 
-        doing: what this rank was waiting for when its collective failed.
+        doing: what this rank waited for when its collective failed.
         """
         if doing:
             self.stall(doing)
-        with self._changed:
-            self._changed.wait_for(lambda: self.failure, patience)
-        return self.failure
+        return self._stream.wait_for_failure(patience)
 
     def close(self, failure: str = "") -> None:
-        """Say goodbye, with a sentence if the rank has failed, and see the last decision recorded.
+        """Wait until all decisions are written, then say goodbye to the coordinator.
 
-        UsageError if that cannot be done, unless the rank has failed anyway.
+        failure: why this rank failed; empty if it has finished. Raises the error of `on_decision`
+        if there was one and the rank has not failed for another reason.
         """
-        self._leaving = True
-        self._decided.put(None)
-        self._recorder.join(LAST_SECONDS if failure else None)
-        lost, self._unrecorded = self._unrecorded, None
-        self._outgoing.put(pb.TrainRequest(leave=pb.Leave(failure=failure or str(lost or ""))))
-        self._outgoing.put(None)
-        self._receiver.join(LAST_SECONDS)
-        self._channel.close()
-        if lost and not failure:
-            raise lost
+        self._stream.ignore_failures()
+        error = self._writer.close(LAST_WRITE_SECONDS if failure else None)
+        self._stream.close(failure or str(error or ""))
+        if error and not failure:
+            raise error
 
-    def _requests(self) -> Iterator[pb.TrainRequest]:
-        while (message := self._outgoing.get()) is not None:
-            yield message
-
-    def _receive(self) -> None:
-        """Take decisions until the stream ends."""
-        try:
-            for response in self._call:
-                if response.WhichOneof("event") == "decision":
-                    decision = decision_from_wire(response.decision)
-                    self._decided.put(decision)
-                    with self._changed:
-                        self._last = decision
-                        self._changed.notify_all()
-            ended: PeerError = CoordinatorError(
-                f"the coordinator at {self.membership.coordinator} ended the stream"
-            )
-        except grpc.RpcError as error:
-            ended = self._describe(error)
-        self._fail(ended)
-
-    def _record(self) -> None:
-        """Hand on decisions until there are no more, or they cannot be kept."""
-        try:
-            while (decision := self._decided.get()) is not None:
-                self._on_decision(decision)
-        except Exception as error:  # on this thread nobody else would see it
-            why = f"decisions cannot be recorded: {type(error).__name__}: {error}"
-            self._unrecorded = error if isinstance(error, SwitokdError) else SwitokdError(why)
-            self._fail(self._unrecorded)
-
-    def _fail(self, why: SwitokdError) -> None:
-        if self._leaving:
+    def _check_early_decision(self, decision: Decision) -> None:
+        early = self._early_decision
+        if early is None or early.step != decision.step:
             return
-        with self._changed:
-            self.failure = self.failure or why
-            self._changed.notify_all()
-        self._on_failure(why)
-
-    def _raise_if_failed(self) -> None:
-        if self.failure:
-            raise self.failure
-
-    def _describe(self, error: grpc.RpcError) -> PeerError:
-        code, details = error.code(), error.details()
-        where = f"the coordinator at {self.membership.coordinator}"
-        if code is grpc.StatusCode.ABORTED:  # another rank's failure, in the coordinator's words
-            return PeerError(details)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED and not self._step:
-            return CoordinatorError(
-                f"{where} does not answer within {self._timeout:g} s; is coordinator.address "
-                "right, and 'switokd coordinator' running there?"
-            )
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-            return CoordinatorError(f"{where} went away at step {self._step} ({details})")
-        return CoordinatorError(f"{where} refuses this rank: {details} ({code.name})")
+        for pair, mode in ((p.pair, p.mode) for p in early.pairs):
+            if decision.mode(pair) is not mode:
+                raise CoordinatorError(
+                    f"the coordinator at {self._coordinator} decided step {decision.step} for "
+                    f"{pair.teacher} and {pair.student} differently than this rank, from the same "
+                    "distances: it is faulty, or another version of switokd"
+                )
 
 
-def _plan(config: Config, placement: Placement) -> pb.RunPlan:
+def _plan_to_wire(config: Config, placement: Placement) -> pb.RunPlan:
     return pb.RunPlan(
         networks=[
             pb.Network(name=name, role=ROLE_TO_WIRE[role], ranks=placement.ranks_of(name))

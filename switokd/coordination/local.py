@@ -1,9 +1,9 @@
-"""Deciding in the training process itself, for `coordinator: off`: one process, no coordinator.
+"""Decides in the training process, for `coordinator: off`: one process, no coordinator.
 
-The same interface as `client.py`, the same pure function, the same record; no metrics, since
-nobody serves them.
+`LocalDecider` has the methods of `Client`, calls the same pure function and writes the same
+decision log. There are no metrics.
 
-Not covered: several processes, which would have to trust each other's rounding.
+Not covered: several processes, because two processors may round differently.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from switokd.errors import SwitokdError
 
 
 class LocalDecider:
-    """Decides every step at once."""
+    """Decides every step as soon as it is reported.
+
+    on_decision: called for every decision, in order, in `report` and `decision`.
+    """
 
     def __init__(self, config: Config, on_decision: Callable[[Decision], None]) -> None:
         self.pairs = list(config.topology.pairs)
@@ -28,16 +31,20 @@ class LocalDecider:
         self._recorded = 0
 
     def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
-        """Decide a step. It is recorded when backward is on its way, as a file may take long."""
-        self._record()  # the step before, in which nobody has waited for it
+        """Decide a step. parts: by pair, the sums over the whole batch.
+
+        `on_decision` runs later, in `decision`, because it may write a file: the backward pass has
+        begun by then. exchange_seconds is ignored.
+        """
+        self._record()  # the previous step, unless `decision` has recorded it
         self._last = decide(step, means(parts), self._rule)
 
     def decide_early(self, step: int, parts: Parts) -> Decision | None:
-        """Give the decision, which there is already."""
+        """Return the decision of the last reported step."""
         return self._last
 
     def decision(self, step: int) -> Decision:
-        """The decision of `step`, the newest reported."""
+        """Record and return the decision of `step`, the last reported step."""
         assert self._last is not None
         assert self._last.step == step
         self._record()
@@ -56,11 +63,11 @@ class LocalDecider:
         accuracy: float | None = None,
         test_accuracy: float | None = None,
     ) -> None:
-        """Nobody serves metrics here."""
+        """Do nothing: there are no metrics."""
 
     def why(self, doing: str = "", patience: float = 3.0) -> SwitokdError | None:
-        """Nobody else can know of a failure."""
+        """Return None: no coordinator knows of a failure."""
         return None
 
     def close(self, failure: str = "") -> None:
-        """Nobody to say goodbye to."""
+        """Do nothing: there is no connection."""

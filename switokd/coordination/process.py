@@ -1,7 +1,9 @@
-"""The coordinator that rank 0 starts when the run file names none.
+"""Starts a coordinator as a child of rank 0, for runs whose run file names no coordinator.
 
-The child serves until its standard input closes, so it cannot outlive rank 0, however rank 0
-ends. Not covered: starting one anew when it dies.
+The child serves until its standard input closes. The operating system closes it when rank 0 ends,
+so the child never outlives rank 0.
+
+Not covered: restarting a coordinator that dies.
 """
 
 from __future__ import annotations
@@ -14,20 +16,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from switokd.coordination.client import Endpoint
+from switokd.coordination.membership import Endpoint
 from switokd.errors import CoordinatorError, UsageError
 from switokd.runtime.environment import Environment
 
 START_SECONDS = 30.0
+"""Longest wait for the coordinator to be ready."""
 
 
 @contextmanager
 def coordinator_process(env: Environment, http_port: int, strategy: str = "") -> Iterator[Endpoint]:
-    """Start a coordinator as a child on a free port; stop it at the end.
+    """Start a coordinator on a free port, yield its addresses, stop it at the end.
 
-    strategy: import string of one of the user's own, which it then imports as this process does.
-    It listens on this machine's loopback, or on all interfaces where ranks run elsewhere.
-    UsageError if http_port is taken, CoordinatorError if it does not start.
+    It listens on loopback if all ranks run on this machine, else on all interfaces. http_port: port
+    of its metrics. strategy: import string of the user's own strategy, which the coordinator
+    imports from the same folders as this process; empty for a built-in strategy.
+    UsageError if `http_port` is in use, CoordinatorError if the coordinator does not start.
     """
     host = "127.0.0.1" if env.one_host else "0.0.0.0"
     command = [sys.executable, "-m", "switokd", "coordinator", "--follow-stdin"]
@@ -41,7 +45,7 @@ def coordinator_process(env: Environment, http_port: int, strategy: str = "") ->
         env=env_of_child,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the ranks; the coordinator then reports on them
+        start_new_session=True,  # Ctrl-C must not stop it: it tells the other ranks that one ended
     )
     assert child.stdin is not None
     assert child.stdout is not None
@@ -50,11 +54,15 @@ def coordinator_process(env: Environment, http_port: int, strategy: str = "") ->
         line = child.stdout.readline() if readable else b""
         if not line:
             code = child.wait() if readable else None
-            # The child has said why on standard error.
+            # The child has printed the reason on standard error.
             if code == UsageError.exit_code:
                 raise UsageError(f"coordinator.http_port: {http_port} cannot be used")
-            state = f"ended with code {code}" if readable else "said nothing"
-            raise CoordinatorError(f"the coordinator {state} instead of starting")
+            state = (
+                f"ended with code {code}"
+                if readable
+                else f"was not ready within {START_SECONDS:g} s"
+            )
+            raise CoordinatorError(f"the coordinator did not start: it {state}")
         ready = json.loads(line)
         reachable = "127.0.0.1" if env.one_host else env.master_addr
         port, http = (ready[key].rpartition(":")[2] for key in ("grpc", "http"))

@@ -1,7 +1,7 @@
-"""A rank's stream: what it reports and foresees, and a coordinator that decides otherwise.
+"""A rank's client: reports, early decisions, the decision log, and a wrong coordinator.
 
-The coordinator here is a faulty one, which the real one cannot be told to be; the real one is in
-`test_coordinator.py`.
+The coordinator here is a fake, because the real one cannot be made to decide wrongly. Tests of the
+real one are in `tests/services/test_coordinator.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import grpc
 import pytest
 
 from switokd.config.run_file import load
-from switokd.coordination.client import Client, Endpoint, Membership
+from switokd.coordination.client import Client
+from switokd.coordination.membership import Endpoint, Membership
 from switokd.distillation.decision import (
     Decision,
     Mode,
@@ -39,7 +40,7 @@ from switokd.wire import decision_to_wire, sums_from_wire
 from tests.support import wait_until
 
 FIRST, SECOND = Pair("teacher1", "student"), Pair("teacher2", "student")
-PARTS: Parts = {  # of one rank each, 10 samples; both far from their thresholds
+PARTS: Parts = {  # one rank and 10 samples each; both far from their thresholds
     FIRST: [PairSums(15.0, 12.0, 2.0, 10)],
     SECOND: [PairSums(1.0, 12.0, 11.0, 10)],
 }
@@ -48,8 +49,8 @@ PAPER = load("digits-2t1s")
 
 
 @dataclass
-class Faulty(pb_grpc.CoordinatorServiceServicer):
-    """Answers every report with `answer`, whatever it says."""
+class FakeCoordinator(pb_grpc.CoordinatorServiceServicer):
+    """Answers every report with `answer`."""
 
     answer: Decision
     reports: list[pb.Report] = field(default_factory=list)
@@ -74,15 +75,15 @@ class Faulty(pb_grpc.CoordinatorServiceServicer):
 @contextmanager
 def second_teacher(
     config: Any, answer: Decision, on_decision: Callable[[Decision], None] = lambda decision: None
-) -> Iterator[tuple[Client, Faulty]]:
-    """The client of rank 1, at a coordinator that answers like this."""
-    coordinator = Faulty(answer)
+) -> Iterator[tuple[Client, FakeCoordinator]]:
+    """A client of rank 1, which holds the second teacher, at a fake coordinator."""
+    coordinator = FakeCoordinator(answer)
     server = grpc.server(ThreadPoolExecutor(4))
     pb_grpc.add_CoordinatorServiceServicer_to_server(coordinator, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    seat = Membership(Endpoint(f"127.0.0.1:{port}"), "run", 1)
-    client = Client(seat, config, config.placement_on(3), on_decision)
+    membership = Membership(Endpoint(f"127.0.0.1:{port}"), "run", 1)
+    client = Client(membership, config, config.placement_on(3), on_decision)
     try:
         yield client, coordinator
     finally:
@@ -90,7 +91,7 @@ def second_teacher(
         server.stop(None)
 
 
-def right(config: Any) -> Decision:
+def correct_decision(config: Any) -> Decision:
     return decide(1, means(PARTS), config.method.rule)
 
 
@@ -100,9 +101,9 @@ def switched(pair: PairDecision) -> PairDecision:
 
 
 @pytest.mark.parametrize("config", [PAPER, PUBLISHED], ids=["paper", "published"])
-def test_every_teacher_foresees_and_reports_its_own_pairs(config: Any) -> None:
-    """As published, the second teacher's epsilon is made of the first one's distances."""
-    with second_teacher(config, right(config)) as (client, coordinator):
+def test_a_teacher_reports_its_own_pairs_and_decides_them_early(config: Any) -> None:
+    """With published semantics, the second teacher's epsilon uses the first teacher's distances."""
+    with second_teacher(config, correct_decision(config)) as (client, coordinator):
         assert client.pairs == ([SECOND] if config is PAPER else [SECOND, FIRST])
         measured = {pair: PARTS[pair] for pair in client.pairs}
         client.report(1, measured)
@@ -121,70 +122,70 @@ def test_every_teacher_foresees_and_reports_its_own_pairs(config: Any) -> None:
         assert coordinator.reports[1].exchange_seconds == 0.25
 
 
-def test_a_decision_other_than_foreseen_ends_the_rank_before_it_is_applied() -> None:
-    answer = right(PAPER)
+def test_a_decision_that_differs_from_the_early_one_ends_the_rank() -> None:
+    answer = correct_decision(PAPER)
     answer = replace(answer, pairs=tuple(switched(pair) for pair in answer.pairs))
     with second_teacher(PAPER, answer) as (client, _):
         client.report(1, {SECOND: PARTS[SECOND]})
         assert client.decide_early(1, {SECOND: PARTS[SECOND]}) is not None
-        with pytest.raises(CoordinatorError, match="decided step 1 for teacher2 and student other"):
+        with pytest.raises(CoordinatorError, match="decided step 1 for teacher2 and student diff"):
             client.decision(1)
 
 
-def test_without_foresight_the_coordinators_word_counts() -> None:
-    """Where rounding may decide either way."""
+def test_without_an_early_decision_the_coordinator_decides() -> None:
+    """At the threshold, rounding may decide either way."""
     e_s, e_t = 1.2, 1.0
     gap = delta(Distances(0.0, e_s, e_t, 1), epsilon(Distances(0.0, e_s, e_t, 1)))
     at_threshold = {SECOND: [PairSums(10 * gap, 10 * e_s, 10 * e_t, 10)]}
     answer = decide(1, means(at_threshold), PAPER.method.rule)
     other = replace(answer, pairs=tuple(switched(pair) for pair in answer.pairs))
-    for each in (answer, other):
-        with second_teacher(PAPER, each) as (client, _):
+    for decided in (answer, other):
+        with second_teacher(PAPER, decided) as (client, _):
             client.report(1, at_threshold)
             assert client.decide_early(1, at_threshold) is None
-            assert client.decision(1) == each
+            assert client.decision(1) == decided
 
 
-def test_no_step_waits_for_the_record_but_the_end_does() -> None:
-    is_written = threading.Event()
-    kept: list[int] = []
+def test_close_waits_for_the_decision_log_but_no_step_does() -> None:
+    may_write = threading.Event()
+    written: list[int] = []
 
     def slow(decision: Decision) -> None:
-        assert is_written.wait(30)
-        kept.append(decision.step)
+        assert may_write.wait(30)
+        written.append(decision.step)
 
     measured = {SECOND: PARTS[SECOND]}
-    with second_teacher(PAPER, right(PAPER), slow) as (client, coordinator):
+    with second_teacher(PAPER, correct_decision(PAPER), slow) as (client, coordinator):
         client.report(1, measured)
         client.decision(1)
-        coordinator.answer = replace(right(PAPER), step=2)
+        coordinator.answer = replace(correct_decision(PAPER), step=2)
         client.report(2, measured)
         assert client.decision(2).step == 2
-        assert kept == []
-        threading.Timer(0.1, is_written.set).start()
+        assert written == []
+        threading.Timer(0.1, may_write.set).start()
         client.close()
-        assert kept == [1, 2]
+        assert written == [1, 2]
 
 
-def test_a_record_that_cannot_be_kept_ends_the_rank_at_the_latest_when_it_closes() -> None:
-    is_at_the_end = threading.Event()
+def test_an_error_of_the_decision_log_is_raised_by_the_next_report_or_by_close() -> None:
+    is_closing = threading.Event()
     measured = {SECOND: PARTS[SECOND]}
 
     def full(decision: Decision) -> None:
         raise UsageError(f"no space left for step {decision.step}")
 
     def late(decision: Decision) -> None:
-        assert is_at_the_end.wait(30)
+        assert is_closing.wait(30)
         full(decision)
 
-    with second_teacher(PAPER, right(PAPER), full) as (client, _):
+    with second_teacher(PAPER, correct_decision(PAPER), full) as (client, _):
         client.report(1, measured)
-        wait_until(lambda: client.failure, 10, "the record's end")
+        wait_until(lambda: client.failure, 10, "the failed decision log")
         with pytest.raises(UsageError, match="left for step 1"):
             client.report(2, measured)
-    with second_teacher(PAPER, right(PAPER), late) as (client, _):
+    with second_teacher(PAPER, correct_decision(PAPER), late) as (client, _):
         client.report(1, measured)
         client.decision(1)
-        threading.Timer(0.1, is_at_the_end.set).start()
+        threading.Timer(0.1, is_closing.set).start()
         with pytest.raises(UsageError, match="left for step 1"):
             client.close()

@@ -1,4 +1,4 @@
-"""The wire contract's guards can fail: a break, a drift, a bad style are found."""
+"""The checks of the wire contract detect a breaking change and bad style."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def buf(*arguments: str) -> int:
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Path:
-    """A copy of proto/ to spoil."""
+    """A copy of proto/ that a test may change."""
     return Path(shutil.copytree(PROTO, tmp_path / "proto"))
 
 
-def spoil(folder: Path, old: str, new: str) -> None:
+def replace_text(folder: Path, old: str, new: str) -> None:
     path = folder / "switokd" / "v1" / "coordinator.proto"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
 
 
-def test_the_contract_breaks_nothing_and_is_tidy() -> None:
+def test_the_contract_passes_its_checks() -> None:
     assert buf("lint", str(PROTO)) == 0
     assert buf("breaking", str(PROTO), "--against", str(PROTO / "baseline.json")) == 0
 
@@ -44,16 +44,16 @@ def test_the_contract_breaks_nothing_and_is_tidy() -> None:
         ("rpc Join(", "rpc Enter("),
     ],
 )
-def test_a_breaking_change_is_found(changed: Path, old: str, new: str) -> None:
-    spoil(changed, old, new)
+def test_a_breaking_change_is_detected(changed: Path, old: str, new: str) -> None:
+    replace_text(changed, old, new)
     assert buf("breaking", str(changed), "--against", str(PROTO / "baseline.json")) == 100
 
 
-def test_bad_style_is_found(changed: Path) -> None:
-    spoil(changed, "message Leave {", "message leave_run {")
+def test_bad_style_is_detected(changed: Path) -> None:
+    replace_text(changed, "message Leave {", "message leave_run {")
     assert buf("lint", str(changed)) == 100
 
 
-def test_an_addition_is_no_break(changed: Path) -> None:
-    spoil(changed, "message Attached {}", "message Attached {\n  string note = 1;\n}")
+def test_a_new_field_is_no_breaking_change(changed: Path) -> None:
+    replace_text(changed, "message Attached {}", "message Attached {\n  string note = 1;\n}")
     assert buf("breaking", str(changed), "--against", str(PROTO / "baseline.json")) == 0

@@ -1,4 +1,4 @@
-"""Decisions and sums cross the wire without losing a bit: every rank acts on equal numbers."""
+"""Decisions and sums are bit for bit the same after the wire, so that all ranks act alike."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Pair, Role
 from switokd.v1 import coordinator_pb2 as pb
 
-PAIRS = [Pair("t2", "s1"), Pair("t1", "s1"), Pair("Ü-1", "s_2")]  # in no alphabetical order
+PAIRS = [Pair("t2", "s1"), Pair("t1", "s1"), Pair("Ü-1", "s_2")]  # not in alphabetical order
 EXTREMES = [0.0, 5e-324, 1e-300, math.nextafter(1, 2), 0.1 + 0.2, 2.0, 1.7976931348623157e308]
 
 
 def doubles(seed: int) -> list[float]:
-    """Nine doubles of all magnitudes."""
+    """Nine doubles of many magnitudes."""
     generator = random.Random(seed)
     return [generator.random() * 10 ** generator.randint(-20, 5) for _ in range(9)]
 
 
 @pytest.mark.parametrize("numbers", [*map(doubles, range(10)), [*EXTREMES, 1.0, 3.0]])
-def test_sums_survive_exactly(numbers: list[float]) -> None:
+def test_sums_are_the_same_after_the_wire(numbers: list[float]) -> None:
     triples = zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
-    sums = {p: PairSums(*three, 2**31 - 1) for p, three in zip(PAIRS, triples, strict=True)}
+    sums = {p: PairSums(*triple, 2**31 - 1) for p, triple in zip(PAIRS, triples, strict=True)}
     message = pb.Report(pairs=wire.sums_to_wire(sums))
-    found = wire.sums_from_wire(pb.Report.FromString(message.SerializeToString()))
-    assert found == sums
-    assert list(found) == PAIRS
+    received = wire.sums_from_wire(pb.Report.FromString(message.SerializeToString()))
+    assert received == sums
+    assert list(received) == PAIRS
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_decision_survives_exactly(seed: int) -> None:
+def test_a_decision_is_the_same_after_the_wire(seed: int) -> None:
     generator = random.Random(seed)
     numbers = [[2 * generator.random() for _ in range(3)] for _ in PAIRS]
     distances = {p: Distances(a, b, c, 128) for p, (a, b, c) in zip(PAIRS, numbers, strict=True)}
@@ -50,7 +50,7 @@ def test_decision_survives_exactly(seed: int) -> None:
     assert wire.decision_from_wire(pb.Decision.FromString(message.SerializeToString())) == decision
 
 
-def test_no_two_fields_are_confused() -> None:
+def test_every_field_has_its_own_value() -> None:
     pair = PairDecision(Pair("t", "s"), Distances(1, 2, 3, 4), 5, 6, Mode.EXPERT)
     decision = Decision(7, (pair,), ("t", "u"))
     message = wire.decision_to_wire(decision)
@@ -64,9 +64,12 @@ def test_no_two_fields_are_confused() -> None:
     assert (sums.teacher, sums.student, sums.gap, sums.e_s, sums.e_t) == ("t", "s", 1, 2, 3)
 
 
-def test_every_role_and_mode_has_its_own_value_and_none_is_the_default() -> None:
+def test_every_role_and_mode_has_its_own_wire_value_and_none_is_0() -> None:
     assert wire.ROLE_TO_WIRE == {Role.TEACHER: pb.ROLE_TEACHER, Role.STUDENT: pb.ROLE_STUDENT}
     assert wire.MODE_TO_WIRE == {Mode.LEARNING: pb.MODE_LEARNING, Mode.EXPERT: pb.MODE_EXPERT}
-    assert 0 not in [*wire.ROLE_FROM_WIRE, *wire.MODE_FROM_WIRE]  # 0 is a field left out
+    assert 0 not in [
+        *wire.ROLE_FROM_WIRE,
+        *wire.MODE_FROM_WIRE,
+    ]  # a field that is not set reads as 0
     assert [wire.MODE_FROM_WIRE[wire.MODE_TO_WIRE[mode]] for mode in Mode] == list(Mode)
     assert [wire.ROLE_FROM_WIRE[wire.ROLE_TO_WIRE[role]] for role in Role] == list(Role)
