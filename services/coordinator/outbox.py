@@ -14,7 +14,7 @@ import grpc
 
 @dataclass(frozen=True)
 class StreamEnd:
-    """Last item of an outbox: the status that ends the stream. OK answers a rank's goodbye."""
+    """Last item of an outbox: the status that ends the stream. OK answers Leave."""
 
     code: grpc.StatusCode
     details: str = ""

@@ -124,7 +124,7 @@ class CoordinatedRun:
         return self._hangs.describe(self.state is RunState.JOINING, now)
 
     def leave(self, rank: int, failure: str, now: float) -> None:
-        """Note a rank's last message. failure: why the rank failed; empty if it has finished."""
+        """Note a rank's Leave message. failure: why the rank failed; empty if it has finished."""
         if failure:
             self._ranks.detach(rank)
             self.fail(f"{self._ranks.describe(rank)} stopped: {failure}", now)
@@ -134,7 +134,7 @@ class CoordinatedRun:
                 self._ended_at = now
 
     def lose(self, rank: int, now: float) -> None:
-        """Note that a rank's stream broke without a last message: the run fails."""
+        """Note that a rank's stream broke without a Leave message: the run fails."""
         self._ranks.detach(rank)
         step = self._rounds.step_of(rank)
         self.fail(f"{self._ranks.describe(rank)} went away after reporting step {step}", now)

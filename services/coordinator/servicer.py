@@ -1,7 +1,7 @@
 """The gRPC service: its three methods, as `proto/switokd/v1/coordinator.proto` describes them.
 
 A refused call or stream ends with a gRPC status and one sentence, and harms no other run. If a
-rank's stream breaks without a goodbye, the rank's run fails.
+rank's stream breaks without a Leave message, the rank's run fails.
 
 Not covered: TLS, authentication, commands of an operator.
 """

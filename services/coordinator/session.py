@@ -65,7 +65,7 @@ class Session:
             self.outbox.put(StreamEnd(grpc.StatusCode.OK))
 
     def close(self) -> None:
-        """Detach the stream. The run fails if the rank has not said goodbye."""
+        """Detach the stream. The run fails if the rank has not sent Leave before."""
         if self._attachment is None:
             return
         entry, rank = self._attachment.entry, self._attachment.rank

@@ -147,7 +147,7 @@ class Client:
         return self._stream.wait_for_failure(patience)
 
     def close(self, failure: str = "") -> None:
-        """Wait until all decisions are written, then say goodbye to the coordinator.
+        """Wait until all decisions are written, then leave the run.
 
         failure: why this rank failed; empty if it has finished. Raises the error of `on_decision`
         if there was one and the rank has not failed for another reason.

@@ -1,7 +1,7 @@
 """Starts a coordinator as a child of rank 0, for runs whose run file names no coordinator.
 
 The child serves until its standard input closes. The operating system closes it when rank 0 ends,
-so the child never outlives rank 0.
+so the child ends some seconds after rank 0 at the latest.
 
 Not covered: restarting a coordinator that dies.
 """

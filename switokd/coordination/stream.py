@@ -136,7 +136,7 @@ class CoordinatorStream:
             raise self._failure
 
     def fail(self, error: SwitokdError) -> None:
-        """Note a failure; the first one stays. Ignored once the rank leaves."""
+        """Note a failure; the first one stays. Does nothing after `ignore_failures`."""
         if self._is_closing:
             return
         with self._changed:
@@ -145,11 +145,11 @@ class CoordinatorStream:
         self._on_failure(error)
 
     def ignore_failures(self) -> None:
-        """From now on the end of the stream is expected."""
+        """Treat the end of the stream as expected from now on."""
         self._is_closing = True
 
     def close(self, failure: str) -> None:
-        """Send the goodbye and close the connection. failure: why the rank failed, if it did."""
+        """Send Leave, then close the connection. failure: why the rank failed, or empty."""
         self.ignore_failures()
         self._outgoing.put(pb.TrainRequest(leave=pb.Leave(failure=failure)))
         self._outgoing.put(None)

@@ -113,7 +113,7 @@ def sums(gap: float, e_s: float, e_t: float, n: int = 1, teacher: str = "t") -> 
     return pb.PairSums(teacher=teacher, student="s", gap=gap, e_s=e_s, e_t=e_t, n=n)
 
 
-def test_a_run_from_join_to_goodbye(server: Server) -> None:
+def test_a_run_from_join_to_leave(server: Server) -> None:
     run_id = server.run()
     teacher, student = Stream(server, run_id, 0), Stream(server, run_id, 1)
     student.report(1)
@@ -133,10 +133,8 @@ def test_a_run_from_join_to_goodbye(server: Server) -> None:
     assert list(status.connected_ranks) == [0, 1]
     assert status.last_decision.step == 2
     expected = plan()
-    expected.strategy_kwargs, expected.semantics = (
-        "{}",
-        "paper",
-    )  # defaults of fields that are not set
+    # The coordinator fills in the defaults of fields that are not set.
+    expected.strategy_kwargs, expected.semantics = "{}", "paper"
     assert status.plan == expected
 
     for stream in (teacher, student):
