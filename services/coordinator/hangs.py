@@ -11,14 +11,14 @@ from switokd.services.coordinator.ranks import Ranks
 from switokd.services.coordinator.rounds import Rounds
 
 STALL_SECONDS = 1.0
-"""Seconds between the first and the last rank's notice that a collective failed, at most."""
+"""Within this time of each other, all ranks notice that a collective has failed."""
 
 
 class HangDetector:
     """Names the ranks that a run has waited for too long.
 
-    timeout: seconds that an incomplete round may stay open. now: time in seconds at which the
-    run was created.
+    timeout: seconds to wait for the streams of all ranks, or for all reports of a step. now: time
+    in seconds at which the run was created.
     """
 
     def __init__(self, ranks: Ranks, rounds: Rounds, timeout: float, now: float) -> None:

@@ -1,4 +1,4 @@
-"""All runs of one coordinator: a run is created, found, watched and forgotten here.
+"""Keeps all runs of one coordinator: creates, finds, watches and forgets them.
 
 Not covered: runs from before a restart of the coordinator; limits on the number of runs.
 """
