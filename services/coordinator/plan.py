@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from switokd.distillation.decision import Rule
-from switokd.distillation.semantics import problem as problem_of_semantics
-from switokd.distillation.semantics import problem_of_strategy, rule_of
+from switokd.distillation.semantics import (
+    problem_of_semantics,
+    problem_of_strategy,
+    rule_of,
+)
 from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Pair, Topology
 from switokd.errors import UsageError

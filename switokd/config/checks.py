@@ -21,8 +21,7 @@ from switokd.config.sections import (
     PairSettings,
     Schedule,
 )
-from switokd.distillation.semantics import problem as problem_of_semantics
-from switokd.distillation.semantics import problem_of_strategy
+from switokd.distillation.semantics import problem_of_semantics, problem_of_strategy
 from switokd.distillation.strategies.base import Strategy
 from switokd.distillation.topology import Topology
 from switokd.errors import UsageError, nearest

@@ -36,16 +36,16 @@ class Term:
 
 @dataclass(frozen=True)
 class Couplings:
-    """All couplings of a run. `own` is each network's usual one, `particular` the exceptions."""
+    """All couplings of a run: a default for each network, and exceptions for single pairs."""
 
     topology: Topology
-    own: Mapping[str, Coupling] = field(default_factory=dict)
-    particular: Mapping[tuple[str, str], Coupling] = field(default_factory=dict)
+    by_network: Mapping[str, Coupling] = field(default_factory=dict)
+    exceptions: Mapping[tuple[str, str], Coupling] = field(default_factory=dict)
     """By (network that learns, peer)."""
 
     def of(self, network: str, peer: str) -> Coupling:
         """How `network` learns from `peer`, which may be none of the run's (a combination)."""
-        return self.particular.get((network, peer)) or self.own.get(network, Coupling())
+        return self.exceptions.get((network, peer)) or self.by_network.get(network, Coupling())
 
     def peers(self, network: str, role: Role) -> list[str]:
         """Networks of this role that `network` may learn from, in the topology's order."""
@@ -56,10 +56,10 @@ class Couplings:
         """Whether two networks are a pair that is switched off."""
         return bool({Pair(a, b), Pair(b, a)} & self.topology.off)
 
-    def terms(self, network: str, peers: Iterable[str], over: int = 1) -> list[Term]:
-        """A term for each peer, its weight divided by `over`."""
+    def terms(self, network: str, peers: Iterable[str], divisor: int = 1) -> list[Term]:
+        """A term for each peer, its weight divided by `divisor`."""
         found = ((peer, self.of(network, peer)) for peer in peers)
-        return [Term(peer, c.weight / over, c.tau) for peer, c in found]
+        return [Term(peer, c.weight / divisor, c.tau) for peer, c in found]
 
     def tau(self, pair: Pair) -> float:
         """Temperature of a pair's distances."""

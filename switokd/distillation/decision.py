@@ -120,14 +120,16 @@ def decide_early(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> 
     decision = decide(step, distances, rule)
     for pair in decision.pairs:
         lender = rule.epsilon_from.get(pair.pair)
-        for near in _near(pair.distances):
-            epsilons = [epsilon(d) for d in (_near(distances[lender]) if lender else [near])]
+        for near in _rounding_corners(pair.distances):
+            epsilons = [
+                epsilon(d) for d in (_rounding_corners(distances[lender]) if lender else [near])
+            ]
             if any(rule.switch(near, rule.delta(near, e)) is not pair.mode for e in epsilons):
                 return None
     return decision
 
 
-def _near(d: Distances) -> list[Distances]:
+def _rounding_corners(d: Distances) -> list[Distances]:
     """All corners of what rounding could have made of these distances."""
     bounds = []
     for distance in (d.gap, d.e_s, d.e_t):

@@ -41,7 +41,7 @@ def pair_sums(
     for pair in pairs:
         for key in ((pair.teacher, taus[pair]), (pair.student, taus[pair])):
             if key not in p:
-                p[key] = over(logits[key[0]].float(), taus[pair]).softmax(dim=1)
+                p[key] = soften(logits[key[0]].float(), taus[pair]).softmax(dim=1)
                 e[key] = _distance_to_target(p[key], y)
     rows = []
     for pair in pairs:
@@ -53,7 +53,7 @@ def pair_sums(
     return torch.stack(rows) if rows else torch.empty(0, 3, dtype=torch.float64, device=device)
 
 
-def over(z: Tensor, tau: float) -> Tensor:
+def soften(z: Tensor, tau: float) -> Tensor:
     """z / tau; by 1 nothing is divided, for a GPU's small kernels cost more than they compute."""
     return z if tau == 1 else z / tau
 

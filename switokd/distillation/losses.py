@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from switokd.distillation.couplings import Term
-from switokd.distillation.distances import over
+from switokd.distillation.distances import soften
 
 
 def kl(z_peer: Tensor, z_self: Tensor, tau: float) -> Tensor:
     """KL(p_peer || p_self), summed over classes and averaged over the batch; logits `[B, C]`."""
-    log_p_self = F.log_softmax(over(z_self, tau), dim=1)
-    p_peer = F.softmax(over(z_peer.detach(), tau), dim=1)
+    log_p_self = F.log_softmax(soften(z_self, tau), dim=1)
+    p_peer = F.softmax(soften(z_peer.detach(), tau), dim=1)
     return F.kl_div(log_p_self, p_peer, reduction="batchmean")
 
 

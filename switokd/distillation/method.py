@@ -45,7 +45,7 @@ class Method:
         """Temperature of each pair's distances."""
         return {pair: self.couplings.tau(pair) for pair in self.topology.pairs}
 
-    def silences(self, teacher: str, decision: Decision) -> bool:
+    def zeroes_loss(self, teacher: str, decision: Decision) -> bool:
         """Whether a teacher goes through backward and update with a loss of 0."""
         return self._pauses_by_zero and decision.is_expert(teacher)
 

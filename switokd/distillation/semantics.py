@@ -28,7 +28,7 @@ SEMANTICS = ("paper", "published")
 PUBLISHED_FOR = ("1T1S", "2T1S", "1T2S")
 
 
-def problem(semantics: str, topology: Topology) -> str:
+def problem_of_semantics(semantics: str, topology: Topology) -> str:
     """Why a run cannot follow these semantics, in a sentence; empty if it can."""
     if semantics not in SEMANTICS:
         return f"semantics must be one of {', '.join(SEMANTICS)}, got {semantics!r}"

@@ -97,7 +97,7 @@ def train_step(
             if (share := (shard.stop - shard.start) / n) != 1:
                 loss = loss * share  # of the batch's mean
             losses[learner.name] = loss.detach()
-            if decision is not None and method.silences(learner.name, decision):
+            if decision is not None and method.zeroes_loss(learner.name, decision):
                 loss = loss * 0  # as published for 1T2S: momentum and weight decay go on
         learner.backward(loss, step)
 

@@ -26,7 +26,7 @@ from switokd.distillation.decision import (
 from switokd.distillation.distances import as_parts, means, pair_sums
 from switokd.distillation.gap import Distances
 from switokd.distillation.method import Method
-from switokd.distillation.semantics import epsilon_from, pauses_by_zero, problem
+from switokd.distillation.semantics import epsilon_from, pauses_by_zero, problem_of_semantics
 from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Pair, Role, Topology
 from switokd.errors import UsageError
@@ -131,7 +131,7 @@ def test_only_the_published_1t2s_goes_on_with_a_loss_of_0() -> None:
 
 
 def test_one_pair_is_the_same_in_both() -> None:
-    assert problem("published", ONE_ONE) == ""
+    assert problem_of_semantics("published", ONE_ONE) == ""
     assert epsilon_from("published", ONE_ONE) == {}
 
 

@@ -62,7 +62,7 @@ class Strategy:
         """Take all networks' logits of the images held out; called before each epoch."""
 
 
-def everyone_else(network: str, couplings: Couplings) -> list[str]:
+def all_peers(network: str, couplings: Couplings) -> list[str]:
     """All peers of a network, in the topology's order."""
     peers = {p for role in Role for p in couplings.peers(network, role)}
     return [name for name in couplings.topology if name in peers]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from switokd.distillation.couplings import Couplings, Term
 from switokd.distillation.decision import Decision, Mode
 from switokd.distillation.gap import Distances
-from switokd.distillation.strategies.base import Strategy, everyone_else
+from switokd.distillation.strategies.base import Strategy, all_peers
 from switokd.distillation.topology import Role
 
 
@@ -18,8 +18,8 @@ class DML(Strategy):
 
     def terms(self, network: str, couplings: Couplings, decision: Decision | None) -> list[Term]:
         """The mean over all other networks."""
-        peers = everyone_else(network, couplings)
-        return couplings.terms(network, peers, over=len(peers))
+        peers = all_peers(network, couplings)
+        return couplings.terms(network, peers, divisor=len(peers))
 
 
 class KD(Strategy):
