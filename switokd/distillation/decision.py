@@ -1,16 +1,16 @@
-"""The decision of one step: a pure function of that step's numbers.
-
-Whoever has the same distances reaches the same decision, so it does not matter who asks, or
-how often. No state is carried from step to step.
+"""The decision of one step: a pure function of the distances of that step.
 
     expert mode (teacher paused for this student)   if G > delta and e_t < e_s
     learning mode                                   otherwise
 
-Source: Qian et al., ECCV 2022, arXiv:2209.04996, the switching between the two modes. That the
-teacher be the better network (e_t < e_s) is implicit there and explicit in its published code.
+No state is carried from step to step. The coordinator and every rank therefore reach the same
+decision from the same distances, also when they decide a step twice.
 
-Not covered: where the numbers come from (`gap.py`, the coordinator's rounds), what a network
-then learns from (`strategies/`, `losses.py`).
+Source: Qian et al., ECCV 2022, arXiv:2209.04996, the switching between the two modes. The second
+condition, e_t < e_s (the teacher is better), is implicit in the paper and explicit in its code.
+
+Not covered: where the distances come from (`gap.py`, the coordinator's rounds), the KL terms that
+follow from a decision (`strategies/`, `losses.py`).
 """
 
 from __future__ import annotations
@@ -25,38 +25,36 @@ from switokd.distillation.topology import Pair
 
 
 class Mode(str, Enum):
-    """Whether a pair's teacher learns from the student."""
+    """Mode of a pair: in learning mode the teacher learns from the student."""
 
     LEARNING = "learning"
     EXPERT = "expert"
 
 
 Switch = Callable[[Distances, float], Mode]
-"""A strategy's rule: one pair's distances and threshold in, its mode out."""
+"""Switching function of a strategy: (distances, threshold delta) of a pair -> mode."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """All that turns distances into a decision.
-
-    `epsilon_from` names, by pair, another pair whose distances make its epsilon
-    (`semantics.py`). `fixed_delta` is a threshold in place of the adaptive one. Without `pauses` a
-    teacher goes on in expert mode too.
-    """
+    """How distances are turned into a decision."""
 
     switch: Switch
     epsilon_from: Mapping[Pair, Pair] = field(default_factory=dict)
+    """Pairs whose epsilon is computed from another pair's distances (`semantics.py`)."""
     fixed_delta: float | None = None
+    """Threshold that replaces the adaptive one; None keeps the adaptive one."""
     pauses: bool = True
+    """Whether a teacher pauses if all its pairs are in expert mode."""
 
     def delta(self, d: Distances, eps: float) -> float:
-        """Threshold of a pair with these distances and this epsilon."""
+        """Threshold of a pair with distances `d` and epsilon `eps`."""
         return delta(d, eps) if self.fixed_delta is None else self.fixed_delta
 
 
 @dataclass(frozen=True)
 class PairDecision:
-    """What was decided for one pair, with all the numbers it was decided on."""
+    """Mode of one pair, with all numbers that led to it."""
 
     pair: Pair
     distances: Distances
@@ -67,16 +65,15 @@ class PairDecision:
 
 @dataclass(frozen=True)
 class Decision:
-    """One step's decision. `paused` names the teachers that skip its backward pass and update:
-    those all of whose pairs are in expert mode.
-    """
+    """Decision of one step."""
 
     step: int
     pairs: tuple[PairDecision, ...]
     paused: tuple[str, ...]
+    """Teachers that skip backward pass and optimizer step: all their pairs are in expert mode."""
 
     def mode(self, pair: Pair) -> Mode:
-        """Mode of `pair`; KeyError if the run has no such pair."""
+        """Mode of `pair`. KeyError if the decision does not contain the pair."""
         return {p.pair: p.mode for p in self.pairs}[pair]
 
     def is_expert(self, teacher: str) -> bool:
@@ -85,9 +82,9 @@ class Decision:
 
 
 def decide(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> Decision:
-    """Decide one step for every pair in `distances`, in their order.
+    """Decide one step for all pairs in `distances`; the result keeps their order.
 
-    Each pair that `rule.epsilon_from` names another one for must come with that other one.
+    KeyError if `rule.epsilon_from` names a pair that `distances` does not contain.
     """
     pairs = tuple(
         _decide(pair, d, epsilon(distances[rule.epsilon_from.get(pair, pair)]), rule)
@@ -104,33 +101,33 @@ def _decide(pair: Pair, d: Distances, eps: float, rule: Rule) -> PairDecision:
 
 
 ROUNDING = 1e-6
-"""Difference of two ranks' distances that the rounding of float32 can explain: so much of one, and
-so much besides, because 1 - p[label] of a sure prediction has few digits left."""
+"""Largest relative and absolute difference that float32 rounding may cause between two ranks.
+
+The absolute part is needed because 1 - p[label] of a confident prediction has few exact digits.
+"""
 
 
 def decide_early(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> Decision | None:
-    """Decide ahead of the authority, where no rounding could make it decide otherwise.
+    """Decide a step before the coordinator's decision arrives, if rounding cannot change it.
 
-    None if a pair is so close to its threshold that another rank, adding up the same numbers on
-    another processor, might find the other mode; or if a pair's epsilon is made of distances that
-    are not here.
+    Returns None if a pair is so close to its threshold that a rank on another processor might
+    compute the other mode. Returns None too if the distances for a pair's epsilon are missing.
     """
     if not all(rule.epsilon_from.get(pair, pair) in distances for pair in distances):
         return None
     decision = decide(step, distances, rule)
     for pair in decision.pairs:
-        lender = rule.epsilon_from.get(pair.pair)
-        for near in _rounding_corners(pair.distances):
-            epsilons = [
-                epsilon(d) for d in (_rounding_corners(distances[lender]) if lender else [near])
-            ]
-            if any(rule.switch(near, rule.delta(near, e)) is not pair.mode for e in epsilons):
+        epsilon_pair = rule.epsilon_from.get(pair.pair)
+        for d in _rounding_corners(pair.distances):
+            corners = _rounding_corners(distances[epsilon_pair]) if epsilon_pair else [d]
+            deltas = (rule.delta(d, epsilon(corner)) for corner in corners)
+            if any(rule.switch(d, delta) is not pair.mode for delta in deltas):
                 return None
     return decision
 
 
 def _rounding_corners(d: Distances) -> list[Distances]:
-    """All corners of what rounding could have made of these distances."""
+    """The 8 corner cases of the distances within the rounding error."""
     bounds = []
     for distance in (d.gap, d.e_s, d.e_t):
         margin = ROUNDING * (1 + distance)

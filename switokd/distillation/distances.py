@@ -1,10 +1,11 @@
-"""L1 distances between predictions, summed over the parts of a batch.
+"""L1 distances between predictions, summed over the shards of a batch.
 
     gap  |p_s - p_t|_1      e_s  |p_s - y|_1      e_t  |p_t - y|_1
 
-Source: Qian et al., ECCV 2022, arXiv:2209.04996, the section on the distillation gap.
+with p = softmax(z / tau). Source: Qian et al., ECCV 2022, arXiv:2209.04996, the section on the
+distillation gap.
 
-Not covered: means, threshold and what is decided on them (`gap.py`, `decision.py`).
+Not covered: the threshold (`gap.py`), the decision (`decision.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from switokd.distillation.gap import Distances, PairSums
 from switokd.distillation.topology import Pair
 
 Parts = Mapping[Pair, Sequence[PairSums]]
-"""By pair: its sums over each shard of its teacher, in rank order."""
+"""By pair: the sums over each shard of the teacher, in rank order."""
 
 
 def pair_sums(
@@ -28,13 +29,12 @@ def pair_sums(
     shards: Mapping[str, Sequence[slice]],
     taus: Mapping[Pair, float],
 ) -> Tensor:
-    """Sum each pair's three L1 distances over each of its teacher's shards.
+    """Sum the three L1 distances of each pair over each shard of the pair's teacher.
 
-    logits: by network `[B, C]`. y: labels `[B]` (integers) or target distributions `[B, C]`.
-    shards: by teacher, the parts of the batch. taus: temperatures. Returns float64 on the logits'
-    device, `[shards of all pairs, 3]`, pair by pair, with G, e_s, e_t in that order. Distances
-    are taken in float32 or better and added up in float64, so that a shard's sums are the same
-    whoever holds the logits.
+    logits: `[B, C]` by network. y: labels `[B]` (integers) or target distributions `[B, C]`.
+    shards: slices of the batch, by teacher. taus: temperatures. Returns a float64 tensor
+    `[shards of all pairs, 3]` on the logits' device: pair by pair, columns G, e_s, e_t.
+    Distances are computed in float32 and added up in float64.
     """
     p: dict[tuple[str, float], Tensor] = {}
     e: dict[tuple[str, float], Tensor] = {}
@@ -54,31 +54,34 @@ def pair_sums(
 
 
 def soften(z: Tensor, tau: float) -> Tensor:
-    """z / tau; by 1 nothing is divided, for a GPU's small kernels cost more than they compute."""
+    """Logits divided by the temperature, z / tau.
+
+    A division by 1 is skipped: launching a small kernel on a GPU costs more than its arithmetic.
+    """
     return z if tau == 1 else z / tau
 
 
 def _distance_to_target(p: Tensor, y: Tensor) -> Tensor:
-    """L1 distance `[B]` of predictions `[B, C]` to the targets."""
+    """L1 distance `[B]` between predictions p `[B, C]` and labels `[B]` or targets `[B, C]`."""
     if y.dim() == 1:  # one-hot: |p - y|_1 = (1 - p_label) + (sum of the others) = 2 (1 - p_label)
         return 2 * (1 - p.gather(1, y[:, None]).squeeze(1))
     return (p - y).abs().sum(dim=1)
 
 
 def count_correct(logits: Mapping[str, Tensor], y: Tensor, shards: Mapping[str, slice]) -> Tensor:
-    """How many of its shard's samples each network has right, in float64, `[len(shards)]`.
+    """Number of samples that each network classifies correctly: float64, `[len(shards)]`.
 
-    logits, y: as for `pair_sums`. shards: by network, the part of the batch that counts.
+    logits, y: as for `pair_sums`. shards: by network, the slice of the batch to count in.
     """
     labels = y if y.dim() == 1 else y.argmax(dim=1)
-    right = [(logits[name][at].argmax(dim=1) == labels[at]).sum() for name, at in shards.items()]
-    return torch.stack(right).double()
+    correct = [(logits[name][at].argmax(dim=1) == labels[at]).sum() for name, at in shards.items()]
+    return torch.stack(correct).double()
 
 
 def as_parts(
     pairs: Sequence[Pair], shards: Mapping[str, Sequence[slice]], sums: Sequence[Sequence[float]]
 ) -> Parts:
-    """`pair_sums`' rows, once they are on the host, by pair and shard."""
+    """Group the rows of `pair_sums`, copied to the host, by pair and shard."""
     rows = iter(sums)
 
     def part(shard: slice) -> PairSums:
@@ -89,14 +92,14 @@ def as_parts(
 
 
 def means(parts: Parts) -> dict[Pair, Distances]:
-    """Every pair's means over the whole batch, its parts added up in rank order."""
+    """Means of each pair over the whole batch; the shards' sums are added in rank order."""
     return {pair: sum(rest, first).mean() for pair, (first, *rest) in parts.items()}
 
 
 def to_host(
-    health: Tensor, sums: Tensor, right: Tensor
+    health: Tensor, sums: Tensor, correct: Tensor
 ) -> tuple[list[float], list[list[float]], list[float]]:
-    """All three as lists, the sums by rows, by one copy from the device."""
-    numbers: list[float] = torch.cat([health, sums.flatten(), right]).tolist()
+    """Copy three tensors from the device at once; returns lists, `sums` as a list of rows."""
+    numbers: list[float] = torch.cat([health, sums.flatten(), correct]).tolist()
     begin, end = len(health), len(health) + sums.numel()
     return numbers[:begin], [numbers[i : i + 3] for i in range(begin, end, 3)], numbers[end:]

@@ -1,17 +1,16 @@
-"""Distances between predictions, and the switching threshold made of them.
+"""Distances of a teacher-student pair, and the switching threshold computed from them.
 
-    G        = mean over the batch of |p_s - p_t|_1      the distillation gap
+    G        = mean over the batch of |p_s - p_t|_1      distillation gap
     e_s, e_t = mean over the batch of |p_s - y|_1, |p_t - y|_1
     epsilon  = exp(-e_t / (e_s + e_t))
-    delta    = e_s - epsilon * e_t                       the adaptive switching threshold
+    delta    = e_s - epsilon * e_t                       adaptive switching threshold
 
 Source: Qian et al., ECCV 2022, arXiv:2209.04996, the sections on the distillation gap and on the
 adaptive switching threshold.
 
-Pure functions. The coordinator, which has no torch, uses `epsilon` and `delta`: the sums over
-tensors are in `distances.py`.
+These are pure functions of numbers. `distances.py` computes the sums from tensors.
 
-Not covered: what follows from the numbers (`decision.py`).
+Not covered: the decision (`decision.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PairSums:
-    """Sums over `n` samples of one pair's three L1 distances."""
+    """Sums of a pair's three L1 distances over `n` samples."""
 
     gap: float
     e_s: float
@@ -35,13 +34,13 @@ class PairSums:
         )
 
     def mean(self) -> Distances:
-        """Means over the samples; ZeroDivisionError if there are none."""
+        """Means over the samples. ZeroDivisionError if there are no samples."""
         return Distances(self.gap / self.n, self.e_s / self.n, self.e_t / self.n, self.n)
 
 
 @dataclass(frozen=True)
 class Distances:
-    """Means over the `n` samples of a batch, each in [0, 2]: G, e_s and e_t of one pair."""
+    """G, e_s and e_t of a pair: means over a batch of `n` samples, each between 0 and 2."""
 
     gap: float
     e_s: float
@@ -50,11 +49,14 @@ class Distances:
 
 
 def epsilon(d: Distances) -> float:
-    """Weight of the teacher's distance in the threshold, in [exp(-1), 1]."""
+    """Weight of e_t in the threshold, between exp(-1) and 1."""
     total = d.e_s + d.e_t
     return math.exp(-d.e_t / total) if total > 0 else 1.0
 
 
 def delta(d: Distances, eps: float | None = None) -> float:
-    """Adaptive switching threshold, between e_s - e_t and e_s; `eps` is epsilon, None: its own."""
+    """Adaptive switching threshold, between e_s - e_t and e_s.
+
+    eps: epsilon to use; None computes epsilon from `d`.
+    """
     return d.e_s - (epsilon(d) if eps is None else eps) * d.e_t

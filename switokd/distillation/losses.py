@@ -1,10 +1,12 @@
-"""Losses: cross-entropy and the KL terms.
+"""Losses: cross-entropy plus the KL terms.
 
     L_i = CE(z_i, y) + sum over peers j of w_ij tau_ij^2 KL(p_j || p_i)
 
-Source: Qian et al., ECCV 2022, arXiv:2209.04996, the losses of teacher and student. Which peers,
-with which weights and temperatures, the strategy says. Every z_j but the network's own is detached,
-so no gradient crosses networks.
+Source: Qian et al., ECCV 2022, arXiv:2209.04996, the losses of teacher and student. The strategy
+chooses the peers; their weights w and temperatures tau are the run's couplings. Peer logits are
+detached, so no gradient crosses networks.
+
+Not covered: which terms a loss has (`strategies/`), when a teacher skips its loss (`decision.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from switokd.distillation.distances import soften
 
 
 def kl(z_peer: Tensor, z_self: Tensor, tau: float) -> Tensor:
-    """KL(p_peer || p_self), summed over classes and averaged over the batch; logits `[B, C]`."""
+    """KL(p_peer || p_self), summed over classes and averaged over the batch; a scalar.
+
+    z_peer, z_self: logits `[B, C]`; no gradient flows to z_peer. tau: temperature.
+    """
     log_p_self = F.log_softmax(soften(z_self, tau), dim=1)
     p_peer = F.softmax(soften(z_peer.detach(), tau), dim=1)
     return F.kl_div(log_p_self, p_peer, reduction="batchmean")
@@ -28,10 +33,10 @@ def kl(z_peer: Tensor, z_self: Tensor, tau: float) -> Tensor:
 def objective(
     z_self: Tensor, y: Tensor, logits: Mapping[str, Tensor], terms: Iterable[Term]
 ) -> Tensor:
-    """Loss of one network, a scalar.
+    """Loss of one network: a scalar, averaged over the batch.
 
-    z_self: its logits `[B, C]` with gradient. y: labels `[B]` or distributions `[B, C]`.
-    logits: every peer's detached logits `[B, C]`, by name. terms: what it learns from them.
+    z_self: the network's logits `[B, C]`, with gradient. y: labels `[B]` or target distributions
+    `[B, C]`. logits: detached logits `[B, C]` of the peers, by name. terms: the KL terms.
     """
     loss = F.cross_entropy(z_self, y)
     for term in terms:

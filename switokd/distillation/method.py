@@ -1,7 +1,6 @@
-"""The method as one run uses it: who teaches whom, how strongly, and what is decided by which rule.
+"""The method of one run: its strategy, couplings and semantics combined.
 
-Torch-free. Not covered: the formulas (`gap.py`, `decision.py`, `losses.py`), the strategies
-themselves (`strategies/`).
+Not covered: the formulas (`gap.py`, `decision.py`, `losses.py`), the strategies (`strategies/`).
 """
 
 from __future__ import annotations
@@ -19,34 +18,35 @@ from switokd.distillation.topology import Pair, Topology
 
 @dataclass(frozen=True)
 class Method:
-    """A strategy with all that it is told."""
+    """A strategy with the couplings and the semantics of a run."""
 
     couplings: Couplings
     strategy: Strategy
     semantics: str = "paper"
+    """"paper" or "published", see `semantics.py`."""
 
     @property
     def topology(self) -> Topology:
-        """Networks, roles and pairs."""
+        """Networks, roles and pairs of the run."""
         return self.couplings.topology
 
     @cached_property
     def rule(self) -> Rule:
-        """How a step is decided."""
+        """Rule that decides the run's steps."""
         return rule_of(self.strategy, self.semantics, self.topology)
 
     @cached_property
     def combines(self) -> bool:
-        """Whether there are peers beside the networks."""
+        """Whether the strategy combines networks to additional peers (KDCL)."""
         return getattr(self.strategy.combine, "__func__", None) is not Strategy.combine
 
     @cached_property
     def taus(self) -> Mapping[Pair, float]:
-        """Temperature of each pair's distances."""
+        """Temperature of the distances, by pair."""
         return {pair: self.couplings.tau(pair) for pair in self.topology.pairs}
 
     def zeroes_loss(self, teacher: str, decision: Decision) -> bool:
-        """Whether a teacher goes through backward and update with a loss of 0."""
+        """Whether the teacher's loss is multiplied by 0 in this step, instead of pausing."""
         return self._pauses_by_zero and decision.is_expert(teacher)
 
     @cached_property
@@ -54,5 +54,5 @@ class Method:
         return pauses_by_zero(self.semantics, self.topology)
 
     def terms(self, network: str, decision: Decision | None) -> Sequence[Term]:
-        """The KL terms of a network's loss; a student's decision is None."""
+        """KL terms of a network's loss; `decision` is None for a student."""
         return self.strategy.terms(network, self.couplings, decision)

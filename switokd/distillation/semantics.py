@@ -1,18 +1,16 @@
-"""Where the paper and its published code differ, and which of the two a run follows.
+"""Differences between the paper and its published code; a run follows one of the two.
 
-`paper`: the formulas. `published`: the released training scripts of the paper's table 7, so that a
-difference from the printed tables can be traced:
+Semantics `paper` follows the formulas. Semantics `published` follows the released training scripts
+of the paper's table 7, so that differences from the printed results can be traced:
 
-* 2T1S: the second teacher's epsilon is made of the first teacher's distances;
-* 1T2S: the first student's epsilon is made of the second student's distances;
-* 1T2S: a teacher in expert mode with both students is not paused. Its loss is multiplied by 0 and
-  goes through backward and update, so that momentum and weight decay go on moving it.
+* 2T1S: epsilon of the second teacher's pair is computed from the first teacher's distances;
+* 1T2S: epsilon of the first student's pair is computed from the second student's distances;
+* 1T2S: a teacher in expert mode with both students does not pause. Its loss is multiplied by 0,
+  but backward pass and optimizer step still run: momentum and weight decay change its weights.
 
 1T1S is the same in both. Strategies that do not switch have no published semantics.
 
-Torch-free; the coordinator uses it.
-
-Not covered: temperatures, which are all 1 in the scripts; their learning rates (in the recipes).
+Not covered: the scripts' temperatures, which are all 1; their learning rates, see the recipes.
 """
 
 from __future__ import annotations
@@ -29,37 +27,37 @@ PUBLISHED_FOR = ("1T1S", "2T1S", "1T2S")
 
 
 def problem_of_semantics(semantics: str, topology: Topology) -> str:
-    """Why a run cannot follow these semantics, in a sentence; empty if it can."""
+    """An error message if a run with this topology cannot follow the semantics, else empty."""
     if semantics not in SEMANTICS:
         return f"semantics must be one of {', '.join(SEMANTICS)}, got {semantics!r}"
     is_whole = topology.name in PUBLISHED_FOR and not topology.off
     if semantics == "published" and not is_whole:
         return (
-            f"semantics published is there for {', '.join(PUBLISHED_FOR)} with all pairs on, as "
-            f"the released code is; this run is {topology.name}"
+            f"semantics published exists only for {', '.join(PUBLISHED_FOR)} with all pairs on, "
+            f"like the released code; this run is {topology.name}"
         )
     return ""
 
 
 def problem_of_strategy(semantics: str, strategy: Strategy) -> str:
-    """Why a run with this strategy cannot follow these semantics; empty if it can."""
+    """An error message if a run with this strategy cannot follow the semantics, else empty."""
     if semantics == "published" and not isinstance(strategy, SwitOKD):
         return (
-            "semantics published is there for the strategies switokd and threshold alone, for "
-            "only switching differs in the released code; use distillation.semantics=paper"
+            "semantics published exists only for the strategies switokd and threshold, because "
+            "the released code differs only in the switching; use distillation.semantics=paper"
         )
     return ""
 
 
 def rule_of(strategy: Strategy, semantics: str, topology: Topology) -> Rule:
-    """How a run's steps are decided, by its workers and its coordinator alike."""
+    """Rule that decides the steps of a run, in its workers and in its coordinator."""
     epsilons = epsilon_from(semantics, topology)
     pauses = not pauses_by_zero(semantics, topology)
     return Rule(strategy.switch, epsilons, strategy.fixed_delta, pauses)
 
 
 def epsilon_from(semantics: str, topology: Topology) -> Mapping[Pair, Pair]:
-    """By pair, the other pair whose distances make its epsilon; a pair not named uses its own."""
+    """Pairs whose epsilon is computed from another pair's distances, mapped to that pair."""
     if semantics == "paper" or topology.name == "1T1S":
         return {}
     first, second = topology.pairs
@@ -67,5 +65,5 @@ def epsilon_from(semantics: str, topology: Topology) -> Mapping[Pair, Pair]:
 
 
 def pauses_by_zero(semantics: str, topology: Topology) -> bool:
-    """Whether a teacher in expert mode goes on with a loss multiplied by 0 instead of pausing."""
+    """Whether a teacher in expert mode multiplies its loss by 0 instead of pausing."""
     return semantics == "published" and topology.name == "1T2S"

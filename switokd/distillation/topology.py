@@ -1,8 +1,7 @@
 """Networks, their roles, and the teacher-student pairs between them.
 
-1T1S, 2T1S and 1T2S are the paper's topologies (section 3.4); nothing here is
-particular to them, N teachers and M students work the same way. Torch-free: the
-coordinator uses it.
+The paper's topologies are 1T1S, 2T1S and 1T2S (section 3.4). Here they are cases of N teachers
+and M students.
 
 Not covered: which rank holds which network (`placement.py`), weights and temperatures of the pairs
 (`couplings.py`).
@@ -16,7 +15,7 @@ from enum import Enum
 
 
 class Role(str, Enum):
-    """What a network is in the distillation."""
+    """Role of a network in the distillation."""
 
     TEACHER = "teacher"
     STUDENT = "student"
@@ -24,7 +23,7 @@ class Role(str, Enum):
 
 @dataclass(frozen=True, order=True)
 class Pair:
-    """One teacher with one student, by name."""
+    """One teacher and one student, by name."""
 
     teacher: str
     student: str
@@ -32,19 +31,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Topology:
-    """The networks of a run, by name in the run file's order, with their roles.
-
-    Pairs in `off` neither distil nor decide.
-    """
+    """The networks of a run with their roles."""
 
     roles: tuple[tuple[str, Role], ...]
+    """(name, role) of each network, in the run file's order."""
     off: frozenset[Pair] = frozenset()
+    """Pairs that are switched off: they have no KL term and no decision."""
 
     def __iter__(self) -> Iterator[str]:
         return (name for name, _ in self.roles)
 
     def role(self, network: str) -> Role:
-        """Role of `network`; KeyError if there is none of that name."""
+        """Role of `network`. KeyError if the run has no network of that name."""
         return dict(self.roles)[network]
 
     @property
@@ -59,12 +57,12 @@ class Topology:
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
-        """Every teacher with every student, teacher by teacher, but those that are off."""
-        every = (Pair(t, s) for t in self.teachers for s in self.students)
-        return tuple(pair for pair in every if pair not in self.off)
+        """Every teacher with every student, teacher by teacher, without the pairs in `off`."""
+        pairs = (Pair(t, s) for t in self.teachers for s in self.students)
+        return tuple(pair for pair in pairs if pair not in self.off)
 
     def problem(self) -> str:
-        """What is wrong with it, in a sentence; empty if nothing is."""
+        """An error message if the topology is invalid, else an empty string."""
         names = [name for name, _ in self.roles]
         if len(set(names)) < len(names):
             return "two networks have the same name"
@@ -73,15 +71,15 @@ class Topology:
             return f"a run needs at least one teacher and one student (there is no {missing})"
         for pair in sorted(self.off):
             if pair.teacher not in self.teachers or pair.student not in self.students:
-                return f"the pair {pair.teacher}, {pair.student} is no teacher with a student"
-        left = {name for pair in self.pairs for name in (pair.teacher, pair.student)}
+                return f"the pair {pair.teacher}, {pair.student} is not a teacher with a student"
+        paired = {name for pair in self.pairs for name in (pair.teacher, pair.student)}
         for name, role in self.roles:
-            if name not in left:
+            if name not in paired:
                 other = "student" if role is Role.TEACHER else "teacher"
                 return f"{role.value} {name} has no {other}: all its pairs are switched off"
         return ""
 
     @property
     def name(self) -> str:
-        """The paper's name of the topology, such as "2T1S"."""
+        """Name of the topology in the paper's notation, such as "2T1S"."""
         return f"{len(self.teachers)}T{len(self.students)}S"

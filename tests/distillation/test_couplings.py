@@ -1,6 +1,6 @@
-"""Weights and temperatures of the KL terms: the pair's before the network's before the run's.
+"""Weights and temperatures of the KL terms: pair settings override network and run settings.
 
-Each is worked out by hand, and by the oracle from the run file as it is written.
+The expected values are computed by hand, and by the oracle from the text of the run file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ pairs:
 distillation: {temperature: 4.0, alpha: 1.5, beta: 0.5}
 """
 T1, T2, S1, S2 = "teacher1", "teacher2", "student1", "student2"
-BY_HAND = {  # (who learns, from whom): weight, temperature
+BY_HAND = {  # (learning network, peer): weight, temperature
     (T1, T2): (0.3, 2.0),
     (T1, S1): (0.3, 3.0),
     (T1, S2): (0.9, 2.0),
@@ -66,7 +66,7 @@ def config(run_file: str) -> Config:
     return load(run_file)
 
 
-def test_what_is_nearer_counts_first(config: Config) -> None:
+def test_pair_settings_override_network_and_run_settings(config: Config) -> None:
     setup = setup_of(config)
     for network, peer in permutations(config.topology, 2):
         if {network, peer} == {T2, S1}:
@@ -81,15 +81,15 @@ def test_what_is_nearer_counts_first(config: Config) -> None:
         )
 
 
-def test_distances_are_taken_at_the_temperature_at_which_the_student_learns(
+def test_distances_use_the_temperature_at_which_the_student_learns(
     config: Config,
 ) -> None:
     assert config.method.taus == {Pair(T1, S1): 3.0, Pair(T1, S2): 5.0, Pair(T2, S2): 5.0}
 
 
-def test_a_combined_teacher_is_learned_from_as_the_network_says(config: Config) -> None:
-    own = {name: config.couplings.of(name, "(combined)") for name in config.topology}
-    assert own == {
+def test_a_combined_teacher_has_the_networks_default_coupling(config: Config) -> None:
+    couplings = {name: config.couplings.of(name, "(combined)") for name in config.topology}
+    assert couplings == {
         T1: Coupling(0.3, 2.0),
         T2: Coupling(0.5, 4.0),
         S1: Coupling(1.5, 4.0),
@@ -103,7 +103,7 @@ def test_losses_and_decisions_are_the_oracles(run_file: str, strategy: str) -> N
     setup, method, topology = setup_of(config), config.method, config.topology
     assert setup.strategy == strategy
     shards = {teacher: [slice(0, 7), slice(7, 16)] for teacher in topology.teachers}
-    seen = set()
+    modes_seen = set()
     for seed in range(20):
         g = torch.Generator().manual_seed(seed)
         z = {name: 4 * torch.randn(16, 6, generator=g) for name in topology}
@@ -116,7 +116,7 @@ def test_losses_and_decisions_are_the_oracles(run_file: str, strategy: str) -> N
         oracles = reference.decide(setup, z, y)
         modes = {(p.pair.teacher, p.pair.student): p.mode.value for p in decision.pairs}
         assert modes == {pair: numbers["mode"] for pair, numbers in oracles.items()}
-        seen |= set(modes.values())
+        modes_seen |= set(modes.values())
         for p in decision.pairs:
             numbers = oracles[p.pair.teacher, p.pair.student]
             assert p.distances.gap == pytest.approx(numbers["gap"], abs=1e-6)
@@ -126,10 +126,10 @@ def test_losses_and_decisions_are_the_oracles(run_file: str, strategy: str) -> N
             ours = objective(z[name], y, z, terms)
             oracle = reference._loss(setup, name, z, y, learning)
             torch.testing.assert_close(ours, oracle, rtol=1e-6, atol=0)
-    assert seen == ({"learning", "expert"} if strategy == "switokd" else {"learning"})
+    assert modes_seen == ({"learning", "expert"} if strategy == "switokd" else {"learning"})
 
 
-def test_dml_divides_by_the_peers_that_are_left() -> None:
+def test_dml_divides_by_the_number_of_remaining_peers() -> None:
     topology = Topology(
         (("t", Role.TEACHER), ("s1", Role.STUDENT), ("s2", Role.STUDENT)),
         frozenset({Pair("t", "s1")}),

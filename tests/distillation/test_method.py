@@ -1,5 +1,6 @@
-"""The method's formulas against numbers worked out by hand, against each other, and against
-`reference.py`, which was written from the paper alone.
+"""The method's formulas, compared with numbers computed by hand and with `reference.py`.
+
+`reference.py` was written from the paper alone.
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ P_T, P_S, LABEL = [0.5, 0.4, 0.1], [0.4, 0.1, 0.5], torch.tensor([0])
 
 
 def logits(*rows: list[float]) -> Tensor:
-    """Logits with these probabilities at a temperature of 1, shifted by what softmax ignores."""
+    """Logits with these probabilities at temperature 1, shifted by a constant."""
     return torch.tensor(rows).log() + 3
 
 
 def pair_sums(z_t: Tensor, z_s: Tensor, y: Tensor, tau: float, *cuts: int) -> PairSums:
-    """One pair's sums over the whole batch, added up over shards that end at `cuts`."""
+    """Sums of one pair over the whole batch, added up over shards that end at `cuts`."""
     pair, bounds = Pair("t", "s"), [0, *cuts, len(y)]
     shards = {"t": [slice(a, b) for a, b in pairwise(bounds)]}
     rows = sums_of_pairs([pair], {"t": z_t, "s": z_s}, y, shards, {pair: tau}).tolist()
@@ -66,22 +67,22 @@ def pair_sums(z_t: Tensor, z_s: Tensor, y: Tensor, tau: float, *cuts: int) -> Pa
 
 
 def mode_of(d: Distances, strategy: str = "switokd") -> Mode:
-    """What a strategy decides on a pair's distances."""
+    """Mode that a strategy decides from the distances of a pair."""
     return make_strategy(strategy).switch(d, delta(d))
 
 
 def couplings(topology: Topology, weight: float, tau: float = 1.0) -> Couplings:
-    """The same weight and temperature everywhere."""
+    """The same weight and temperature for every network."""
     return Couplings(topology, dict.fromkeys(topology, Coupling(weight, tau)))
 
 
 def random_case(seed: int) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Teacher's and student's logits, labels, temperature."""
+    """Logits of teacher and student, labels, temperature."""
     g = torch.Generator().manual_seed(seed)
     batch, classes = int(torch.randint(1, 40, (), generator=g)), 2 + seed % 20
     z_t, z_s = (torch.randn(batch, classes, generator=g) * (1 + seed % 5) for _ in range(2))
     y = torch.randint(classes, (batch,), generator=g)
-    z_t[torch.arange(batch), y] += seed % 3  # the teacher knows more, or not
+    z_t[torch.arange(batch), y] += seed % 3  # a better teacher for two of three seeds
     return z_t, z_s, y, (1.0, 2.0, 0.5)[seed % 3]
 
 
@@ -168,7 +169,7 @@ def test_several_pairs_are_measured_at_once() -> None:
 
 @pytest.mark.parametrize("strategy", ["switokd", "dml"])
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_foreseen_is_what_any_rounding_of_the_numbers_decides(
+def test_an_early_decision_is_the_decision_for_any_rounding_of_the_numbers(
     seed: int, strategy: str
 ) -> None:
     d = pair_sums(*random_case(seed)).mean()
@@ -178,14 +179,14 @@ def test_what_is_foreseen_is_what_any_rounding_of_the_numbers_decides(
     for shift in (-ROUNDING, ROUNDING):
         near = Distances(d.gap + shift, d.e_s - shift, d.e_t, d.n)
         assert mode_of(near, strategy) is early.mode(pair)
-    # What float32 makes of the distances is nearer to the truth than what is allowed for.
+    # The error of float32 distances is below the allowed rounding error.
     z_t, z_s, y, tau = random_case(seed)
     exact = reference.distances(z_t, z_s, y, tau)
     for ours, truth in zip((d.gap, d.e_s, d.e_t), exact, strict=True):
         assert abs(ours - truth) < ROUNDING * (1 + truth)
 
 
-def test_nothing_is_foreseen_at_the_threshold() -> None:
+def test_there_is_no_early_decision_at_the_threshold() -> None:
     e_s, e_t = 1.2, 1.0
     at = delta(Distances(0.0, e_s, e_t, 1))
     pairs = {Pair("t", "a"): EXPERT, Pair("t", "b"): Distances(at * (1 + 1e-8), e_s, e_t, 1)}
@@ -211,7 +212,7 @@ def test_two_exact_predictions_are_in_learning_mode() -> None:
         (LEARNING, Mode.LEARNING),
         (Distances(delta(EXPERT), 1.2, 1.0, 1), Mode.LEARNING),  # G = delta
         (Distances(math.nextafter(delta(EXPERT), 2), 1.2, 1.0, 1), Mode.EXPERT),
-        (Distances(2.0, 1.0, 1.0, 1), Mode.LEARNING),  # the teacher is no better
+        (Distances(2.0, 1.0, 1.0, 1), Mode.LEARNING),  # the teacher is not better
         (Distances(2.0, 1.0, 1.2, 1), Mode.LEARNING),
         (Distances(1.0, 0.5, 0.0, 1), Mode.EXPERT),
     ],
@@ -221,7 +222,7 @@ def test_switch(d: Distances, mode: Mode) -> None:
     assert mode_of(d, "dml") is Mode.LEARNING
 
 
-def test_decision_keeps_the_numbers_it_was_made_of() -> None:
+def test_a_decision_contains_the_numbers_that_led_to_it() -> None:
     pair = Pair("t", "s")
     found = decide(7, {pair: EXPERT}, RULE)
     line = PairDecision(pair, EXPERT, epsilon(EXPERT), delta(EXPERT), Mode.EXPERT)
@@ -232,7 +233,7 @@ def test_decision_keeps_the_numbers_it_was_made_of() -> None:
 
 
 def decided(topology: Topology, *modes: str) -> Decision:
-    """A decision with these modes, e or l, in the order of the topology's pairs."""
+    """A decision with these modes (e or l), in the order of the topology's pairs."""
     distances = [EXPERT if mode == "e" else LEARNING for mode in modes]
     pairs = zip(topology.pairs, distances, strict=True)
     return decide(1, dict(pairs), RULE)
@@ -277,7 +278,7 @@ def test_teacher_pauses_only_when_all_its_pairs_are_in_expert_mode(
         (TWO_TWO, "", "s1", ["t1", "t2", "s2"]),
     ],
 )
-def test_what_a_network_learns_from(
+def test_peers_that_a_network_learns_from(
     topology: Topology, modes: str, network: str, peers: list[str]
 ) -> None:
     decision = decided(topology, *modes) if modes else None
@@ -319,7 +320,7 @@ def test_kl_by_hand() -> None:
 def plain_objective(
     z: Tensor, y: Tensor, others: Mapping[str, Tensor], weights: Mapping[str, float], tau: float
 ) -> Tensor:
-    """The loss written out, in float64."""
+    """The loss formula, term by term, in float64."""
     z, n = z.double(), len(z)
     log_q = (z / tau) - (z / tau).exp().sum(1, keepdim=True).log()
     target = F.one_hot(y, z.shape[1]).double() if y.dim() == 1 else y.double()
@@ -355,10 +356,8 @@ def test_objective_and_gradient_are_the_plain_formulas(seed: int, soft: bool) ->
     "topology", [ONE_ONE, TWO_ONE, ONE_TWO, TWO_TWO], ids=lambda t: str(t.name)
 )
 @pytest.mark.parametrize("strategy", ["switokd", "dml"])
-def test_every_networks_loss_is_the_references_to_the_last_bit(
-    topology: Topology, strategy: str
-) -> None:
-    """The reference adds its terms in the paper's order, and so must we."""
+def test_losses_equal_the_reference_bit_for_bit(topology: Topology, strategy: str) -> None:
+    """The reference adds its terms in the order of the paper; our order must be the same."""
     roles = {name: topology.role(name).value for name in topology}
     setup = reference.Setup(roles, strategy, tau=2.0, alpha=0.7, beta=1.3)
     g = torch.Generator().manual_seed(1)

@@ -1,9 +1,9 @@
-"""Settings of the method: topologies by name, pairs, strategies, and how mistakes are refused.
+"""Settings of the method: topologies by name, pairs, strategies, and errors for wrong settings.
 
-What the run file alone can tell is refused on reading it, in the command that would start the
-ranks; what a weights file holds, before the first step.
+A mistake in the run file is an error before any rank starts. A wrong weights file is an error
+before the first step.
 
-Not covered: what the settings mean (`test_couplings`, `test_strategies`, `test_semantics`).
+Not covered: the effect of the settings (`test_couplings`, `test_strategies`, `test_semantics`).
 """
 
 from __future__ import annotations
@@ -64,22 +64,22 @@ def test_a_topology_by_name_has_the_templates_networks(run_file: str) -> None:
         ("2T1S", ["teacher1", "teacher2", "student"]),
     ],
 )
-def test_the_only_one_of_its_role_has_no_number(
+def test_a_single_teacher_or_student_has_no_number(
     topology: str, names: list[str], run_file: str
 ) -> None:
     assert list(load(run_file, [f"topology={topology}"]).networks) == names
 
 
-def test_a_networks_own_settings_go_on_top_of_its_template(run_file: str) -> None:
+def test_settings_of_a_network_override_its_template(run_file: str) -> None:
     settings = ["networks.student2.optimizer.lr=1e-4", "networks.teacher1.optimizer.name=adam"]
     config = load(run_file, ["topology=3T2S", *settings])
     assert config.networks["student2"].optimizer == Adam(name="adam", lr=1e-4)
     assert config.networks["student1"].optimizer == Adam(name="adam", lr=3e-3)
-    # Another kind of optimizer has none of the template's settings.
+    # An optimizer of another kind takes no settings from the template.
     assert config.networks["teacher1"].optimizer == Adam(name="adam", lr=1e-3)
 
 
-def test_the_dump_has_the_networks_spelled_out(run_file: str, tmp_path: Path) -> None:
+def test_the_dump_lists_every_network(run_file: str, tmp_path: Path) -> None:
     off = "pairs.teacher2.student1={enabled: false, temperature: 2.0}"
     config = load(run_file, ["topology=3T2S", off])
     dumped = config.dump()
@@ -170,7 +170,7 @@ REFUSED = {
     ),
     "threshold without delta": (
         ["topology=1T1S", "distillation.strategy=threshold"],
-        "strategy threshold cannot be made with strategy_kwargs {}",
+        "strategy threshold cannot be created with strategy_kwargs {}",
     ),
     "delta out of range": (
         ["topology=1T1S", "distillation={strategy: threshold, strategy_kwargs: {delta: 2.5}}"],
@@ -178,11 +178,11 @@ REFUSED = {
     ),
     "delta that is no number": (
         ["topology=1T1S", "distillation={strategy: threshold, strategy_kwargs: {delta: high}}"],
-        "strategy threshold cannot be made with strategy_kwargs {'delta': 'high'}",
+        "strategy threshold cannot be created with strategy_kwargs {'delta': 'high'}",
     ),
     "kwargs of another strategy": (
         ["topology=1T1S", "distillation.strategy_kwargs={delta: 0.5}"],
-        "strategy switokd cannot be made with strategy_kwargs {'delta': 0.5}",
+        "strategy switokd cannot be created with strategy_kwargs {'delta': 0.5}",
     ),
     "kd without weights": (
         ["topology=2T1S", "distillation.strategy=kd", "networks.teacher1.weights=t.pt"],
@@ -198,7 +198,7 @@ REFUSED = {
             "topology=1T1S",
             "distillation={strategy: kdcl-general, strategy_kwargs: {held_out: 9.5}}",
         ],
-        "held_out must be a whole number, 2 or more images, got 9.5",
+        "held_out must be an integer, 2 images or more, got 9.5",
     ),
     "images held out without end": (
         [
@@ -206,7 +206,7 @@ REFUSED = {
             "distillation.strategy=kdcl-general",
             "distillation.strategy_kwargs={held_out: .inf}",
         ],
-        "held_out must be a whole number, 2 or more images, got inf",
+        "held_out must be an integer, 2 images or more, got inf",
     ),
     "networks in a list": (
         ["topology=1T1S", "networks=[1]"],
@@ -239,7 +239,7 @@ REFUSED = {
     ),
     "semantics of dml": (
         ["topology=2T1S", "distillation={strategy: dml, semantics: published}"],
-        "semantics published is there for the strategies switokd and threshold alone",
+        "semantics published exists only for the strategies switokd and threshold",
     ),
 }
 
@@ -289,7 +289,7 @@ def test_one_process_needs_no_coordinator(setting: str, run_file: str) -> None:
     assert config.coordinator.address == "off"
 
 
-def test_weights_that_hold_something_else_under_a_networks_key(tmp_path: Path) -> None:
+def test_weights_with_another_type_under_a_key(tmp_path: Path) -> None:
     network, path = registry.build("wrn-10-1", 1, 10), tmp_path / "t.pt"
     key = next(iter(network.state_dict()))
     torch.save({**network.state_dict(), key: [1.0]}, path)
@@ -316,7 +316,9 @@ def test_weights_that_fit_are_loaded(tmp_path: Path) -> None:
         ({"conv1.weight": torch.zeros(1)}, "is of another network"),
     ],
 )
-def test_weights_that_are_none_are_a_sentence(content: object, words: str, tmp_path: Path) -> None:
+def test_a_file_without_weights_is_a_usage_error(
+    content: object, words: str, tmp_path: Path
+) -> None:
     path = tmp_path / "w.pt"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -329,7 +331,7 @@ def test_weights_that_are_none_are_a_sentence(content: object, words: str, tmp_p
     assert "\n" not in str(caught.value)
 
 
-def test_settings_that_are_left_out_are_the_runs(run_file: str) -> None:
+def test_defaults_come_from_the_run(run_file: str) -> None:
     config: Config = load(run_file, ["topology=1T1S", "distillation.temperature=3.0"])
     assert config.pairs == {}
     assert config.method.taus == {Pair("teacher", "student"): 3.0}

@@ -1,6 +1,6 @@
-"""A strategy of the user's own, by import string, from a folder outside the repository.
+"""A user's own strategy, given by import string, from a folder outside the repository.
 
-Real processes: the ranks import it, and so must whoever decides.
+With real processes: the ranks and the coordinator import the strategy.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TRAIN = [sys.executable, "-m", "switokd", "train"]
 
 @pytest.fixture
 def run_file(tmp_path: Path) -> str:
-    """A run file with its strategy beside it, in another folder than the run is started in."""
+    """A run file with its strategy beside it; the run starts in another folder."""
     project = tmp_path / "project"
     project.mkdir()
     (project / "mine.py").write_text(STRATEGY)
@@ -61,8 +61,8 @@ def run_file(tmp_path: Path) -> str:
     return str(project / "mine.yaml")
 
 
-def check_record(folder: Path) -> None:
-    """The record is that of the strategy: its rule, both ways, and the pauses that follow."""
+def check_decisions(folder: Path) -> None:
+    """Check that decisions.jsonl follows the strategy's rule, and that pauses follow decisions."""
     decisions = lines(folder / "decisions.jsonl")
     assert len(decisions) == 15
     modes = ["expert" if d["e_t"] < 0.99 * d["e_s"] else "learning" for d in decisions]
@@ -73,14 +73,14 @@ def check_record(folder: Path) -> None:
     assert summary["networks"]["teacher"]["steps_paused"] == modes.count("expert")
 
 
-def test_rank_0s_coordinator_imports_it_too(run_file: str, tmp_path: Path) -> None:
+def test_the_coordinator_in_rank_0_imports_the_strategy(run_file: str, tmp_path: Path) -> None:
     code, out, err = run([*TRAIN, run_file], tmp_path)
     assert code == 0, err
     assert "2 processes on cpu, live metrics" in out
-    check_record(tmp_path / "out")
+    check_decisions(tmp_path / "out")
 
 
-def test_a_coordinator_by_itself_refuses_what_it_was_not_started_with(
+def test_a_separate_coordinator_refuses_strategies_it_was_not_started_with(
     run_file: str, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "switokd", "coordinator", "--port", "0", "--http-port", "0"]
@@ -126,7 +126,7 @@ def test_a_mistake_is_one_line_before_any_process_starts(
     assert words in line
 
 
-def test_a_coordinator_is_not_started_with_a_strategy_that_is_not_there(tmp_path: Path) -> None:
+def test_a_coordinator_does_not_start_with_a_missing_strategy(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "switokd", "coordinator", "--strategy", "mine:Ahead"]
     code, out, err = run(command, tmp_path)
     assert (code, out) == (2, "")

@@ -1,7 +1,7 @@
-"""`semantics: published` on recorded logits, where it decides otherwise than the paper.
+"""`semantics: published`, on logits for which its decision differs from the paper's.
 
-Each side is compared with a form of the oracle's own: `reference.decide` knows the released code's
-two slips and what its 1T2S does instead of pausing.
+Both semantics are compared with the oracle: `reference.decide` implements the two slips of the
+released code and its 1T2S without pauses.
 
 Not covered: whole runs (`test_oracle`).
 """
@@ -34,18 +34,18 @@ from tests import reference
 
 T, S = Role.TEACHER, Role.STUDENT
 ONE_ONE = Topology((("t", T), ("s", S)))
-# The order of the run file's networks says which is the first.
+# The first teacher or student is the one that comes first in the run file.
 TWO_ONE = Topology((("s", S), ("tb", T), ("ta", T)))
 ONE_TWO = Topology((("sb", S), ("t", T), ("sa", S)))
 SLIPS = {"2T1S": (Pair("ta", "s"), Pair("tb", "s")), "1T2S": (Pair("t", "sb"), Pair("t", "sa"))}
-"""The pair whose epsilon is another's, and that other one."""
+"""(pair whose epsilon comes from another pair, that other pair) by topology."""
 TOPOLOGIES = {"2T1S": TWO_ONE, "1T2S": ONE_TWO}
 
 Recorded = tuple[dict[str, Tensor], Tensor]
 
 
 def recorded(topology: Topology, seed: int) -> Recorded:
-    """Logits of networks that know unequally much, and the labels."""
+    """Logits of networks of different accuracy, and the labels."""
     g = torch.Generator().manual_seed(seed)
     y = torch.randint(5, (6,), generator=g)
     z = {name: torch.randn(6, 5, generator=g) for name in topology}
@@ -67,8 +67,8 @@ def oracles(semantics: str, topology: Topology) -> reference.Setup:
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_each_semantics_decides_like_its_oracle_also_where_they_differ(name: str) -> None:
-    topology, (slipped, lender) = TOPOLOGIES[name], SLIPS[name]
+def test_both_semantics_decide_like_the_oracle(name: str) -> None:
+    topology, (slipped, epsilon_pair) = TOPOLOGIES[name], SLIPS[name]
     differ = 0
     for seed in range(100):
         z, y = recorded(topology, seed)
@@ -82,7 +82,7 @@ def test_each_semantics_decides_like_its_oracle_also_where_they_differ(name: str
                 found = (pair.epsilon, pair.delta)
                 assert found == pytest.approx((numbers["epsilon"], numbers["delta"]), abs=1e-6)
             modes[semantics] = {pair: decision.mode(pair) for pair in topology.pairs}
-        assert modes["paper"][lender] is modes["published"][lender]
+        assert modes["paper"][epsilon_pair] is modes["published"][epsilon_pair]
         differ += modes["paper"][slipped] is not modes["published"][slipped]
     assert differ >= 10
 
@@ -114,23 +114,23 @@ def test_1t2s_by_hand() -> None:
     assert modes["published"] == [Mode.LEARNING, Mode.LEARNING]  # delta 0.687
 
 
-def test_a_rank_without_the_pair_that_lends_epsilon_foresees_nothing() -> None:
-    slipped, lender = SLIPS["2T1S"]
+def test_no_early_decision_without_the_pair_that_epsilon_comes_from() -> None:
+    slipped, epsilon_pair = SLIPS["2T1S"]
     rule = Method(Couplings(TWO_ONE), make_strategy("switokd"), "published").rule
     far, near = Distances(1.9, 1.2, 0.2, 8), Distances(0.1, 1.2, 0.8, 8)
     assert decide_early(1, {slipped: far}, rule) is None
-    assert decide_early(1, {lender: far}, rule) is not None
-    both = {lender: near, slipped: far}
+    assert decide_early(1, {epsilon_pair: far}, rule) is not None
+    both = {epsilon_pair: near, slipped: far}
     assert decide_early(1, both, rule) == decide(1, both, rule)
 
 
-def test_only_the_published_1t2s_goes_on_with_a_loss_of_0() -> None:
+def test_only_the_published_1t2s_multiplies_the_loss_by_0() -> None:
     published = {t.name: pauses_by_zero("published", t) for t in (ONE_ONE, TWO_ONE, ONE_TWO)}
     assert published == {"1T1S": False, "2T1S": False, "1T2S": True}
     assert not pauses_by_zero("paper", ONE_TWO)
 
 
-def test_one_pair_is_the_same_in_both() -> None:
+def test_semantics_of_one_pair_are_the_same() -> None:
     assert problem_of_semantics("published", ONE_ONE) == ""
     assert epsilon_from("published", ONE_ONE) == {}
 
@@ -150,19 +150,19 @@ def many(folder: Path, *settings: str) -> Config:
         ["topology=2T2S", "pairs.teacher1.student1={enabled: false}"],
     ],
 )
-def test_published_is_refused_for_what_the_released_code_does_not_have(
-    settings: list[str], tmp_path: Path
-) -> None:
+def test_published_is_refused_for_other_topologies(settings: list[str], tmp_path: Path) -> None:
     many(tmp_path, *settings)
     with pytest.raises(UsageError) as caught:
         many(tmp_path, *settings, "distillation.semantics=published")
     sentence = str(caught.value)
-    assert "semantics published is there for 1T1S, 2T1S, 1T2S with all pairs on" in sentence
+    assert "semantics published exists only for 1T1S, 2T1S, 1T2S with all pairs on" in sentence
     assert f"this run is {settings[0].removeprefix('topology=')}" in sentence
     assert "\n" not in sentence
 
 
-def test_published_topologies_are_allowed_and_others_semantics_are_not(tmp_path: Path) -> None:
+def test_published_is_allowed_for_its_topologies_and_other_names_are_refused(
+    tmp_path: Path,
+) -> None:
     for topology in ("1T1S", "2T1S", "1T2S"):
         config = many(tmp_path, f"topology={topology}", "distillation.semantics=published")
         assert config.method.semantics == "published"
@@ -171,17 +171,17 @@ def test_published_topologies_are_allowed_and_others_semantics_are_not(tmp_path:
 
 
 @pytest.mark.parametrize("strategy", ["vanilla", "dml", "kd", "kdcl-naive", "kdcl-general"])
-def test_published_is_for_strategies_that_switch(strategy: str, tmp_path: Path) -> None:
+def test_published_needs_a_strategy_that_switches(strategy: str, tmp_path: Path) -> None:
     settings = ["topology=1T2S", "teacher.weights=t.pt", f"distillation.strategy={strategy}"]
     many(tmp_path, *settings)
-    with pytest.raises(UsageError, match="for the strategies switokd and threshold alone") as found:
+    with pytest.raises(UsageError, match="only for the strategies switokd and threshold") as found:
         many(tmp_path, *settings, "distillation.semantics=published")
     assert "\n" not in str(found.value)
     delta = "distillation={strategy: threshold, strategy_kwargs: {delta: 1}, semantics: published}"
     assert many(tmp_path, "topology=1T2S", delta).method.semantics == "published"
 
 
-def test_published_is_for_an_own_strategy_only_if_it_is_switokds(
+def test_published_needs_an_own_strategy_to_inherit_from_switokd(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_semantics.py").write_text(
@@ -195,5 +195,5 @@ def test_published_is_for_an_own_strategy_only_if_it_is_switokds(
     alike = many(tmp_path, *settings, "distillation.strategy=own_semantics:Alike")
     assert alike.method.semantics == "published"
     other = many(tmp_path, *settings, "distillation.strategy=own_semantics:Other")
-    with pytest.raises(UsageError, match=r"^distillation\.semantics: semantics published is there"):
+    with pytest.raises(UsageError, match=r"^distillation\.semantics: semantics published exists"):
         _ = other.method

@@ -1,9 +1,9 @@
-"""Every strategy on recorded logits: whom a network learns from, how, and the loss that this makes.
+"""Every strategy on random logits: peers, decisions and losses, compared with `reference.py`.
 
-The other side is `reference.py`. Where both do the same operations in the same order they must
-agree to the last bit; KDCL's solved weights, which are found in different ways, to 1e-6.
+Where both do the same operations in the same order, results must be bit-identical. KDCL's weights
+come from different solvers and must agree to 1e-6.
 
-Not covered: whole runs (`test_oracle`); a strategy of the user's own (`test_own_strategy`).
+Not covered: whole runs (`test_oracle`); a user's own strategy (`test_own_strategy`).
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ TOPOLOGIES = {
 }
 KWARGS: Mapping[str, Mapping[str, float]] = {"threshold": {"delta": 0.75}}
 KINDS = ["random", "confident", "by hand"]
-TAU, ALPHA, BETA = 0.5, 0.25, 2.0  # powers of two round nothing
+TAU, ALPHA, BETA = 0.5, 0.25, 2.0  # powers of two: no rounding
 
 Recorded = tuple[dict[str, Tensor], Tensor]
 
 
 def recorded(topology: Topology, seed: int, kind: str = "random", soft: bool = False) -> Recorded:
-    """Logits of every network and the labels, or distributions, that they are to find."""
+    """Logits of every network, and labels or target distributions."""
     g = torch.Generator().manual_seed(seed)
     batch, classes = (3, 4) if kind == "by hand" else (16, 10)
     y = torch.randint(classes, (batch,), generator=g)
     z = {}
     for i, name in enumerate(topology):
         z[name] = torch.randn(batch, classes, generator=g)
-        if kind == "confident":  # of them the later the surer
+        if kind == "confident":  # later networks are more confident
             z[name] = z[name] * 3
             z[name][torch.arange(batch), y] += 2.0 * i
-        if kind == "by hand":  # few values, equal ones among them
+        if kind == "by hand":  # few different values, so that some are equal
             z[name] = torch.randint(-2, 3, (batch, classes), generator=g).float()
     if soft:
         other = torch.randint(classes, (batch,), generator=g)
@@ -63,7 +63,7 @@ def recorded(topology: Topology, seed: int, kind: str = "random", soft: bool = F
 
 
 def decided(method: Method, z: Mapping[str, Tensor], y: Tensor) -> Decision:
-    """What the coordinator decides on the whole batch, held by one rank."""
+    """The coordinator's decision for the whole batch, with one rank per teacher."""
     pairs = method.topology.pairs
     shards = {pair.teacher: [slice(0, len(y))] for pair in pairs}
     sums = pair_sums(pairs, z, y, shards, method.taus)
@@ -71,44 +71,46 @@ def decided(method: Method, z: Mapping[str, Tensor], y: Tensor) -> Decision:
 
 
 def both(strategy: str, topology: Topology) -> tuple[Method, reference.Setup]:
-    """The method as we and as the oracle know it, with the same settings throughout."""
-    own = {name: Coupling(ALPHA if topology.role(name) is S else BETA, TAU) for name in topology}
+    """Our method and the oracle's, with the same settings."""
+    by_network = {
+        name: Coupling(ALPHA if topology.role(name) is S else BETA, TAU) for name in topology
+    }
     kwargs = KWARGS.get(strategy, {})
     roles = {name: topology.role(name).value for name in topology}
     setup = reference.Setup(
         roles, strategy, TAU, ALPHA, BETA, fixed_delta=kwargs.get("delta", math.nan)
     )
-    return Method(Couplings(topology, own), make_strategy(strategy, kwargs)), setup
+    return Method(Couplings(topology, by_network), make_strategy(strategy, kwargs)), setup
 
 
 def losses_of_both(
     strategy: str, topology: Topology, z: Mapping[str, Tensor], y: Tensor
 ) -> list[tuple[str, Tensor, Tensor]]:
-    """By network that learns: our loss and the oracle's. Checks the decisions on the way."""
+    """(network, our loss, the oracle's loss) of each learning network; compares decisions too."""
     method, setup = both(strategy, topology)
     decision = decided(method, z, y)
     oracles = reference.decide(setup, z, y)
     for pair in decision.pairs:
-        found = oracles[pair.pair.teacher, pair.pair.student]
+        expected = oracles[pair.pair.teacher, pair.pair.student]
         d = pair.distances
         ours = (d.gap, d.e_s, d.e_t, pair.epsilon, pair.delta)
         assert ours == pytest.approx(
-            [found[key] for key in ("gap", "e_s", "e_t", "epsilon", "delta")], abs=1e-6
+            [expected[key] for key in ("gap", "e_s", "e_t", "epsilon", "delta")], abs=1e-6
         )
-        assert pair.mode.value == found["mode"]
+        assert pair.mode.value == expected["mode"]
     learning = {pair for pair, numbers in oracles.items() if numbers["mode"] == "learning"}
-    theirs = dict(z)
+    oracle_logits = dict(z)
     if strategy.startswith("kdcl"):
-        theirs[reference.COMBINED] = reference.combined(strategy, z, y)
+        oracle_logits[reference.COMBINED] = reference.combined(strategy, z, y)
     peers = {**z, **method.strategy.combine(z, y)}
     pairs = []
     for name in topology:
         if name in decision.paused:
             assert not any((name, s) in learning for s in topology.students)
             continue
-        known = decision if topology.role(name) is T else None  # a student does not wait for it
+        known = decision if topology.role(name) is T else None  # students do not wait for it
         ours_ = objective(z[name], y, peers, method.terms(name, known))
-        pairs.append((name, ours_, reference._loss(setup, name, theirs, y, learning)))
+        pairs.append((name, ours_, reference._loss(setup, name, oracle_logits, y, learning)))
     return pairs
 
 
@@ -119,7 +121,7 @@ def losses_of_both(
     "strategy",
     ["switokd", "threshold", "vanilla", "dml", "kd", "kdcl-naive", "kdcl-minlogit"],
 )
-def test_losses_are_the_oracles_to_the_last_bit(
+def test_losses_equal_the_oracle_bit_for_bit(
     strategy: str, topology: str, kind: str, soft: bool
 ) -> None:
     for seed in range(2):
@@ -131,7 +133,7 @@ def test_losses_are_the_oracles_to_the_last_bit(
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft"])
 @pytest.mark.parametrize("kind", ["random", "confident"])
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_losses_of_the_linear_combination_are_nearly_the_oracles(
+def test_losses_of_the_linear_combination_are_close_to_the_oracle(
     topology: str, kind: str, soft: bool
 ) -> None:
     for seed in range(2):
@@ -141,7 +143,7 @@ def test_losses_of_the_linear_combination_are_nearly_the_oracles(
 
 
 def test_the_recorded_logits_hold_both_modes_and_a_pause() -> None:
-    """Or the comparisons above would say little."""
+    """Without both, the comparisons above would prove little."""
     for strategy in ("switokd", "threshold"):
         modes, paused = set(), 0
         for kind in KINDS:
@@ -178,7 +180,7 @@ def test_linear_weights_have_the_least_cross_entropy(seed: int, soft: bool, scal
     assert found <= min(ce(z_i, y) for z_i in z.values()) + 1e-6
 
 
-def test_linear_weights_where_one_is_best_and_where_all_are_the_same() -> None:
+def test_linear_weights_of_one_best_and_of_equal_networks() -> None:
     y = torch.tensor([0, 1, 2])
     right = 4.0 * torch.eye(3)
     weights = Linear().weights(torch.stack([-right, right, 0 * right]).double(), y)
@@ -226,8 +228,8 @@ def test_general_weights_are_the_formulas(seed: int, soft: bool) -> None:
     torch.testing.assert_close(after.double(), expected, atol=2e-3, rtol=0)
 
 
-def test_general_weights_by_hand_and_of_networks_that_err_alike() -> None:
-    # Errors of the two are at right angles, with squared lengths 1 : 4.
+def test_general_weights_by_hand_and_of_networks_with_equal_errors() -> None:
+    # The two error vectors are orthogonal, with squared lengths 1 : 4.
     y = torch.full((2, 4), 0.25)
     p = torch.tensor([[0.30, 0.20, 0.25, 0.25], [0.25, 0.25, 0.35, 0.15]])
     strategy = General()
@@ -260,11 +262,11 @@ def test_a_pair_that_is_off_does_not_keep_its_teacher_from_pausing() -> None:
         topology = Topology(TOPOLOGIES["1T2S"].roles, frozenset(off))
         method = Method(Couplings(topology), make_strategy("switokd"))
         ahead, behind = torch.tensor([[[0.6, 0.39, 0.01]], [[0.3, 0.01, 0.69]]]).log()
-        z = {"t": ahead, "s1": ahead, "s2": behind}  # the teacher is far ahead of s2 alone
+        z = {"t": ahead, "s1": ahead, "s2": behind}  # the teacher is far ahead of s2 only
         assert decided(method, z, torch.tensor([0])).paused == paused
 
 
-def test_kd_students_learn_from_teachers_alone_and_teachers_stay() -> None:
+def test_kd_students_learn_from_frozen_teachers_only() -> None:
     strategy, couplings = make_strategy("kd"), Couplings(TOPOLOGIES["3T2S"])
     assert strategy.frozen_teachers
     assert strategy.terms("t1", couplings, None) == []
@@ -281,11 +283,11 @@ def test_kd_students_learn_from_teachers_alone_and_teachers_stay() -> None:
         ("threshold", {}, "missing 1 required positional argument: 'delta'"),
         ("threshold", {"delta": 3}, "delta is an L1 distance, from 0 to 2, got 3"),
         ("threshold", {"delta": math.nan}, "delta is an L1 distance, from 0 to 2, got nan"),
-        ("switokd", {"delta": 0.5}, "cannot be made with strategy_kwargs {'delta': 0.5}"),
+        ("switokd", {"delta": 0.5}, "cannot be created with strategy_kwargs {'delta': 0.5}"),
         (
             "kdcl-general",
             {"held_out": 1},
-            "held_out must be a whole number, 2 or more images, got 1",
+            "held_out must be an integer, 2 images or more, got 1",
         ),
         (
             "collections:Counter",
@@ -295,7 +297,7 @@ def test_kd_students_learn_from_teachers_alone_and_teachers_stay() -> None:
         ("no_such_module:Strategy", {}, "there is no module 'no_such_module'"),
     ],
 )
-def test_what_cannot_be_made_is_a_sentence(
+def test_a_wrong_strategy_is_a_usage_error(
     name: str, kwargs: Mapping[str, float], words: str
 ) -> None:
     with pytest.raises(UsageError) as caught:

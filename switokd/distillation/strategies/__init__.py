@@ -1,15 +1,17 @@
-"""Strategies by name: how the networks of a run teach each other.
+"""Strategies by name: who learns from whom, and when a teacher pauses.
 
-    switokd      the paper's: a teacher too far ahead of its student pauses   (switching.py)
-    threshold    its ablation, with a fixed threshold: strategy_kwargs {delta: 0.5}
-    vanilla      each network alone                                           (peers.py)
-    dml          deep mutual learning: all are peers
-    kd           trained teachers, frozen: networks.NAME.weights
-    kdcl-naive, kdcl-linear, kdcl-minlogit, kdcl-general                      (kdcl.py)
-                 one teacher, combined from all networks
-    package.module:callable    your own, see `Strategy` in base.py
+    switokd      the paper's method: a teacher too far ahead of its student pauses  (switching.py)
+    threshold    the paper's ablation: fixed threshold, strategy_kwargs {delta: 0.5}
+    vanilla      every network alone, cross-entropy only                            (peers.py)
+    dml          deep mutual learning: every network learns from all others
+    kd           frozen, trained teachers, from networks.NAME.weights
+    kdcl-naive, kdcl-linear, kdcl-minlogit, kdcl-general                            (kdcl.py)
+                 all networks learn from one teacher that is combined from their logits
+    package.module:callable    your own strategy, see `Strategy` in base.py
 
-Torch-free on import: the coordinator uses them.
+Importing this package does not import PyTorch, because the coordinator uses it.
+
+Not covered: the form of the KL terms (`losses.py`).
 """
 
 from __future__ import annotations
@@ -47,10 +49,10 @@ STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
 def make_strategy(
     name: str, kwargs: Mapping[str, Any] | None = None, allowed: Collection[str] | None = None
 ) -> Strategy:
-    """Make the strategy `name`, or the one at an import string.
+    """Create a strategy by its name or import string.
 
-    allowed: import strings that may be imported; None for any. UsageError if there is no such
-    strategy, or it cannot be made with these arguments.
+    kwargs: the constructor's arguments. allowed: import strings that may be imported; None allows
+    all. UsageError if the strategy does not exist or refuses the arguments.
     """
     if ":" in name and (allowed is None or name in allowed):
         factory: Callable[..., Any] = import_callable(name, "distillation.strategy")
@@ -62,14 +64,14 @@ def make_strategy(
             f"{nearest(name, STRATEGIES)}"
         )
     try:
-        made = factory(**(kwargs or {}))
+        strategy = factory(**(kwargs or {}))
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"strategy {name} cannot be made with strategy_kwargs {dict(kwargs or {})}: {error}"
+            f"strategy {name} cannot be created with strategy_kwargs {dict(kwargs or {})}: {error}"
         ) from error
-    if not isinstance(made, Strategy):
+    if not isinstance(strategy, Strategy):
         raise UsageError(
             f"strategy {name} must be a switokd.distillation.strategies.Strategy, "
-            f"got {type(made).__name__}"
+            f"got {type(strategy).__name__}"
         )
-    return made
+    return strategy

@@ -1,9 +1,9 @@
-"""What a strategy is: when a teacher pauses, and what each network learns from.
+"""Base class of all strategies: when a teacher pauses, and from whom each network learns.
 
-The coordinator and the workers use the same object, and the coordinator has no torch: a strategy
-that computes on tensors imports torch where it does.
+Workers and coordinator use the same class. The coordinator has no PyTorch, so a strategy must
+import torch inside its methods, not at the top of its module.
 
-Not covered: the terms' form, which is KL (`losses.py`).
+Not covered: the form of the KL terms (`losses.py`).
 """
 
 from __future__ import annotations
@@ -21,48 +21,52 @@ if TYPE_CHECKING:
 
 
 class Strategy:
-    """Base of all strategies: nobody pauses, and nobody learns from another.
+    """Base class: no teacher pauses, and no network learns from another one.
 
-    To write one, inherit and replace what differs; `distillation.strategy_kwargs` are the
-    constructor's arguments.
+    To write a strategy, inherit and override what differs. The constructor receives
+    `distillation.strategy_kwargs`.
     """
 
     pauses: bool = False
-    """Whether a teacher may be in expert mode."""
+    """Whether teachers may be in expert mode."""
     frozen_teachers: bool = False
-    """Whether teachers are left as they come, in evaluation mode, from `networks.NAME.weights`."""
+    """Whether teachers never train: evaluation mode, weights from `networks.NAME.weights`."""
     fixed_delta: float | None = None
-    """A threshold to switch on in place of the paper's adaptive one."""
+    """Threshold that replaces the paper's adaptive threshold; None keeps the adaptive one."""
     held_out: int = 0
-    """Training images that nobody trains on, for `observe`; 0 for none."""
+    """Number of training images to hold out of training, for `observe`."""
 
     def switch(self, d: Distances, delta: float) -> Mode:
-        """Mode of a pair with these distances. delta: its threshold.
+        """Mode of a pair with distances `d` and threshold `delta`.
 
-        A pure function of its arguments, and monotonous in each: ranks decide by it beforehand.
+        Must be a pure function and monotonic in each argument: ranks use it to decide a step
+        before the coordinator's decision arrives.
         """
         return Mode.LEARNING
 
     def terms(self, network: str, couplings: Couplings, decision: Decision | None) -> list[Term]:
-        """The KL terms of a network's loss.
+        """KL terms of a network's loss.
 
-        `decision` is this step's; a student is given None, because it does not wait for one.
+        decision: the decision of this step; None for a student, which does not wait for it.
         """
         return []
 
     def combine(self, logits: Mapping[str, Tensor], y: Tensor) -> Mapping[str, Tensor]:
-        """Further peers, made of all networks' logits: by name, `[B, C]`.
+        """Logits `[B, C]` of additional peers, by name, combined from all networks' logits.
 
         logits: detached, `[B, C]` by network. y: labels `[B]` or target distributions `[B, C]`.
-        Called once a step on every rank with the same numbers, and must give the same everywhere.
+        Every rank calls this once per step with the same arguments and must get the same result.
         """
         return {}
 
     def observe(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
-        """Take all networks' logits of the images held out; called before each epoch."""
+        """Receive all networks' logits of the held-out images, before each epoch.
+
+        logits: `[N, C]` by network, for N held-out images. y: labels `[N]` or targets `[N, C]`.
+        """
 
 
 def all_peers(network: str, couplings: Couplings) -> list[str]:
-    """All peers of a network, in the topology's order."""
-    peers = {p for role in Role for p in couplings.peers(network, role)}
+    """Names of all peers of a network, in the topology's order."""
+    peers = {peer for role in Role for peer in couplings.peers(network, role)}
     return [name for name in couplings.topology if name in peers]

@@ -1,4 +1,9 @@
-"""Strategies that pause a teacher where the gap to its student is too large."""
+"""Strategies that pause a teacher when the gap to its student is too large.
+
+Source: Qian et al., ECCV 2022, arXiv:2209.04996.
+
+Not covered: the adaptive threshold (`gap.py`), published semantics (`semantics.py`).
+"""
 
 from __future__ import annotations
 
@@ -10,26 +15,26 @@ from switokd.distillation.topology import Pair, Role
 
 
 class SwitOKD(Strategy):
-    """Qian et al., ECCV 2022: the threshold adapts to how far both are from the labels."""
+    """The paper's method: switching on the adaptive threshold delta."""
 
     pauses = True
 
     def switch(self, d: Distances, delta: float) -> Mode:
-        """Expert mode if G > delta and the teacher is the better one."""
+        """Expert mode if G > delta and e_t < e_s, else learning mode."""
         return Mode.EXPERT if d.gap > delta and d.e_t < d.e_s else Mode.LEARNING
 
     def terms(self, network: str, couplings: Couplings, decision: Decision | None) -> list[Term]:
-        """All other networks, but for a teacher no student whose pair is in expert mode."""
+        """One KL term per peer; a teacher skips the students whose pair is in expert mode."""
         teachers, students = (couplings.peers(network, role) for role in Role)
         if couplings.topology.role(network) is Role.STUDENT:
             return couplings.terms(network, [*teachers, *students])
-        assert decision is not None, "a teacher waits for the decision"
+        assert decision is not None, "a teacher's terms need the decision"
         learners = [s for s in students if decision.mode(Pair(network, s)) is Mode.LEARNING]
         return couplings.terms(network, [*learners, *teachers])
 
 
 class Threshold(SwitOKD):
-    """The paper's ablation: the same with a fixed threshold `delta`, from 0 to 2."""
+    """The paper's ablation: switching on a fixed threshold `delta`, from 0 to 2."""
 
     def __init__(self, delta: float) -> None:
         if not 0 <= delta <= 2:

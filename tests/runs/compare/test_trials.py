@@ -87,7 +87,7 @@ def test_only_strategies_that_switch_follow_published_semantics(tmp_path: Path) 
         ("dmk", "strategy 'dmk' is not one of .* did you mean 'dml'"),
         ("", "strategy '' is not one of"),
         ("threshold:delta=5", "an L1 distance, from 0 to 2, got 5"),
-        ("threshold", "cannot be made with strategy_kwargs {}"),
+        ("threshold", "cannot be created with strategy_kwargs {}"),
     ],
 )
 def test_mistaken_strategy_is_one_sentence(text: str, words: str, tmp_path: Path) -> None:
