@@ -15,10 +15,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from switokd.runs.compare import table
+from switokd.runs.compare import files, table
 from switokd.runs.compare.runner import (
     Failure,
-    Running,
+    RunningTrial,
     clear_unfinished,
     last_lines,
     locked,
@@ -30,7 +30,7 @@ from switokd.runs.compare.trials import (
     TrialState,
     Variant,
     base_config,
-    find,
+    find_finished,
     make_trials,
     parse_seeds,
     parse_strategies,
@@ -57,7 +57,7 @@ def compare_strategies(
     console = Console(highlight=False, soft_wrap=True)
     config = base_config(recipe, settings)
     out = out or Path("runs") / f"compare-{config.name}"
-    finished_variants, finished_seeds = ([], []) if trains else find(out)
+    finished_variants, finished_seeds = ([], []) if trains else find_finished(out)
     variants = finished_variants if strategies is None else parse_strategies(strategies)
     numbers = finished_seeds if seeds is None else parse_seeds(seeds)
     trials = make_trials(recipe, settings, variants, numbers, out)
@@ -139,7 +139,7 @@ def report(
     for trial in trials:
         failure = failed.get(trial.folder)
         done = failure is None and trial.state() is TrialState.FINISHED
-        summary = read_summary(trial.folder) if done else None
+        summary = read_summary(trial.folder) if done else {}
         results.append(
             TrialResult(trial.variant.label, trial.seed, summary, failure.reason if failure else "")
         )
@@ -151,7 +151,7 @@ def report(
     console.print(table.rich_table(comparison, console.width), soft_wrap=False)
     for line in [table.caption(comparison), *table.failures(comparison)]:
         console.print(line, markup=False)
-    paths = table.save(comparison, out, notes)
+    paths = files.save(comparison, out, notes)
     for kind, path in zip(("table", "csv", "picture"), paths, strict=True):
         console.print(f"{kind:<11} {path}", markup=False)
 
@@ -187,7 +187,7 @@ class Lines:
         if not self.console.is_terminal:
             self.console.print(f"{trial.name}: started", markup=False)
 
-    def update(self, running: Sequence[Running]) -> None:
+    def update(self, running: Sequence[RunningTrial]) -> None:
         """See `Display`."""
         if self.console.is_terminal:
             for run in running:
@@ -206,6 +206,6 @@ class Lines:
 
 def _accuracies(trial: Trial) -> str:
     """Describe the students of a finished run with their top-1 accuracy in percent."""
-    networks = (read_summary(trial.folder) or {"networks": {}})["networks"]
+    networks = read_summary(trial.folder).get("networks", {})
     students = trial.config.topology.students
     return ", ".join(f"{n} {networks[n]['top1_last']:.2f} %" for n in students if n in networks)

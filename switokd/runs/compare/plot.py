@@ -1,4 +1,9 @@
-"""The picture of a comparison."""
+"""The picture of a comparison.
+
+matplotlib is imported when the picture is drawn, because the import takes long.
+
+Not covered: the curves of a single run (`runs/curves.py`).
+"""
 
 from __future__ import annotations
 
@@ -11,35 +16,38 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw(found: Comparison, path: Path) -> None:
-    """Draw each student's top-1 by strategy: seeds as dots, mean and spread beside them."""
+def draw(comparison: Comparison, path: Path) -> None:
+    """Draw the top-1 of each student by strategy: one dot per seed, mean and spread below.
+
+    OSError if `path` cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    students = [name for name, n in found.networks().items() if n["role"] == "student"]
-    height = 1.3 + 0.6 * len(found.strategies)
+    students = [name for name, n in comparison.networks().items() if n["role"] == "student"]
+    height = 1.3 + 0.6 * len(comparison.strategies)
     size = (1.5 + 5.5 * len(students), height)
     figure, axes = plt.subplots(
         1, len(students), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
     for axis, student in zip(axes[0], students, strict=True):
-        _draw_student(axis, found, student)
-    figure.suptitle(f"{found.name}: test top-1 after the last epoch", fontsize=11)
+        _draw_student(axis, comparison, student)
+    figure.suptitle(f"{comparison.name}: test top-1 after the last epoch", fontsize=11)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _draw_student(axis: Axes, found: Comparison, student: str) -> None:
-    """One student: a line per strategy, from the top in the table's order."""
-    best = found.best(student)
-    for y, strategy in enumerate(found.strategies):
-        top1 = found.top1(strategy, student)
+def _draw_student(axis: Axes, comparison: Comparison, student: str) -> None:
+    """Draw one student: one line per strategy, from the top in the order of the table."""
+    best = comparison.best(student)
+    for y, strategy in enumerate(comparison.strategies):
+        top1 = comparison.top1(strategy, student)
         if top1 is None:
             continue
         colour = "tab:green" if strategy in best else "tab:blue"
-        values = found.values(strategy, student)
+        values = comparison.values(strategy, student)
         axis.plot(values, [y + 0.18] * len(values), "o", color=colour, alpha=0.5, markersize=5)
         axis.errorbar(
             top1.mean, y - 0.1, xerr=top1.spread, fmt="D", color=colour, markersize=6, capsize=4
@@ -52,10 +60,10 @@ def _draw_student(axis: Axes, found: Comparison, student: str) -> None:
             fontsize=9,
             color=colour,
         )
-    axis.set_yticks(range(len(found.strategies)), found.strategies)
-    axis.set_ylim(len(found.strategies) - 0.5, -0.5)
+    axis.set_yticks(range(len(comparison.strategies)), comparison.strategies)
+    axis.set_ylim(len(comparison.strategies) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
     axis.set_title(
-        f"{student}, {found.networks()[student]['parameters']:,} parameters", fontsize=10
+        f"{student}, {comparison.networks()[student]['parameters']:,} parameters", fontsize=10
     )
     axis.set_xlabel("top-1 (%)  dots: seeds; diamond: mean ± sd; green: highest mean", fontsize=9)

@@ -1,9 +1,9 @@
-"""Runs the trials of a comparison, each as a `switokd train` of its own, some at a time.
+"""Run the trials of a comparison as processes: one `switokd train` per trial.
 
-Torch-free. The trials share the terminal's process group: Ctrl-C, or closing the terminal, reaches
-them directly.
+The trials stay in the terminal's process group, so that they receive Ctrl-C and the closing of the
+terminal directly.
 
-Not covered: several machines; giving trials that run at once a GPU each.
+Not covered: several machines; assigning a GPU to each of several trials that run at once.
 """
 
 from __future__ import annotations
@@ -28,53 +28,55 @@ from switokd.runtime.lifecycle import Terminated
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
-"""How long trials may take to end by themselves when the comparison is stopped."""
-
+"""Time for trials to end by themselves after the comparison is stopped."""
 TAIL_BYTES = 4096
+"""Size of the end of a log that is read for its last lines."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How a trial ended that failed."""
+    """Exit code and reason of a failed trial."""
 
     exit_code: int
     reason: str
 
 
 @dataclass(frozen=True)
-class Running:
-    """A trial at work."""
+class RunningTrial:
+    """A trial whose process is running."""
 
     trial: Trial
     process: subprocess.Popen[bytes]
     log: Path
     started: float
+    """Start time on the monotonic clock."""
 
     @property
     def seconds(self) -> float:
-        """Since its start."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
 
 class Display(Protocol):
-    """Who is told how it goes."""
+    """Receives the progress of the trials."""
 
     def started(self, trial: Trial) -> None:
-        """A trial was started."""
+        """Called when a trial starts."""
 
-    def update(self, running: Sequence[Running]) -> None:
-        """Called several times a second."""
+    def update(self, running: Sequence[RunningTrial]) -> None:
+        """Called several times per second, with the trials that are running."""
 
     def ended(self, trial: Trial, seconds: float, failure: Failure | None) -> None:
-        """A trial ended, or (after 0 seconds) cannot be run."""
+        """Called when a trial ends, or, with 0 seconds, when it cannot run."""
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[int]:
-    """Make and hold `out` for one comparison; yields the lock's descriptor, for its trials.
+    """Create the folder `out` and lock it for one comparison; yields the lock's file descriptor.
 
-    They inherit it, so that the folder stays held while any of them lives on after the comparison
-    itself was killed. UsageError if another one holds it, or it cannot be written.
+    The trials inherit the descriptor. The folder therefore stays locked while a trial runs, even
+    if the comparison itself was killed. UsageError if the folder is locked already, or cannot be
+    written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -86,16 +88,17 @@ def locked(out: Path) -> Iterator[int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
-                f"--out: another comparison, or a run that one has left behind, is at work in "
-                f"{out}; wait for it, or choose another folder"
+                f"--out: another comparison, or a run that it left behind, is at work in {out}; "
+                "wait for its end, or choose another folder"
             ) from None
         yield lock.fileno()
 
 
 def clear_unfinished(trials: Iterable[Trial]) -> list[Trial]:
-    """Remove what unfinished trials have left; return those trials.
+    """Remove the folders of unfinished trials and return these trials.
 
-    A finished trial, or one of another configuration (UsageError), is never touched.
+    Folders of finished trials are kept. UsageError if a folder holds another configuration, or
+    cannot be removed.
     """
     cleared = []
     for trial in trials:
@@ -113,21 +116,22 @@ def clear_unfinished(trials: Iterable[Trial]) -> list[Trial]:
 def run_trials(
     trials: Sequence[Trial], jobs: int, logs: Path, lock: int, display: Display
 ) -> dict[Path, Failure]:
-    """Run the trials, up to `jobs` at once; those that failed, by folder, in the order they ended.
+    """Run the trials, up to `jobs` at once; returns failures by folder, in the order of their ends.
 
-    A trial waits for the one that trains its teachers if that is among them, and fails with it.
+    A trial waits for the trial that trains its teachers, and fails if that trial fails.
+    logs: folder of the trials' output. lock: file descriptor that the trials inherit.
     """
-    waiting, running = list(trials), list[Running]()
+    waiting, running = list(trials), list[RunningTrial]()
     failed: dict[Path, Failure] = {}
     try:
         while waiting or running:
-            for each in [r for r in running if r.process.poll() is not None]:
-                running.remove(each)
-                failure = failure_of(each)
+            for ended in [r for r in running if r.process.poll() is not None]:
+                running.remove(ended)
+                failure = failure_of(ended)
                 if failure:
-                    failed[each.trial.folder] = failure
-                display.ended(each.trial, each.seconds, failure)
-            for trial in _hopeless(waiting, failed):
+                    failed[ended.trial.folder] = failure
+                display.ended(ended.trial, ended.seconds, failure)
+            for trial in _without_teachers(waiting, failed):
                 waiting.remove(trial)
                 display.ended(trial, 0.0, failed[trial.folder])
             busy = {t.folder for t in waiting} | {r.trial.folder for r in running}
@@ -138,28 +142,28 @@ def run_trials(
                 display.started(trial)
             display.update(running)
             time.sleep(POLL_SECONDS)
-    except Terminated:  # which the trials have not been sent, unlike Ctrl-C
-        for each in running:
-            each.process.terminate()
+    except Terminated:  # unlike Ctrl-C, SIGTERM reaches only this process
+        for r in running:
+            r.process.terminate()
         raise
     finally:
-        stop([each.process for each in running])
+        stop([r.process for r in running])
     return failed
 
 
-def _hopeless(waiting: Sequence[Trial], failed: dict[Path, Failure]) -> list[Trial]:
-    """Trials whose teachers have not been trained, which are added to `failed`."""
-    found = [t for t in waiting if t.teachers_from in failed]
-    for trial in found:
+def _without_teachers(waiting: Sequence[Trial], failed: dict[Path, Failure]) -> list[Trial]:
+    """Find trials whose teachers could not be trained, and add these trials to `failed`."""
+    trials = [t for t in waiting if t.teachers_from in failed]
+    for trial in trials:
         assert trial.teachers_from is not None
         code = failed[trial.teachers_from].exit_code
         reason = f"not run, because {trial.teachers_from}, which trains its teachers, failed"
         failed[trial.folder] = Failure(code, reason)
-    return found
+    return trials
 
 
-def start(trial: Trial, jobs: int, logs: Path, lock: int) -> Running:
-    """Start one trial; what it prints goes to a file in `logs`."""
+def start(trial: Trial, jobs: int, logs: Path, lock: int) -> RunningTrial:
+    """Start one trial; its output goes to a file in `logs`."""
     log = logs / f"{trial.folder.name}.log"
     command = [sys.executable, "-m", "switokd", "train", *trial.arguments]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -174,32 +178,34 @@ def start(trial: Trial, jobs: int, logs: Path, lock: int) -> Running:
             env={**threads(trial, jobs), **os.environ, "PYTHONUNBUFFERED": "1"},
             pass_fds=(lock,),
         )
-    return Running(trial, process, log, time.monotonic())
+    return RunningTrial(trial, process, log, time.monotonic())
 
 
 def threads(trial: Trial, jobs: int) -> Mapping[str, str]:
-    """Share the cores among trials that run at once; alone, `switokd train` sees to it."""
+    """Environment variables that share the cores among trials that run at once.
+
+    A single trial needs none: `switokd train` chooses the number of threads itself.
+    """
     if jobs == 1:
         return {}
     ranks = jobs * (trial.config.world_size or 1)
     return {"OMP_NUM_THREADS": str(max(cores() // ranks, 1))}
 
 
-def failure_of(ended: Running) -> Failure | None:
-    """How an ended trial failed; None if it did not."""
+def failure_of(ended: RunningTrial) -> Failure | None:
+    """Exit code and reason of an ended trial; None if it succeeded."""
     code = ended.process.returncode
     if code == 0:
         return None
     lines = last_lines(ended.log)
-    complaints = [line.removeprefix("switokd: ") for line in lines if line.startswith("switokd: ")]
+    errors = [line.removeprefix("switokd: ") for line in lines if line.startswith("switokd: ")]
     reason = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
-    words = complaints[:1] or lines[-1:]  # of a traceback, the error itself
-    reason = ": ".join([reason, *words])
+    reason = ": ".join([reason, *(errors[:1] or lines[-1:])])  # a traceback ends with the error
     return Failure(code if code > 0 else PeerError.exit_code, f"{reason} (see {ended.log})")
 
 
 def last_lines(log: Path) -> list[str]:
-    """The last few lines of a file, without empty ones; none if it cannot be read."""
+    """Last lines of a file without empty lines; an empty list if the file cannot be read."""
     with suppress(OSError), log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - TAIL_BYTES, 0))
@@ -209,18 +215,18 @@ def last_lines(log: Path) -> list[str]:
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for processes that know that they are to end; end those that do not."""
+    """Wait for processes to end by themselves, then terminate the rest, then kill the rest."""
     deadline = time.monotonic() + GRACE_SECONDS
     for process in processes:
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(deadline - time.monotonic(), 0))
     for process in processes:
-        process.terminate()  # nothing, if it has ended
+        process.terminate()  # no effect on an ended process
     for process in processes:
-        _see_it_end(process)
+        _wait_or_kill(process)
 
 
-def _see_it_end(process: subprocess.Popen[bytes]) -> None:
+def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(GRACE_SECONDS)
     except subprocess.TimeoutExpired:

@@ -1,9 +1,9 @@
-"""What came out of a comparison: the runs' summaries, their statistics, table, csv and picture.
+"""Results of a comparison and their statistics over seeds.
 
-Torch-free. Spreads are sample standard deviations (n - 1) over seeds.
+Spreads are sample standard deviations (n - 1).
 
-Not covered: which runs there are (`trials.py`), running them (`runner.py`); whether a
-difference between strategies is more than chance.
+Not covered: choosing the trials (`trials.py`), running them (`runner.py`), showing the results
+(`table.py`, `plot.py`); tests of statistical significance.
 """
 
 from __future__ import annotations
@@ -20,14 +20,35 @@ from switokd.errors import UsageError
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial as it stands."""
+    """Result of one trial, finished or not."""
 
     strategy: str
+    """Label of the strategy, with its arguments."""
     seed: int
-    summary: Mapping[str, Any] | None
-    """What summary.json holds; None if it is not finished."""
+    summary: Mapping[str, Any]
+    """Content of summary.json; empty if the trial is not finished."""
     failure: str = ""
-    """Why it ended, if it failed."""
+    """Reason of the failure; empty if the trial has not failed."""
+
+    @property
+    def networks(self) -> Mapping[str, Any]:
+        """Summaries of the networks by name; empty if the trial is not finished."""
+        networks: Mapping[str, Any] = self.summary.get("networks", {})
+        return networks
+
+    @property
+    def saved_device_seconds(self) -> float | None:
+        """Device-seconds that pauses saved; None if unknown."""
+        savings = self.summary.get("saved_by_pauses") or {}
+        seconds: float | None = savings.get("device_seconds")
+        return seconds
+
+    @property
+    def teachers_device_seconds(self) -> float | None:
+        """Device-seconds of the teachers' backward passes and optimizer steps; None if unknown."""
+        savings = self.summary.get("saved_by_pauses") or {}
+        seconds: float | None = savings.get("teachers_device_seconds")
+        return seconds
 
 
 @dataclass(frozen=True)
@@ -36,33 +57,33 @@ class Statistic:
 
     mean: float
     spread: float | None
-    """Sample standard deviation; None of a single value."""
+    """Sample standard deviation; None for a single value."""
     n: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Statistic:
-        """Of one value or more."""
+        """Mean and spread of `values`, at least one."""
         return cls(mean(values), stdev(values) if len(values) > 1 else None, len(values))
 
     def __str__(self) -> str:
         return f"{self.mean:.2f}" + (f" ± {self.spread:.2f}" if self.spread is not None else "")
 
 
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """A run's summary.json; None if the run has not written it to its end."""
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Content of a run's summary.json; empty if the run has not written the file completely."""
     try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and found.get("networks") else None
+        return {}
+    return summary if isinstance(summary, dict) and summary.get("networks") else {}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs of a comparison. UsageError if none is finished."""
+    """The results of all trials of a comparison. UsageError if no trial is finished."""
 
     name: str
-    runs: tuple[TrialResult, ...]
+    results: tuple[TrialResult, ...]
 
     def __post_init__(self) -> None:
         if not self.finished():
@@ -70,77 +91,70 @@ class Comparison:
 
     @property
     def strategies(self) -> list[str]:
-        """Labels, in the order in which they were asked for."""
-        return list(dict.fromkeys(run.strategy for run in self.runs))
+        """Labels of the strategies, in the order of the results."""
+        return list(dict.fromkeys(result.strategy for result in self.results))
 
     @property
     def seeds(self) -> list[int]:
-        """All seeds, finished or not."""
-        return sorted({run.seed for run in self.runs})
+        """Seeds of all trials, finished or not, in ascending order."""
+        return sorted({result.seed for result in self.results})
+
+    def of_strategy(self, strategy: str) -> list[TrialResult]:
+        """Results of one strategy, finished or not."""
+        return [result for result in self.results if result.strategy == strategy]
 
     def finished(self, strategy: str | None = None) -> list[TrialResult]:
-        """Runs that have a summary, of one strategy or of all."""
-        of_it = (run for run in self.runs if strategy in (None, run.strategy))
-        return [run for run in of_it if run.summary]
+        """Results of the finished trials of one strategy, or of all strategies."""
+        results = self.results if strategy is None else self.of_strategy(strategy)
+        return [result for result in results if result.summary]
 
     def networks(self) -> dict[str, Mapping[str, Any]]:
-        """A finished run's networks by name: role, parameters."""
-        return dict(_summary(self.finished()[0])["networks"])
+        """Networks by name, with their role and number of parameters."""
+        return dict(self.finished()[0].networks)
 
     def values(self, strategy: str, network: str, key: str = "top1_last") -> list[float]:
-        """One number of a network, by seed."""
-        return [_summary(run)["networks"][network][key] for run in self.finished(strategy)]
+        """Values of one key of a network's summary, one per finished trial."""
+        return [result.networks[network][key] for result in self.finished(strategy)]
 
     def top1(self, strategy: str, network: str) -> Statistic | None:
-        """Top-1 of the last epoch in percent; None if no run is finished."""
+        """Top-1 after the last epoch in percent; None if no trial is finished."""
         values = self.values(strategy, network)
         return Statistic.of(values) if values else None
 
     def best(self, network: str) -> set[str]:
-        """Strategies with the highest mean top-1 of a network, as the table rounds it."""
-        found = {s: self.top1(s, network) for s in self.strategies}
-        means = {s: round(t.mean, 2) for s, t in found.items() if t}
-        return {s for s, top1 in means.items() if top1 == max(means.values())}
+        """Strategies with the highest mean top-1 of a network, after rounding as in the table."""
+        statistics = {strategy: self.top1(strategy, network) for strategy in self.strategies}
+        means = {strategy: round(top1.mean, 2) for strategy, top1 in statistics.items() if top1}
+        return {strategy for strategy, top1 in means.items() if top1 == max(means.values())}
 
     def paused_share(self, strategy: str) -> float | None:
-        """Share of all teachers' steps that were paused, 0 to 1."""
+        """Share of paused steps in all steps of all teachers, 0 to 1; None without steps."""
         teachers = [
             network
-            for run in self.finished(strategy)
-            for network in _summary(run)["networks"].values()
+            for result in self.finished(strategy)
+            for network in result.networks.values()
             if network["role"] == "teacher"
         ]
         steps = sum(network["steps"] for network in teachers)
         return sum(network["steps_paused"] for network in teachers) / steps if steps else None
 
     def wall_seconds(self, strategy: str) -> float | None:
-        """Mean duration of a run."""
-        seconds = [_summary(run)["wall_seconds"] for run in self.finished(strategy)]
+        """Mean duration of a run in seconds; None if no trial is finished."""
+        seconds = [result.summary["wall_seconds"] for result in self.finished(strategy)]
         return mean(seconds) if seconds else None
 
     def saved(self, strategy: str) -> tuple[float, float | None] | None:
-        """Device-seconds that pauses spared the teachers of a run, on average; their share, 0 to 1.
+        """Mean device-seconds that pauses saved per run, and their share, 0 to 1.
 
-        The share is of what their backward passes and updates would have taken without pauses;
-        None where a run has not recorded what they took. None altogether where a run could not
-        tell: a teacher that never learned (kd) shows no cost of a step.
+        The share relates to the teachers' backward passes and optimizer steps without pauses. It is
+        None if a run has not recorded their duration. The result is None if a run cannot tell what
+        its pauses saved: a teacher that never learns (kd) gives no duration of a step.
         """
-        runs = [_saving(run) for run in self.finished(strategy)]
-        saved = [s for s, _ in runs if s is not None]
-        if not runs or len(saved) < len(runs):
+        results = self.finished(strategy)
+        saved = [s for r in results if (s := r.saved_device_seconds) is not None]
+        if not results or len(saved) < len(results):
             return None
-        spent = [s for _, s in runs if s is not None]
-        whole = sum(saved) + sum(spent)
-        share = sum(saved) / whole if len(spent) == len(runs) and whole > 0 else None
+        spent = [s for r in results if (s := r.teachers_device_seconds) is not None]
+        total = sum(saved) + sum(spent)
+        share = sum(saved) / total if len(spent) == len(results) and total > 0 else None
         return mean(saved), share
-
-
-def _summary(run: TrialResult) -> Mapping[str, Any]:
-    assert run.summary is not None, "only asked of finished runs"
-    return run.summary
-
-
-def _saving(run: TrialResult) -> tuple[float | None, float | None]:
-    """Device-seconds that a run's pauses saved, and that its teachers' learning took."""
-    found = _summary(run).get("saved_by_pauses") or {}
-    return found.get("device_seconds"), found.get("teachers_device_seconds")

@@ -1,8 +1,6 @@
-"""What a comparison consists of: trials, each a strategy with a seed and a run folder of its own.
+"""Trials of a comparison: a trial is one strategy with one seed, and has its own run folder.
 
-Torch-free.
-
-Not covered: running them (`runner.py`), what came out (`statistics.py`).
+Not covered: running the trials (`runner.py`), their results (`statistics.py`).
 """
 
 from __future__ import annotations
@@ -24,25 +22,25 @@ from switokd.distillation.strategies import STRATEGIES, make_strategy
 from switokd.errors import UsageError
 from switokd.runs.compare.statistics import read_summary
 
-OWN_SETTINGS = {
+RESERVED_SETTINGS = {
     "seed": "--seeds",
     "run_dir": "--out",
     "distillation.strategy": "--strategies",
     "distillation.strategy_kwargs": "--strategies NAME:KEY=VALUE",
 }
-"""Settings that a comparison makes itself, and the option that is meant."""
+"""Settings that a comparison sets itself, with the option to use instead."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A strategy with its arguments: one column of the table."""
+    """A strategy with its arguments: one column of the comparison's table."""
 
     name: str
     kwargs: Mapping[str, Any]
 
     @property
     def label(self) -> str:
-        """As the command line writes it, such as "threshold:delta=0.5"."""
+        """Text of the command line for this variant, for example "threshold:delta=0.5"."""
         arguments = (
             f"{key}={value if isinstance(value, str) else json.dumps(value)}"
             for key, value in self.kwargs.items()
@@ -51,14 +49,14 @@ class Variant:
 
     @property
     def settings(self) -> list[str]:
-        """What chooses it, each as KEY=VALUE."""
+        """Settings that select this variant, as KEY=VALUE."""
         return [
             f"distillation.strategy={json.dumps(self.name)}",
             f"distillation.strategy_kwargs={json.dumps(self.kwargs)}",
         ]
 
     def folder(self, out: Path, seed: int) -> Path:
-        """Where its run with this seed lies."""
+        """Run folder of this variant with this seed."""
         return out / f"{re.sub(r'[^A-Za-z0-9._=-]+', '-', self.label)}-{seed}"
 
 
@@ -67,7 +65,7 @@ SWITOKD = Variant("switokd", {})
 
 
 class TrialState(Enum):
-    """What is there of a trial."""
+    """Progress of a trial, as its run folder shows it."""
 
     NEW = "new"
     UNFINISHED = "unfinished"
@@ -82,23 +80,26 @@ class Trial:
     seed: int
     config: Config
     arguments: tuple[str, ...]
-    """Of `switokd train`."""
+    """Arguments of `switokd train`."""
     teachers_from: Path | None = None
-    """Folder of the run that must be finished first, because it trains the teachers."""
+    """Folder of the run that trains the teachers and must finish first; None if there is none."""
 
     @property
     def folder(self) -> Path:
-        """Its run folder."""
+        """Run folder of the trial."""
         assert self.config.run_dir is not None, "make_trials sets it"
         return Path(self.config.run_dir)
 
     @property
     def name(self) -> str:
-        """Such as "dml, seed 0"."""
+        """Name in messages, for example "dml, seed 0"."""
         return f"{self.variant.label}, seed {self.seed}"
 
     def state(self) -> TrialState:
-        """What its folder holds. UsageError if that is something else than this trial."""
+        """Read the progress from the run folder.
+
+        UsageError if the folder cannot be read, or holds something else than this trial.
+        """
         path = self.folder / "config.yaml"
         try:
             if not self.folder.exists() or not any(self.folder.iterdir()):
@@ -106,9 +107,9 @@ class Trial:
             if not path.exists():
                 raise UsageError(
                     f"{self.folder} holds files, but no run; choose another folder with --out, or "
-                    "remove this one"
+                    "remove this folder"
                 )
-            if not path.read_text(encoding="utf-8").strip():  # ended while it was written
+            if not path.read_text(encoding="utf-8").strip():  # the run ended while writing it
                 return TrialState.UNFINISHED
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
@@ -116,38 +117,40 @@ class Trial:
         self._check_same(load(str(path)))
         return TrialState.FINISHED if read_summary(self.folder) else TrialState.UNFINISHED
 
-    def _check_same(self, found: Config) -> None:
-        """UsageError unless the configurations are equal, but for where the results lie."""
-        old, new = (self._comparable(config) for config in (found, self.config))
+    def _check_same(self, existing: Config) -> None:
+        """UsageError if the configurations differ in more than folders and paths."""
+        old, new = (self._comparable(config) for config in (existing, self.config))
         different = [key for key in {**new, **old} if old.get(key) != new.get(key)]
         if different:
             key, more = different[0], len(different) - 1
             raise UsageError(
                 f"{self.folder} holds a run with {key} {json.dumps(old.get(key))}, and this "
                 f"comparison has {json.dumps(new.get(key))}{f' (and {more} more)' * (more > 0)}; "
-                "choose another folder with --out, or remove that one"
+                "choose another folder with --out, or remove that folder"
             )
 
     def _comparable(self, config: Config) -> dict[str, Any]:
-        found = config.must_agree()  # not where folders, data and modules lie
+        """Settings by dotted key, without the paths of folders, data and modules."""
+        settings = config.must_agree()
         if self.teachers_from is not None:  # the whole comparison may have been moved
-            for key, value in found.items():
+            for key, value in settings.items():
                 if re.fullmatch(r"networks\.[^.]+\.weights", key) and value is not None:
-                    found[key] = Path(value).parts[-3:]
-        return found
+                    settings[key] = Path(value).parts[-3:]
+        return settings
 
 
 def parse_strategies(text: str) -> list[Variant]:
-    """Strategies as --strategies names them: "dml,threshold:delta=0.5,mine:Own:rate=2".
+    """Parse the option --strategies, for example "dml,threshold:delta=0.5,mine:Own:rate=2".
 
-    After the name, or package.module:callable, each argument is `:KEY=VALUE`, the value in YAML.
-    Commas and colons within brackets or braces belong to a value. UsageError for anything else.
+    The name, or package.module:callable, is followed by arguments of the form `:KEY=VALUE` with a
+    value in YAML. Commas and colons in brackets or braces belong to a value. UsageError if the
+    text has another form.
     """
     variants = [_parse_strategy(piece.strip()) for piece in _split(text, ",")]
     folders = Counter(v.folder(Path(), 0) for v in variants)
     for variant in variants:
         if folders[variant.folder(Path(), 0)] > 1:
-            raise UsageError(f"--strategies {text}: {variant.label} is there twice")
+            raise UsageError(f"--strategies {text}: {variant.label} occurs twice")
     return variants
 
 
@@ -168,7 +171,7 @@ def _parse_strategy(text: str) -> Variant:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Split at the separators that are not within brackets or braces."""
+    """Split at separators outside of brackets and braces."""
     pieces, depth = [""], 0
     for character in text:
         depth += (character in "[{") - (character in "]}")
@@ -180,31 +183,34 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds as --seeds names them: "3" for 0, 1 and 2; "0,1,5" for these; "5," for 5 alone."""
+    """Parse the option --seeds: "3" means 0, 1 and 2; "0,1,5" is a list; "5," means only 5.
+
+    UsageError if the text has another form.
+    """
     words = text.removesuffix(",").split(",")
     if not all(re.fullmatch(r"\s*\d{1,9}\s*", word) for word in words) or text == "0":
         raise UsageError(
-            f"--seeds {text}: a number of seeds, like 3 (for 0, 1 and 2), or seeds with commas, "
-            "like 0,1,5"
+            f"--seeds {text}: allowed are a number of seeds, like 3 (for 0, 1 and 2), or a list of "
+            "seeds, like 0,1,5"
         )
     seeds = [int(word) for word in words]
     if "," not in text:
         return list(range(seeds[0]))
     if len(set(seeds)) < len(seeds):
-        raise UsageError(f"--seeds {text}: a seed is there twice")
+        raise UsageError(f"--seeds {text}: a seed occurs twice")
     return seeds
 
 
 def base_config(recipe: str, settings: Sequence[str]) -> Config:
-    """The recipe with the settings, and with switokd in place of a strategy of its own.
+    """Load the recipe with the settings, and with the strategy switokd.
 
-    UsageError if a setting is one that a comparison makes itself, or the run file is wrong.
+    UsageError if a comparison sets one of the settings itself, or if the run file is wrong.
     """
     for setting in settings:
         key = setting.partition("=")[0]
-        for own, option in OWN_SETTINGS.items():
-            if key == own or key.startswith(f"{own}."):
-                raise UsageError(f"{setting}: a comparison sets {own} itself; use {option}")
+        for reserved, option in RESERVED_SETTINGS.items():
+            if key == reserved or key.startswith(f"{reserved}."):
+                raise UsageError(f"{setting}: a comparison sets {reserved} itself; use {option}")
     return load_importable(recipe, [*settings, *SWITOKD.settings])
 
 
@@ -215,53 +221,58 @@ def make_trials(
     seeds: Iterable[int],
     out: Path,
 ) -> list[Trial]:
-    """Every strategy with every seed, seed by seed; vanilla as well where another needs it.
+    """Trials of every variant with every seed, seed by seed.
 
-    A strategy with frozen teachers (kd) takes those that the run file names no weights for from
-    the same seed's vanilla run. Strategies that do not switch go without published semantics.
-    UsageError if a strategy or a setting is wrong.
+    A strategy with frozen teachers (kd) loads them from the vanilla run of the same seed, unless
+    the run file names their weights. The vanilla trials are added if needed. Strategies that do
+    not switch use the semantics `paper`. UsageError if a strategy or a setting is wrong.
     """
     base = base_config(recipe, settings)
     untrained = [name for name in base.topology.teachers if base.networks[name].weights is None]
-    made = {v.label: make_strategy(v.name, v.kwargs) for v in [VANILLA, *variants]}
-    frozen = [v.label for v in variants if made[v.label].frozen_teachers and untrained]
+    strategies = {v.label: make_strategy(v.name, v.kwargs) for v in [VANILLA, *variants]}
+    frozen = [v.label for v in variants if strategies[v.label].frozen_teachers and untrained]
     if frozen and VANILLA not in variants:
         variants = [VANILLA, *variants]
     trials = []
     for seed in seeds:
-        source = VANILLA.folder(out, seed)
+        vanilla = VANILLA.folder(out, seed)
         for variant in variants:
-            own = [*variant.settings, f"seed={seed}"]
-            own.append(f"run_dir={json.dumps(str(variant.folder(out, seed)))}")
-            if problem_of_strategy(base.distillation.semantics, made[variant.label]):
-                own.append("distillation.semantics=paper")
-            needs = source if variant.label in frozen else None
-            if needs is not None:
+            of_trial = [*variant.settings, f"seed={seed}"]
+            of_trial.append(f"run_dir={json.dumps(str(variant.folder(out, seed)))}")
+            if problem_of_strategy(base.distillation.semantics, strategies[variant.label]):
+                of_trial.append("distillation.semantics=paper")
+            teachers_from = vanilla if variant.label in frozen else None
+            if teachers_from is not None:
                 for name in untrained:
-                    weights = json.dumps(str(needs / "weights" / f"{name}.pt"))
-                    own.append(f"networks.{name}.weights={weights}")
-            config = load(recipe, [*settings, *own])
-            trials.append(Trial(variant, seed, config, (recipe, *settings, *own), needs))
+                    weights = json.dumps(str(teachers_from / "weights" / f"{name}.pt"))
+                    of_trial.append(f"networks.{name}.weights={weights}")
+            config = load(recipe, [*settings, *of_trial])
+            arguments = (recipe, *settings, *of_trial)
+            trials.append(Trial(variant, seed, config, arguments, teachers_from))
     return trials
 
 
-def find(out: Path) -> tuple[list[Variant], list[int]]:
-    """Strategies and seeds of the runs that lie in a comparison's folder."""
+def find_finished(out: Path) -> tuple[list[Variant], list[int]]:
+    """Variants and seeds of the finished runs in a comparison's folder.
+
+    UsageError if there is no finished run.
+    """
     variants: dict[str, Variant] = {}
     seeds = set()
     for path in sorted(out.glob("*/config.yaml")):
-        if read_summary(path.parent) is None:
+        if not read_summary(path.parent):
             continue
         config = load(str(path))
         variant = Variant(config.distillation.strategy, config.distillation.strategy_kwargs)
-        if variant.folder(out, config.seed) == path.parent:  # not a copy under another name
+        if variant.folder(out, config.seed) == path.parent:  # else a copy under another name
             variants[variant.label] = variant
             seeds.add(config.seed)
     if not variants:
         raise UsageError(f"{out} holds no finished run of a comparison")
-    order = [*(name for name in STRATEGIES if name != "switokd"), "switokd"]  # as in the paper
-    found = sorted(
+    # The order of the paper: the own method last, after the baselines.
+    order = [*(name for name in STRATEGIES if name != "switokd"), "switokd"]
+    in_order = sorted(
         variants.values(),
         key=lambda v: (order.index(v.name) if v.name in order else len(order), v.label),
     )
-    return found, sorted(seeds)
+    return in_order, sorted(seeds)

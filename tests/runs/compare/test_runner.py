@@ -1,6 +1,6 @@
-"""In which order trials are run, and what becomes of one that fails, with small real processes.
+"""Order of the trials and handling of failures, with small real processes.
 
-Not covered: `switokd train` as a trial (`test_compare_command.py`).
+Not covered: `switokd train` as a trial (`tests/cli/test_compare.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from switokd.errors import UsageError
 from switokd.runs.compare import runner
 from switokd.runs.compare.runner import (
     Failure,
-    Running,
+    RunningTrial,
     failure_of,
     last_lines,
     locked,
@@ -28,34 +28,34 @@ from switokd.runs.compare.runner import (
 from switokd.runs.compare.trials import Trial, make_trials, parse_strategies
 
 
-class Diary:
-    """A display that keeps what it is told."""
+class RecordingDisplay:
+    """A display that records its events."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str]] = []
-        self.most = 0
+        self.max_running = 0
 
     def started(self, trial: Trial) -> None:
         self.events.append(("started", trial.folder.name))
 
-    def update(self, running: Sequence[Running]) -> None:
-        self.most = max(self.most, len(running))
+    def update(self, running: Sequence[RunningTrial]) -> None:
+        self.max_running = max(self.max_running, len(running))
 
     def ended(self, trial: Trial, seconds: float, failure: Failure | None) -> None:
         self.events.append(("failed" if failure else "ended", trial.folder.name))
 
 
-def small(monkeypatch: pytest.MonkeyPatch, failing: str = "") -> None:
-    """Let each trial be a short program; it fails where the folder's name is `failing`."""
+def use_short_programs(monkeypatch: pytest.MonkeyPatch, failing: str = "") -> None:
+    """Replace each trial by a short program; the trial in the folder `failing` fails."""
 
-    def start(trial: Trial, jobs: int, logs: Path, lock: int) -> Running:
+    def start(trial: Trial, jobs: int, logs: Path, lock: int) -> RunningTrial:
         code = 3 if trial.folder.name == failing else 0
-        words = "switokd: network student is not finite" if code else "done"
-        program = f"print({words!r}); raise SystemExit({code})"
+        output = "switokd: network student is not finite" if code else "done"
+        program = f"print({output!r}); raise SystemExit({code})"
         log = logs / trial.folder.name
         with log.open("w") as file:
             process = subprocess.Popen([sys.executable, "-c", program], stdout=file)
-        return Running(trial, process, log, time.monotonic())
+        return RunningTrial(trial, process, log, time.monotonic())
 
     monkeypatch.setattr(runner, "start", start)
 
@@ -65,10 +65,10 @@ def trials(out: Path, strategies: str, seeds: Sequence[int] = (0,)) -> list[Tria
 
 
 def test_trials_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small(monkeypatch)
-    diary = Diary()
-    assert run_trials(trials(tmp_path, "dml,switokd"), 1, tmp_path, 0, diary) == {}
-    assert diary.events == [
+    use_short_programs(monkeypatch)
+    display = RecordingDisplay()
+    assert run_trials(trials(tmp_path, "dml,switokd"), 1, tmp_path, 0, display) == {}
+    assert display.events == [
         ("started", "dml-0"),
         ("ended", "dml-0"),
         ("started", "switokd-0"),
@@ -79,20 +79,22 @@ def test_trials_run_one_after_another(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_several_run_at_once_and_kd_after_its_teachers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small(monkeypatch)
-    diary = Diary()
-    assert run_trials(trials(tmp_path, "kd,vanilla,dml", (0, 1)), 2, tmp_path, 0, diary) == {}
-    assert diary.most == 2
-    assert diary.events[:2] == [("started", "vanilla-0"), ("started", "dml-0")]
+    use_short_programs(monkeypatch)
+    display = RecordingDisplay()
+    assert run_trials(trials(tmp_path, "kd,vanilla,dml", (0, 1)), 2, tmp_path, 0, display) == {}
+    assert display.max_running == 2
+    assert display.events[:2] == [("started", "vanilla-0"), ("started", "dml-0")]
     for seed in (0, 1):
-        taught = diary.events.index(("ended", f"vanilla-{seed}"))
-        assert diary.events.index(("started", f"kd-{seed}")) > taught
+        taught = display.events.index(("ended", f"vanilla-{seed}"))
+        assert display.events.index(("started", f"kd-{seed}")) > taught
 
 
-def test_others_go_on_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small(monkeypatch, failing="vanilla-0")
-    diary = Diary()
-    failed = run_trials(trials(tmp_path, "kd,dml", (0, 1)), 1, tmp_path, 0, diary)
+def test_other_trials_continue_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_short_programs(monkeypatch, failing="vanilla-0")
+    display = RecordingDisplay()
+    failed = run_trials(trials(tmp_path, "kd,dml", (0, 1)), 1, tmp_path, 0, display)
     assert {path.name: failure.exit_code for path, failure in failed.items()} == {
         "vanilla-0": 3,
         "kd-0": 3,
@@ -101,30 +103,30 @@ def test_others_go_on_after_a_failure(tmp_path: Path, monkeypatch: pytest.Monkey
     log = tmp_path / "vanilla-0"
     assert vanilla.reason == f"exit code 3: network student is not finite (see {log})"
     assert kd.reason == f"not run, because {log}, which trains its teachers, failed"
-    ended = [name for event, name in diary.events if event == "ended"]
+    ended = [name for event, name in display.events if event == "ended"]
     assert sorted(ended) == ["dml-0", "dml-1", "kd-1", "vanilla-1"]
-    assert ("started", "kd-0") not in diary.events
+    assert ("started", "kd-0") not in display.events
 
 
-def test_killed_trial_is_a_lost_process(tmp_path: Path) -> None:
+def test_a_killed_trial_has_the_exit_code_of_a_lost_process(tmp_path: Path) -> None:
     (trial,) = trials(tmp_path, "dml")
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     process.kill()
     process.communicate()
     log = tmp_path / "none"
-    assert failure_of(Running(trial, process, log, 0.0)) == Failure(
+    assert failure_of(RunningTrial(trial, process, log, 0.0)) == Failure(
         4, f"killed by signal 9 (see {log})"
     )
 
 
-def test_stop_ends_what_does_not_end_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_kills_a_process_that_ignores_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "GRACE_SECONDS", 0.2)
-    deaf = (
+    program = (
         "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); "
         "sys.stdin.read()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", deaf], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -1,6 +1,6 @@
-"""What comes out of a comparison, from made-up summaries: exact numbers, table, csv, picture.
+"""Statistics, table, CSV file and picture of a comparison, from made-up summaries.
 
-Not covered: which runs there are (`test_trials.py`); real runs (`test_compare_command.py`).
+Not covered: the trials (`test_trials.py`); real runs (`tests/cli/test_compare.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from switokd.errors import UsageError
+from switokd.runs.compare.files import COLUMNS, csv_rows, save
 from switokd.runs.compare.statistics import (
     Comparison,
     Statistic,
@@ -23,21 +24,18 @@ from switokd.runs.compare.statistics import (
     read_summary,
 )
 from switokd.runs.compare.table import (
-    COLUMNS,
-    csv_rows,
     duration,
     headings,
     markdown,
     rich_table,
     rows,
-    save,
 )
 
 
 def summary(
     teacher: float, student: float, paused: int = 0, saved: float | None = 0.0, spent: float = 6.0
 ) -> dict[str, Any]:
-    """A run of 40 steps with one teacher and one student, by their top-1."""
+    """Summary of a run of 40 steps, from the top-1 of its teacher and its student."""
 
     def network(role: str, parameters: int, top1: float, paused: int) -> dict[str, Any]:
         return {
@@ -70,9 +68,9 @@ RUNS = (
     TrialResult("switokd", 0, summary(96.0, 93.0, paused=10, saved=2.0)),
     TrialResult("switokd", 1, summary(96.5, 94.0, paused=20, saved=6.0, spent=2.0)),
     TrialResult("kd", 0, summary(97.0, 93.5, paused=40, saved=None, spent=0.0)),
-    TrialResult("kd", 1, None, "exit code 3: network small is not finite (see logs/kd-1.log)"),
-    TrialResult("dml", 0, None),
-    TrialResult("dml", 1, None),
+    TrialResult("kd", 1, {}, "exit code 3: network small is not finite (see logs/kd-1.log)"),
+    TrialResult("dml", 0, {}),
+    TrialResult("dml", 1, {}),
 )
 MADE_UP = Comparison("made-up", RUNS)
 
@@ -84,7 +82,7 @@ def test_statistic_is_mean_and_sample_standard_deviation() -> None:
     assert str(Statistic.of([90.0])) == "90.00"
 
 
-def test_table_has_a_row_per_network_and_then_the_costs() -> None:
+def test_table_has_a_row_per_network_and_per_cost() -> None:
     networks, costs = rows(MADE_UP)
     assert headings(MADE_UP) == [
         "network", "role", "parameters", "vanilla", "switokd", "kd", "dml",
@@ -93,7 +91,7 @@ def test_table_has_a_row_per_network_and_then_the_costs() -> None:
         ("large", "teacher", "691,386", "97.50 ± 0.71", "96.25 ± 0.35", "97.00", "-"),
         ("small", "student", "77,562", "91.00 ± 1.41", "93.50 ± 0.71", "93.50", "-"),
     ]
-    # The students' best: two tie. Teachers have none.
+    # Two strategies are equally good for the student. Teachers have no best strategy.
     assert [row.bold for row in networks] == [frozenset(), frozenset({4, 5})]
     assert {row.cells[0]: row.cells[3:] for row in costs} == {
         "teachers paused": ("0.0%", "37.5%", "100.0%", "-"),
@@ -103,12 +101,12 @@ def test_table_has_a_row_per_network_and_then_the_costs() -> None:
     }
 
 
-def test_saving_has_no_share_where_a_run_did_not_record_the_cost() -> None:
+def test_saving_has_no_share_if_a_run_did_not_record_the_cost() -> None:
     old = summary(96.0, 93.0, paused=10, saved=2.0)
     del old["saved_by_pauses"]["teachers_device_seconds"]
-    found = Comparison("made-up", (TrialResult("switokd", 0, old), RUNS[2]))
-    assert found.saved("switokd") == (2.0, None)
-    assert found.saved("dml") is None
+    comparison = Comparison("made-up", (TrialResult("switokd", 0, old), RUNS[2]))
+    assert comparison.saved("switokd") == (2.0, {})
+    assert comparison.saved("dml") is None
 
 
 def test_markdown_marks_the_best_and_lists_failures_and_notes() -> None:
@@ -123,15 +121,15 @@ def test_markdown_marks_the_best_and_lists_failures_and_notes() -> None:
     assert text.endswith("\n\na note\n")
 
 
-def test_terminal_shows_the_same_table_with_the_best_in_bold() -> None:
+def test_terminal_shows_the_table_with_the_best_in_bold() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=150, color_system="standard")
     console.print(
-        rich_table(Comparison("made-up", (*RUNS, TrialResult("mine:Own[x]", 0, None))), 200)
+        rich_table(Comparison("made-up", (*RUNS, TrialResult("mine:Own[x]", 0, {}))), 200)
     )
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b[1m93.50 ± 0.71\x1b[0m" in shown
     assert "\x1b[1m96.25" not in shown
-    assert "Own[x]" in shown  # not taken for markup
+    assert "Own[x]" in shown  # not interpreted as markup
 
 
 def test_csv_has_a_row_per_finished_run_and_network(tmp_path: Path) -> None:
@@ -156,29 +154,29 @@ def size_of(path: Path) -> tuple[int, int]:
         return picture.width, picture.height
 
 
-def test_picture_has_a_line_per_strategy_and_a_part_per_student(tmp_path: Path) -> None:
+def test_picture_grows_with_strategies_and_students(tmp_path: Path) -> None:
     save(MADE_UP, tmp_path)
-    one = size_of(tmp_path / "compare.png")
-    two = json.loads(json.dumps(summary(97.0, 90.0)))
-    two["networks"]["other"] = two["networks"]["small"]
-    save(Comparison("made-up", (TrialResult("vanilla", 0, two),)), tmp_path)
-    other = size_of(tmp_path / "compare.png")
-    assert other[0] > one[0]  # a student more beside it
-    assert other[1] < one[1]  # three strategies fewer
+    four_strategies = size_of(tmp_path / "compare.png")
+    two_students = json.loads(json.dumps(summary(97.0, 90.0)))
+    two_students["networks"]["other"] = two_students["networks"]["small"]
+    save(Comparison("made-up", (TrialResult("vanilla", 0, two_students),)), tmp_path)
+    one_strategy = size_of(tmp_path / "compare.png")
+    assert one_strategy[0] > four_strategies[0]  # one student more
+    assert one_strategy[1] < four_strategies[1]  # three strategies less
 
 
 def test_unfinished_runs_have_no_summary(tmp_path: Path) -> None:
-    assert read_summary(tmp_path / "nowhere") is None
+    assert read_summary(tmp_path / "nowhere") == {}
     for text in ("", '{"networks": {"a"', "[]", "{}"):
         (tmp_path / "summary.json").write_text(text)
-        assert read_summary(tmp_path) is None
+        assert read_summary(tmp_path) == {}
     (tmp_path / "summary.json").write_text(json.dumps(summary(1.0, 2.0)))
     assert read_summary(tmp_path) == summary(1.0, 2.0)
 
 
-def test_nothing_finished_is_nothing_to_compare() -> None:
+def test_a_comparison_needs_a_finished_run() -> None:
     with pytest.raises(UsageError, match="no run is finished"):
-        Comparison("made-up", (TrialResult("vanilla", 0, None),))
+        Comparison("made-up", (TrialResult("vanilla", 0, {}),))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +186,7 @@ def test_duration(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
-def test_a_narrow_terminal_has_the_strategies_as_rows() -> None:
+def test_a_narrow_terminal_shows_strategies_as_rows() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system="standard")
     console.print(rich_table(MADE_UP, 80))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
