@@ -36,7 +36,7 @@ from switokd.errors import (
     SwitokdError,
     UsageError,
 )
-from switokd.runs.run import NOTHING, Run, importing_from
+from switokd.runs.run import EMPTY, Run, importing_from
 from switokd.runtime.environment import Environment, environment
 
 Source = str | Path | Mapping[str, Any] | Config
@@ -48,7 +48,7 @@ Settings = Mapping[str, Any]
 
 def train(
     source: Source,
-    settings: Settings = NOTHING,
+    settings: Settings = EMPTY,
     *,
     processes: int | Literal["auto"] | None = None,
 ) -> Run:
@@ -84,7 +84,7 @@ def distil(
     test: Any,
     classes: int | None = None,
     epochs: int = 10,
-    settings: Settings = NOTHING,
+    settings: Settings = EMPTY,
 ) -> Run:
     """Train networks that are objects of this program, on data sets that are, in this process.
 
@@ -158,7 +158,7 @@ def _refuse_untrained(config: Config, lend: Mapping[str, Any]) -> None:
             )
 
 
-def _train_here(config: Config, lend: Mapping[str, Any] = NOTHING) -> Run:
+def _train_here(config: Config, lend: Mapping[str, Any] = EMPTY) -> Run:
     """Train in this process."""
     if config.coordinator.address not in ("auto", "off"):
         raise UsageError(

@@ -59,7 +59,7 @@ def train(config: Config, env: Environment) -> Path | None:
     UsageError, NonFiniteError, PeerError as in `errors.py`.
     """
     if env.rank == 0:
-        run_folder.check(config)
+        run_folder.check_run_dir(config)
     images = open_images(config.data, config.seed, config.method.strategy.held_out)
     steps = total_steps(config, images)
     device = choose_device(config.device, env)

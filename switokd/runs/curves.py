@@ -1,6 +1,7 @@
-"""The end of a run: the table, and the picture.
+"""The picture of a run, curves.png: gap, threshold and modes of each pair, test accuracy.
 
-Not covered: the live metrics (`meters.py`), comparing runs.
+Not covered: the closing table (`summary.py`), live metrics (`training/meters.py`), the picture of
+a comparison (`compare/plot.py`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from switokd.runs.run_folder import read_lines
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-EXPERT_SHADE, SPARED_SHADE = "#f8dd9e", "#ececec"
+EXPERT_SHADE, NOT_BETTER_SHADE = "#f8dd9e", "#ececec"
 
 
 def draw_curves(folder: Path) -> Path:
-    """Draw gap against threshold with the expert mode shaded, and accuracy; return the file."""
-    # Not pyplot, whose backend belongs to the program (or notebook) around us.
+    """Draw curves.png from decisions.jsonl and metrics.jsonl of a run folder; return its path."""
+    # Figure instead of pyplot: pyplot's backend belongs to the calling program or notebook.
     from matplotlib.figure import Figure
 
     decisions = read_lines(folder / "decisions.jsonl")
@@ -44,22 +45,22 @@ def draw_curves(folder: Path) -> Path:
 
 def _draw_pair(axis: Axes, lines: list[dict[str, Any]]) -> None:
     steps = [d["step"] for d in lines]
-    # Thin raw lines, and a running mean to read the trend from.
+    # Thin lines show the steps, thick lines a running mean for the trend.
     for key, label, colour in (("gap", "gap G", "tab:blue"), ("delta", "threshold δ", "tab:red")):
         values = [d[key] for d in lines]
         axis.plot(steps, values, color=colour, alpha=0.3, linewidth=0.7)
         axis.plot(steps, _smooth(values), color=colour, linewidth=1.5, label=label)
-    wide = [d["gap"] > d["delta"] for d in lines]
+    above_threshold = [d["gap"] > d["delta"] for d in lines]
     expert = [d["mode"] == "expert" for d in lines]
-    spared = [w and not e for w, e in zip(wide, expert, strict=True)]
+    teacher_not_better = [a and not e for a, e in zip(above_threshold, expert, strict=True)]
     _shade(axis, steps, expert, EXPERT_SHADE, "expert mode: G > δ, $e_t < e_s$")
-    _shade(axis, steps, spared, SPARED_SHADE, "G > δ, but teacher not better")
+    _shade(axis, steps, teacher_not_better, NOT_BETTER_SHADE, "G > δ, but teacher not better")
     axis.set_ylabel("L1 distance")
     _legend(axis)
 
 
 def _shade(axis: Axes, steps: list[int], where: list[bool], colour: str, label: str) -> None:
-    """Shade the steps at which `where` holds, each from half a step before to half a step after."""
+    """Shade the steps for which `where` is true, from half a step before to half a step after."""
     edges = [steps[0] - 0.5, *(s + 0.5 for s in steps)]
     axis.fill_between(
         edges,
@@ -93,6 +94,6 @@ def _draw_accuracy(axis: Axes, metrics: list[dict[str, Any]]) -> None:
 
 
 def _smooth(values: list[float], half: int = 10) -> list[float]:
-    """Mean over `half` neighbours to each side."""
+    """Running mean over `half` neighbours on each side."""
     windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))
     return [sum(w) / len(w) for w in windows]

@@ -1,6 +1,6 @@
-"""A run that is there, as Python sees it: its record, its networks, its data.
+"""An existing run as a Python object: its results, networks and data.
 
-Not covered: training (`api.py`); the forms of exported networks (`exporter.py`).
+Not covered: training (`api.py`); formats of exported networks (`export/exporter.py`).
 """
 
 from __future__ import annotations
@@ -35,52 +35,54 @@ from switokd.runs.run_folder import read_lines
 if TYPE_CHECKING:
     from switokd.export.exporter import Scaling
 
-NOTHING: Mapping[str, Any] = MappingProxyType({})
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+"""Immutable default for arguments that are mappings."""
 
 
 class Run:
-    """One run, read from its folder when it is asked for.
+    """One run; files are read from its folder when they are needed.
 
-    lent: its objects, see `plugins.py`.
+    path: the run folder. objects: networks and data sets of the run that are Python objects, by
+    their names in the configuration (`plugins.py`).
     """
 
-    def __init__(self, path: Path, lend: Mapping[str, Any] = NOTHING) -> None:
-        self.path, self._lent = path, lend
+    def __init__(self, path: Path, objects: Mapping[str, Any] = EMPTY) -> None:
+        self.path, self._objects = path, objects
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
     @cached_property
     def config(self) -> Config:
-        """The effective configuration. UsageError if it cannot be read."""
+        """The effective configuration. UsageError if config.yaml cannot be read."""
         return load(str(self.path / "config.yaml"))
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What summary.json holds. UsageError if the run has not ended well."""
+        """Content of summary.json. UsageError if the run has not finished."""
         path = self.path / "summary.json"
         if not path.exists():
             raise UsageError(
-                f"{self.path}: there is no summary.json, which is written last: the run goes on, "
-                "or has failed; its metrics and decisions so far are there"
+                f"{self.path}: there is no summary.json, which is written last: the run has not "
+                "finished or has failed; its metrics and decisions so far can be read"
             )
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return summary
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """A dict per epoch and network: the lines of metrics.jsonl, top-1 in percent."""
+        """Lines of metrics.jsonl: one dict per epoch and network, top-1 in percent."""
         return read_lines(self.path / "metrics.jsonl")
 
     @property
     def decisions(self) -> list[dict[str, Any]]:
-        """A dict per step and pair: the lines of decisions.jsonl."""
+        """Lines of decisions.jsonl: one dict per step and pair."""
         return read_lines(self.path / "decisions.jsonl")
 
     def curves(self) -> Path:
-        """The picture of gap, threshold and accuracy; drawn now unless the run's end drew it.
+        """Path of curves.png with gap, threshold and accuracy; drawn now if it does not exist.
 
-        UsageError if there is nothing to draw.
+        UsageError if the run has no decisions yet.
         """
         path = self.path / "curves.png"
         if path.exists() and (self.path / "summary.json").exists():
@@ -90,12 +92,12 @@ class Run:
         return draw_curves(self.path)
 
     def network(self, name: str, weights: WeightsChoice = "last") -> nn.Module:
-        """A network with its weights after the last step, on the CPU, in evaluation mode.
+        """Load a network with trained weights, on the CPU, in evaluation mode.
 
-        weights: last, best, ema or initial, if the run kept those. UsageError if there is no such
-        network or no such weights, or if it has to be given again.
+        weights: last, best, ema or initial, if the run kept them. UsageError if the network or its
+        weights do not exist, or if the network is a Python object that `load_run` did not get.
         """
-        with self._at_hand():
+        with self._importable():
             return load_with_config(self.path, self.config, name, weights).network
 
     def export(
@@ -107,110 +109,117 @@ class Run:
         out: str | Path | None = None,
         scaling: Scaling | None = None,
     ) -> Path:
-        """Export a network as `switokd export` does; the artefact's folder, for `load_artefact`.
+        """Export a network like `switokd export`; returns the artefact's folder.
 
-        network: its name, by default the run's only student. out: by default RUN/export/NETWORK.
-        scaling: mean and standard deviation by which a data set of floats normalises values in
-        [0, 1]. UsageError for a mistake, SwitokdError if a file differs from the network.
+        network: name of the network, by default the run's only student. weights: as for `network`.
+        out: the artefact's folder, by default RUN/export/NETWORK. scaling: mean and standard
+        deviation with which a data set of floats normalises values in [0, 1]. UsageError for wrong
+        arguments, SwitokdError if an exported file computes other logits than the network.
         """
-        from switokd.export.exporter import (
-            export,  # here, because importing the exporters takes a while
-        )
+        # Imported here, because the exporters' import takes long.
+        from switokd.export.exporter import export
 
-        with self._at_hand():
+        with self._importable():
             return export(self.path, network, formats, weights, out, scaling=scaling)
 
     @cached_property
     def signature(self) -> InputSignature:
-        """What its networks take, and the classes' names; from the data where nothing was kept."""
-        with self._at_hand():
+        """Input format of the networks and names of the classes.
+
+        Read from signature.json, or from the data set if that file does not exist.
+        """
+        with self._importable():
             return signature_of(self.path, self.config)
 
     @cached_property
     def images(self) -> Images:
-        """The run's data: `images.test()` gives batches as the networks are evaluated on.
+        """The run's data; `images.test()` yields the batches that the networks are evaluated on.
 
-        UsageError if the data set is no longer where it was, or has to be given again.
+        UsageError if the data set is missing, or is a Python object that `load_run` did not get.
         """
-        with self._at_hand():
+        with self._importable():
             return open_images(self.config.data, self.config.seed)
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes, in the order of a network's logits; numbers where it has none."""
+        """Names of the classes in the order of the logits; numbers if the data set has no names."""
         return list(self.signature.labels)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """An image as the networks are evaluated on: `[1, C, H, W]`, float32, normalised.
+        """Prepare an image like the images of the test set: `[1, C, H, W]`, float32, normalised.
 
-        Scaled and cropped as `switokd predict` does it (`pictures.py`). Where the data set makes
-        floats by itself, the image goes through the test set's transform: then the data is needed,
-        and UsageError if it does not come out in the shape and type of the run's images.
+        Scales and crops like `switokd predict` (`data/pictures.py`). If the data set makes floats
+        itself, the transform of the test set prepares the image, and the data set is needed.
+        UsageError if the result has another shape or type than the run's images.
         """
-        known = self.signature
-        if known.mean and known.channels in COLOURS:
-            pixels = torch.from_numpy(pictures.prepare(image, known))
-            mean, std = (torch.tensor(v)[:, None, None] for v in (known.mean, known.std))
+        signature = self.signature
+        if signature.mean and signature.channels in COLOURS:
+            pixels = torch.from_numpy(pictures.prepare(image, signature))
+            mean, std = (torch.tensor(v)[:, None, None] for v in (signature.mean, signature.std))
             return ((pixels - mean) / std)[None]
-        sources, shape = self.images.sources, self.images.shape
-        image = image.convert("L" if shape[0] == 1 else "RGB")
-        items = sources.test.items if isinstance(sources.test, ItemSource) else None
-        transform = getattr(items, "transform", None)
-        x = transform(image) if transform is not None else _bytes(image)
-        if not isinstance(x, Tensor):
-            x = _bytes(x)
-        theirs = sources.test.fetch([0], np.zeros(1, np.uint64))[0]
-        if x.shape != theirs.shape[1:]:
+        sources = self.images.sources
+        x = self._transformed(image)
+        reference = sources.test.fetch([0], np.zeros(1, np.uint64))[0]
+        if x.shape != reference.shape[1:]:
             raise UsageError(
                 f"the image is {list(x.shape)} (channels, height, width), the run's images are "
-                f"{list(shape)}; resize it first"
+                f"{list(self.images.shape)}; resize the image first"
             )
-        if x.dtype.is_floating_point != theirs.dtype.is_floating_point:
+        if x.dtype.is_floating_point != reference.dtype.is_floating_point:
             raise UsageError(
-                f"the image is {x.dtype}, the run's data set makes images of {theirs.dtype} in a "
-                "way of its own; have it make this one, too"
+                f"the image is {x.dtype}, and the run's data set makes images of "
+                f"{reference.dtype} itself; let the data set make this image as well"
             )
-        one = ArraySource(x[None], torch.zeros(1, dtype=torch.long))
-        return View(one, sources, self.config.seed).batch([(0, 0)])[0]
+        source = ArraySource(x[None], torch.zeros(1, dtype=torch.long))
+        return View(source, sources, self.config.seed).batch([(0, 0)])[0]
+
+    def _transformed(self, image: Image.Image) -> Tensor:
+        """The image `[C, H, W]` after the transform of the test set, if there is one."""
+        image = image.convert("L" if self.images.shape[0] == 1 else "RGB")
+        test = self.images.sources.test
+        transform = getattr(test.items, "transform", None) if isinstance(test, ItemSource) else None
+        x = transform(image) if transform is not None else image
+        return x if isinstance(x, Tensor) else _bytes(x)
 
     @contextmanager
-    def _at_hand(self) -> Iterator[None]:
+    def _importable(self) -> Iterator[None]:
+        """Make the run's Python objects and modules available."""
         folders = import_folders(self.config, self.path.resolve())
-        with plugins.lend(self._lent), importing_from(folders):
+        with plugins.lend(self._objects), importing_from(folders):
             yield
 
 
 def load_run(
     path: str | Path,
     *,
-    networks: Mapping[str, Any] = NOTHING,
+    networks: Mapping[str, Any] = EMPTY,
     train: Any = None,
     test: Any = None,
     classes: int | None = None,
 ) -> Run:
-    """A run that is there, by its folder. UsageError if that is none.
+    """Open an existing run folder. UsageError if the folder is not a run folder.
 
-    networks, train, test, classes: the objects given to `switokd.distil`, if it was made by that
-    and one of its networks is wanted. Modules of a run's own are imported from the folders
-    that its configuration names, and the current one.
+    networks, train, test, classes: the objects that `switokd.distil` got; only needed to load a
+    network of such a run. The user's own modules are imported from the folders that the run's
+    configuration names, and from the current folder.
     """
     run = Run(Path(path))
     if not (run.path / "config.yaml").is_file():
         raise UsageError(f"{path} is no run folder: there is no config.yaml in it")
-    lend: dict[str, Any] = {}
-    for name, thing in networks.items():
+    objects: dict[str, Any] = {}
+    for name, network in networks.items():
         if name not in run.config.networks:
-            there = ", ".join(run.config.networks)
-            raise UsageError(f"networks: {path} has no network {name!r} (there are {there})")
-        lend[run.config.networks[name].model] = thing
+            known = ", ".join(run.config.networks)
+            raise UsageError(f"networks: {path} has no network {name!r} (known: {known})")
+        objects[run.config.networks[name].model] = network
     if train is not None and test is not None:
-        lend[run.config.data.dataset] = plugins.Datasets(train, test, classes)
-    return Run(run.path, lend)
+        objects[run.config.data.dataset] = plugins.Datasets(train, test, classes)
+    return Run(run.path, objects)
 
 
 @contextmanager
 def importing_from(folders: Iterable[str]) -> Iterator[None]:
-    """Within the body modules are found in these folders too, behind all others."""
+    """Append folders to sys.path inside the body."""
     added = [f for f in folders if f not in sys.path]
     sys.path += added
     try:
@@ -222,6 +231,6 @@ def importing_from(folders: Iterable[str]) -> Iterator[None]:
 
 
 def _bytes(image: Any) -> Tensor:
-    """`[C, H, W]` of a PIL image or an array `[H, W(, C)]`."""
+    """Convert a PIL image or an array `[H, W(, C)]` to a tensor `[C, H, W]`."""
     array = np.array(image)
     return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1)

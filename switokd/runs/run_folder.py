@@ -1,15 +1,16 @@
-"""The run folder: what a run leaves behind. Rank 0 alone writes it.
+"""The run folder: files that a run leaves behind. Only rank 0 writes them.
 
     config.yaml            the effective configuration
-    signature.json         what the networks take and tell apart (`signature.py`)
-    profiles/NxT.json      what placement: auto measured on N processes with T threads each
-    decisions.jsonl        a line per step and pair
-    metrics.jsonl          a line per epoch and network
-    weights/NAME.pt        each network's last state dict; weights/NAME.ema.pt its moving average
-    weights/best/NAME.pt   that of the epoch with its best test top-1
-    weights/initial/       those before the first step, when asked for
+    signature.json         input format of the networks, and the classes (`data/signature.py`)
+    profiles/NxT.json      measurements of placement: auto on N processes with T threads
+    decisions.jsonl        the decision log: one line per step and pair
+    metrics.jsonl          one line per epoch and network
+    weights/NAME.pt        state dict of a network after the last step
+    weights/NAME.ema.pt    moving average of the weights
+    weights/best/NAME.pt   state dict of the epoch with the best test top-1
+    weights/initial/       state dicts before the first step, if requested
     summary.json           written last
-    curves.png             gap against threshold, accuracy (`curves.py`)
+    curves.png             gap, threshold and accuracy (`curves.py`)
 
 Not covered: checkpoints to resume from.
 """
@@ -37,13 +38,13 @@ from switokd.runtime.environment import ProcessLayout
 
 
 class RunFolder:
-    """A new folder for one run's results. UsageError from every method if it cannot be written."""
+    """Folder of a new run. Every method raises UsageError if the folder cannot be written."""
 
     def __init__(self, config: Config) -> None:
-        """Make the folder and write config.yaml. UsageError if it is there and not empty."""
+        """Create the folder and write config.yaml. UsageError if the folder is not empty."""
         self.path = _make(config)
         with _writing(self.path):
-            # "x": of two runs that start in the same empty folder, one fails here.
+            # Mode "x": if two runs start in the same empty folder, one of them fails here.
             try:
                 with (self.path / "config.yaml").open("x", encoding="utf-8") as file:
                     file.write(config.dump())
@@ -52,12 +53,12 @@ class RunFolder:
             self._decisions = (self.path / "decisions.jsonl").open("a", encoding="utf-8")
 
     def save_signature(self, signature: InputSignature) -> None:
-        """Write signature.json, so that a network can be used where its data set is not."""
+        """Write signature.json, so that networks can be used without their data set."""
         with _writing(self.path):
             signature.save(self.path / "signature.json")
 
     def save_profiles(self, profiles: Mapping[ProcessLayout, Profile]) -> None:
-        """Write each to profiles/NxT.json, which auto.profiles may name."""
+        """Write profiles/NxT.json for each process layout, for the setting `auto.profiles`."""
         for layout, profile in profiles.items():
             path = self.path / "profiles" / f"{layout.code}.json"
             with _writing(self.path):
@@ -65,45 +66,45 @@ class RunFolder:
             profile.save(path)
 
     def add_decision(self, decision: Decision) -> None:
-        """Append one step's decision, a line per pair."""
+        """Append the decision of one step to decisions.jsonl, one line per pair."""
         with _writing(self.path):
             for p in decision.pairs:
                 self._decisions.write(json.dumps(_decision_line(decision.step, p)) + "\n")
             self._decisions.flush()
 
     def add_metrics(self, lines: list[dict[str, Any]]) -> None:
-        """Append one epoch's numbers, a line per network."""
+        """Append the numbers of one epoch to metrics.jsonl, one line per network."""
         path = self.path / "metrics.jsonl"
         with _writing(self.path), path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def save_weights(self, states: Mapping[str, Mapping[str, Tensor]], folder: str) -> None:
-        """Write each network's state dict to `folder`/NAME.pt; `torch.load` alone reads it.
+        """Write the state dict of each network to `folder`/NAME.pt, for `torch.load`.
 
-        A file that is there already is replaced once the new one is whole.
+        states: state dicts by network. An existing file is replaced after the new file is complete.
         """
         with _writing(self.path):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
             for name, state in states.items():
                 path = self.path / folder / f"{name}.pt"
                 partial = path.with_suffix(".partial")
-                whole = BytesIO()  # torch.save hides a full disk behind an error of its own
-                torch.save(dict(state), whole)
-                partial.write_bytes(whole.getbuffer())
+                buffer = BytesIO()  # torch.save to a file would hide the OSError of a full disk
+                torch.save(dict(state), buffer)
+                partial.write_bytes(buffer.getbuffer())
                 partial.replace(path)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Close the record and write summary.json."""
+        """Close decisions.jsonl and write summary.json."""
         with _writing(self.path):
             self.close()
             (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
     def close(self) -> None:
-        """Close the record; what is written stays."""
+        """Close decisions.jsonl; its lines stay."""
         self._decisions.close()
 
     def discard_if_unused(self) -> None:
-        """Remove the folder of a run that ended before its first decision."""
+        """Remove the folder if the run ended before its first decision."""
         with suppress(OSError):
             self.close()
             if not (self.path / "decisions.jsonl").stat().st_size:
@@ -112,7 +113,7 @@ class RunFolder:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turn a full disk and the like into one line."""
+    """Turn an OSError, such as a full disk, into a UsageError."""
     try:
         yield
     except OSError as error:
@@ -135,13 +136,13 @@ def _decision_line(step: int, p: PairDecision) -> dict[str, Any]:
     }
 
 
-def check(config: Config) -> None:
-    """UsageError if the run folder that the run file names cannot be used."""
+def check_run_dir(config: Config) -> None:
+    """UsageError if the setting `run_dir` names a file or a folder that is not empty."""
     if config.run_dir is None:
         return
     path = Path(config.run_dir)
     if path.exists() and not path.is_dir():
-        raise UsageError(f"run_dir: {path} is a file; name a folder that is new or empty")
+        raise UsageError(f"run_dir: {path} is a file; choose a new or an empty folder")
     with _writing(path):
         is_taken = path.is_dir() and any(path.iterdir())
     if is_taken:
@@ -149,7 +150,7 @@ def check(config: Config) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All lines of a .jsonl file; none if there is no such file."""
+    """Lines of a .jsonl file, parsed; an empty list if the file does not exist."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -157,12 +158,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _make(config: Config) -> Path:
     if config.run_dir is not None:
-        check(config)
+        check_run_dir(config)
         path = Path(config.run_dir)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"run_dir: {path} cannot be made: {error.strerror}") from None
+            raise UsageError(f"run_dir: {path} cannot be created: {error.strerror}") from None
         return path
     for number in count(1):
         path = Path("runs") / f"{config.name}-{number:03d}"
@@ -171,13 +172,13 @@ def _make(config: Config) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UsageError(f"{path} cannot be made: {error.strerror}; set run_dir") from None
+            raise UsageError(f"{path} cannot be created: {error.strerror}; set run_dir") from None
         return path
     raise AssertionError("unreachable")
 
 
 def _taken(path: Path) -> UsageError:
     return UsageError(
-        f"run_dir: {path} holds a run already and is never overwritten; choose another folder, or "
-        "remove that one first"
+        f"run_dir: {path} is not empty, and a run never overwrites files; choose another folder, "
+        "or remove this folder first"
     )

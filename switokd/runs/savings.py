@@ -1,6 +1,6 @@
-"""What the pauses of a run saved, from what was measured in it.
+"""Time that the pauses of a run saved, estimated from the run's own measurements.
 
-Not covered: what they would have saved on other hardware (`cost_model.py`).
+Not covered: savings on other hardware (`planning/cost_model.py`).
 """
 
 from __future__ import annotations
@@ -14,31 +14,33 @@ from typing import Any
 def wall_seconds(
     passed_at: Iterable[Mapping[int, float]], paused: Mapping[int, Sequence[str]]
 ) -> float | None:
-    """How much longer the run would have taken had nobody paused: an estimate.
+    """Estimate the seconds that the run would have taken longer without pauses.
 
-    passed_at: by epoch, when each step's exchange was over, in seconds; from one to the next it
-    is a step, because backward and update lie between two exchanges. paused: each step's paused
-    teachers. The steps at which the same teachers paused are compared, by the median, with those
-    at which none did; None if there was no such step.
+    passed_at: end of the exchange in seconds, by step, for each epoch. The time between two ends
+    is one step, because backward pass and optimizer step lie between two exchanges.
+    paused: names of the paused teachers, by step.
+    Steps with the same paused teachers are compared, by the median, with steps without pauses.
+    Returns None if no step was without pauses.
     """
-    durations = defaultdict(list)
+    durations: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for epoch in passed_at:
-        for step, began in epoch.items():
+        for step, start in epoch.items():
             if step + 1 in epoch:
-                durations[tuple(paused.get(step, ()))].append(epoch[step + 1] - began)
+                durations[tuple(paused.get(step, ()))].append(epoch[step + 1] - start)
     learning = durations.pop((), [])
     if not learning:
         return None
-    whole = median(learning)
-    return sum(len(each) * (whole - median(each)) for each in durations.values())
+    usual = median(learning)
+    return sum(len(seconds) * (usual - median(seconds)) for seconds in durations.values())
 
 
 def device_seconds(rows: Iterable[Mapping[str, Any]]) -> float | None:
-    """Seconds of backward and update that paused teachers' ranks were spared, added up.
+    """Seconds of backward passes and optimizer steps that pauses saved, summed over ranks.
 
-    rows: of each rank, epoch and `network`: `steps_paused`, `steps_learned`, `learning_seconds`.
-    A paused step is taken to cost what the network's learning steps did on average; None if a
-    paused network never learned.
+    rows: one per rank, epoch and network, with the keys `network`, `steps_paused`,
+    `steps_learned` and `learning_seconds`.
+    The estimate for a paused step is the mean duration of the network's learning steps. Returns
+    None if a paused network never learned.
     """
     totals: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
@@ -53,8 +55,8 @@ def device_seconds(rows: Iterable[Mapping[str, Any]]) -> float | None:
 
 
 def teachers_device_seconds(rows: Iterable[Mapping[str, Any]]) -> float:
-    """Seconds that backward and update did take on the teachers' ranks, added up.
+    """Seconds of backward passes and optimizer steps on the teachers' ranks, summed over ranks.
 
-    rows: of each rank, epoch and network: `role`, `learning_seconds`.
+    rows: one per rank, epoch and network, with the keys `role` and `learning_seconds`.
     """
     return float(sum(row["learning_seconds"] for row in rows if row["role"] == "teacher"))

@@ -1,4 +1,7 @@
-"""The closing table of a run."""
+"""The closing table of a run, printed from its summary.
+
+Not covered: the content of the summary (`recorder.py`), the picture (`curves.py`).
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,19 @@ from rich.table import Table
 
 
 def print_table(console: Console, summary: dict[str, Any]) -> None:
-    """Print the closing table: a row per network."""
+    """Print the closing table, one row per network, and the costs of the run.
+
+    summary: content of summary.json.
+    """
     table = Table(title=f"{summary['name']}: {summary['topology']}, {summary['strategy']}")
     table.add_column("network")
     table.add_column("role")
-    averaged = any(n.get("top1_ema_last") is not None for n in summary["networks"].values())
-    ema_heading = ("EMA last",) if averaged else ()
+    has_ema = any(n.get("top1_ema_last") is not None for n in summary["networks"].values())
+    ema_heading = ("EMA last",) if has_ema else ()
     for heading in ("parameters", "top-1 last", "top-1 best", *ema_heading, "paused"):
         table.add_column(heading, justify="right")
     for name, network in summary["networks"].items():
-        emas = [network["top1_ema_last"]] if averaged else []
+        emas = [network["top1_ema_last"]] if has_ema else []
         is_teacher = network["role"] == "teacher"
         table.add_row(
             name,
@@ -36,18 +42,21 @@ def print_table(console: Console, summary: dict[str, Any]) -> None:
 
 
 def _describe(summary: dict[str, Any]) -> Iterator[str]:
-    """What the pauses saved, and what waiting for decisions cost."""
+    """Sentences on the time that pauses saved and the time that waiting for decisions cost."""
     saved, seconds = summary["saved_by_pauses"], summary["training_seconds"]
     if saved["device_seconds"]:
-        line = f"pauses saved {saved['device_seconds']:.1f} device-seconds of backward and update"
+        line = (
+            f"pauses saved {saved['device_seconds']:.1f} device-seconds of backward passes and "
+            "optimizer steps"
+        )
         if saved["wall_seconds"] is not None and saved["wall_seconds"] > 0:
             share = saved["wall_seconds"] / (seconds + saved["wall_seconds"])
-            line += f", about {saved['wall_seconds']:.1f} s ({share:.0%}) of the training's time"
+            line += f", about {saved['wall_seconds']:.1f} s ({share:.0%}) of the training time"
         yield line
     steps = max(network["steps"] for network in summary["networks"].values())
     wait = summary["waiting"]["decision_mean_seconds"]
     if summary["waiting"]["decision_p99_seconds"]:
         yield (
-            f"teachers stood still for decisions {1000 * wait:.2f} ms a step on average, "
-            f"{wait * steps / seconds:.1%} of the time"
+            f"teachers waited for decisions {1000 * wait:.2f} ms per step on average, "
+            f"{wait * steps / seconds:.1%} of the training time"
         )

@@ -378,7 +378,7 @@ def test_unfinished_and_unknown_things_of_a_run(trained: Run, tmp_path: Path) ->
     (tmp_path / "config.yaml").write_text(load("digits-1t1s").dump())
     begun = switokd.load_run(tmp_path)
     assert (begun.metrics, begun.decisions) == ([], [])
-    with pytest.raises(UsageError, match="the run goes on, or has failed"):
+    with pytest.raises(UsageError, match="the run has not finished or has failed"):
         _ = begun.summary
     with pytest.raises(UsageError, match="no decisions yet"):
         begun.curves()

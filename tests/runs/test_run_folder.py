@@ -1,4 +1,7 @@
-"""What a run leaves behind: its files, their numbering, and the picture made of them."""
+"""Files of a run folder, numbering of folders, the picture and the closing table.
+
+Not covered: the content that a real run writes (`tests/training/test_train.py`).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from switokd.distillation.topology import Pair
 from switokd.errors import UsageError
 from switokd.models.registry import build
 from switokd.runs.curves import draw_curves
-from switokd.runs.run_folder import RunFolder, check, read_lines
+from switokd.runs.run_folder import RunFolder, check_run_dir, read_lines
 from switokd.runs.summary import print_table
 from tests.support import lines
 
@@ -37,7 +40,7 @@ def config(run_dir: Path | None) -> Config:
     return load("digits-2t1s", settings)
 
 
-def test_folder_holds_the_runs_whole_record(tmp_path: Path) -> None:
+def test_a_folder_contains_all_files_of_a_run(tmp_path: Path) -> None:
     given = config(tmp_path / "deep" / "out")
     folder = RunFolder(given)
     states = {"student": build("wrn-10-1", 1, 10).state_dict()}
@@ -61,11 +64,11 @@ def test_folder_holds_the_runs_whole_record(tmp_path: Path) -> None:
     assert json.loads((folder.path / "summary.json").read_text()) == {"name": "digits-2t1s"}
 
 
-def test_decision_is_on_disk_at_once_a_line_per_pair(tmp_path: Path) -> None:
+def test_a_decision_is_on_disk_immediately_with_a_line_per_pair(tmp_path: Path) -> None:
     folder = RunFolder(config(tmp_path))
     decision = decide(3, DISTANCES, Rule(make_strategy("switokd").switch))
     folder.add_decision(decision)
-    one, two = lines(tmp_path / "decisions.jsonl")  # the folder is still open
+    one, two = lines(tmp_path / "decisions.jsonl")  # the file is still open
     assert one == {
         "step": 3,
         "teacher": "teacher1",
@@ -96,19 +99,19 @@ def test_weights_load_safely_and_fit_the_network(tmp_path: Path) -> None:
     assert all(map(torch.equal, other.state_dict().values(), network.state_dict().values()))
 
 
-def test_better_weights_take_the_place_of_those_before(tmp_path: Path) -> None:
+def test_better_weights_replace_the_previous_weights(tmp_path: Path) -> None:
     folder = RunFolder(config(tmp_path))
     for value in (1.0, 2.0):
         folder.save_weights({"student": {"w": torch.tensor(value)}}, "weights/best")
     folder.close()
-    (file,) = (tmp_path / "weights/best").iterdir()  # nothing else is left
+    (file,) = (tmp_path / "weights/best").iterdir()  # no partial file is left
     assert torch.load(file, weights_only=True) == {"w": torch.tensor(2.0)}
 
 
 def test_used_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    for refuse in (check, RunFolder):
-        with pytest.raises(UsageError, match="holds a run already and is never overwritten"):
+    for refuse in (check_run_dir, RunFolder):
+        with pytest.raises(UsageError, match="is not empty, and a run never overwrites files"):
             refuse(config(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -116,9 +119,10 @@ def test_used_folder_is_refused(tmp_path: Path) -> None:
 def test_second_run_in_the_same_empty_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("switokd.runs.run_folder.check", lambda config: None)  # both found it empty
+    # Both runs have checked the folder while it was empty.
+    monkeypatch.setattr("switokd.runs.run_folder.check_run_dir", lambda config: None)
     first = RunFolder(config(tmp_path))
-    with pytest.raises(UsageError, match="holds a run already"):
+    with pytest.raises(UsageError, match="is not empty"):
         RunFolder(config(tmp_path))
     first.close()
     assert load(str(tmp_path / "config.yaml")) == config(tmp_path)
@@ -127,15 +131,15 @@ def test_second_run_in_the_same_empty_folder_is_refused(
 def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(UsageError, match="is a file; name a folder that is new or empty"):
-        check(config(file))
-    with pytest.raises(UsageError, match="cannot be made: Not a directory"):
+    with pytest.raises(UsageError, match="is a file; choose a new or an empty folder"):
+        check_run_dir(config(file))
+    with pytest.raises(UsageError, match="cannot be created: Not a directory"):
         RunFolder(config(file / "below"))
 
 
 def test_unnamed_runs_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    check(config(None))
+    check_run_dir(config(None))
     folders = [RunFolder(config(None)) for _ in range(3)]
     for folder in folders:
         folder.close()
@@ -144,7 +148,7 @@ def test_unnamed_runs_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all((tmp_path / name / "config.yaml").is_file() for name in names)
 
 
-def write_record(folder: Path, pairs: int, steps: int, epochs: int, every: int = 1) -> None:
+def write_logs(folder: Path, pairs: int, steps: int, epochs: int, every: int = 1) -> None:
     decisions = [
         {"step": step, "teacher": f"t{p}", "student": "s", "gap": 0.2 + step / 99, "delta": 0.4}
         | {"mode": "expert" if step % 3 else "learning"}
@@ -156,8 +160,8 @@ def write_record(folder: Path, pairs: int, steps: int, epochs: int, every: int =
         for e in range(1, epochs + 1)
         for name, role in (("t0", "teacher"), ("s", "student"))
     ]
-    for name, record in (("decisions", decisions), ("metrics", metrics)):
-        text = "".join(json.dumps(line) + "\n" for line in record)
+    for name, log in (("decisions", decisions), ("metrics", metrics)):
+        text = "".join(json.dumps(line) + "\n" for line in log)
         (folder / f"{name}.jsonl").write_text(text)
 
 
@@ -166,7 +170,7 @@ def write_record(folder: Path, pairs: int, steps: int, epochs: int, every: int =
     [(1, 60, 3, 1), (2, 60, 3, 2), (2, 1, 1, 1), (2, 9, 1, 2), (1, 1, 0, 1), (2, 30, 0, 1)],
 )
 def test_curves(tmp_path: Path, pairs: int, steps: int, epochs: int, every: int) -> None:
-    write_record(tmp_path, pairs, steps, epochs, every)
+    write_logs(tmp_path, pairs, steps, epochs, every)
     path = draw_curves(tmp_path)
     assert path == tmp_path / "curves.png"
     picture = path.read_bytes()
@@ -197,14 +201,14 @@ def test_table_has_a_row_per_network() -> None:
     assert ["little", "student", "83,700", "97.22", "%", "98.00", "%", "-"] in rows
     shown = " ".join(out.getvalue().split())
     assert "saved 12.3 device-seconds" in shown
-    assert "about 10.0 s (25%) of the training's time" in shown
-    assert "decisions 1.50 ms a step on average, 1.0% of the time" in shown
-    nothing = {"wall_seconds": None, "device_seconds": 0.0}
-    print_table(Console(file=out, width=100), {**summary, "saved_by_pauses": nothing})
+    assert "about 10.0 s (25%) of the training time" in shown
+    assert "waited for decisions 1.50 ms per step on average, 1.0% of the training time" in shown
+    no_savings = {"wall_seconds": None, "device_seconds": 0.0}
+    print_table(Console(file=out, width=100), {**summary, "saved_by_pauses": no_savings})
     assert out.getvalue().count("saved") == 1
 
 
-def test_table_shows_the_moving_averages_where_there_are_any() -> None:
+def test_table_shows_moving_averages_if_a_network_has_one() -> None:
     network = {"parameters": 9, "top1_last": 97.0, "top1_best": 98.0, "steps": 2}
     summary = {
         "name": "demo",

@@ -335,7 +335,7 @@ def test_an_existing_run_folder_is_left_alone(tmp_path: Path) -> None:
     code, _, err = run(command, tmp_path)
     assert code == 2
     assert complaints(err) == err.splitlines()
-    assert "out holds a run already" in err
+    assert "out is not empty, and a run never overwrites files" in err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["precious"]
 
 
