@@ -1,1 +1,1 @@
-"""Measurements that a person starts by hand: figures, no tests."""
+"""Benchmarks, started by hand with `python -m bench`. They measure; they are not tests."""

@@ -1,6 +1,6 @@
-"""`python -m bench`: all figures, a table of them, and bench/results.json.
+"""`python -m bench`: measure all figures, print them as a table, write bench/results.json.
 
-Not covered: keeping others off the machine; what they take of it is measured, and is warned of.
+Not covered: keeping other processes off the machine; their CPU time is measured and reported.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ PARTS: Mapping[str, ModuleType] = {
     "gpu": gpu,
     "nccl": nccl,
 }
-"""Each has `measure(quick, say)` and names its `FIGURES`, by which it can be asked for as well."""
-MUCH = 0.05
-"""Others' share of the cores from which on a figure is worth little."""
+"""Parts of the benchmark. Each module has `measure(quick, say)` and the names in `FIGURES`."""
+BUSY_SHARE = 0.05
+"""Share of the cores, taken by other processes, above which a figure is unreliable."""
 
 
 def main() -> int:
-    """Measure what is asked for; 1 if a part failed, 2 if nothing can be."""
+    """Measure the chosen parts; returns 1 if a part failed, exits with 2 for wrong options."""
     options, parser = _options()
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -65,22 +65,22 @@ def main() -> int:
         results = Results(options.out, options.quick, options.merge)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    wait_briefly()  # for what is started from here: both sides of a ratio alike
-    torch.set_num_threads(cores())  # whatever OMP_NUM_THREADS says to others
+    wait_briefly()  # child processes inherit this, on both sides of a ratio
+    torch.set_num_threads(cores())  # independent of OMP_NUM_THREADS
     others = machine.Others()
-    time.sleep(1)  # looks for so long; each figure has its own watch, but may take minutes to come
-    if (share := others.share() or 0.0) > MUCH:
-        console.print(f"[yellow]others use {share:.0%} of this machine now")
+    time.sleep(1)  # a short look at the load; each figure is watched on its own later
+    if (share := others.share() or 0.0) > BUSY_SHARE:
+        console.print(f"[yellow]other processes use {share:.0%} of this machine now")
     figures: list[Figure] = []
     for part in parts:
         started = time.monotonic()
-        found = PARTS[part].measure(options.quick, lambda text: console.print(f"  {text}"))
+        measured = PARTS[part].measure(options.quick, lambda text: console.print(f"  {text}"))
         try:
-            for figure in results.add(part, found):
+            for figure in results.add(part, measured):
                 figures.append(figure)
                 taken = _others(results.taken[figure.name])
                 console.print(f"{figure.name} {figure.value:.3g}  [dim]others took {taken}")
-        except Exception as error:  # one part's fault is not the others'
+        except Exception as error:  # the other parts go on
             results.fail(part, str(error) or type(error).__name__)
             console.print(traceback.format_exc(), markup=False)
         console.print(f"[bold]{part}[/] took {time.monotonic() - started:.0f} s")
@@ -94,35 +94,37 @@ def main() -> int:
 def _options() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few steps and rounds: does it run?")
+    parser.add_argument(
+        "--quick", action="store_true", help="few steps and rounds, to see whether everything runs"
+    )
     parser.add_argument("--only", metavar="NAME[,NAME]", default="", help=", ".join(PARTS))
     parser.add_argument("--out", type=Path, default=machine.REPOSITORY / "bench" / "results.json")
     parser.add_argument(
-        "--merge", action="store_true", help="keep the figures of other parts that --out holds"
+        "--merge", action="store_true", help="keep the figures of other parts in the file --out"
     )
     return parser.parse_args(), parser
 
 
 def chosen(only: str) -> list[str]:
-    """Give the parts to measure; ValueError for a name that is neither part nor figure."""
+    """Parts to measure, from names of parts and figures. ValueError for an unknown name."""
     owners = {name: part for part, module in PARTS.items() for name in module.FIGURES}
     wanted = [owners.get(name, name) for name in only.split(",") if name]
     for name in wanted:
         if name not in PARTS:
             hint = nearest(name, [*PARTS, *owners])
-            raise ValueError(f"--only {name}: one of {', '.join(PARTS)}, or a figure{hint}")
+            raise ValueError(f"--only {name}: allowed are {', '.join(PARTS)}, or a figure{hint}")
     return [part for part in PARTS if part in wanted or not wanted]
 
 
 def table(figures: Iterable[Figure], taken: Mapping[str, float | None]) -> Table:
-    """Every figure in a line, with what others took of the cores while it was measured."""
-    made = Table(title="figures (simulated ones are of waits, not of compute)")
+    """One line per figure, with the share of the cores that other processes took meanwhile."""
+    result = Table(title="figures (simulated: networks that wait instead of computing)")
     for heading in ("name", "value", "target", "reached", "spread", "others"):
-        made.add_column(heading, justify="left" if heading == "name" else "right", no_wrap=True)
-    made.add_column("what")
+        result.add_column(heading, justify="left" if heading == "name" else "right", no_wrap=True)
+    result.add_column("what")
     for f in figures:
         target = "-" if f.target is None else f"{'>=' if f.at_least else '<='} {f.target:g}"
-        made.add_row(
+        result.add_row(
             f.name + (" (simulated)" if f.simulation else ""),
             f"{f.value:.3g}",
             target,
@@ -131,24 +133,24 @@ def table(figures: Iterable[Figure], taken: Mapping[str, float | None]) -> Table
             _others(taken[f.name]),
             f.what,
         )
-    return made
+    return result
 
 
 def _others(share: float | None) -> str:
     if share is None:
         return "?"
-    return f"[yellow]{share:.0%}[/]" if share > MUCH else f"{share:.0%}"
+    return f"[yellow]{share:.0%}[/]" if share > BUSY_SHARE else f"{share:.0%}"
 
 
 def rows(figure: Figure) -> Table:
-    """A figure's details that are a table: steps by number of devices, for one."""
-    made = Table(title=figure.name + (" (simulation)" if figure.simulation else ""))
+    """Table of a figure's details, for example step times by number of devices."""
+    result = Table(title=figure.name + (" (simulation)" if figure.simulation else ""))
     lines = figure.details["rows"]
     for heading in lines[0]:
-        made.add_column(heading.replace("_", " "))
+        result.add_column(heading.replace("_", " "))
     for line in lines:
-        made.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in line.values()))
-    return made
+        result.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in line.values()))
+    return result
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
-"""switokd against the plain loop: same networks, first weights, batches, steps, losses and rule.
+"""switokd against the plain loop, with the same networks, initial weights, batches and losses.
 
-Ours is run as a user would, `switokd train`, on all cores. For 2T1S, once for equal and once for
-unequal networks in each precision, several configurations are tried in turn, twice, those near the
-fastest also compiled; the best is then measured in turn with the plain loop, which has a process of
-its own and all cores as well (`plain.py`). The other topologies take what was best there.
+Our side runs `switokd train` on all cores, like a user. For 2T1S, several configurations are tried
+twice, for equal and unequal networks and for each precision. The configurations close to the
+fastest are also tried compiled. The best one is then measured alternately with the plain loop
+(`plain.py`), which also has a process of its own and all cores. The other topologies use the
+configuration that was best for 2T1S.
 
-Both sides have as many threads as PyTorch takes by itself, and these wait for each other alike
-(`switokd/threads.py`).
+Both sides use PyTorch's default number of threads, and their threads wait for each other in the
+same way (`switokd/runtime/threads.py`).
 
-Rounding makes decisions differ in time, hence the shares of expert mode beside each figure, and a
-figure with `dml`, where nobody pauses. With two students (1T2S) both sides follow the published
-code, in which no teacher pauses; `plain_fp32_1t2s_paper` has ours follow the paper against it.
+Because of rounding, decisions of both sides differ after some steps. Each figure therefore has the
+shares of expert mode, and one figure uses `dml`, which never pauses. With two students (1T2S) both
+sides follow the published code, in which no teacher pauses. In `plain_fp32_1t2s_paper` our side
+follows the paper.
 
-For `plain_*` each network sees whole batches, as in the plain loop; for `unequal_*` it may be
-sharded, with BatchNorm's statistics by shard.
+For `plain_*` each network gets whole batches, as in the plain loop. For `unequal_*` a network may
+be sharded, with BatchNorm statistics per shard.
 
-Not covered: accuracies; a plain loop that is compiled or channels_last.
+Not covered: accuracy; a plain loop that is compiled or uses channels_last.
 """
 
 from __future__ import annotations
@@ -53,21 +55,23 @@ UNEQUAL = {
 }
 TARGETS = {"plain_fp32": 1.5, "plain_bf16": 3.0, "unequal_fp32": 1.3}
 QUICK = "plain_fp32_1t2s"
-"""Both sides follow one rule there, and so decide alike."""
+"""Figure to measure with --quick: both sides follow the same rule and make the same decisions."""
 SEARCH_STEPS = 5
 SEARCH_TIMES = 2
-"""Each candidate is tried so often; its fastest run counts, as others may use the machine."""
+"""Number of runs per candidate; the fastest counts, because others may use the machine."""
 NEAR = 0.25
-"""So much slower than the fastest may what is tried compiled be, each eager. Compiling shortens
-what is no convolution, a fifth of a step, for all alike; it hardly moves one past another that was
-faster by more than that."""
+"""Candidates up to this much slower than the fastest are also tried compiled.
+
+Compiling shortens everything but the convolutions, about a fifth of a step, for all candidates
+alike. A candidate that is slower by more than that hardly becomes the fastest.
+"""
 
 Networks = Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One configuration of ours."""
+    """One configuration of switokd."""
 
     name: str
     settings: Mapping[str, Any]
@@ -75,12 +79,12 @@ class Candidate:
     compiled: bool = False
 
     def __str__(self) -> str:
-        """Its name, and whether it is compiled."""
+        """Name, and whether networks are compiled."""
         return f"{self.name}, compiled" if self.compiled else self.name
 
 
 def whole(networks: Networks) -> tuple[Candidate, ...]:
-    """Configurations in which each network sees whole batches."""
+    """Configurations in which each network gets whole batches."""
     return (
         Candidate("one process", ONE_PROCESS, 1),
         Candidate("a rank per network", {"placement": "dedicated"}, len(networks)),
@@ -88,9 +92,9 @@ def whole(networks: Networks) -> tuple[Candidate, ...]:
 
 
 def anywhere(networks: Networks) -> tuple[Candidate, ...]:
-    """Those, and others for unequal networks."""
+    """The configurations of `whole`, and further ones for unequal networks."""
     first, *rest = networks
-    most = min(cores(), runs.BATCH // 2)  # two images for each at least
+    most = min(cores(), runs.BATCH // 2)  # at least two images per rank
     alone = {first: [0], **{name: [1] for name in rest}}
     return (
         *whole(networks),
@@ -109,30 +113,30 @@ class Case:
     precision: str = "fp32"
     strategy: str = "switokd"
     semantics: str = "paper"
-    """Ours; the plain loop's are those of the published code where there are two students."""
+    """Semantics of our side; the plain loop with two students follows the published code."""
     searched: bool = False
-    """Whether the best of the candidates is looked for; else it is what was best for another."""
+    """Whether to search for the best candidate; else the best one of another case is used."""
 
     def run_file(self, steps: int) -> dict[str, Any]:
-        """Ours, but for where the networks are and how they compute."""
+        """Run file of our side, without placement and compute settings."""
         method = {"strategy": self.strategy, "semantics": self.semantics}
         return runs.run_file(self.networks, steps, distillation=method)
 
-    def ours(self, candidate: Candidate, steps: int) -> runs.Record:
-        """Train in one configuration."""
+    def ours(self, candidate: Candidate, steps: int) -> runs.RunResult:
+        """Train with switokd in one configuration."""
         compute = {"precision": self.precision, "compile": candidate.compiled}
         config = {**self.run_file(steps), **candidate.settings, "compute": compute}
         return runs.train(config, candidate.processes)
 
     def like(self, best: Candidate) -> Candidate:
-        """The configuration for these networks that another case's best one is for its own."""
-        (mine,) = (c for c in self.candidates if c.name == best.name)
-        return replace(mine, compiled=best.compiled)
+        """This case's candidate that corresponds to the best candidate of another case."""
+        (candidate,) = (c for c in self.candidates if c.name == best.name)
+        return replace(candidate, compiled=best.compiled)
 
 
 def cases() -> list[Case]:
-    """All comparisons; of each kind and precision that in which the best is looked for is first."""
-    found = []
+    """All comparisons. The first one of each kind and precision searches for the best candidate."""
+    all_cases = []
     for prefix, by_topology, candidates in (
         ("plain", EQUAL, whole),
         ("unequal", UNEQUAL, anywhere),
@@ -141,7 +145,7 @@ def cases() -> list[Case]:
             for topology, networks in by_topology.items():
                 is_first = topology == "2T1S"
                 suffix = "" if is_first else f"_{topology.lower()}"
-                found.append(
+                all_cases.append(
                     Case(
                         f"{prefix}_{precision}{suffix}",
                         networks,
@@ -151,10 +155,10 @@ def cases() -> list[Case]:
                         searched=is_first,
                     )
                 )
-    first, *_ = found
-    (published,) = (case for case in found if case.figure == "plain_fp32_1t2s")
+    first, *_ = all_cases
+    (published,) = (case for case in all_cases if case.figure == "plain_fp32_1t2s")
     return [
-        *found,
+        *all_cases,
         replace(first, figure="plain_fp32_dml", strategy="dml", searched=False),
         replace(published, figure="plain_fp32_1t2s_paper", semantics="paper"),
     ]
@@ -164,7 +168,7 @@ FIGURES = tuple(case.figure for case in cases())
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give plain_fp32, plain_bf16, unequal_fp32 and their siblings, each as soon as it is there."""
+    """Yield plain_fp32, plain_bf16, unequal_fp32 and the figures of the other topologies."""
     best: dict[tuple[str, str], Candidate] = {}
     for case in cases():
         kind = case.figure.partition("_")[0], case.precision
@@ -180,38 +184,38 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
 
 
 def fastest(case: Case, steps: int, tried: dict[str, float], say: Say) -> Candidate:
-    """The candidate that is fastest, eager or compiled; fills `tried`."""
+    """Find the fastest candidate, eager or compiled; adds seconds per step to `tried`."""
 
     def seconds(candidates: Sequence[Candidate]) -> list[float]:
-        for each in [*candidates] * SEARCH_TIMES:  # in turn
-            say(f"{case.figure}: trying {each}")
-            taken = case.ours(each, steps).step_seconds
-            tried[str(each)] = min(taken, tried.get(str(each), taken))
-        return [tried[str(each)] for each in candidates]
+        for candidate in [*candidates] * SEARCH_TIMES:  # alternately
+            say(f"{case.figure}: trying {candidate}")
+            taken = case.ours(candidate, steps).step_seconds
+            tried[str(candidate)] = min(taken, tried.get(str(candidate), taken))
+        return [tried[str(candidate)] for candidate in candidates]
 
     eager = list(zip(seconds(case.candidates), case.candidates, strict=True))
     limit = (1 + NEAR) * min(taken for taken, _ in eager)
-    near = [replace(each, compiled=True) for taken, each in eager if taken <= limit]
+    near = [replace(c, compiled=True) for taken, c in eager if taken <= limit]
     return min([*eager, *zip(seconds(near), near, strict=True)], key=lambda pair: pair[0])[1]
 
 
 def compare(
     case: Case, best: Candidate, steps: int, rounds: int, tried: dict[str, float], say: Say
 ) -> Figure:
-    """Ours and plain in turn."""
+    """Measure our side and the plain loop alternately."""
     pairs, experts, paused = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs.pt"
         torch.save(plain_inputs(case.run_file(steps)), inputs)
         for i in range(rounds):
             say(f"{case.figure}: round {i + 1} of {rounds}, {best} against plain")
-            theirs, theirs_experts = plain(inputs, steps)
-            record = case.ours(best, steps)
-            pairs.append((theirs, record.step_seconds))
+            plain_seconds, plain_experts = plain(inputs, steps)
+            result = case.ours(best, steps)
+            pairs.append((plain_seconds, result.step_seconds))
             experts.append(
-                [_share(side, case.networks) for side in (theirs_experts, record.experts)]
+                [_share(side, case.networks) for side in (plain_experts, result.experts)]
             )
-            paused.append(record.paused)
+            paused.append(result.paused)
     follows = {"published": ", both as published", "paper": ", ours as in the paper"}
     both = follows[case.semantics] if len(case.networks) > 2 > _teachers(case.networks) else ""
     return Figure.of_pairs(
@@ -234,7 +238,7 @@ def compare(
 
 
 def target_of(case: Case) -> float | None:
-    """What to reach; in bf16 only on a processor that has it."""
+    """Target of a case; None for bf16 on a processor without bf16 instructions."""
     hardware = describe()["hardware"]
     has_bf16 = hardware["avx512_bf16"] or hardware["amx_bf16"]
     return TARGETS.get(case.figure) if case.precision == "fp32" or has_bf16 else None
@@ -245,31 +249,33 @@ def _teachers(networks: Networks) -> int:
 
 
 def _share(experts: Sequence[Collection[str]], networks: Networks) -> float:
-    """Of the teachers' steps: those in expert mode with all students."""
+    """Share of the teachers' steps that are in expert mode with all students."""
     return sum(map(len, experts)) / (len(experts) * _teachers(networks))
 
 
 def plain_inputs(config: Mapping[str, Any], images: Images | None = None) -> dict[str, Any]:
-    """What the plain loop needs to train as ours does: first weights, batches, roles.
+    """Input of the plain loop for the same training: initial weights, batches, roles.
 
-    images: instead of the run file's.
+    images: data to use instead of the run file's.
     """
-    made = configured(config)
-    images = images or open_images(made.data, made.seed)
-    stream = images.stream(made.schedule.epochs * images.steps_per_epoch)
+    checked = configured(config)
+    images = images or open_images(checked.data, checked.seed)
+    stream = images.stream(checked.schedule.epochs * images.steps_per_epoch)
     return {
-        "roles": {name: network.role for name, network in made.networks.items()},
-        "models": {name: network.model for name, network in made.networks.items()},
-        "weights": {name: make_model(made, name, images).state_dict() for name in made.networks},
+        "roles": {name: network.role for name, network in checked.networks.items()},
+        "models": {name: network.model for name, network in checked.networks.items()},
+        "weights": {
+            name: make_model(checked, name, images).state_dict() for name in checked.networks
+        },
         "batches": list(stream),
         "classes": images.classes,
-        "lr": {name: network.optimizer.lr for name, network in made.networks.items()},
-        "strategy": made.distillation.strategy,
+        "lr": {name: network.optimizer.lr for name, network in checked.networks.items()},
+        "strategy": checked.distillation.strategy,
     }
 
 
 def plain(inputs: Path, warm_up: int) -> tuple[float, list[list[str]]]:
-    """Seconds per step after `warm_up`, and by step the teachers in expert mode with all."""
+    """Seconds per step after `warm_up` steps; teachers in expert mode, by step."""
     command = [sys.executable, "-m", "bench.plain", str(inputs)]
     trace = json.loads(runs.output(command, seconds=600))
     return mean(trace["seconds"][warm_up:]), trace["experts"]

@@ -1,8 +1,8 @@
 """The exchange of a step against a bare all_gather of the same tensors, over Gloo or NCCL.
 
-Beside them what a small and a large sum cost (`switokd.planning.measure_links`).
+The times of a small and a large all-reduce are measured too (`switokd.planning.measure_links`).
 
-Not covered: several machines. Over NCCL it has never run, for want of a second GPU.
+Not covered: several machines. It has never run over NCCL, because there was no second GPU.
 """
 
 from __future__ import annotations
@@ -34,16 +34,19 @@ CALLS = 100
 def exchange(
     count: int, device: str, rounds: int
 ) -> tuple[list[tuple[float, float]], dict[str, Any]]:
-    """Seconds of ours and of a bare all_gather, by round; the links that are measured beside."""
+    """Seconds of (our exchange, a bare all_gather) by round, and the measured links.
+
+    count: number of ranks. device: "cpu" or "cuda".
+    """
     with tempfile.TemporaryDirectory() as folder:
         arguments = {"rounds": rounds, "device": device}
         ranks.run(exchange_ranks, count, arguments, Path(folder))
-        found = json.loads((Path(folder) / "found.json").read_text())
-    return [(ours, bare) for ours, bare in found["pairs"]], found["links"]
+        result = json.loads((Path(folder) / "result.json").read_text())
+    return [(ours, bare) for ours, bare in result["pairs"]], result["links"]
 
 
 def exchange_ranks(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """One of the ranks, which exchange in turn through ours and through a bare all_gather."""
+    """Body of one rank: measure our exchange and a bare all_gather alternately."""
     env = environment(os.environ)
     kind = arguments["device"]
     device = torch.device(kind, env.local_rank) if kind == "cuda" else torch.device(kind)
@@ -53,15 +56,15 @@ def exchange_ranks(folder: Path, arguments: Mapping[str, Any]) -> None:
         exchange = Exchange(LocalPlacement(placement, env.rank), "0" * 12, CLASSES, world.steps)
         z = torch.randn(BATCH, CLASSES, device=device)
         y = torch.arange(BATCH, device=device) % CLASSES
-        mine = torch.cat([z.flatten(), z.new_zeros(2 * BATCH + 4)])
-        everyone = mine.new_empty(env.world_size * len(mine))
+        of_rank = torch.cat([z.flatten(), z.new_zeros(2 * BATCH + 4)])
+        of_all = of_rank.new_empty(env.world_size * len(of_rank))
 
         def ours(step: int) -> None:
             gathered = exchange(step, {f"n{env.rank}": z}, {f"n{env.rank}": y}, BATCH)
             exchange.check(gathered.health.tolist())
 
         def bare(step: int) -> None:
-            all_gather(everyone, mine, group=world.steps)
+            all_gather(of_all, of_rank, group=world.steps)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
@@ -69,8 +72,8 @@ def exchange_ranks(folder: Path, arguments: Mapping[str, Any]) -> None:
         pairs = [[_median_seconds(side) for side in (ours, bare)] for _ in range(rounds)]
         dist.barrier()
         if env.rank == 0:
-            found = {"pairs": pairs[1:], "links": link.model_dump() if link else {}}
-            (folder / "found.json").write_text(json.dumps(found))
+            result = {"pairs": pairs[1:], "links": link.model_dump() if link else {}}
+            (folder / "result.json").write_text(json.dumps(result))
 
 
 def _median_seconds(side: Callable[[int], None]) -> float:

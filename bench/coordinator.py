@@ -1,9 +1,9 @@
-"""How many reports per second one coordinator takes on one core, and how long a decision takes.
+"""Reports per second that one coordinator handles on one core, and the latency of a decision.
 
-A real coordinator process has one core for itself; the load (`bench.load`) runs here, on another.
-Ranks report as in training: step s + 1 once the decision of s is there. With several ranks in a run
-a latency therefore holds the wait for the slowest rank's report as well. Where the whole machine
-has one core the two share it, and the figures are too low.
+A real coordinator process has a core of its own. The load (`bench.load`) runs in this process, on
+another core. Ranks report as in training: step s + 1 follows the decision of step s. With several
+ranks per run, a latency therefore includes the wait for the slowest rank's report. On a machine
+with one core both share the core, and the figures are too low.
 
 Not covered: networks between machines, TLS, runs that start and end.
 """
@@ -40,15 +40,15 @@ COMMAND = [sys.executable, "-m", "switokd", "coordinator", "--port", "0", "--htt
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """One load: one line of the table."""
 
     ranks: int
     runs: int
     apart: bool = False
-    """Each network on ranks of its own, so that a third of the ranks only listen; else each rank
-    holds all networks."""
+    """Whether each network has ranks of its own, so that the student's third of the ranks only
+    listens. Otherwise each rank holds all networks."""
     paced: bool = False
-    """Steps begin at `TARGET_PER_SECOND` reports per second instead of as fast as they can."""
+    """Whether the load is `TARGET_PER_SECOND` reports per second, instead of the maximum."""
 
 
 MAIN = Case(64, 1)
@@ -65,7 +65,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured in one case. Latencies are those of ranks that wait for decisions."""
+    """Measurements of one case. Latencies are those of ranks that wait for decisions."""
 
     ranks: int
     runs: int
@@ -75,56 +75,58 @@ class Result:
     p50_ms: float
     p99_ms: float
     cpu_us_per_report: float
-    """The coordinator's processor time, all threads."""
+    """CPU time of the coordinator, all threads."""
     load_cpu_us_per_report: float
     capacity_per_second: float
-    """Reports per second of processor time: what a core gives that nothing else takes."""
+    """Reports per second of CPU time: the rate on a core without other processes."""
     resident_mib: float
     core_taken: float | None
-    """Share of the coordinator's core that others took meanwhile (0 to 1); None where it cannot be
-    pinned. Latencies and reports per second are worth what this is near 0."""
+    """Share of the coordinator's core that other processes took, 0 to 1; None without pinning.
+
+    Latencies and reports per second are reliable only if this share is near 0.
+    """
 
 
 FIGURES = ("coordinator_reports_per_second", "coordinator_p99_ms")
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give coordinator_reports_per_second and coordinator_p99_ms; the former has all cases."""
+    """Yield coordinator_reports_per_second, with a table of all cases, and coordinator_p99_ms."""
     say("the coordinator under load")
     seconds = 1.0 if quick else 5.0
     results = [measure_case(case, seconds) for case in CASES]
-    mains = [results[CASES.index(MAIN)]]
+    main_results = [results[CASES.index(MAIN)]]
     if not quick:
-        mains += [measure_case(MAIN, seconds) for _ in range(2)]
+        main_results += [measure_case(MAIN, seconds) for _ in range(2)]
     per_second, p99 = FIGURES
     yield Figure(
         per_second,
-        tuple(each.reports_per_second for each in mains),
+        tuple(result.reports_per_second for result in main_results),
         target=float(TARGET_PER_SECOND),
-        what="reports that one coordinator on one core takes, 64 ranks",
+        what="reports per second that one coordinator handles on one core, 64 ranks",
         details={"rows": [asdict(result) for result in results]},
     )
     yield Figure(
         p99,
-        tuple(each.p99_ms for each in mains),
+        tuple(result.p99_ms for result in main_results),
         target=10.0,
         at_least=False,
-        what="milliseconds from a report to its decision, 99th percentile, meanwhile",
+        what="milliseconds from a report to its decision, 99th percentile, under the same load",
     )
 
 
 def measure_case(case: Case, seconds: float) -> Result:
-    """Start a coordinator, put the load on it, stop it."""
+    """Measure one case with a new coordinator process."""
     with _coordinator() as (process, address, core):
         ranks = _join(address, case)
         load = Load(address, ranks, PAIRS)
         pace = case.ranks / TARGET_PER_SECOND if case.paced else 0.0
         load.drive(seconds / 5, pace)  # warm-up
-        us, them = psutil.Process(), process
-        before, busy_before = [_cpu_seconds(p) for p in (them, us)], busy_seconds([core])
+        both = (process, psutil.Process())
+        before, busy_before = [_cpu_seconds(p) for p in both], busy_seconds([core])
         outcome = load.drive(seconds, pace)
         busy = busy_seconds([core]) - busy_before
-        theirs, ours = (_cpu_seconds(p) - b for p, b in zip((them, us), before, strict=True))
+        used, by_load = (_cpu_seconds(p) - b for p, b in zip(both, before, strict=True))
         memory = process.memory_info().rss / 2**20
         load.close()
     latencies = sorted(outcome.latencies)
@@ -133,20 +135,20 @@ def measure_case(case: Case, seconds: float) -> Result:
         reports_per_second=outcome.reports / outcome.seconds,
         p50_ms=1e3 * latencies[len(latencies) // 2],
         p99_ms=1e3 * latencies[len(latencies) * 99 // 100],
-        cpu_us_per_report=1e6 * theirs / outcome.reports,
-        load_cpu_us_per_report=1e6 * ours / outcome.reports,
-        capacity_per_second=outcome.reports / theirs,
+        cpu_us_per_report=1e6 * used / outcome.reports,
+        load_cpu_us_per_report=1e6 * by_load / outcome.reports,
+        capacity_per_second=outcome.reports / used,
         resident_mib=memory,
-        core_taken=max(busy - theirs, 0.0) / outcome.seconds if PINS else None,
+        core_taken=max(busy - used, 0.0) / outcome.seconds if PINS else None,
     )
 
 
 @contextmanager
 def _coordinator() -> Iterator[tuple[psutil.Process, str, int]]:
-    """A coordinator, its address and its core; this process keeps to the others meanwhile."""
+    """Start a coordinator on one core, and keep this process on the other cores."""
     cores = sorted(os.sched_getaffinity(0)) if PINS else []
     if cores:
-        os.sched_setaffinity(0, cores[:1])  # the child inherits it
+        os.sched_setaffinity(0, cores[:1])  # the child process inherits this
     with subprocess.Popen(
         COMMAND, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as child:
@@ -163,15 +165,15 @@ def _coordinator() -> Iterator[tuple[psutil.Process, str, int]]:
 
 
 def _join(address: str, case: Case) -> list[Rank]:
-    """Make the runs known and return their ranks, not yet connected."""
+    """Register the runs and return their ranks, which are not connected yet."""
     world = case.ranks // case.runs
     everywhere = [list(range(world))] * len(TOPOLOGY)
-    own = [list(range(i, world, len(TOPOLOGY))) for i in range(len(TOPOLOGY))]
-    held = own if case.apart else everywhere
+    apart = [list(range(i, world, len(TOPOLOGY))) for i in range(len(TOPOLOGY))]
+    ranks_by_network = apart if case.apart else everywhere
     plan = pb.RunPlan(
         networks=[
             pb.Network(name=name, role=role, ranks=ranks)
-            for (name, role), ranks in zip(TOPOLOGY.items(), held, strict=True)
+            for (name, role), ranks in zip(TOPOLOGY.items(), ranks_by_network, strict=True)
         ],
         strategy="switokd",
         config_digest="bench",
@@ -183,7 +185,8 @@ def _join(address: str, case: Case) -> list[Rank]:
         for run in range(case.runs):
             for rank in range(world):
                 stub.Join(pb.JoinRequest(run_id=f"run{run}", rank=rank, plan=plan))
-                teachers = [t for t, ranks_ in zip(TEACHERS, held, strict=False) if rank in ranks_]
+                held = zip(TEACHERS, ranks_by_network, strict=False)
+                teachers = [teacher for teacher, of_teacher in held if rank in of_teacher]
                 ranks.append(Rank(f"run{run}", rank, tuple(teachers)))
     return ranks
 

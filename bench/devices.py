@@ -1,14 +1,14 @@
-"""Simulated devices: as many as there are processes, which compute as fast as they are told.
+"""Simulated devices, one per process, with a given speed.
 
-WRN-16-10 and WRN-16-2 teach a MobileNet, as in the paper's table 7; their compute is a wait, in
-proportion to samples and to the network's operations. Everything else is real: processes,
-collectives, the coordinator. Profiled by `switokd plan`'s own profiler, placed by its planner, then
-run, with nobody pausing.
+WRN-16-10 and WRN-16-2 teach a MobileNet, as in the paper's table 7. Instead of computing, they wait
+for a time proportional to samples and operations. Everything else is real: processes, collectives,
+the coordinator. The profiler and the planner of `switokd plan` choose a placement, then the
+networks are trained without pauses.
 
-Where there are more ranks than cores, simulated time is slowed down by ranks / cores, as is usual
-for simulated networks: what a rank does beside its compute (input, loss, exchange, sums) takes that
-much longer than on a core of its own, so its compute has to as well. Predictions are slowed down
-alike. Costs that no core bears (waking up, a network's latency) are flattered by it.
+With more ranks than cores, simulated time is slowed down by ranks / cores. The work of a rank
+beside its compute (input, loss, exchange, all-reduce) takes that much longer than on a core of its
+own, so its compute must take longer too. Predictions are slowed down in the same way. Costs that
+need no core (waking up, latency of a network) look too small because of this.
 
 Not covered: pauses; links other than this machine's loopback.
 """
@@ -42,32 +42,35 @@ from switokd.runtime.process_group import join_world
 NETWORKS = {"wrn-16-10": "teacher", "wrn-16-2": "teacher", "mobilenet": "student"}
 BATCH, PER_DEVICE = 256, 32
 SECONDS_PER_SAMPLE = 0.1 / PER_DEVICE
-"""Of all networks together, before it is slowed down: 0.1 s a step of 32 samples per device, as on
-one that computes 5 TFLOP/s."""
+"""Seconds per sample of all networks together, before any slowdown.
+
+A step of 32 samples per device takes 0.1 s, as on a device with 5 TFLOP/s.
+"""
 DIGITS = 1437
+"""Number of training images of the digits data set."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What the simulated devices are like."""
+    """Properties of the simulated devices."""
 
     seconds_per_sample: float = SECONDS_PER_SAMPLE
-    """Of all networks together, forward and backward."""
+    """Forward and backward pass of all networks together."""
     is_slowed: bool = True
-    """Whether simulated time goes slower than the clock where ranks share cores."""
+    """Whether simulated time is slowed down when ranks share cores."""
     gradients: bool = False
-    """Whether gradients are as large as those of the networks that are simulated."""
+    """Whether gradients have the size of the simulated networks' gradients."""
     images: int = DIGITS
-    """An epoch's."""
+    """Images per epoch."""
 
     def slowdown(self, devices: int) -> float:
-        """How many times longer than simulated time real time is with so many ranks."""
+        """Real time divided by simulated time, for this number of devices."""
         return max(devices / cores(), 1.0) if self.is_slowed else 1.0
 
     def run_file(
         self, batch: int, placement: Placement | None = None, steps: int = 8
     ) -> dict[str, Any]:
-        """Give the run file: an epoch of digits to warm up, then `steps` steps."""
+        """Run file with one epoch of digits to warm up, then `steps` steps."""
         table = {name: dict(row) for name, row in placement.table} if placement else "dedicated"
         times = self.slowdown(placement.world_size) if placement else 1.0
         return {
@@ -78,7 +81,7 @@ class Devices:
             "networks": {
                 name: {
                     "role": role,
-                    "model": "bench.simulated:Waiting",
+                    "model": "bench.simulated:SimulatedNetwork",
                     "model_kwargs": self._model_kwargs(name, times * self.seconds_per_sample),
                 }
                 for name, role in NETWORKS.items()
@@ -101,36 +104,36 @@ class Devices:
 
 @dataclass(frozen=True)
 class Measured:
-    """One run on simulated devices."""
+    """Result of one run on simulated devices."""
 
     devices: int
     batch: int
     slowed: float
-    """How many times simulated time was slowed down."""
+    """Slowdown of simulated time."""
     placement: str
     table: Mapping[str, Mapping[int, float]]
     ideal_seconds: float
-    """All networks' work on one device, by the number of devices."""
+    """Seconds for the work of all networks on one device, divided by the number of devices."""
     step_seconds: float
     predicted_seconds: float
 
     @property
     def efficiency(self) -> float:
-        """Ideal step over the measured one."""
+        """Ideal step time divided by the measured step time."""
         return self.ideal_seconds / self.step_seconds
 
     @property
     def plan_error(self) -> float:
-        """How far the prediction was off, as a share of what was measured."""
+        """Relative error of the predicted step time."""
         return abs(self.predicted_seconds - self.step_seconds) / self.step_seconds
 
-    def record(self) -> dict[str, Any]:
-        """For results.json."""
+    def to_json(self) -> dict[str, Any]:
+        """Content for results.json."""
         return {**vars(self), "efficiency": self.efficiency, "plan_error": self.plan_error}
 
 
 class Simulation:
-    """Runs on devices of one kind, with the profile that their planner goes by."""
+    """Runs on devices of one kind, with the profile that the planner uses."""
 
     def __init__(self, devices: Devices, steps: int, batch: int = BATCH) -> None:
         self.devices = devices
@@ -140,15 +143,15 @@ class Simulation:
         self._links = cache(links_between)
 
     def planned(self, devices: int, batch: int = BATCH) -> Placement:
-        """Give the planner's choice for so many devices."""
+        """Placement that the planner chooses for this number of devices."""
         profiled, topology = self.profile_of(devices), self.config.topology
         return choose(profiled, topology, batch, devices, Pauses.none()).placement
 
     def run(self, placement: Placement, batch: int = BATCH) -> Measured:
-        """Train on simulated devices, as many as the placement has ranks."""
+        """Train on simulated devices, one per rank of the placement."""
         count = placement.world_size
         times = self.devices.slowdown(count)
-        record = ranks.train(self.devices.run_file(batch, placement, self.steps), count)
+        result = ranks.train(self.devices.run_file(batch, placement, self.steps), count)
         predicted = predict(self.profile_of(count), placement, batch, Pauses.none())
         return Measured(
             devices=count,
@@ -157,12 +160,12 @@ class Simulation:
             placement=str(placement),
             table={name: dict(row) for name, row in placement.table},
             ideal_seconds=times * batch * self.devices.seconds_per_sample / count,
-            step_seconds=record.step_seconds,
+            step_seconds=result.step_seconds,
             predicted_seconds=predicted.step_seconds,
         )
 
     def profile_of(self, devices: int) -> Profile:
-        """Give the profile for so many devices: in slowed time, and with links that matter."""
+        """Profile for this number of devices, in slowed-down time."""
         has_links = self.devices.gradients and devices > 1
         links = self._links(devices) if has_links else None
         return slowed(self._profile, self.devices.slowdown(devices), links)
@@ -170,10 +173,10 @@ class Simulation:
 
 @cache
 def operations() -> dict[str, tuple[float, float]]:
-    """Each network's share of all operations: of forward, of backward. Images of 32 x 32.
+    """Share of (forward, backward) of each network in all operations, for 32 x 32 images.
 
-    Backward counts twice as much as forward: torch's counter takes MobileNet's grouped
-    convolutions for whole ones there.
+    Backward counts as twice the forward pass, because PyTorch's counter counts the backward pass
+    of MobileNet's grouped convolutions as if they were not grouped.
     """
     counts = {}
     for name in NETWORKS:
@@ -186,12 +189,15 @@ def operations() -> dict[str, tuple[float, float]]:
 
 @cache
 def parameters() -> dict[str, int]:
-    """Each network's number of weights."""
+    """Number of weights of each network."""
     return {name: registry.parameter_count(registry.build(name, 3, 100)) for name in NETWORKS}
 
 
 def slowed(profiled: Profile, times: float, links: Communication | None = None) -> Profile:
-    """Give the same profile in slowed time. links: measured in it; None: assumed."""
+    """The same profile in slowed-down time.
+
+    links: links measured in slowed-down time; None slows down the assumed links.
+    """
     networks = {
         name: network.model_copy(
             update={
@@ -214,7 +220,7 @@ def slowed(profiled: Profile, times: float, links: Communication | None = None) 
 
 
 def links_between(devices: int) -> Communication:
-    """Measure what a sum of gradients costs between so many ranks of this machine, all at once."""
+    """Measure the links between this number of ranks on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         ranks.run(_links, devices, {}, Path(folder))
         return Communication.model_validate_json((Path(folder) / "links.json").read_text())
@@ -222,13 +228,13 @@ def links_between(devices: int) -> Communication:
 
 def _links(folder: Path, arguments: Mapping[str, Any]) -> None:
     with join_world(environment(os.environ), torch.device("cpu"), 60) as world:
-        found = measure_links(world, decision_seconds=0.0)
-        if found and world.rank == 0:
-            (folder / "links.json").write_text(json.dumps(found.model_dump()))
+        links = measure_links(world, decision_seconds=0.0)
+        if links and world.rank == 0:
+            (folder / "links.json").write_text(json.dumps(links.model_dump()))
 
 
 def _profile(config: Config) -> Profile:
-    """With as many threads as a rank has."""
+    """Profile the networks with one thread, like a rank."""
     threads, batch = torch.get_num_threads(), config.data.batch_size
     torch.set_num_threads(1)
     try:

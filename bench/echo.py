@@ -1,8 +1,8 @@
-"""A bare gRPC stream, there and back: what a decision costs at the least on this machine.
+"""Round trip of a bare gRPC stream: the lower bound for a decision on this machine.
 
-    python -m bench.echo      serves, and prints its port
+    python -m bench.echo      start the server, which prints its port
 
-Server and client are of the same kinds as the coordinator and its clients (asyncio, threads).
+Server (asyncio) and client (threads) are of the same kinds as the coordinator and its clients.
 
 Not covered: TLS, several streams.
 """
@@ -23,11 +23,11 @@ import grpc
 from bench.machine import REPOSITORY
 
 METHOD, MESSAGE = "/bench.Echo/Stream", bytes(150)
-"""About as long as a report of two pairs."""
+"""The message has about the size of a report with two pairs."""
 
 
 def round_trip(trips: int, pause: float = 0.0) -> float:
-    """Mean seconds of a message there and back; `pause` seconds between two."""
+    """Mean seconds of a round trip, with `pause` seconds between two trips."""
     with subprocess.Popen(
         [sys.executable, "-m", "bench.echo"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     ) as server:

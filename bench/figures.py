@@ -1,10 +1,9 @@
-"""Figures: a value with the pairs it was taken from, and the target it is held against.
+"""Figures: a measured value, the pairs of measurements behind it, and its target.
 
-Machines are shared, and what else runs on them changes from minute to minute. So a figure is a
-ratio of two sides that are measured in turn, A B A B; each round gives a ratio, the figure is their
-median.
+Other processes on a shared machine change from minute to minute. A figure is therefore the ratio
+of two sides that are measured alternately, A B A B: one ratio per round, and their median.
 
-Not covered: significance; a spread wider than the distance to the target says enough.
+Not covered: statistical significance. A spread wider than the distance to the target is a warning.
 """
 
 from __future__ import annotations
@@ -16,63 +15,67 @@ from statistics import median
 from typing import Any
 
 Say = Callable[[str], None]
-"""Shows what is going on."""
+"""Prints a line about the progress."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table. `rounds` are the single values, `pairs` what each was taken from."""
+    """One measured value with its target: one line of the table."""
 
     name: str
     rounds: tuple[float, ...]
+    """Values of the rounds."""
     pairs: tuple[tuple[float, float], ...] = ()
+    """Measurements of both sides, by round."""
     target: float | None = None
     at_least: bool = True
     """Whether the target is a lower bound."""
     what: str = ""
-    """What the value is, and of what."""
+    """Description of the value, with its unit."""
     simulation: bool = False
+    """Whether networks wait instead of computing."""
     details: dict[str, Any] = field(default_factory=dict)
+    """Further numbers for results.json; the key `rows` is printed as a table."""
 
     @classmethod
     def of_pairs(cls, name: str, pairs: Sequence[tuple[float, float]], **more: Any) -> Figure:
-        """Median of the ratios of each round's two sides."""
+        """Figure with the ratio a / b of each pair (a, b)."""
         return cls(name, tuple(a / b for a, b in pairs), tuple(pairs), **more)
 
     @property
     def value(self) -> float:
-        """The median round."""
+        """Median of the rounds."""
         return median(self.rounds)
 
     @property
     def reached(self) -> bool | None:
-        """Whether the target is reached; None without one."""
+        """Whether the value reaches the target; None without a target."""
         if self.target is None:
             return None
         return self.value >= self.target if self.at_least else self.value <= self.target
 
-    def record(self) -> dict[str, Any]:
-        """All of it, for results.json."""
-        worked_out = {
+    def to_json(self) -> dict[str, Any]:
+        """Content for results.json."""
+        statistics = {
             "median": self.value,
             "min": min(self.rounds),
             "max": max(self.rounds),
             "reached": self.reached,
         }
-        return asdict(self) | worked_out
+        return asdict(self) | statistics
 
 
 def alternate(
     rounds: int, a: Callable[[], float], b: Callable[[], float]
 ) -> list[tuple[float, float]]:
-    """Measure A and B in turn."""
+    """Measure A and B alternately, once per round."""
     return [(a(), b()) for _ in range(rounds)]
 
 
 def one_by_one(makers: Mapping[str, Callable[[], Figure]], say: Say) -> Iterable[Figure]:
-    """Give each figure, by name; RuntimeError in the end that names those that could not be taken.
+    """Yield the figures one after another; a failure of one figure does not stop the others.
 
-    For where a machine is only there for minutes: one figure's fault costs no other.
+    Meant for machines that are lent for minutes. RuntimeError at the end names the failed figures.
     """
     failed = []
     for name, make in makers.items():
@@ -85,4 +88,4 @@ def one_by_one(makers: Mapping[str, Callable[[], Figure]], say: Say) -> Iterable
         else:
             yield figure
     if failed:
-        raise RuntimeError(f"could not be taken: {', '.join(failed)}")
+        raise RuntimeError(f"could not be measured: {', '.join(failed)}")

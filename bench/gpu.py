@@ -1,15 +1,15 @@
-"""On a GPU: ours in one process against the plain loop, and where a step's time goes.
+"""On one GPU: switokd in one process against the plain loop, and the parts of a step's time.
 
-Ours is the step with its input and what a run counts of each, on a data set as CIFAR-100's, which
-is held on the GPU; the plain loop has the same batches ready in memory. Neither is waited for but
-at both ends of the steps that count.
+Our side is the step with its input and its metrics, on a data set like CIFAR-100 that stays on the
+GPU. The plain loop has the same batches in memory. The host waits for the GPU only before the first
+and after the last measured step.
 
-What is fp32 to PyTorch has convolutions in TF32 on a GPU, on both sides.
+PyTorch's fp32 uses TF32 for convolutions on a GPU, on both sides.
 
-Small networks keep a GPU waiting for the processor that launches their kernels one by one. CUDA
-graphs, which are on by default, launch them together, and compiling joins some.
+With small networks, a GPU waits for the CPU to launch kernels one by one. CUDA graphs, which are on
+by default, launch all kernels of a graph at once; compiling fuses some kernels.
 
-Not covered: several GPUs (`nccl.py`); the record of decisions.
+Not covered: several GPUs (`nccl.py`); the decision log.
 """
 
 from __future__ import annotations
@@ -43,15 +43,17 @@ PAPERS = {
     "t2": ("teacher", "wrn-16-2"),
     "s": ("student", "mobilenet"),
 }
-"""Unequal, and the first large enough to keep a GPU busy."""
+"""Unequal networks, of which the first is large enough to keep a GPU busy."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is compared: ours, and the plain loop in fp32 unless `bf16`; the ratio to reach."""
+    """One comparison of our side with the plain loop."""
 
     compute: Mapping[str, Any]
+    """Compute settings of our side."""
     bf16: bool = False
+    """Whether the plain loop uses bf16 instead of fp32."""
     target: float | None = None
     networks: Mapping[str, tuple[str, str]] = field(default_factory=lambda: SMALL)
 
@@ -72,18 +74,19 @@ TRACED: dict[str, tuple[str, dict[str, Any]]] = {
     "gpu_waits_per_step_bf16_compiled": ("bf16-compiled", BF16 | COMPILED),
     "gpu_waits_per_step_without_graphs": ("without-graphs", FP32 | EAGER),
 }
-"""By figure: the trace's name, and ours."""
+"""By figure: name of the trace, and compute settings of our side."""
 
 FIGURES = (*CASES, *TRACED, "gpu_ranks_over_one_process")
 STEP, ALL = "bench: step", "bench: step and input"
-"""What the traces call these."""
+"""Names of these sections in the traces."""
 WAIT = re.compile(r"^cuda(\w*Synchronize|Memcpy)$")
-"""Calls of CUDA's that return once the GPU is done with something."""
+"""CUDA calls that wait for the GPU."""
 CALL = re.compile(r"^cu(da)?[A-Z]")
+"""All CUDA calls."""
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give plain over ours in each configuration, and waits; nothing without a GPU."""
+    """Yield plain over ours for each configuration, and waits per step; nothing without a GPU."""
     if not torch.cuda.is_available():
         say("no GPU: nothing to measure")
         return ()
@@ -92,7 +95,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
 
 
 def figures(device: torch.device, steps: int, rounds: int, say: Say) -> Iterable[Figure]:
-    """All figures, one by one, of `steps` steps each that count."""
+    """Yield all figures, with `steps` measured steps each."""
 
     def base(networks: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
         return runs.run_file(networks, steps, **{**ONE_PROCESS, "device": device.type})
@@ -104,17 +107,17 @@ def figures(device: torch.device, steps: int, rounds: int, say: Say) -> Iterable
         sides = Compared({**base(case.networks), "compute": case.compute}, case.bf16, device, steps)
         return sides.figure(name, rounds, target=case.target, what=what + models)
 
-    def traced(figure: str) -> Figure:
+    def traced_figure(figure: str) -> Figure:
         name, compute = TRACED[figure]
         path = TRACES / f"gpu-trace-{name}"
-        found = trace({**base(SMALL), "compute": compute}, device, path, 4)
-        say(f"where a step's time goes, {name}: {path}.txt, and {path}.json.gz for a browser")
-        return waits(figure, found, f"ours, {name}")
+        traced = trace({**base(SMALL), "compute": compute}, device, path, 4)
+        say(f"trace of a step, {name}: {path}.txt, and {path}.json.gz for a browser")
+        return waits(figure, traced, f"ours, {name}")
 
     return one_by_one(
         {
             **{name: partial(compared, name) for name in CASES},
-            **{name: partial(traced, name) for name in TRACED},
+            **{name: partial(traced_figure, name) for name in TRACED},
             "gpu_ranks_over_one_process": partial(_ranks, base(SMALL), rounds),
         },
         say,
@@ -122,7 +125,7 @@ def figures(device: torch.device, steps: int, rounds: int, say: Say) -> Iterable
 
 
 def _ranks(base: Mapping[str, Any], rounds: int) -> Figure:
-    """A rank per network on this GPU, over Gloo, against one process."""
+    """One rank per network on this GPU, over Gloo, against a single process."""
     shared = {**base, "placement": "dedicated", "coordinator": {"address": "auto"}}
     return Figure.of_pairs(
         "gpu_ranks_over_one_process",
@@ -136,49 +139,49 @@ def _ranks(base: Mapping[str, Any], rounds: int) -> Figure:
 
 
 class Compared:
-    """The plain loop and ours, each from the first weights on the first batches, in turn."""
+    """The plain loop and our side, measured alternately from the same weights and batches."""
 
     def __init__(
         self, raw: Mapping[str, Any], bf16: bool, device: torch.device, steps: int
     ) -> None:
-        """`steps` warm up, and as many count."""
+        """raw: run file. bf16: precision of the plain loop. steps: to warm up, and to measure."""
         self._config, self._bf16, self._device, self._steps = configured(raw), bf16, device, steps
         self._images = in_memory(self._config, steps * self._config.data.batch_size)
         self._inputs = plain_inputs(raw, self._images)
         self.paused: dict[str, list[int]] = {"plain": [], "ours": []}
-        """By side and round: teachers' steps that were paused, of all."""
+        """Number of paused teacher steps, by side and round."""
 
     @cached_property
-    def _made(self) -> tuple[InProcess, Mapping[str, Mapping[str, Any]]]:
-        """Ours, compiled and recorded once for all rounds, and its first weights."""
-        torch.compiler.reset()  # it would not compile as many networks as all figures have
-        made = InProcess(self._config, self._device, self._images)
-        return made, {li.name: copy.deepcopy(li.model.state_dict()) for li in made.learners}
+    def _ours(self) -> tuple[InProcess, Mapping[str, Mapping[str, Any]]]:
+        """Our side, compiled and captured once for all rounds, and its initial weights."""
+        torch.compiler.reset()  # all figures together have more networks than its limit
+        ours = InProcess(self._config, self._device, self._images)
+        return ours, {li.name: copy.deepcopy(li.model.state_dict()) for li in ours.learners}
 
     def figure(self, name: str, rounds: int, **more: Any) -> Figure:
-        """Seconds per step of plain over those of ours."""
+        """Seconds per step of the plain loop over seconds per step of our side."""
         pairs = alternate(rounds, self.plain, self.ours)
         details = {"paused": self.paused, "steps": 2 * self._steps}
         return Figure.of_pairs(name, pairs, details=details, **more)
 
     def plain(self) -> float:
-        """Seconds per step."""
-        found = plain.run(self._inputs, self._device, self._bf16, warm_up=self._steps)
-        self.paused["plain"].append(sum(map(len, found.experts)))
-        return mean(found.seconds[self._steps :])
+        """Seconds per step of the plain loop."""
+        trace = plain.run(self._inputs, self._device, self._bf16, warm_up=self._steps)
+        self.paused["plain"].append(sum(map(len, trace.experts)))
+        return mean(trace.seconds[self._steps :])
 
     def ours(self) -> float:
-        """Seconds per step."""
+        """Seconds per step of our side."""
         with tf32(self._config.compute):
-            made, weights = self._made
-            for learner in made.learners:
+            ours, weights = self._ours
+            for learner in ours.learners:
                 learner.model.load_state_dict(weights[learner.name])
                 learner.optimizer.state.clear()
             paused = 0
-            log = EpochLog(made.learners, made.place, made.decider, self._device)
+            log = EpochLog(ours.learners, ours.place, ours.decider, self._device)
             clock = plain.Clock(self._device, self._steps)
-            for x, y in made.batches(2 * self._steps):
-                result = made.step(x, y)
+            for x, y in ours.batches(2 * self._steps):
+                result = ours.step(x, y)
                 log.add(result, len(y))
                 paused += len(result.paused)
                 clock.step()
@@ -189,25 +192,27 @@ class Compared:
 
 @dataclass(frozen=True)
 class Traced:
-    """What a trace says of waits: how often the processor stood still for the GPU, per step."""
+    """Content of a trace: how often the CPU waits for the GPU, and the work of the GPU."""
 
     in_steps: float
+    """Waits per step."""
     with_input: float
+    """Waits per step and its input."""
     calls: dict[str, int]
-    """Of all, by name."""
+    """Number of waits in all steps, by the name of the CUDA call."""
     kernels: float = 0.0
-    """That a GPU ran per step, with its copies."""
+    """Kernels and copies on the GPU per step."""
     kernel_ms: float = 0.0
-    """What they took."""
+    """Milliseconds of all kernels and copies per step."""
     launches: float = 0.0
-    """Calls of CUDA's per step, of any kind."""
+    """CUDA calls per step."""
 
 
 def trace(raw: Mapping[str, Any], device: torch.device, path: Path, steps: int) -> Traced:
-    """Trace `steps` steps of ours, after as many others.
+    """Trace `steps` steps of our side, after the same number of steps to warm up.
 
-    path: .txt becomes torch.profiler's table, .json.gz its trace, for chrome://tracing or Perfetto.
-    RuntimeError if it has nothing of a GPU that was used.
+    path: PATH.txt gets the profiler's table, PATH.json.gz the trace for chrome://tracing or
+    Perfetto. RuntimeError if the trace of a GPU contains no CUDA calls.
     """
     config = configured(raw)
     torch.compiler.reset()
@@ -230,12 +235,12 @@ def trace(raw: Mapping[str, Any], device: torch.device, path: Path, steps: int) 
     profiler.export_chrome_trace(str(path.with_suffix(".json.gz")))
     events = profiler.events() or []
     if device.type == "cuda" and not calls_within(ALL, events, CALL):
-        raise RuntimeError(f"the profiler has seen no call of CUDA's; {path}.txt has what it saw")
-    every, on_gpu = calls_within(ALL, events), kernels_of(events)
+        raise RuntimeError(f"the profiler has recorded no CUDA calls; see {path}.txt")
+    all_waits, on_gpu = calls_within(ALL, events), kernels_of(events)
     return Traced(
         in_steps=sum(calls_within(STEP, events).values()) / steps,
-        with_input=sum(every.values()) / steps,
-        calls=every,
+        with_input=sum(all_waits.values()) / steps,
+        calls=all_waits,
         kernels=len(on_gpu) / steps,
         kernel_ms=sum(on_gpu) / steps,
         launches=sum(calls_within(ALL, events, CALL).values()) / steps,
@@ -243,13 +248,13 @@ def trace(raw: Mapping[str, Any], device: torch.device, path: Path, steps: int) 
 
 
 def kernels_of(events: Iterable[Any]) -> list[float]:
-    """Milliseconds of each kernel and copy on a GPU; not of what the steps are called there."""
-    marks = {STEP, ALL}
+    """Milliseconds of each kernel and copy on a GPU, without the named sections."""
+    sections = {STEP, ALL}
     return [
         event.time_range.elapsed_us() / 1000
         for event in events
         if event.device_type.name == "CUDA"
-        and event.name not in marks
+        and event.name not in sections
         and not getattr(event, "is_user_annotation", False)
     ]
 
@@ -257,28 +262,28 @@ def kernels_of(events: Iterable[Any]) -> list[float]:
 def calls_within(
     name: str, events: Sequence[Any], pattern: re.Pattern[str] = WAIT
 ) -> dict[str, int]:
-    """How often what matches was called, on any thread, while an event of that name went on.
+    """Number of calls that match `pattern`, on any thread, during events named `name`.
 
-    So the profiler's own waits, before and after, are left out.
+    The profiler's own waits, before and after these events, do not count.
     """
     on_host = [e for e in events if e.device_type.name == "CPU"]
     spans = [e.time_range for e in on_host if e.name == name]
-    found: dict[str, int] = {}
+    calls: dict[str, int] = {}
     for event in on_host:
-        begun = event.time_range.start
-        if pattern.search(event.name) and any(s.start <= begun < s.end for s in spans):
-            found[event.name] = found.get(event.name, 0) + 1
-    return found
+        start = event.time_range.start
+        if pattern.search(event.name) and any(s.start <= start < s.end for s in spans):
+            calls[event.name] = calls.get(event.name, 0) + 1
+    return calls
 
 
-def waits(name: str, traced: Traced, whose: str) -> Figure:
-    """Once for the distances is what a step needs; the input waits on a stream of its own."""
+def waits(name: str, traced: Traced, side: str) -> Figure:
+    """Figure of the waits per step. A step needs one wait, for its distances."""
     return Figure(
         name,
         (traced.in_steps,),
         target=1.0,
         at_least=False,
-        what=f"how often the processor waits for the GPU in a step, but for its input; {whose}",
+        what=f"how often the CPU waits for the GPU in a step, without its input; {side}",
         details={
             "per_step_with_input": traced.with_input,
             "calls": traced.calls,

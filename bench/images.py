@@ -1,8 +1,9 @@
-"""Images in CIFAR-100's shape, each class noise around a pattern of its own: no download.
+"""Images of noise in the shape of CIFAR-100, so that no download is needed.
 
-Only `seen` of the classes occur, so that teachers learn within ten steps, and then pause.
+Each class is noise around a pattern. Only the first `seen` classes occur, so that teachers learn
+within ten steps and then pause.
 
-Not covered: how well anything learns from them.
+Not covered: accuracies, which mean nothing on these images.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 
 
 class Noise:
-    """`samples` images `[3, side, side]` of bytes with labels; a tenth part of them for testing."""
+    """Training images `[3, side, side]`, uint8, with labels; a tenth as many test images."""
 
     def __init__(
         self, train: bool, samples: int, classes: int = 100, side: int = 32, seen: int = 10

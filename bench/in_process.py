@@ -1,9 +1,9 @@
-"""Ours in this process: the networks, exchange and decisions of `switokd train`, step by step.
+"""switokd in this process: networks, exchange and decisions of `switokd train`, step by step.
 
-For figures of a step alone, which no run's start, record or evaluation shall be part of. All
-networks are in the one process.
+Figures of single steps use this, without the start, logs and evaluation of a run. All networks are
+in one process.
 
-Not covered: several ranks (`ranks.py`); learning rate schedules, which so few steps do not reach.
+Not covered: several ranks (`ranks.py`); learning rate schedules, which start after more steps.
 """
 
 from __future__ import annotations
@@ -33,28 +33,31 @@ from switokd.training.step import StepResult, train_step
 from switokd.training.trainer import total_steps
 
 ONE_PROCESS: Mapping[str, Any] = {"placement": "replicated", "coordinator": "off"}
-"""A run file's settings for it."""
+"""Settings of a run file for a single process."""
 
 
 def in_memory(config: Config, samples: int) -> Images:
-    """So many images of noise as CIFAR-100 is loaded: arrays, cropped, flipped, normalised.
+    """Images of noise in memory, loaded like CIFAR-100: arrays, cropped, flipped, normalised.
 
-    As a run file's data set they are read one by one, as any that is given by import string is.
+    A data set that a run file names by import string would be read image by image instead.
     """
-    made = [Noise(train, samples, CLASSES) for train in (True, False)]
-    parts = [ArraySource(each.images, each.labels) for each in made]
+    noise = [Noise(train, samples, CLASSES) for train in (True, False)]
+    parts = [ArraySource(part.images, part.labels) for part in noise]
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     sources = Sources(parts[0], parts[1], CLASSES, mean, std, crop_padding=4, flip=True)
     return Images(sources, config.data, config.seed)
 
 
 def configured(raw: Mapping[str, Any]) -> Config:
-    """Give a run file, as `runs.py` makes them, as it is configured."""
+    """Configuration of a run file that `runs.run_file` made."""
     return Config.model_validate_json(json.dumps(raw))
 
 
 class InProcess:
-    """A run of one process, set up. `decider`: instead of the method's own; `images` likewise."""
+    """A run in this process, ready to train.
+
+    device: default is the CPU. images, decider: replace the configured data and decider.
+    """
 
     def __init__(
         self,
@@ -85,11 +88,11 @@ class InProcess:
         self._done = 0
 
     def batches(self, steps: int) -> Iterator[Batch]:
-        """The first batches of a training, as its steps take them."""
+        """The first `steps` batches of the training, on the device."""
         return prefetch(self.images.stream(steps), self.device, self.config.compute.channels_last)
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """Train on one more batch."""
+        """Train one step on a batch: x `[B, C, H, W]`, y `[B]`."""
         self._done += 1
         return train_step(
             self.learners,

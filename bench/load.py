@@ -1,12 +1,11 @@
-"""Many ranks' streams from one thread, cheaply enough not to be what is measured.
+"""Load for a coordinator: the streams of many ranks from one thread, with little CPU time.
 
-gRPC's own client costs more processor time per message than the coordinator it would measure. So
-each rank here is a TCP connection of its own that speaks just enough HTTP/2: requests are frames
-made by hand, and of what comes back only lengths and kinds are looked at, but for each stream's
-last decision, which is parsed and checked.
+gRPC's client needs more CPU time per message than the coordinator. Each rank here is therefore a
+TCP connection with a minimal HTTP/2 client. Requests are hand-made frames. Of the responses only
+lengths and frame types are read, except for the last decision of each stream, which is checked.
 
-Not covered: flow control of what is sent. A rank has at most a few hundred bytes under way, and
-the smallest window of HTTP/2 is 65,535.
+Not covered: flow control for sending. A rank has at most a few hundred bytes in flight, and the
+smallest window of HTTP/2 is 65,535 bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def _data(body: bytes) -> bytes:
 
 
 def _opening(authority: str) -> bytes:
-    """Preface, settings with windows too large to need updates, and the stream's headers."""
+    """Preface, settings with windows too large to need updates, and headers of the stream."""
     headers = {
         ":method": "POST",
         ":scheme": "http",
@@ -54,7 +53,7 @@ def _opening(authority: str) -> bytes:
         "te": "trailers",
         "content-type": "application/grpc",
     }
-    block = b"".join(  # each as a literal that is not indexed
+    block = b"".join(  # every header as a literal without indexing
         b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
         for name, value in headers.items()
     )
@@ -68,14 +67,18 @@ def _opening(authority: str) -> bytes:
 
 @dataclass
 class Rank:
-    """One rank's connection. `done` is the last step it has the decision of."""
+    """Connection of one rank."""
 
     run_id: str
     rank: int
     teachers: tuple[str, ...]
-    """Those that it holds: it reports their pairs and waits for decisions. A rank without any
-    reports the next step at the decision too, as it waits for the teachers' ranks in training."""
-    done: int = -1  # "attached" counts as the decision of step 0
+    """Teachers that the rank holds: it reports their pairs and waits for decisions.
+
+    A rank without teachers also reports the next step after the decision, because in training it
+    waits for the ranks of the teachers.
+    """
+    done: int = -1
+    """Last step with a received decision; the answer to `attach` counts as step 0."""
     sent: int = 0
     sent_at: float = 0.0
     last: bytes | bytearray = b""
@@ -83,7 +86,7 @@ class Rank:
     _messages: bytearray = field(default_factory=bytearray)
 
     def connect(self, address: str) -> None:
-        """Open the stream and attach; does not wait for the answer."""
+        """Open the stream and attach, without waiting for the answer."""
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -91,7 +94,7 @@ class Rank:
         self.socket.sendall(_opening(address) + request(pb.TrainRequest(attach=attach)))
 
     def receive(self) -> int:
-        """Take what has come; return how many messages that were."""
+        """Read the available bytes; returns the number of complete messages."""
         chunk = self.socket.recv(1 << 18)
         if not chunk:
             raise ConnectionError(f"rank {self.rank} of run {self.run_id}: the stream ended")
@@ -119,33 +122,33 @@ class Rank:
         return self._count()
 
     def _count(self) -> int:
-        data, start, found = self._messages, 0, 0
+        data, start, count = self._messages, 0, 0
         while len(data) - start >= 5:
             end = start + 5 + int.from_bytes(data[start + 1 : start + 5], "big")
             if end > len(data):
                 break
             self.last = data[start + 5 : end]
-            start, found = end, found + 1
+            start, count = end, count + 1
         del data[:start]
-        self.done += found
-        return found
+        self.done += count
+        return count
 
 
 @dataclass
 class Outcome:
-    """What one run of the load has seen, after its warm-up."""
+    """Result of one call of `Load.drive`."""
 
     seconds: float
     reports: int
     latencies: array[float]
-    """Seconds from a report to its decision, of the ranks that wait for one."""
+    """Seconds from a report to its decision, for ranks that wait for decisions."""
 
 
 class Load:
-    """All ranks of some runs, driven from one thread."""
+    """All ranks of some runs, driven by one thread."""
 
     def __init__(self, address: str, ranks: Sequence[Rank], pairs: Sequence[pb.PairSums]) -> None:
-        """Attach every rank. A rank reports those of `pairs` whose teacher it holds."""
+        """Attach all ranks. A rank reports the pairs of the teachers that it holds."""
         self._ranks = ranks
         self._pairs = pairs
         self._reports: dict[tuple[int, tuple[str, ...]], bytes] = {}
@@ -158,9 +161,9 @@ class Load:
                 key.data.receive()
 
     def drive(self, seconds: float, step_seconds: float = 0.0) -> Outcome:
-        """Report step after step for `seconds`, each once its decision is there.
+        """Report step after step for `seconds`; a report follows the decision of the last step.
 
-        step_seconds: begin steps no faster than this (0: at once).
+        step_seconds: minimum time between the starts of two steps; 0 starts them at once.
         """
         latencies: array[float] = array("d")
         reports_before = sum(rank.sent for rank in self._ranks)
@@ -169,11 +172,11 @@ class Load:
         while goal is None or any(min(r.done, r.sent) < goal[r.run_id] for r in self._ranks):
             now = clock()
             if goal is None and now - started > seconds:
-                # Ranks of a run end with the same step, the last that any of them has begun.
+                # All ranks of a run end with the last step that one of them has started.
                 ordered = sorted(self._ranks, key=lambda rank: rank.sent)
                 goal = {rank.run_id: rank.sent for rank in ordered}
                 due = now
-            if now >= due:  # without a pace only at the beginning and at the end
+            if now >= due:  # without step_seconds only at the start and at the end
                 due = now + 1.0 if not step_seconds else max(due + step_seconds, now)
                 for rank in self._ranks:
                     self._report_next(rank, goal)
@@ -188,7 +191,7 @@ class Load:
         return Outcome(took, sum(r.sent for r in self._ranks) - reports_before, latencies)
 
     def close(self) -> None:
-        """Check each stream's last decision, say goodbye and hang up."""
+        """Check the last decision of each stream, then leave and close the connections."""
         for rank in self._ranks:
             decision = pb.TrainResponse.FromString(bytes(rank.last)).decision
             assert decision.step == rank.sent, f"{decision.step} is not {rank.sent}"
@@ -198,9 +201,10 @@ class Load:
         self._selector.close()
 
     def _report_next(self, rank: Rank, goal: dict[str, int] | None) -> None:
-        """Report the next step, unless the last is still open or the goal is reached.
+        """Report the next step, if the last one is decided and the goal is not reached.
 
-        A rank that only listens may have received several decisions at once: it catches up.
+        A rank without teachers may receive several decisions at once, and then reports several
+        steps.
         """
         while rank.done >= rank.sent and not (goal and rank.sent >= goal[rank.run_id]):
             rank.sent += 1
@@ -208,7 +212,7 @@ class Load:
             rank.socket.sendall(self._bytes(rank.sent, rank.teachers))
 
     def _bytes(self, step: int, teachers: tuple[str, ...]) -> bytes:
-        """A step's report, made once for all ranks that hold the same teachers."""
+        """Report of a step, serialised once for all ranks with the same teachers."""
         key = (step, teachers)
         if key not in self._reports:
             if len(self._reports) > 1000:

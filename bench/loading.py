@@ -1,13 +1,13 @@
-"""Whether loading limits training: images per second of the input alone over those of a training.
+"""Whether input limits training: images per second of loading alone over those of training.
 
-As CIFAR-100 is loaded: bytes in memory, cropped and flipped, normalised, in the order of channels
-that the networks compute in. And small pictures in files, decoded by as many loader processes
-(`data.workers`) as there are cores, which training has to share with them, unless on a GPU.
+Two kinds of input are measured. Images like CIFAR-100 are bytes in memory, which are cropped,
+flipped and normalised. Small JPEG files are decoded by one loader process (`data.workers`) per
+core. On a CPU, training shares the cores with the loader processes.
 
-Training is the smallest that makes sense, one WRN-10-1 teacher and student, which consumes the
-most; of the same images.
+The training is the smallest useful one, with a WRN-10-1 teacher and student, because small
+networks need the most images per second.
 
-Not covered: photographs, which take longer to decode; files that are not in the system's cache.
+Not covered: photographs, which take longer to decode; files outside the file system's cache.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ FIGURES = ("input_over_training", "input_files_over_training")
 SMALLEST = {"t": ("teacher", "wrn-10-1"), "s": ("student", "wrn-10-1")}
 PICTURES, SIDE, CLASSES = 4 * BATCH, 64, 4
 AHEAD = 2
-"""Batches that each loader process makes before they are asked for, as is PyTorch's default."""
+"""Batches that each loader process prefetches (PyTorch's default)."""
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give input_over_training and input_files_over_training."""
-    keep_freed_memory()  # as in training, by default
+    """Yield input_over_training and input_files_over_training."""
+    keep_freed_memory()  # the default in training
     steps, rounds = (20, 1) if quick else (60, 5)
     raw = run_file(SMALLEST, steps, **ONE_PROCESS)
     say("input against training")
@@ -55,19 +55,19 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
         yield Figure.of_pairs(
             "input_files_over_training",
             _pairs(InProcess(configured({**raw, "data": data})), steps, rounds),
-            what=f"likewise, JPEGs of {SIDE} x {SIDE} in files, {cores()} loader processes",
+            what=f"the same for JPEG files of {SIDE} x {SIDE} pixels, {cores()} loader processes",
         )
 
 
 def _pairs(ours: InProcess, steps: int, rounds: int) -> list[tuple[float, float]]:
-    """Images per second of the input alone, and of training, by round."""
+    """Images per second of (input alone, training), by round."""
     count = steps // 5
-    unmeasured = 1 + AHEAD * ours.config.data.workers  # what loader processes have made ready
+    unmeasured = 1 + AHEAD * ours.config.data.workers  # prefetched batches
     batches = ours.batches(count + rounds * (unmeasured + steps))
     ready = list(islice(batches, count))
 
     def train() -> float:
-        ours.step(*ready[0])  # meanwhile the loader processes come to rest
+        ours.step(*ready[0])  # the loader processes finish prefetching meanwhile
         started = time.perf_counter()
         for x, y in ready:
             ours.step(x, y)
@@ -85,7 +85,7 @@ def _pairs(ours: InProcess, steps: int, rounds: int) -> list[tuple[float, float]
 
 
 def write_pictures(root: Path) -> None:
-    """Write JPEGs of noise, as train/CLASS/*.jpg, and a tenth part of them as val/CLASS/*.jpg."""
+    """Write JPEG files of noise: train/CLASS/*.jpg, and a tenth as many val/CLASS/*.jpg."""
     for part in ("train", "val"):
         pictures = Noise(part == "train", PICTURES, CLASSES, SIDE, seen=CLASSES)
         for i in range(len(pictures)):

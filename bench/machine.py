@@ -1,6 +1,6 @@
-"""What the figures were taken on, and who else used it meanwhile.
+"""The machine that figures are measured on, and the load of other processes on it.
 
-Not covered: clock rates; a host's other machines, but for the time that they take from this one.
+Not covered: clock rates; other virtual machines of the host, except for stolen CPU time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def describe() -> dict[str, Any]:
-    """Hardware and versions."""
+    """Hardware and versions, for results.json."""
     model, flags = _cpu()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
@@ -45,7 +45,7 @@ def describe() -> dict[str, Any]:
 
 
 def source() -> dict[str, Any]:
-    """What runs now: commit, whether files differ from it, date."""
+    """Commit of the source, whether files differ from the commit, and the date."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain")),
@@ -54,39 +54,39 @@ def source() -> dict[str, Any]:
 
 
 def load() -> float:
-    """Mean number of processes that were running or ready to, over the last minute."""
+    """Load average of the last minute: mean number of runnable processes."""
     return os.getloadavg()[0]
 
 
 def busy_seconds(of: Iterable[int]) -> float:
-    """Processor time that some cores have worked, for whomever, since the machine started."""
-    # Guests' time is part of user's. What was stolen from a virtual machine counts.
+    """CPU seconds that the cores `of` have worked since the machine started, for any process."""
+    # The time of guests is part of the user time. Time stolen by the hypervisor counts as work.
     idle = {"idle", "iowait", "guest", "guest_nice"}
     times = psutil.cpu_times(percpu=True)
     return float(sum(getattr(times[i], f) for i in of for f in set(times[i]._fields) - idle))
 
 
 class Others:
-    """Watches, from its making on, what others take of this process' cores."""
+    """Measures the CPU time that other processes take from this process's cores."""
 
     def __init__(self) -> None:
-        there = range(len(psutil.cpu_times(percpu=True)))
-        bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(there)
-        # A container may have a part of the cores' time, or know them by other numbers.
-        self._cores = sorted(bound) if bound <= set(there) and cores() == len(bound) else []
+        all_cores = set(range(len(psutil.cpu_times(percpu=True))))
+        bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else all_cores
+        # A container may have only a share of the cores' time, or other numbers for the cores.
+        self._cores = sorted(bound) if bound <= all_cores and cores() == len(bound) else []
         self._at_start = time.monotonic(), self._taken()
 
     def share(self) -> float | None:
-        """Of all time that the cores have had since then, 0 to 1; None where that is not known.
+        """Share of the cores' time since the construction, 0 to 1; None if unknown.
 
-        Not theirs is what this process took, and what it started, with all that came of that.
+        The time of this process and of its child processes does not count.
         """
-        started, before = self._at_start
-        had = len(self._cores) * (time.monotonic() - started)
-        if not had:
+        started, taken_before = self._at_start
+        available = len(self._cores) * (time.monotonic() - started)
+        if not available:
             return None
-        taken = max(self._taken() - before, 0.0)
-        return min(taken / had, 1.0)  # the system counts in hundredths of a second
+        taken = max(self._taken() - taken_before, 0.0)
+        return min(taken / available, 1.0)  # the system counts in steps of 10 ms
 
     def _taken(self) -> float:
         me = psutil.Process()
@@ -99,20 +99,20 @@ class Others:
 
 
 def _cpu() -> tuple[str, set[str]]:
-    """Model and flags, as far as Linux tells."""
+    """Model and flags of the CPU; flags only on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine(), set()
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for line in lines:
         key, _, value = line.partition(":")
-        found.setdefault(key.strip(), value.strip())
-    return found.get("model name", platform.machine()), set(found.get("flags", "").split())
+        fields.setdefault(key.strip(), value.strip())
+    return fields.get("model name", platform.machine()), set(fields.get("flags", "").split())
 
 
 def _git(*arguments: str) -> str:
-    """What git says; nothing where there is none."""
+    """Output of a git command; empty if git is not installed."""
     with suppress(OSError):
         done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
         return done.stdout.strip()

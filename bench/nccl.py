@@ -1,8 +1,8 @@
-"""Several GPUs: the exchange over NCCL, what sums cost there, and how well more GPUs are used.
+"""Several GPUs: the exchange over NCCL, the time of all-reduces, and strong scaling.
 
-NCCL takes one rank per GPU, so this needs two GPUs or more, and takes all there are.
+NCCL needs one rank per GPU. This part needs at least two GPUs and uses all GPUs of the machine.
 
-Not covered: GPUs of several machines. It has never run, for want of a second GPU.
+Not covered: GPUs of several machines. This part has never run, because there was no second GPU.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ FIGURES = ("nccl_exchange_over_all_gather", "nccl_scaling")
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give nccl_exchange_over_all_gather and nccl_scaling; nothing with fewer than two GPUs."""
+    """Yield nccl_exchange_over_all_gather and nccl_scaling; nothing with fewer than two GPUs."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus < 2:
-        say(f"{gpus} GPUs: NCCL has nothing to do")
+        say(f"{gpus} GPUs: NCCL needs at least 2")
         return
     say(f"the exchange over NCCL between {gpus} GPUs")
     pairs, links = collectives.exchange(gpus, "cuda", 3 if quick else 7)

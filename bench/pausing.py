@@ -1,10 +1,10 @@
-"""What a pause saves its teacher: the step's time when paused over the time when learning.
+"""Time that a pause saves a teacher: time of a paused step over time of a learning step.
 
-A real teacher, WRN-16-2, goes through the real step in one process; its student is next to nothing
-(`simulated.py`), and who pauses is forced, in turn. What remains of a paused step is the forward
-pass, exchange and loss of all, and the student's next to nothing.
+A real WRN-16-2 teacher runs the real step in one process. Its student (`simulated.py`) needs
+almost no time. The teacher's mode is forced, alternately. A paused step still has the teacher's
+forward pass, the exchange and the student's loss.
 
-Not covered: the pause's effect on other ranks, which wait less (`summary.json` has that of a run).
+Not covered: shorter waits of other ranks during a pause (see summary.json of a run).
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ FIGURES = ("paused_over_learning", "paused_over_learning_bf16")
 
 
 class Forced(LocalDecider):
-    """Decides as it is told."""
+    """Decides every step with the mode in `mode`."""
 
     mode = Mode.LEARNING
 
     def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
-        """Decide as `mode` says."""
+        """Decide the step; see `Decider`."""
         self._last = decide(step, means(parts), Rule(lambda d, delta: self.mode))
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give paused_over_learning, for fp32 and bf16."""
-    keep_freed_memory()  # as in training, by default
+    """Yield paused_over_learning for fp32 and bf16."""
+    keep_freed_memory()  # the default in training
     for name, precision in zip(FIGURES, ("fp32", "bf16"), strict=True):
         say(f"paused against learning, {precision}")
         yield _measure(name, precision, 1 if quick else 7)
@@ -45,7 +45,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
 
 def _measure(name: str, precision: str, rounds: int) -> Figure:
     raw: dict[str, Any] = run_file(
-        {"t": ("teacher", "wrn-16-2"), "s": ("student", "bench.simulated:Waiting")},
+        {"t": ("teacher", "wrn-16-2"), "s": ("student", "bench.simulated:SimulatedNetwork")},
         steps=1,
         compute={"precision": precision},
         **ONE_PROCESS,
@@ -69,7 +69,7 @@ def _measure(name: str, precision: str, rounds: int) -> Figure:
 
 
 def _step(raw: dict[str, Any]) -> Callable[[Mode], float]:
-    """Seconds of one step, as a function of what is decided in it."""
+    """Function that runs one step with a given mode and returns its seconds."""
     config = configured(raw)
     decider = Forced(config, lambda decision: None)
     ours = InProcess(config, decider=decider)

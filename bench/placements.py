@@ -1,16 +1,16 @@
-"""Placements on simulated devices: how well more devices are used, and what the planner foresees.
+"""Placements on simulated devices: efficiency with more devices, and error of the planner.
 
-    efficiency = (seconds of all work on one device / devices) / measured step
+    efficiency = (seconds of all work on one device / devices) / seconds of a measured step
 
-Devices are those of `devices.py`. In most figures they compute 5 TFLOP/s and gradients are next to
-nothing, as if links were infinitely fast. Beside them
+The devices come from `devices.py`. In most figures they compute 5 TFLOP/s, and gradients are almost
+empty, as if links were infinitely fast. Two kinds of figures differ:
 
-* `_unslowed`: without simulated time being slowed down, on devices half as fast. What two cores do
-  for eight ranks beside their compute weighs as much as it does on such a machine;
-* `_with_gradients`: gradients are as large as the networks' own, and travel over this machine's
-  loopback, which is measured for the planner by as many ranks at once; devices compute 1 TFLOP/s.
+* `_unslowed`: simulated time is not slowed down, and devices are half as fast. Two cores do the
+  work of eight ranks beside their compute, and this work counts in full;
+* `_with_gradients`: gradients have the size of the real networks' gradients and use this machine's
+  loopback. The planner gets the measured link speed. Devices compute 1 TFLOP/s.
 
-Not covered: real devices (all of this is a simulation); pauses; fast links.
+Not covered: real devices (everything here is simulated); pauses; fast links.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ FAST = Devices()
 UNSLOWED = Devices(2 * SECONDS_PER_SAMPLE, is_slowed=False)
 WITH_GRADIENTS = Devices(5 * SECONDS_PER_SAMPLE, gradients=True)
 QUICK = 4
-"""How many times faster devices are where figures are not to be kept."""
+"""Factor by which devices are faster with --quick."""
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give simulated_efficiency, plan_error, their siblings, and the scaling tables."""
+    """Yield the efficiencies, the errors of the planner, and the scaling tables."""
     count, rounds, steps = (3, 1, 2) if quick else (8, 3, 8)
     batch = PER_DEVICE * count
 
@@ -66,13 +66,13 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     topology = fast.config.topology
     best = [planned(fast, count) for _ in range(rounds)]
     yield _efficiency("", best)
-    everywhere = [run(fast, replicated(topology, count)) for _ in range(rounds)]
-    yield _efficiency("_replicated", everywhere)
-    others, strong, weak = [*everywhere], [best[0]], [best[0]]
+    on_all = [run(fast, replicated(topology, count)) for _ in range(rounds)]
+    yield _efficiency("_replicated", on_all)
+    others, strong, weak = [*on_all], [best[0]], [best[0]]
     if not quick:
         largest, *small = topology
         shares = {largest: 6, **dict.fromkeys(small, 1)}, dict.fromkeys(topology, 1)
-        others += [run(fast, dedicated(topology, each)) for each in shares]
+        others += [run(fast, dedicated(topology, share)) for share in shares]
         strong += [planned(fast, n) for n in (1, 2, 3, 4, 16)]
         weak += [planned(fast, n, PER_DEVICE * n) for n in (1, 2, 4, 16)]
     yield _plan_error("", best, [*others, *strong, *weak])
@@ -80,16 +80,16 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     yield _scaling("simulated_weak_scaling", weak, f"{PER_DEVICE} images per device")
     for suffix, devices in (("_unslowed", UNSLOWED), ("_with_gradients", WITH_GRADIENTS)):
         other = simulation(devices, 2 if quick else 5)
-        found = [planned(other, count) for _ in range(rounds)]
-        yield _efficiency(suffix, found)
-        yield _plan_error(suffix, found, [])
+        runs = [planned(other, count) for _ in range(rounds)]
+        yield _efficiency(suffix, runs)
+        yield _plan_error(suffix, runs, [])
 
 
 def _efficiency(suffix: str, best: list[Measured]) -> Figure:
     placement = "replicated" if suffix == "_replicated" else "the planner's placement"
     return Figure.of_pairs(
         f"simulated_efficiency{suffix}",
-        [(each.ideal_seconds, each.step_seconds) for each in best],
+        [(run.ideal_seconds, run.step_seconds) for run in best],
         target=None if suffix else 0.9,
         what=f"ideal step over measured step, {best[0].devices} simulated devices, {placement}",
         simulation=True,
@@ -102,25 +102,26 @@ def _efficiency(suffix: str, best: list[Measured]) -> Figure:
 
 
 def _plan_error(suffix: str, best: list[Measured], others: list[Measured]) -> Figure:
+    runs = [*best, *others]
     return Figure(
         f"plan_error{suffix}",
-        tuple(each.plan_error for each in best),
-        tuple((each.predicted_seconds, each.step_seconds) for each in best),
+        tuple(run.plan_error for run in best),
+        tuple((run.predicted_seconds, run.step_seconds) for run in best),
         target=None if suffix == "_unslowed" else 0.15,
         at_least=False,
         what=f"|predicted - measured| / measured, {best[0].devices} simulated devices, "
         "the planner's placement",
         simulation=True,
         details={
-            "worst_of_all": max(each.plan_error for each in [*best, *others]),
-            "median_of_all": median(each.plan_error for each in [*best, *others]),
-            "runs": [each.record() for each in [*best, *others]],
+            "worst_of_all": max(run.plan_error for run in runs),
+            "median_of_all": median(run.plan_error for run in runs),
+            "runs": [run.to_json() for run in runs],
         },
     )
 
 
 def _scaling(name: str, runs: list[Measured], what: str) -> Figure:
-    runs = sorted(runs, key=lambda each: each.devices)
+    runs = sorted(runs, key=lambda run: run.devices)
     return Figure(
         name,
         (runs[-1].efficiency,),
@@ -129,14 +130,14 @@ def _scaling(name: str, runs: list[Measured], what: str) -> Figure:
         details={
             "rows": [
                 {
-                    "devices": each.devices,
-                    "batch": each.batch,
-                    "step_seconds": each.step_seconds / each.slowed,
-                    "images_per_second": each.slowed * each.batch / each.step_seconds,
-                    "efficiency": each.efficiency,
-                    "placement": each.placement,
+                    "devices": run.devices,
+                    "batch": run.batch,
+                    "step_seconds": run.step_seconds / run.slowed,
+                    "images_per_second": run.slowed * run.batch / run.step_seconds,
+                    "efficiency": run.efficiency,
+                    "placement": run.placement,
                 }
-                for each in runs
+                for run in runs
             ]
         },
     )

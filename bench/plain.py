@@ -1,15 +1,15 @@
-"""The plain loop as published: one process, all networks in turn, eager, contiguous, no switokd.
+"""The plain loop, like the published code: one process, one network after another, eager.
 
     python -m bench.plain INPUTS.pt
 
-Decisions are made in the process, between forward and backward. A paused teacher skips its
-backward pass and its update. With two students (1T2S) it is as in the published code, where that
-differs from the paper: the first student's epsilon is made of the second's distances, and a
-teacher in expert mode with both does not pause, but its loss is multiplied by 0 and goes through
-backward and update. The optimizers are torch's as they come. Batches lie
-ready in memory: loading costs this side nothing.
+Decisions are made in the process, between forward and backward pass. A paused teacher skips its
+backward pass and its optimizer step. With two students (1T2S) the loop follows the published code
+where the code differs from the paper. The first student's epsilon is computed from the second
+student's distances. A teacher in expert mode with both students does not pause: its loss is
+multiplied by 0, and backward pass and optimizer step run.
 
-Networks are made by switokd's builders, which is all that the two sides share, and the clock.
+Optimizers are PyTorch's defaults. Batches are in memory, so that loading takes no time. Both sides
+share only the builders of networks and the clock.
 
 Not covered: evaluation, learning rate schedules; temperatures and weights other than 1.
 """
@@ -34,23 +34,25 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Trace:
-    """What a run leaves: the seconds of each step, and its teachers in expert mode with all."""
+    """Measurements of a run, by step."""
 
     seconds: list[float]
     experts: list[list[str]]
+    """Teachers in expert mode with all their students."""
 
 
 def wait_for(device: torch.device) -> None:
-    """Until it has done all that it was given; a CPU always has."""
+    """Wait until a GPU has finished its work; returns at once for a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class Clock:
-    """Seconds of each step, which begins where the last one ended.
+    """Measures the seconds of each step; a step starts at the end of the previous one.
 
-    On a GPU they are the mean of a block of steps: of the first `warm_up`, and of all others. To
-    wait for the GPU after each would keep a loop from launching the next forward meanwhile.
+    On a GPU the steps are measured in two blocks, the first `warm_up` steps and the others, and
+    each step gets the mean of its block. Waiting for the GPU after every step would prevent the
+    loop from launching the next forward pass early.
     """
 
     def __init__(self, device: torch.device, warm_up: int = 0, by_step: bool | None = None) -> None:
@@ -61,13 +63,13 @@ class Clock:
         self._started = time.perf_counter()
 
     def step(self) -> None:
-        """One more step is over, as far as this process has to do with it."""
+        """Count a step whose work has been launched."""
         self._steps += 1
         if self._by_step or len(self.seconds) + self._steps == self._warm_up:
             self.stop()
 
     def stop(self) -> None:
-        """End the block; at the end of all steps, for one."""
+        """End a block of steps."""
         wait_for(self._device)
         now = time.perf_counter()
         if self._steps:
@@ -80,7 +82,7 @@ Distances = tuple[float, float, float]
 
 
 def distances(z_t: Tensor, z_s: Tensor, y: Tensor) -> Distances:
-    """Of a teacher and a student, from each other and from the labels."""
+    """Distances of a pair from its logits `[B, C]` and labels `[B]`."""
     p_t, p_s = z_t.detach().softmax(dim=1), z_s.detach().softmax(dim=1)
     target = F.one_hot(y, p_t.shape[1]).float()
     gap = (p_s - p_t).abs().sum(dim=1).mean().item()
@@ -89,18 +91,18 @@ def distances(z_t: Tensor, z_s: Tensor, y: Tensor) -> Distances:
     return gap, e_s, e_t
 
 
-def is_expert(mine: Distances, lender: Distances) -> bool:
-    """Whether the teacher is too far ahead of this student: gap > delta, and it is the better.
+def is_expert(of_pair: Distances, for_epsilon: Distances) -> bool:
+    """Whether a pair is in expert mode: gap > delta, and the teacher is better.
 
-    lender: whose distances epsilon is made of.
+    for_epsilon: the distances that epsilon is computed from.
     """
-    gap, e_s, e_t = mine
-    epsilon = math.exp(-lender[2] / (lender[1] + lender[2]))
+    gap, e_s, e_t = of_pair
+    epsilon = math.exp(-for_epsilon[2] / (for_epsilon[1] + for_epsilon[2]))
     return gap > e_s - epsilon * e_t and e_t < e_s
 
 
 def kl(z_peer: Tensor, z_self: Tensor) -> Tensor:
-    """KL(p_peer || p_self), the peer detached."""
+    """KL(p_peer || p_self), with the peer's logits detached."""
     log_p_self, p_peer = F.log_softmax(z_self, dim=1), z_peer.detach().softmax(dim=1)
     return F.kl_div(log_p_self, p_peer, reduction="batchmean")
 
@@ -114,13 +116,16 @@ def train(
     bf16: bool = False,
     warm_up: int = 0,
 ) -> Trace:
-    """Train in place, a step per batch. roles: "teacher" or "student" by network.
+    """Train the networks in place, one step per batch.
 
-    dml: nobody pauses, and each learns from the mean over all others. warm_up: see `Clock`.
+    roles: "teacher" or "student" by network. dml: deep mutual learning instead of switching, with
+    no pauses and the mean over all peers. bf16: run forward passes under autocast. warm_up: see
+    `Clock`.
     """
     teachers = [name for name in roles if roles[name] == "teacher"]
     students = [name for name in roles if roles[name] == "student"]
-    lenders = dict(zip(students, students[1:] + students[-1:], strict=True))  # as published
+    # As published: the first of two students takes epsilon from the second.
+    epsilon_of = dict(zip(students, students[1:] + students[-1:], strict=True))
     device = next(networks[teachers[0]].parameters()).device
     experts_by_step, clock = [], Clock(device, warm_up)
     for x, y in batches:
@@ -130,22 +135,24 @@ def train(
         logits = {name: z.float() for name, z in logits.items()}
         pairs = [] if dml else [(t, s) for t in teachers for s in students]
         measured = {(t, s): distances(logits[t], logits[s], y) for t, s in pairs}
-        experts = {(t, s) for t, s in pairs if is_expert(measured[t, s], measured[t, lenders[s]])}
-        silent = [t for t in teachers if all((t, s) in experts for s in students)]
+        experts = {
+            (t, s) for t, s in pairs if is_expert(measured[t, s], measured[t, epsilon_of[s]])
+        }
+        only_experts = [t for t in teachers if all((t, s) in experts for s in students)]
         for name in roles:
-            if name in silent and len(students) == 1:
+            if name in only_experts and len(students) == 1:
                 continue
             peers = [p for p in roles if p != name and (name, p) not in experts]
             loss = F.cross_entropy(logits[name], y)
             for peer in peers:
                 loss = loss + kl(logits[peer], logits[name]) / (len(peers) if dml else 1)
-            if name in silent:
+            if name in only_experts:
                 loss = loss * 0
             optimizers[name].zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizers[name].step()
         clock.step()
-        experts_by_step.append(silent)
+        experts_by_step.append(only_experts)
     clock.stop()
     return Trace(clock.seconds, experts_by_step)
 
@@ -158,7 +165,7 @@ def sgd(network: nn.Module, lr: float) -> Optimizer:
 def loop(
     inputs: Mapping[str, Any], device: torch.device, bf16: bool = False, warm_up: int = 0
 ) -> Callable[[Batches], Trace]:
-    """What trains on batches, from the first weights of `inputs`, which `against.py` writes."""
+    """Function that trains on batches, from the initial weights in `inputs` (see `against.py`)."""
     from switokd.models.registry import build
 
     networks: dict[str, nn.Module] = {}
@@ -179,5 +186,5 @@ def run(
 
 
 if __name__ == "__main__":
-    made = torch.load(sys.argv[1], weights_only=True)
-    print(json.dumps(asdict(run(made, torch.device("cpu")))))
+    saved = torch.load(sys.argv[1], weights_only=True)
+    print(json.dumps(asdict(run(saved, torch.device("cpu")))))

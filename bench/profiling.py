@@ -1,18 +1,17 @@
-"""Where the time of a step goes, and what keeping freed memory saves: WRN-16-2, batch 64, fp32.
+"""Parts of a step's time, and the effect of keeping freed memory: WRN-16-2, batch 64, fp32.
 
     python -m bench.profiling SIDE KEEP STEPS PROFILE    # compiled, eager or plain; 0/1; n; 0/1
 
-A teacher and a student, both of which learn in every step (`dml`), in one process with all cores.
-Each measurement has a process of its own: what the allocator does with freed memory is set for a
-process's whole life.
+A teacher and a student learn in every step (`dml`), in one process with all cores. Each measurement
+has a process of its own, because the allocator's settings hold for the whole life of a process.
 
-Shares are of the profiled step, by torch.profiler. All sides give freed memory back to the system
-then, as ours do not by default: what the profiler notes comes to lie within memory that is kept,
-which is then not found for the next step, and that adds a sixth to a step and more. Time belongs to
-what it was spent for: that of allocating a convolution's result to the convolution.
+The shares come from torch.profiler. While it runs, all sides return freed memory to the system,
+unlike switokd's default. The profiler's own allocations would otherwise split the kept memory, and
+a step would take a sixth longer or more. The time for allocating the result of an operation counts
+as time of this operation.
 
-Not covered: what the profiler itself costs (`unprofiled_ms` stands beside it); GPUs (`gpu.py`).
-Additions of losses count as the networks', and are next to nothing.
+Not covered: overhead of the profiler (`unprofiled_ms` shows the time without it); GPUs (`gpu.py`).
+The additions of losses count as additions in networks; they take almost no time.
 """
 
 from __future__ import annotations
@@ -46,61 +45,61 @@ NORMALISATION = re.compile(
     "batch_?norm|relu|threshold_backward|clamp_min|aten::add_?$|_add_|AddBackward", re.IGNORECASE
 )
 FUSED = "_cpp_fused_"
-"""In the name of what torch.compile makes. It makes no convolutions, but names their gradients."""
+"""Part of the names of compiled kernels. Names may mention convolutions, but contain none."""
 FIGURES = (
     *(f"step_share_{kind}_{side}" for side in SIDES for kind in KINDS),
     *(f"memory_kept_over_returned_{side}" for side in SIDES[:-1]),
 )
 NO_NETWORK = re.compile("Optimizer\\.|AccumulateGrad")
-"""What is called from these is no network's forward or backward."""
+"""Operations called from these are not part of a network's forward or backward pass."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one process found."""
+    """Measurements of one process."""
 
     seconds: float
-    """Of a step, without the profiler."""
+    """Seconds per step without the profiler."""
     profiled_seconds: float
-    """Of a step, with it; 0 if there was none."""
+    """Seconds per step with the profiler; 0 if it was not used."""
     by_kind: dict[str, float]
-    """Seconds of that, by kind."""
+    """Seconds of a profiled step, by kind of operation."""
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give the shares of a step, and memory kept over memory given back."""
+    """Yield the shares of a step, and kept over returned memory."""
     rounds, steps = (1, 2) if quick else (2, 5)
     sides = SIDES[1:] if quick else SIDES  # compiling takes a minute the first time
-    found: dict[str, list[Measured]] = {side: [] for side in sides}
+    measured: dict[str, list[Measured]] = {side: [] for side in sides}
     for i in range(rounds):
         for side in sides:
-            say(f"where a step's time goes: {side}, round {i + 1} of {rounds}")
-            found[side].append(_start(side, False, steps, with_profiler=True))
-    yield from _shares(found)
+            say(f"parts of a step's time: {side}, round {i + 1} of {rounds}")
+            measured[side].append(_start(side, False, steps, with_profiler=True))
+    yield from _shares(measured)
     for side in sides[:-1]:
-        say(f"memory kept against memory given back: {side}")
+        say(f"kept against returned memory: {side}")
         yield _kept_over_returned(side, 1 if quick else 3, steps)
 
 
-def _shares(found: dict[str, list[Measured]]) -> Iterable[Figure]:
-    """A figure for each side and kind; the first has a table of all."""
+def _shares(measured: dict[str, list[Measured]]) -> Iterable[Figure]:
+    """Yield one figure per side and kind; the first one has a table of all."""
     rows = [
         {
             "side": side,
-            **{f"{kind}_ms": 1000 * median(m.by_kind[kind] for m in each) for kind in KINDS},
-            "profiled_ms": 1000 * median(m.profiled_seconds for m in each),
-            "unprofiled_ms": 1000 * median(m.seconds for m in each),
+            **{f"{kind}_ms": 1000 * median(m.by_kind[kind] for m in rounds) for kind in KINDS},
+            "profiled_ms": 1000 * median(m.profiled_seconds for m in rounds),
+            "unprofiled_ms": 1000 * median(m.seconds for m in rounds),
         }
-        for side, each in found.items()
+        for side, rounds in measured.items()
     ]
     details: dict[str, Any] = {"rows": rows}
-    for side, each in found.items():
-        whose = "the plain loop's step" if side == "plain" else f"our step, {side}"
-        for kind, words in KINDS.items():
+    for side, rounds in measured.items():
+        step = "the plain loop's step" if side == "plain" else f"our step ({side})"
+        for kind, operations in KINDS.items():
             yield Figure.of_pairs(
                 f"step_share_{kind}_{side}",
-                [(m.by_kind[kind], m.profiled_seconds) for m in each],
-                what=f"share of {whose}, that is {words}; WRN-16-2, two networks",
+                [(m.by_kind[kind], m.profiled_seconds) for m in rounds],
+                what=f"share of {operations} in {step}; two WRN-16-2",
                 details=details,
             )
             details = {}
@@ -119,33 +118,35 @@ def _kept_over_returned(side: str, rounds: int, steps: int) -> Figure:
 
 
 def _start(side: str, keep: bool, steps: int, with_profiler: bool = False) -> Measured:
-    """Measure in a new process."""
+    """Call `run` in a new process."""
     flags = [str(int(keep)), str(steps), str(int(with_profiler))]
     command = [sys.executable, "-m", "bench.profiling", side, *flags]
     return Measured(**json.loads(runs.output(command, seconds=600).splitlines()[-1]))
 
 
 def run(side: str, keep: bool, steps: int, with_profiler: bool) -> Measured:
-    """Measure in this process, after as many steps that do not count."""
+    """Measure `steps` steps in this process, after the same number of steps to warm up."""
     if keep:
         keep_freed_memory()
-    some_steps = _side(side, steps, with_profiler)
-    some_steps()
-    seconds = _seconds(some_steps) / steps
+    train_steps = _side(side, steps, with_profiler)
+    train_steps()
+    seconds = _seconds(train_steps) / steps
     if not with_profiler:
         return Measured(seconds, 0.0, {})
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        profiled = _seconds(some_steps) / steps
+        profiled = _seconds(train_steps) / steps
     by_kind = dict.fromkeys(KINDS, 0.0)
     for event in profiler.events():
         by_kind[kind_of(_chain(event))] += event.self_cpu_time_total / 1e6 / steps
-    by_kind["rest"] = profiled - by_kind["convolutions"] - by_kind["normalisation"]  # Python's too
+    by_kind["rest"] = (
+        profiled - by_kind["convolutions"] - by_kind["normalisation"]
+    )  # includes Python
     return Measured(seconds, profiled, by_kind)
 
 
 def _side(side: str, steps: int, with_profiler: bool) -> Callable[[], None]:
-    """Give what does `steps` steps of one side, always on the same batches."""
-    if with_profiler:  # the kernels that are compiled say their names
+    """Function that trains `steps` steps of one side, always on the same batches."""
+    if with_profiler:  # so that compiled kernels have names in the profile
         torch._inductor.config.cpp.enable_kernel_profile = True
     raw = runs.run_file(
         EQUAL["1T1S"],
@@ -161,25 +162,25 @@ def _plain(raw: Mapping[str, Any], steps: int) -> Callable[[], None]:
     inputs = plain_inputs(raw)
     loop, batches = plain.loop(inputs, torch.device("cpu")), inputs["batches"][:steps]
 
-    def some_steps() -> None:
+    def train_steps() -> None:
         loop(batches)
 
-    return some_steps
+    return train_steps
 
 
 def _ours(raw: Mapping[str, Any], steps: int) -> Callable[[], None]:
     ours = InProcess(configured(raw))
     batches = list(ours.batches(steps))
 
-    def some_steps() -> None:
+    def train_steps() -> None:
         for x, y in batches:
             ours.step(x, y)
 
-    return some_steps
+    return train_steps
 
 
 def kind_of(names: Iterable[str]) -> str:
-    """What an operation is for: its own name, then the names of those that it was called from."""
+    """Kind of an operation, from its name and the names of its callers, innermost first."""
     names = list(names)
     if any(NO_NETWORK.search(name) for name in names):
         return "rest"

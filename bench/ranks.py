@@ -1,9 +1,9 @@
-"""Ranks as forked processes: real collectives and a real coordinator, without a start of seconds.
+"""Ranks as forked processes: real collectives and a real coordinator, with a fast start.
 
-Sixteen Python processes that import PyTorch keep two cores busy for half a minute. Here one does,
-and every rank is a fork of it. Nothing of PyTorch runs before the fork.
+Sixteen Python processes that import PyTorch keep two cores busy for half a minute. Here one process
+imports PyTorch, and every rank is a fork of it. PyTorch computes nothing before the fork.
 
-Not covered: figures of compute (they start `switokd train`, as a user does).
+Not covered: figures of compute, which start `switokd train` like a user.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.runs import Record, read
+from bench.runs import RunResult, read
 
 PRELOADED = ["switokd.training.trainer", "bench.ranks", "matplotlib.figure"]
-"""What ranks would else import each by itself; the digits and the curves take seconds."""
+"""Modules to import before the fork, so that the ranks need not import them."""
 Body = Callable[[Path, Mapping[str, Any]], None]
-"""What a rank does: called with a folder that all ranks share, and the arguments."""
+"""Function that every rank runs, with a folder that all ranks share, and the arguments."""
 
 
 def run(body: Body, world_size: int, arguments: Mapping[str, Any], folder: Path) -> None:
-    """Run `body` on so many ranks, to the end; RuntimeError with a rank's output if one fails."""
+    """Run `body` on `world_size` ranks and wait. RuntimeError with the output of a failed rank."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with socket.socket() as s:
@@ -46,7 +46,7 @@ def run(body: Body, world_size: int, arguments: Mapping[str, Any], folder: Path)
         failed = {i: rank.exitcode for i, rank in enumerate(ranks) if rank.exitcode}
     finally:
         for rank in ranks:
-            rank.kill()  # nothing, where it has ended
+            rank.kill()  # no effect on an ended process
     for rank in ranks:
         rank.join()
     if failed:
@@ -54,8 +54,8 @@ def run(body: Body, world_size: int, arguments: Mapping[str, Any], folder: Path)
         raise RuntimeError("\n".join([f"ranks ended with codes {failed}", *logs]))
 
 
-def train(config: Mapping[str, Any], world_size: int) -> Record:
-    """Train a run file on so many ranks."""
+def train(config: Mapping[str, Any], world_size: int) -> RunResult:
+    """Train a run file on `world_size` ranks."""
     with tempfile.TemporaryDirectory() as folder:
         run(_train, world_size, config, Path(folder))
         return read(Path(folder) / "out")

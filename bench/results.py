@@ -1,9 +1,9 @@
-"""bench/results.json: every figure with where it comes from, and merging into what is there.
+"""bench/results.json: all figures with their provenance; merging into an existing file.
 
-Figures of one file are of one machine with one set of versions, but not of one hour: each says of
-which commit it is, when it was measured and what others took of the machine meanwhile.
+All figures of a file come from one machine with one set of versions, but from different times.
+Each figure therefore has its commit, its date and the CPU time that other processes took meanwhile.
 
-Not covered: whether figures of two commits can be held against each other; that is the reader's.
+Not covered: whether figures of two commits are comparable; the reader must judge.
 """
 
 from __future__ import annotations
@@ -17,66 +17,69 @@ from typing import Any
 from bench import machine
 from bench.figures import Figure
 
-SAME = ("hardware", "versions", "quick")
-"""What all figures of a file have in common."""
-AT_ONCE = 0.1
-"""Seconds; a figure that comes so soon after another is of the same measurement."""
+SHARED_KEYS = ("hardware", "versions", "quick")
+"""Keys whose values are the same for all figures of a file."""
+SAME_MEASUREMENT_SECONDS = 0.1
+"""A figure that follows another one this fast belongs to the same measurement."""
 
 
 class Results:
-    """The file as it grows. `merge`: on top of what is in it already."""
+    """The results file, written after every figure.
+
+    merge: keep the figures that the file contains already.
+    """
 
     def __init__(self, path: Path, quick: bool, merge: bool = False) -> None:
-        """ValueError, with a line, for a file that these figures cannot be merged into."""
+        """ValueError if the figures cannot be merged into the file."""
         self.path = path
         self.load_before = machine.load()
         self.failed: dict[str, str] = {}
-        """By part that failed this time."""
+        """Reasons of failures in this run of the benchmark, by part."""
         self.taken: dict[str, float | None] = {}
-        """By figure: what others took of the cores while it was measured, 0 to 1, if known."""
+        """Share of the cores that other processes took, 0 to 1, by figure; None if unknown."""
         self._content = {**machine.describe(), "quick": quick, "figures": {}, "failed": {}}
         if merge and path.exists():
-            self._content = _earlier(path, self._content)
+            self._content = _read_existing(path, self._content)
 
     def add(self, part: str, figures: Iterable[Figure]) -> Iterator[Figure]:
-        """Pass on a part's figures; each is in the file once it is there.
+        """Write each figure of a part to the file, and yield it.
 
-        What the part left in the file before is gone once it has given all.
+        After the last figure, older figures of the part are removed from the file.
         """
         new: set[str] = set()
         provenance: dict[str, Any] = {}
         others, begun, started = machine.Others(), self._provenance(part), time.monotonic()
-        self._content["failed"][part] = "it was not ended"
+        self._content["failed"][part] = "it did not finish"
         for figure in figures:
             seconds = time.monotonic() - started
-            if seconds > AT_ONCE or not provenance:
+            if seconds > SAME_MEASUREMENT_SECONDS or not provenance:
                 share = others.share()
                 provenance = {**begun, "seconds": round(seconds, 1)}
                 provenance["taken_by_others"] = None if share is None else round(share, 3)
             self.taken[figure.name] = provenance["taken_by_others"]
-            self._content["figures"][figure.name] = figure.record() | {"provenance": provenance}
+            self._content["figures"][figure.name] = figure.to_json() | {"provenance": provenance}
             self._write()
             new.add(figure.name)
             yield figure
             others, begun, started = machine.Others(), self._provenance(part), time.monotonic()
         self._content["figures"] = {
-            name: record
-            for name, record in self._content["figures"].items()
-            if name in new or record["provenance"]["part"] != part
+            name: figure
+            for name, figure in self._content["figures"].items()
+            if name in new or figure["provenance"]["part"] != part
         }
         self._content["failed"].pop(part, None)
         self._write()
 
     def fail(self, part: str, why: str) -> None:
-        """Keep why a part ended early; what it gave until then stays."""
+        """RunResult the reason of a failed part; figures that it has yielded stay in the file."""
         self.failed[part] = self._content["failed"][part] = why
         self._write()
 
     def _provenance(self, part: str) -> dict[str, Any]:
-        """Where a figure comes from whose measuring begins now.
+        """Provenance of a figure whose measurement starts now.
 
-        The load includes what the benchmark itself did in the minute before, but for that at
-        program start.
+        `load_1_minute` includes the benchmark's own load of the last minute;
+        `load_at_program_start` does not.
         """
         at_start = {"load_1_minute": machine.load(), "load_at_program_start": self.load_before}
         return {"part": part, **machine.source(), **at_start}
@@ -85,33 +88,32 @@ class Results:
         self.path.write_text(json.dumps(self._content, indent=1) + "\n")
 
 
-def _earlier(path: Path, here: dict[str, Any]) -> dict[str, Any]:
-    """Read a file to merge into; ValueError, with a line, unless it is of the same conditions."""
+def _read_existing(path: Path, current: dict[str, Any]) -> dict[str, Any]:
+    """Read a file to merge into. ValueError if machine, versions or `quick` differ."""
     try:
-        there = json.loads(path.read_text())
-        figures = there["figures"].values()
-        is_ours = isinstance(there["failed"], dict) and all("provenance" in f for f in figures)
+        existing = json.loads(path.read_text())
+        figures = existing["figures"].values()
+        is_ours = isinstance(existing["failed"], dict) and all("provenance" in f for f in figures)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         is_ours = False
     if not is_ours:
-        raise ValueError(
-            f"{path} holds no figures that say where they come from; leave out --merge"
-        )
-    for key, mine in _flat({key: here[key] for key in SAME}).items():
-        theirs = _flat({key: there.get(key) for key in SAME}).get(key)
-        if theirs != mine:
+        raise ValueError(f"{path} has no figures with their provenance; leave out --merge")
+    existing_values = _flatten({key: existing.get(key) for key in SHARED_KEYS})
+    for key, value in _flatten({key: current[key] for key in SHARED_KEYS}).items():
+        if existing_values.get(key) != value:
             raise ValueError(
-                f"{path} has other conditions: {key} is {theirs!r} there and {mine!r} here; leave "
-                "out --merge, or give another --out"
+                f"{path} has other conditions: {key} is {existing_values.get(key)!r} there and "
+                f"{value!r} here; leave out --merge, or choose another --out"
             )
-    return dict(there)
+    return dict(existing)
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """All leaves, as "hardware.cpu"."""
-    flat: dict[str, Any] = {}
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested dict by dotted key, for example "hardware.cpu"."""
+    leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
+        if isinstance(value, dict):
+            leaves |= _flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves

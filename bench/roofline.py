@@ -1,14 +1,14 @@
-"""What bounds speed on a CPU: plain fp32 steps of networks over their convolutions alone.
+"""Upper bound of the speed on a CPU: plain fp32 steps over the time of their convolutions alone.
 
-The convolutions are run by themselves, in fp32 and in bf16, forward and both halves of backward, in
-NHWC order, as ours runs them, with everything between them left out. Nothing that calls the same
-kernels and never pauses can be faster against the plain loop than this, and how close the kernels
-come to a large matrix product says whether better ones are to be expected. Beside it stand the
-bytes that convolutions hand to BatchNorm and ReLU, and how fast this machine copies bytes.
+The convolutions run alone, in fp32 and in bf16, forward and backward, in NHWC layout like in
+switokd. Everything between them is left out. No program that uses the same kernels and never pauses
+can be faster against the plain loop. The speed of a large matrix product shows whether better
+kernels are possible. The details also have the bytes that convolutions pass to BatchNorm and ReLU,
+and the speed of copying bytes.
 
-Once for WRN-16-2, and once for the unequal networks, with each one's part.
+Measured for WRN-16-2 and for the unequal networks, with a row per network.
 
-Not covered: algorithms with fewer multiplications (Winograd), which oneDNN has not for training.
+Not covered: algorithms with fewer multiplications (Winograd); oneDNN has none for training.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ FIGURES: dict[str, tuple[tuple[str, ...], torch.dtype]] = {
     "plain_over_convolutions_bf16": ((LARGE,), torch.bfloat16),
     "plain_over_convolutions_unequal": ((LARGEST, SMALLER, SMALLEST), torch.float32),
 }
-"""The networks, and what their convolutions are in."""
+"""By figure: networks, and data type of their convolutions."""
 SIDE = 32
 COPIED = 2**28
-"""Bytes: more than any cache holds."""
+"""Bytes to copy: more than any cache holds."""
 convolution_backward = torch.ops.aten.convolution_backward
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give the three, of fp32, of bf16 and of unequal networks."""
+    """Yield the figures for fp32, for bf16 and for unequal networks."""
     for name, (networks, dtype) in FIGURES.items():
         say(f"a plain step of {', '.join(networks)} against its convolutions alone, {dtype}")
         yield _over_convolutions(name, networks, dtype, 1 if quick else 7)
@@ -55,7 +55,8 @@ def _over_convolutions(
     for _ in range(rounds):
         for network, pairs in taken.items():
             pairs.append((_seconds(plain[network]), _seconds(alone[network].run)))
-    sums = [tuple(map(sum, zip(*each, strict=True))) for each in zip(*taken.values(), strict=True)]
+    by_round = zip(*taken.values(), strict=True)
+    sums = [tuple(map(sum, zip(*pairs, strict=True))) for pairs in by_round]
     matrix, bytes_ = torch.randn(2048, 2048).to(dtype), torch.ones(COPIED, dtype=torch.uint8)
     other = torch.empty_like(bytes_)
     product = min(_seconds(lambda: matrix @ matrix) for _ in range(rounds))
@@ -64,8 +65,8 @@ def _over_convolutions(
     return Figure.of_pairs(
         name,
         [(a, b) for a, b in sums],
-        what=f"a plain fp32 step over its convolutions alone, NHWC, {dtype}: what these kernels "
-        "allow",
+        what=f"a plain fp32 step over its convolutions alone, NHWC, {dtype}: upper bound of "
+        "these kernels",
         details={
             "rows": [
                 {
@@ -86,7 +87,7 @@ def _over_convolutions(
 
 
 def plain_step(name: str) -> Callable[[], None]:
-    """One network's step as in the plain loop, without the other networks."""
+    """Step of a single network in the plain loop."""
     network = build(name, 3, CLASSES)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     x, y = torch.randn(BATCH, 3, SIDE, SIDE), torch.randint(CLASSES, (BATCH,))
@@ -101,18 +102,18 @@ def plain_step(name: str) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Convolutions:
-    """All of a network's convolutions, without what lies between them."""
+    """All convolutions of a network, without the operations between them."""
 
     run: Callable[[], None]
-    """Forward and backward of them."""
+    """Run forward and backward passes of all convolutions."""
     operations: float
-    """Floating-point operations in that."""
+    """Floating-point operations of `run`."""
     bytes_made: int
-    """By their forward passes, in float32: what BatchNorm and ReLU have to read."""
+    """Bytes of all outputs in float32, which BatchNorm and ReLU must read."""
 
     @classmethod
     def of(cls, name: str, dtype: torch.dtype = torch.float32) -> Convolutions:
-        """Those of the network `name`, on a batch of noise."""
+        """Convolutions of the network `name`, on a batch of noise."""
         network = build(name, 3, CLASSES).to(memory_format=torch.channels_last)
         layers: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
 
@@ -129,7 +130,7 @@ class Convolutions:
         network = network.to(dtype)
         forward = [
             2 * g.numel() * layer.weight[0].numel() for layer, _, g in layers
-        ]  # a multiplication and an addition for each weight of an output channel
+        ]  # one multiplication and one addition per output and weight
 
         @torch.no_grad()
         def run() -> None:
@@ -144,7 +145,7 @@ class Convolutions:
 
 
 def _seconds(run: Callable[[], object], repetitions: int = 5) -> float:
-    """Median seconds, after a first time that does not count."""
+    """Median seconds of a call, after one call to warm up."""
     taken = []
     for _ in range(1 + repetitions):
         started = time.perf_counter()

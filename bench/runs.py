@@ -1,9 +1,9 @@
-"""Runs of switokd as a user starts them, and what their records say about their speed.
+"""Runs of `switokd train`, and their speed from the files of the run folder.
 
-Of several epochs the first warms up; the others' rates are taken from metrics.jsonl, so that
-start-up, evaluation and the closing report are in no figure.
+The first epoch warms up. The rates of the other epochs come from metrics.jsonl, so that start,
+evaluation and closing report do not count.
 
-Not covered: runs that fail; their output is in the error.
+Not covered: failed runs, whose output is in the error message.
 """
 
 from __future__ import annotations
@@ -25,28 +25,32 @@ from bench.machine import REPOSITORY
 
 BATCH, CLASSES = 64, 100
 LEARNING_RATES = {"teacher": 0.1, "student": 0.01}
-"""The students learn slowly, so that teachers get ahead of them and pause."""
+"""Students learn slowly, so that teachers get ahead and pause."""
 
 
 @dataclass(frozen=True)
-class Record:
-    """What one run left."""
+class RunResult:
+    """Results of one run, from its folder."""
 
     step_seconds: float
-    """Of a step, over all epochs but the first, by the slowest rank's clock."""
+    """Mean seconds per step, without the first epoch, on the slowest rank."""
     paused: float
-    """Share of the teachers' steps."""
+    """Share of the teachers' steps that were paused."""
     warm_up: int
     """Steps of the first epoch."""
     experts: tuple[frozenset[str], ...]
-    """By step: the teachers in expert mode with all their students; paused, but as published."""
+    """Teachers in expert mode with all their students, by step."""
     summary: Mapping[str, Any]
+    """Content of summary.json."""
 
 
 def run_file(
     networks: Mapping[str, tuple[str, str]], steps: int, batch: int = BATCH, **more: Any
 ) -> dict[str, Any]:
-    """Give a run file: networks by name as (role, model); epochs of `steps` steps of noise."""
+    """Run file with two epochs of `steps` steps on images of noise.
+
+    networks: (role, model) by name. more: further settings.
+    """
     return {
         "name": "bench",
         "device": "cpu",
@@ -64,8 +68,8 @@ def run_file(
     }
 
 
-def read(folder: Path) -> Record:
-    """Read a finished run's record."""
+def read(folder: Path) -> RunResult:
+    """Read the results of a finished run from its folder."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text())
     networks = summary["networks"].values()
@@ -75,7 +79,7 @@ def read(folder: Path) -> Record:
     rates = [line["samples_per_second"] for line in epochs]
     counted = rates[1:] or rates
     teachers = [network for network in networks if network["role"] == "teacher"]
-    return Record(
+    return RunResult(
         step_seconds=batch * sum(1 / rate for rate in counted) / len(counted),
         paused=sum(t["steps_paused"] for t in teachers) / sum(t["steps"] for t in teachers),
         warm_up=epochs[0]["step"],
@@ -90,13 +94,15 @@ def _experts(folder: Path) -> tuple[frozenset[str], ...]:
         pair = json.loads(line)
         modes[pair["step"]][pair["teacher"]].add(pair["mode"])
     return tuple(
-        frozenset(teacher for teacher, found in modes[step].items() if found == {"expert"})
+        frozenset(teacher for teacher, of_pairs in modes[step].items() if of_pairs == {"expert"})
         for step in sorted(modes)
     )
 
 
-def train(config: Mapping[str, Any], processes: int | None = None, seconds: float = 600) -> Record:
-    """Start `switokd train` on a run file; RuntimeError with its output if it fails."""
+def train(
+    config: Mapping[str, Any], processes: int | None = None, seconds: float = 600
+) -> RunResult:
+    """Train a run file with `switokd train`. RuntimeError with the output if that fails."""
     more = ["--processes", str(processes)] if processes else []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.yaml"
@@ -107,7 +113,10 @@ def train(config: Mapping[str, Any], processes: int | None = None, seconds: floa
 
 
 def output(command: Sequence[str], seconds: float) -> str:
-    """Standard output of a program that must succeed, with as many threads as it chooses."""
+    """Run a command without OMP_NUM_THREADS and return its standard output.
+
+    RuntimeError with the output if the command fails.
+    """
     env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     done = subprocess.run(
         list(command), cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=seconds

@@ -1,9 +1,9 @@
-"""A network whose compute is a wait: simulated devices, as many as there are processes.
+"""A network that waits instead of computing, to simulate one device per process.
 
-Everything around it is real: processes, collectives, the coordinator, the optimizer of a few
-weights. As a run file's model: `bench.simulated:Waiting`.
+Everything else is real: processes, collectives, the coordinator, the optimizer of a few weights.
+In a run file: `model: bench.simulated:SimulatedNetwork`.
 
-Not covered: compute that is not proportional to the samples.
+Not covered: compute time that is not proportional to the number of samples.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 LAYERS = 16
-"""Parts of a network with weights of its own."""
+"""Number of layers with weights."""
 
 
-class WaitingTimes(nn.Module):
-    """A linear layer on the means of the channels, that takes as long as it is told.
+class SimulatedNetwork(nn.Module):
+    """A linear layer on the channels' means, with a given duration of forward and backward pass.
 
-    parameters: how many weights it has besides. They do nothing, but their gradients (zeros) arrive
-    over the time of backward, in `LAYERS` parts, and have to be added up like a real network's.
+    parameters: number of additional weights. They have no effect, but their gradients (zeros)
+    arrive during the backward pass, layer by layer, and must be all-reduced like real gradients.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class WaitingTimes(nn.Module):
 
 
 class _Wait(torch.autograd.Function):
-    """The identity, after a while, in both directions."""
+    """Identity that sleeps in the forward and in the backward pass."""
 
     @staticmethod
     def forward(
@@ -63,5 +63,5 @@ class _Wait(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         time.sleep(ctx.seconds)
-        own = None if ctx.weights is None else torch.zeros_like(ctx.weights)
-        return gradients[0], own, None, None
+        of_weights = None if ctx.weights is None else torch.zeros_like(ctx.weights)
+        return gradients[0], of_weights, None, None

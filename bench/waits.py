@@ -1,8 +1,8 @@
-"""What a step costs beside its compute: the wait for the decision, and the exchange. A simulation.
+"""Time of a step beside its compute: the wait for the decision, and the exchange.
 
-Two teachers and a student, a rank each, whose compute is a wait of 20 ms (`simulated.py`), so that
-what is left of the cores is free for the rest, as it is where a GPU computes. Processes,
-collectives and the coordinator are real.
+Two teachers and a student have one rank each and wait 20 ms instead of computing (`simulated.py`).
+The cores are therefore free for everything else, as if a GPU computed. Processes, collectives and
+the coordinator are real.
 
 Not covered: several machines; networks that compute on the coordinator's core.
 """
@@ -23,18 +23,21 @@ NETWORKS = {"t1": "teacher", "t2": "teacher", "s": "student"}
 
 @dataclass(frozen=True)
 class Case:
-    """A way of deciding, by the suffix of its figures' names."""
+    """A strategy to measure with."""
 
     suffix: str
+    """Suffix of the names of its figures."""
     distillation: Mapping[str, Any]
     target: bool
-    """Whether it is held against what is to be reached, and against bare calls."""
+    """Whether the figures have targets and are compared with bare calls."""
 
 
 LEARNING = Case("", {"strategy": "switokd"}, True)
 PAUSING = Case("_while_pausing", {"strategy": "threshold", "strategy_kwargs": {"delta": 0}}, False)
-"""Networks that only wait learn nothing, so that under switokd nobody gets ahead; with a threshold
-of 0 a teacher pauses whenever it is the better one, which is about every second step."""
+"""Waiting networks learn nothing, so that with switokd no teacher gets ahead and pauses.
+
+With a threshold of 0 a teacher pauses when it is better than the student: about every second step.
+"""
 
 FIGURES = (
     *(
@@ -48,7 +51,7 @@ FIGURES = (
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give the figures of waiting."""
+    """Yield the figures of waiting and of the exchange."""
     for case in (LEARNING, PAUSING):
         yield from _measure(case, quick, say)
     yield _exchange(quick, say)
@@ -56,24 +59,24 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
 
 def _measure(case: Case, quick: bool, say: Say) -> Iterable[Figure]:
     rounds = 1 if quick else 5
-    records, bare, paced, gathers = [], [], [], []
+    results, bare, paced, gathers = [], [], [], []
     for i in range(rounds):
         say(f"waits for decisions, {case.distillation['strategy']}, round {i + 1} of {rounds}")
         config = run_file(3 if quick else 10, case.distillation)
-        records.append(ranks.train(config, len(NETWORKS)))
+        results.append(ranks.train(config, len(NETWORKS)))
         bare.append(round_trip(300))
         paced.append(round_trip(100, FORWARD + BACKWARD))
         if case.target:
             ((_, gather),), _ = collectives.exchange(len(NETWORKS), "cpu", 1)
             gathers.append(gather)
-    waits = [r.summary["waiting"]["decision_mean_seconds"] for r in records]
-    steps = [r.step_seconds for r in records]
+    waits = [r.summary["waiting"]["decision_mean_seconds"] for r in results]
+    steps = [r.step_seconds for r in results]
     details = {
         "step_seconds": steps,
-        "decision_p99_seconds": [r.summary["waiting"]["decision_p99_seconds"] for r in records],
+        "decision_p99_seconds": [r.summary["waiting"]["decision_p99_seconds"] for r in results],
         "round_trip_seconds_between_steps_of_20_ms": paced,
         "bare_all_gather_seconds": gathers,
-        "paused": [r.paused for r in records],
+        "paused": [r.paused for r in results],
     }
     yield Figure.of_pairs(
         f"decision_wait_share{case.suffix}",
@@ -96,7 +99,7 @@ def _measure(case: Case, quick: bool, say: Say) -> Iterable[Figure]:
     yield Figure.of_pairs(
         f"step_over_compute{case.suffix}",
         [(step, FORWARD + BACKWARD) for step in steps],
-        what="a step of 20 ms compute, all included; below 1 where all teachers pause",
+        what="a whole step over its 20 ms of compute; below 1 if all teachers pause",
         simulation=True,
         details=details,
     )
@@ -107,14 +110,14 @@ def _measure(case: Case, quick: bool, say: Say) -> Iterable[Figure]:
                 (step - FORWARD - BACKWARD, gather + trip)
                 for step, gather, trip in zip(steps, gathers, bare, strict=True)
             ],
-            what="what a step takes beside its compute, over a bare all_gather and a round trip",
+            what="a step's time beside its compute, over a bare all_gather and a round trip",
             simulation=True,
             details=details,
         )
 
 
 def run_file(epochs: int, distillation: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the run file of three networks of 20 ms per step."""
+    """Run file of three networks that take 20 ms per step."""
     kwargs = {
         "seconds_per_sample_forward": FORWARD / BATCH,
         "seconds_per_sample_backward": BACKWARD / BATCH,
@@ -124,7 +127,11 @@ def run_file(epochs: int, distillation: Mapping[str, Any]) -> dict[str, Any]:
         "device": "cpu",
         "data": {"dataset": "digits", "batch_size": BATCH},
         "networks": {
-            name: {"role": role, "model": "bench.simulated:Waiting", "model_kwargs": kwargs}
+            name: {
+                "role": role,
+                "model": "bench.simulated:SimulatedNetwork",
+                "model_kwargs": kwargs,
+            }
             for name, role in NETWORKS.items()
         },
         "distillation": dict(distillation),

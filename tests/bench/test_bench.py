@@ -1,4 +1,7 @@
-"""The benchmark: its plain loop against the oracle, and that it runs; no figure is asserted."""
+"""The benchmark runs, and its plain loop agrees with the oracle.
+
+Not covered: the values of the figures.
+"""
 
 from __future__ import annotations
 
@@ -46,55 +49,55 @@ TOPOLOGIES = {
 }
 
 PASSIVE = "passive"
-"""How threads wait for each other: else they are ten times as slow beside what others compute."""
+"""Value of OMP_WAIT_POLICY. Busy-waiting threads would be ten times slower on shared cores."""
 
 
 def network(name: str, classes: int = 4) -> nn.Module:
-    """A small network, its first weights given by its name."""
+    """A small network whose initial weights depend on its name."""
     torch.manual_seed(len(name) + ord(name[0]) + ord(name[-1]))
-    made = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU())
-    return nn.Sequential(made, nn.Linear(16, classes))
+    features = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU())
+    return nn.Sequential(features, nn.Linear(16, classes))
 
 
 def batches(steps: int) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    made = []
+    all_batches = []
     for _ in range(steps):
         y = torch.randint(4, (16,), generator=generator)
         x = torch.randn(16, 3, 2, 2, generator=generator)
         x[torch.arange(16), y % 3] += 3
         x[:, 0, 0, 0] += 3 * (y == 3)
-        made.append((x, y))
-    return made
+        all_batches.append((x, y))
+    return all_batches
 
 
 @pytest.mark.parametrize("strategy", ["switokd", "dml"])
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_the_plain_loop_is_the_method(topology: str, strategy: str) -> None:
+def test_the_plain_loop_agrees_with_the_oracle(topology: str, strategy: str) -> None:
     roles = TOPOLOGIES[topology]
-    # As published where there are two students; dml, which never switches, is the same in both.
+    # With two students the plain loop follows the published code. dml has no such difference.
     as_published = topology == "1T2S" and strategy == "switokd"
     semantics = "published" if as_published else "paper"
     setup = reference.Setup(dict(roles), strategy, semantics=semantics)
-    ours, theirs = ({name: network(name) for name in roles} for _ in range(2))
+    networks, oracles = ({name: network(name) for name in roles} for _ in range(2))
     lr = {name: 1.0 if role == "teacher" else 0.1 for name, role in roles.items()}
     optimizers = [
-        {name: torch.optim.SGD(made.parameters(), lr[name], 0.5) for name, made in side.items()}
-        for side in (ours, theirs)
+        {name: torch.optim.SGD(n.parameters(), lr[name], 0.5) for name, n in side.items()}
+        for side in (networks, oracles)
     ]
 
-    trace = plain.train(roles, ours, optimizers[0], batches(60), dml=strategy == "dml")
-    records = reference.train(setup, theirs, optimizers[1], batches(60))
+    trace = plain.train(roles, networks, optimizers[0], batches(60), dml=strategy == "dml")
+    decisions = reference.train(setup, oracles, optimizers[1], batches(60))
 
     modes: dict[tuple[int, str], set[str]] = {}
-    for record in records:
-        modes.setdefault((record["step"], record["teacher"]), set()).add(record["mode"])
-    paused = [(step, t) for (step, t), found in modes.items() if found == {"expert"}]
+    for d in decisions:
+        modes.setdefault((d["step"], d["teacher"]), set()).add(d["mode"])
+    paused = [(step, t) for (step, t), of_pairs in modes.items() if of_pairs == {"expert"}]
     assert [(i, t) for i, names in enumerate(trace.experts, 1) for t in names] == paused
     assert bool(paused) == (strategy == "switokd")
     assert len(paused) < len(modes)
     for name in roles:
-        for a, b in zip(ours[name].parameters(), theirs[name].parameters(), strict=True):
+        for a, b in zip(networks[name].parameters(), oracles[name].parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -113,7 +116,9 @@ def test_parts_are_chosen_by_their_names_or_their_figures() -> None:
         assert chosen(part) == [part]
         assert all(chosen(name) == [part] for name in module.FIGURES)
     assert chosen("") == list(PARTS)
-    words = r"--only plain_fp33: one of plain, .*, nccl, or a figure; did you mean 'plain_fp32'\?"
+    words = (
+        r"--only plain_fp33: allowed are plain, .*, nccl, or a figure; did you mean 'plain_fp32'\?"
+    )
     with pytest.raises(ValueError, match=words):
         chosen("plain_fp33")
 
@@ -146,18 +151,18 @@ def profile_of(networks: Mapping[str, tuple[Any, str]]) -> Profile:
     )
 
 
-def test_slowed_time_slows_all_of_a_prediction() -> None:
+def test_slowed_time_slows_the_whole_prediction() -> None:
     config = Config.model_validate(devices.Devices().run_file(64))
     profiled = profile_of({name: (n.role, n.model) for name, n in config.networks.items()})
     placement = replicated(config.topology, 4)
     once, thrice = (
-        predict(each, placement, 64, Pauses.none()).step_seconds
-        for each in (profiled, devices.slowed(profiled, 3))
+        predict(p, placement, 64, Pauses.none()).step_seconds
+        for p in (profiled, devices.slowed(profiled, 3))
     )
     assert thrice == pytest.approx(3 * once)
 
 
-def test_links_that_were_measured_in_slowed_time_are_not_slowed_again() -> None:
+def test_links_measured_in_slowed_time_are_not_slowed_again() -> None:
     measured = GLOO_LOOPBACK.model_copy(update={"latency_seconds": 7.0})
     profiled = profile_of({"s": ("student", "any")})
     links = devices.slowed(profiled, 3, measured).communication
@@ -167,21 +172,23 @@ def test_links_that_were_measured_in_slowed_time_are_not_slowed_again() -> None:
 
 
 def test_links_are_measured_between_ranks() -> None:
-    found = devices.links_between(2)
-    assert "2 ranks, measured" in found.description
-    assert found.latency_seconds > 0
+    links = devices.links_between(2)
+    assert "2 ranks, measured" in links.description
+    assert links.latency_seconds > 0
 
 
 def test_simulated_networks_have_gradients_as_large_as_real_ones() -> None:
-    made = simulated.WaitingTimes(0.0, 0.0, parameters=1000)
-    made(torch.zeros(2, 3, 4, 4)).sum().backward()
-    sizes = [p.grad.numel() for p in made.layers if p.grad is not None]
+    network = simulated.SimulatedNetwork(0.0, 0.0, parameters=1000)
+    network(torch.zeros(2, 3, 4, 4)).sum().backward()
+    sizes = [p.grad.numel() for p in network.layers if p.grad is not None]
     assert len(sizes) == simulated.LAYERS
     assert sum(sizes) == pytest.approx(1000, abs=simulated.LAYERS)
     assert devices.parameters()["wrn-16-10"] == pytest.approx(17.1e6, rel=0.01)
 
 
-@pytest.mark.parametrize("network", ["wrn-16-2", "mobilenet-0.5"])  # the latter's are in groups
+@pytest.mark.parametrize(
+    "network", ["wrn-16-2", "mobilenet-0.5"]
+)  # MobileNet has grouped convolutions
 def test_convolutions_alone_count_their_operations(network: str) -> None:
     alone = roofline.Convolutions.of(network)
     alone.run()
@@ -209,7 +216,7 @@ def test_the_matrix_of_comparisons_is_complete() -> None:
     assert set(cases) >= set(against.TARGETS)
 
 
-def test_what_is_near_the_fastest_is_tried_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_near_the_fastest_are_tried_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {
         "one process": 1.0,
         "a rank per network": 1.3,
@@ -224,7 +231,7 @@ def test_what_is_near_the_fastest_is_tried_compiled(monkeypatch: pytest.MonkeyPa
 
     def ours(self: against.Case, candidate: against.Candidate, steps: int) -> SimpleNamespace:
         asked.append(str(candidate))
-        busy = 9.0 * (len(asked) in (3, 6))  # somebody used the machine for a moment
+        busy = 9.0 * (len(asked) in (3, 6))  # another process used the machine for a moment
         return SimpleNamespace(step_seconds=seconds[str(candidate)] + busy)
 
     monkeypatch.setattr(against.Case, "ours", ours)
@@ -239,7 +246,7 @@ def test_what_is_near_the_fastest_is_tried_compiled(monkeypatch: pytest.MonkeyPa
     assert like.settings == {"placement": {"t1": [0], "s1": [1], "s2": [1]}}
 
 
-def test_every_comparison_is_measured_in_a_configuration_of_its_own_networks(
+def test_every_case_uses_a_configuration_of_its_own_networks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     used: dict[str, against.Candidate] = {}
@@ -254,8 +261,8 @@ def test_every_comparison_is_measured_in_a_configuration_of_its_own_networks(
 
     monkeypatch.setattr(against, "fastest", fastest)
     monkeypatch.setattr(against, "compare", compare)
-    found = tuple(figure.name for figure in against.measure(False, lambda text: None))
-    assert found == against.FIGURES
+    names = tuple(figure.name for figure in against.measure(False, lambda text: None))
+    assert names == against.FIGURES
     assert used["plain_bf16_1t1s"].processes == 2, "a rank per network"
     for name, candidate in used.items():
         assert candidate.compiled == ("bf16" in name)
@@ -263,7 +270,7 @@ def test_every_comparison_is_measured_in_a_configuration_of_its_own_networks(
 
 
 @pytest.mark.timeout(200)
-def test_ranks_are_profiled_while_they_compute_together() -> None:
+def test_ranks_are_profiled_at_the_same_time() -> None:
     networks = {"t": ("teacher", "wrn-10-1"), "s": ("student", "wrn-10-1")}
     profiled = planning.profile_as_ranks(in_process.configured(runs.run_file(networks, 1, 8)), 2)
     assert profiled.threads == max(cores() // 2, 1)
@@ -295,7 +302,7 @@ def test_pauses_are_those_of_the_steps() -> None:
         (["aten::addmm", "aten::linear"], "rest"),
     ],
 )
-def test_time_belongs_to_what_it_was_spent_for(names: list[str], kind: str) -> None:
+def test_kinds_of_operations(names: list[str], kind: str) -> None:
     assert profiling.kind_of(names) == kind
 
 
@@ -310,7 +317,11 @@ def test_a_part_runs_and_writes_its_figures(part: str, tmp_path: Path) -> None:
     assert not results["failed"]
     names = set(PARTS[part].FIGURES)
     assert set(results["figures"]) <= names
-    if part not in ("profile", "plain", *NEEDS_GPUS):  # quick has no compiled step, and one case
+    if part not in (
+        "profile",
+        "plain",
+        *NEEDS_GPUS,
+    ):  # --quick has no compiled step and only one case
         assert set(results["figures"]) == names
     if part in NEEDS_GPUS and torch.cuda.device_count() < 2:
         assert torch.cuda.is_available() or NEEDS_GPUS[part] in printed
@@ -318,28 +329,28 @@ def test_a_part_runs_and_writes_its_figures(part: str, tmp_path: Path) -> None:
         assert {"median", "min", "max", "pairs", "target", "reached"} <= set(figure)
         assert figure["provenance"]["part"] == part
         assert name in printed
-        # Once as it comes, once in the table at the end; there with a row per detail as well.
+        # Printed once after its measurement, and once in the table at the end, with its rows.
         _, _, tables = printed.partition(f"{part} took ")
         assert name in tables
         for line in figure["details"].get("rows", []):
             assert all(heading.replace("_", " ").split()[0] in tables for heading in line)
-    if part in MORE:
-        MORE[part](results["figures"])
+    if part in FURTHER_CHECKS:
+        FURTHER_CHECKS[part](results["figures"])
 
 
-NEEDS_GPUS = {"gpu": "no GPU: nothing to measure", "nccl": "0 GPUs: NCCL has nothing to do"}
+NEEDS_GPUS = {"gpu": "no GPU: nothing to measure", "nccl": "0 GPUs: NCCL needs at least 2"}
 
 
-def _both_as_published(figures: dict[str, Any]) -> None:
+def _check_plain(figures: dict[str, Any]) -> None:
     figure = figures["plain_fp32_1t2s"]
-    ((theirs, ours),) = figure["details"]["expert_plain_and_ours"]
-    assert theirs == ours  # same networks, batches and rule
+    ((plain_share, our_share),) = figure["details"]["expert_plain_and_ours"]
+    assert plain_share == our_share  # same networks, batches and rule
     assert "both as published" in figure["what"]
     assert figure["details"]["paused_ours"] == [0.0]
 
 
-def _simulated_runs_are_held_against_the_plan(figures: dict[str, Any]) -> None:
-    """On three devices, whose time is slowed down where there are fewer cores, but for one."""
+def _check_simulated(figures: dict[str, Any]) -> None:
+    """Three devices; time is slowed down on fewer cores, except for the `_unslowed` figures."""
     for table in ("simulated_strong_scaling", "simulated_weak_scaling"):
         assert figures[table]["details"]["rows"]
     per_sample = devices.SECONDS_PER_SAMPLE / placements.QUICK
@@ -349,9 +360,9 @@ def _simulated_runs_are_held_against_the_plan(figures: dict[str, Any]) -> None:
         slowed = max(3 / cores(), 1) if suffix != "_unslowed" else 1
         assert (best["devices"], best["batch"], best["slowed"]) == (3, 96, slowed)
         assert best["ideal_seconds"] == pytest.approx(slowed * times * 32 * per_sample)
-        assert 0 < best["efficiency"] < 1  # no step is shorter than its waits
+        assert 0 < best["efficiency"] < 1  # a step takes at least the time of its waits
         assert error["median"] == best["plan_error"]
-        worst = max(each["plan_error"] for each in error["details"]["runs"])
+        worst = max(r["plan_error"] for r in error["details"]["runs"])
         assert error["details"]["worst_of_all"] == worst
         assert figures[f"simulated_efficiency{suffix}"]["median"] == best["efficiency"]
         assert (error["target"] is None) == (suffix == "_unslowed")
@@ -359,4 +370,4 @@ def _simulated_runs_are_held_against_the_plan(figures: dict[str, Any]) -> None:
     assert row["placement"] == figures["plan_error"]["details"]["runs"][0]["placement"]
 
 
-MORE = {"plain": _both_as_published, "simulated": _simulated_runs_are_held_against_the_plan}
+FURTHER_CHECKS = {"plain": _check_plain, "simulated": _check_simulated}

@@ -1,4 +1,7 @@
-"""The bench runs and counts right; its figures are for people."""
+"""The coordinator's benchmark runs and counts correctly.
+
+Not covered: the values of the figures.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ print(json.dumps(asdict(measure_case(Case({case}), 0.2))))
 
 
 @pytest.mark.parametrize("case", ["1, 1", "6, 2", "6, 1, apart=True", "6, 1, paced=True"])
-def test_the_coordinators_bench_measures_every_kind_of_case(case: str) -> None:
+def test_every_kind_of_case_is_measured(case: str) -> None:
     code, out, err = run([sys.executable, "-c", PROGRAM.format(case=case)], REPOSITORY, 60)
     assert code == 0, err
     result = json.loads(out)
@@ -32,14 +35,14 @@ def test_the_coordinators_bench_measures_every_kind_of_case(case: str) -> None:
 
 @pytest.mark.parametrize(("goal", "sent"), [(None, 5), ({"run": 4}, 4)])
 def test_a_rank_that_only_listens_catches_up(goal: dict[str, int] | None, sent: int) -> None:
-    """On a busy machine the decisions of several steps come at once."""
-    ours, coordinators = socket.socketpair()
-    with ours, coordinators:
+    """On a busy machine, decisions of several steps may arrive at once."""
+    of_rank, of_coordinator = socket.socketpair()
+    with of_rank, of_coordinator:
         rank = Rank("run", 2, (), done=4, sent=1)
-        rank.socket = ours
+        rank.socket = of_rank
         load = Load("", [], [])
         load._report_next(rank, goal)
         assert rank.sent == sent
         expected = b"".join(load._bytes(step, ()) for step in range(2, sent + 1))
-        coordinators.settimeout(10)
-        assert coordinators.recv(1 << 16) == expected
+        of_coordinator.settimeout(10)
+        assert of_coordinator.recv(1 << 16) == expected

@@ -1,4 +1,7 @@
-"""What the benchmark does on a GPU, run on a CPU: the same code but for its waits."""
+"""The benchmark for GPUs, run on a CPU.
+
+Not covered: waits for a GPU.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from bench import gpu, in_process, plain, runs
 from bench.figures import Figure, one_by_one
 
 
-def test_a_clock_shares_blocks_of_steps_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 8.0, 9.0])  # as of a GPU: begun, warm, over
+def test_a_clock_gives_each_step_the_mean_of_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 8.0, 9.0])  # as on a GPU: start, end of warm-up, end
     monkeypatch.setattr(plain, "time", SimpleNamespace(perf_counter=lambda: next(times)))
     clock = plain.Clock(torch.device("cpu"), warm_up=2, by_step=False)
     for _ in range(6):
@@ -43,10 +46,10 @@ SMALL = {
 }
 
 
-def test_on_a_gpu_both_sides_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here on a CPU: the same code, from the same weights on the same batches."""
+def test_both_sides_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides start from the same weights and get the same batches."""
     precisions = iter(["highest", "highest"])
-    monkeypatch.setattr(plain, "run", _spied(plain.run, precisions))
+    monkeypatch.setattr(plain, "run", _checking_precision(plain.run, precisions))
     compute = {"precision": "tf32"}
     raw = runs.run_file(SMALL, 4, 16, compute=compute, **in_process.ONE_PROCESS)
     compared = gpu.Compared(raw, False, torch.device("cpu"), 4)
@@ -59,15 +62,15 @@ def test_on_a_gpu_both_sides_train_alike(monkeypatch: pytest.MonkeyPatch) -> Non
     assert next(precisions, None) is None
 
 
-def _spied(run: Any, precisions: Iterator[str]) -> Any:
-    """`run`, which checks that the process's precision is what it should be."""
+def _checking_precision(run: Any, precisions: Iterator[str]) -> Any:
+    """Wrap `run` so that it checks the matrix multiplication precision of the process."""
 
-    def spy(*arguments: Any, **more: Any) -> plain.Trace:
+    def checked(*arguments: Any, **more: Any) -> plain.Trace:
         assert torch.get_float32_matmul_precision() == next(precisions)
-        found: plain.Trace = run(*arguments, **more)
-        return found
+        trace: plain.Trace = run(*arguments, **more)
+        return trace
 
-    return spy
+    return checked
 
 
 def test_a_trace_has_its_steps_and_counts_waits_in_them(tmp_path: Path) -> None:
@@ -84,8 +87,8 @@ def test_a_trace_has_its_steps_and_counts_waits_in_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_all_figures_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU; its unequal networks and the ranks that share it, smaller."""
+def test_all_figures_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same code as on a GPU, with smaller networks and fewer cases."""
     assert [case.target for case in gpu.CASES.values()][:2] == [2.0, 4.0]
     two = {name: SMALL[name] for name in ("t1", "s")}
     monkeypatch.setattr(gpu, "SMALL", two)
@@ -94,15 +97,15 @@ def test_all_figures_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(gpu, "TRACED", {"gpu_waits_per_step": ("fp32", gpu.FP32)})
     monkeypatch.setattr(gpu, "TRACES", tmp_path)
     said: list[str] = []
-    found = {f.name: f for f in gpu.figures(torch.device("cpu"), 2, 1, said.append)}
-    assert set(found) == {*cases, "gpu_waits_per_step", "gpu_ranks_over_one_process"}
-    assert said == [*found][:3] + said[3:4] + [*found][3:], "nothing went wrong"
-    assert all(a > 0 and b > 0 for f in found.values() for a, b in f.pairs)
-    assert "(bf16) over ours, seconds per step, of wrn-10-1, wrn-10-1" in found["gpu_bf16"].what
+    by_name = {f.name: f for f in gpu.figures(torch.device("cpu"), 2, 1, said.append)}
+    assert set(by_name) == {*cases, "gpu_waits_per_step", "gpu_ranks_over_one_process"}
+    assert said == [*by_name][:3] + said[3:4] + [*by_name][3:], "nothing went wrong"
+    assert all(a > 0 and b > 0 for f in by_name.values() for a, b in f.pairs)
+    assert "(bf16) over ours, seconds per step, of wrn-10-1, wrn-10-1" in by_name["gpu_bf16"].what
     assert (tmp_path / "gpu-trace-fp32.txt").exists()
 
 
-def test_kernels_are_told_from_what_only_names_them() -> None:
+def test_kernels_are_distinguished_from_annotations() -> None:
     def event(name: str, device: str, us: float, is_mark: bool = False) -> SimpleNamespace:
         return SimpleNamespace(
             name=name,
@@ -121,7 +124,7 @@ def test_kernels_are_told_from_what_only_names_them() -> None:
     assert gpu.kernels_of(events) == [0.5, 0.002]
 
 
-def test_calls_are_counted_while_steps_go_on() -> None:
+def test_calls_are_counted_within_steps() -> None:
     names = {
         gpu.STEP: [(10, 20), (30, 40)],
         "cudaStreamSynchronize": [(5, 6), (12, 15), (19, 25), (31, 32)],
@@ -137,11 +140,11 @@ def test_calls_are_counted_while_steps_go_on() -> None:
     ]
     whole = SimpleNamespace(start=0, end=99)
     events.append(SimpleNamespace(name=gpu.STEP, device_type=device, time_range=whole))
-    found = gpu.calls_within(gpu.STEP, events)
-    assert found == {"cudaStreamSynchronize": 3, "cudaDeviceSynchronize": 1, "cudaMemcpy": 1}
+    calls = gpu.calls_within(gpu.STEP, events)
+    assert calls == {"cudaStreamSynchronize": 3, "cudaDeviceSynchronize": 1, "cudaMemcpy": 1}
 
 
-def test_one_figures_fault_costs_no_other() -> None:
+def test_a_failed_figure_does_not_stop_the_others() -> None:
     said: list[str] = []
 
     def broken() -> Figure:
@@ -151,8 +154,8 @@ def test_one_figures_fault_costs_no_other() -> None:
         {"a": lambda: Figure("a", (1.0,)), "b": broken, "c": lambda: Figure("c", (2.0,))},
         said.append,
     )
-    found: list[str] = []
-    with pytest.raises(RuntimeError, match=r"^could not be taken: b$"):
-        found.extend(f.name for f in figures)
-    assert found == ["a", "c"]
+    names: list[str] = []
+    with pytest.raises(RuntimeError, match=r"^could not be measured: b$"):
+        names.extend(f.name for f in figures)
+    assert names == ["a", "c"]
     assert any("no such kernel" in line for line in said)

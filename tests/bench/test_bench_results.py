@@ -1,4 +1,7 @@
-"""What the benchmark leaves: where each figure comes from, and merging into a file."""
+"""The results file: provenance of figures, and merging into an existing file.
+
+Not covered: measuring figures (`test_bench.py`).
+"""
 
 from __future__ import annotations
 
@@ -38,11 +41,11 @@ def out(tmp_path: Path) -> Path:
     return path
 
 
-def test_each_figure_says_where_it_comes_from(out: Path) -> None:
-    found = written(out)
-    assert set(found) == {"hardware", "versions", "quick", "figures", "failed"}
+def test_each_figure_has_its_provenance(out: Path) -> None:
+    content = written(out)
+    assert set(content) == {"hardware", "versions", "quick", "figures", "failed"}
     for name, part in (("a", "plain"), ("b", "plain"), ("c", "waits")):
-        provenance = found["figures"][name]["provenance"]
+        provenance = content["figures"][name]["provenance"]
         assert provenance["part"] == part
         assert {"commit", "uncommitted_changes", "date", "seconds"} <= set(provenance)
         assert {"load_1_minute", "load_at_program_start"} <= set(provenance)
@@ -59,10 +62,10 @@ def test_figures_of_one_measurement_share_its_provenance(
     monkeypatch.setattr("bench.results.time", clock)
     file = Results(tmp_path / "results.json", quick=False)
     list(file.add("plain", figures("a", "with a", "b")))
-    found = {n: f["provenance"] for n, f in written(file.path)["figures"].items()}
-    assert found["with a"] == found["a"]
-    assert (found["a"]["date"], found["a"]["seconds"]) == ("0", 7.0)
-    assert (found["b"]["date"], found["b"]["seconds"]) == ("2", 3.0)
+    provenance = {n: f["provenance"] for n, f in written(file.path)["figures"].items()}
+    assert provenance["with a"] == provenance["a"]
+    assert (provenance["a"]["date"], provenance["a"]["seconds"]) == ("0", 7.0)
+    assert (provenance["b"]["date"], provenance["b"]["seconds"]) == ("2", 3.0)
 
 
 def test_merging_replaces_the_part_and_keeps_the_others(out: Path) -> None:
@@ -74,7 +77,7 @@ def test_merging_replaces_the_part_and_keeps_the_others(out: Path) -> None:
     assert after["a"]["median"] == after["d"]["median"] == 2.0
 
 
-def test_a_part_that_fails_leaves_what_was_there(out: Path) -> None:
+def test_a_failed_part_keeps_its_older_figures(out: Path) -> None:
     def failing() -> Iterator[Figure]:
         yield from figures("a", value=2.0)
         raise RuntimeError("broken")
@@ -91,20 +94,20 @@ def test_a_part_that_fails_leaves_what_was_there(out: Path) -> None:
     assert again.failed == written(out)["failed"] == {}
 
 
-def test_a_part_that_was_not_ended_says_so(tmp_path: Path) -> None:
-    """As where the machine is taken away."""
+def test_an_unfinished_part_is_marked_as_failed(tmp_path: Path) -> None:
+    """For example because the machine was taken away."""
     file = Results(tmp_path / "results.json", quick=False)
     for _ in file.add("plain", figures("a", "b")):
-        assert written(file.path)["failed"] == {"plain": "it was not ended"}
+        assert written(file.path)["failed"] == {"plain": "it did not finish"}
     assert written(file.path)["failed"] == file.failed == {}
 
 
-def test_without_merging_a_file_is_written_anew(out: Path) -> None:
+def test_without_merging_a_file_is_replaced(out: Path) -> None:
     list(Results(out, quick=False).add("waits", figures("c")))
     assert list(written(out)["figures"]) == ["c"]
 
 
-def test_merging_into_no_file_begins_one(tmp_path: Path) -> None:
+def test_merging_into_a_missing_file_creates_it(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     list(Results(out, quick=False, merge=True).add("waits", figures("c")))
     assert list(written(out)["figures"]) == ["c"]
@@ -119,24 +122,24 @@ def test_merging_into_no_file_begins_one(tmp_path: Path) -> None:
     ],
 )
 def test_merging_needs_the_same_conditions(out: Path, change: Any, words: str) -> None:
-    found = written(out)
+    content = written(out)
     for key, value in change.items():
-        found[key] = found[key] | value if isinstance(value, dict) else value
-    out.write_text(json.dumps(found))
+        content[key] = content[key] | value if isinstance(value, dict) else value
+    out.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="has other conditions: ") as error:
         Results(out, quick=False, merge=True)
     assert words in str(error.value)
-    assert written(out) == found
+    assert written(out) == content
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"figures": {"a": {"median": 1}}, "failed": {}}'])
-def test_merging_needs_figures_that_say_where_they_come_from(out: Path, text: str) -> None:
+def test_merging_needs_figures_with_provenance(out: Path, text: str) -> None:
     out.write_text(text)
-    with pytest.raises(ValueError, match="no figures that say where they come from"):
+    with pytest.raises(ValueError, match="no figures with their provenance"):
         Results(out, quick=False, merge=True)
 
 
-def test_the_command_refuses_in_a_line_before_it_measures(out: Path) -> None:
+def test_the_command_refuses_to_merge_before_it_measures(out: Path) -> None:
     command = [sys.executable, "-m", "bench", "--only", "waits", "--quick", "--merge", "--out"]
     code, printed, errors = run([*command, str(out)], REPOSITORY, seconds=60)
     assert (code, printed) == (2, "")
@@ -144,31 +147,31 @@ def test_the_command_refuses_in_a_line_before_it_measures(out: Path) -> None:
     assert line.startswith(f"python -m bench: {out} has other conditions: quick is False there")
 
 
-def test_what_others_take_is_all_but_what_this_process_has_started(
+def test_time_of_child_processes_is_not_time_of_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of 10 seconds that the cores have worked, a child took some, and this process a little."""
+    """The cores have worked 10 s, part of it for a child process and for this process."""
     busy = iter([100.0, 110.0, 110.0])
     monkeypatch.setattr(machine, "busy_seconds", lambda of: next(busy))
     monkeypatch.setattr(machine, "cores", lambda: len(os.sched_getaffinity(0)))
     clock = iter([0.0, 20.0, 20.0, 40.0])
     monkeypatch.setattr("bench.machine.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    others, had = machine.Others(), 20.0 * len(os.sched_getaffinity(0))
+    others, available = machine.Others(), 20.0 * len(os.sched_getaffinity(0))
     before = os.times()
     burn = "import time\nwhile time.process_time() < 1.1: pass"
     subprocess.run([sys.executable, "-c", burn], check=True)
     share, after = others.share(), os.times()
     ours = sum(after[:4]) - sum(before[:4])
     assert ours > 1
-    assert share == pytest.approx((10.0 - ours) / had, abs=0.2 / had)
+    assert share == pytest.approx((10.0 - ours) / available, abs=0.2 / available)
 
-    monkeypatch.setattr(machine, "cores", lambda: 0)  # a part of the cores' time, in a container
+    monkeypatch.setattr(machine, "cores", lambda: 0)  # a container with a share of the cores' time
     assert machine.Others().share() is None
 
 
-def test_a_core_is_busy_while_it_works_for_anyone() -> None:
-    every = range(len(psutil.cpu_times(percpu=True)))
-    before = machine.busy_seconds(every)
+def test_busy_seconds_count_the_work_of_any_process() -> None:
+    all_cores = range(len(psutil.cpu_times(percpu=True)))
+    before = machine.busy_seconds(all_cores)
     burn = "import time\nwhile time.process_time() < 1: pass"
     subprocess.run([sys.executable, "-c", burn], check=True)
-    assert machine.busy_seconds(every) - before > 0.9
+    assert machine.busy_seconds(all_cores) - before > 0.9

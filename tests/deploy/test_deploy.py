@@ -1,7 +1,7 @@
-"""deploy/: Prometheus' own checks, the dashboard's shape, and both against a real run.
+"""Files in deploy/: checks by promtool, the dashboard, and a real Prometheus with a real run.
 
-The last test trains for real, lets a real Prometheus scrape the run's coordinator, and waits
-until every expression of the dashboard has a value.
+The last test trains, lets Prometheus scrape the coordinator, and waits until every expression of
+the dashboard has a value.
 
 Not covered: Grafana itself.
 """
@@ -29,8 +29,8 @@ DEPLOY = REPOSITORY / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
 DASHBOARD = DEPLOY / "grafana" / "switokd.json"
 
-# Training starts after some 15 s; the rest is for slow machines.
 DEADLINE_SECONDS = 140
+"""Training starts after about 15 s; slow machines need the rest."""
 
 
 def dashboard() -> dict[str, Any]:
@@ -39,19 +39,21 @@ def dashboard() -> dict[str, Any]:
 
 
 def expressions() -> dict[str, str]:
-    """All queries of the dashboard as Grafana would send them, by panel or variable."""
-    found = {}
+    """Queries of the dashboard as Grafana sends them, by panel or variable."""
+    queries = {}
     for variable in dashboard()["templating"]["list"]:
         if variable["type"] == "query":
             match = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"])
             assert match is not None
-            found[f"${variable['name']}"] = f'count by ({match[2]}) ({match[1]}{{{match[2]}!=""}})'
+            queries[f"${variable['name']}"] = (
+                f'count by ({match[2]}) ({match[1]}{{{match[2]}!=""}})'
+            )
     for panel in dashboard()["panels"]:
         for target in panel["targets"]:
             expression = target["expr"].replace("$__rate_interval", "10s").replace("$run", ".*")
             assert "$" not in expression
-            found[f"{panel['title']}, {target['refId']}"] = expression
-    return found
+            queries[f"{panel['title']}, {target['refId']}"] = expression
+    return queries
 
 
 @pytest.mark.parametrize(
@@ -73,12 +75,12 @@ def test_panels_do_not_overlap() -> None:
     for panel in dashboard()["panels"]:
         x, y, w, h = (panel["gridPos"][k] for k in "xywh")
         assert x + w <= 24, panel["title"]
-        own = {(i, j) for i in range(x, x + w) for j in range(y, y + h)}
-        assert not own & cells, panel["title"]
-        cells |= own
+        of_panel = {(i, j) for i in range(x, x + w) for j in range(y, y + h)}
+        assert not of_panel & cells, panel["title"]
+        cells |= of_panel
 
 
-def test_panels_explain_themselves() -> None:
+def test_panels_have_descriptions_units_and_legends() -> None:
     panels = dashboard()["panels"]
     assert len({p["id"] for p in panels}) == len({p["title"] for p in panels}) == len(panels)
     for panel in panels:
@@ -96,19 +98,19 @@ def test_panels_explain_themselves() -> None:
     [PROMETHEUS / "alerts.yml", PROMETHEUS / "alerts_test.yml", DASHBOARD],
     ids=lambda file: file.name,
 )
-def test_coordinator_exports_every_metric_named(file: Path) -> None:
+def test_coordinator_exports_every_mentioned_metric(file: Path) -> None:
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
     exported = {
         family.name + suffix
         for family in Metrics().registry.collect()
         for suffix in suffixes.get(family.type, [""])
     }
-    named = set(re.findall(r"\bswitokd_\w+", file.read_text(encoding="utf-8")))
-    assert named
-    assert named <= exported
+    mentioned = set(re.findall(r"\bswitokd_\w+", file.read_text(encoding="utf-8")))
+    assert mentioned
+    assert mentioned <= exported
 
 
-# By signal, not by thread: only then what was started is stopped when the time is up.
+# With method "signal", the context managers stop all processes after a timeout.
 @pytest.mark.timeout(180, method="signal")
 def test_every_panel_has_data_in_a_real_run(tmp_path: Path) -> None:
     scraped, listening = free_port(), free_port()
@@ -141,8 +143,8 @@ def test_every_panel_has_data_in_a_real_run(tmp_path: Path) -> None:
             empty = {where: e for where, e in empty.items() if not has_value(listening, e)}
         if empty:
             lines = [f"{where}: {expression}" for where, expression in empty.items()]
-            ended = f"training ended with code {training.poll()} (None: it went on)"
-            pytest.fail("\n".join([f"{ended}; no value came for", *lines, *map(tail, logs)]))
+            ended = f"training ended with code {training.poll()} (None: it is still running)"
+            pytest.fail("\n".join([f"{ended}; these have no value:", *lines, *map(tail, logs)]))
 
         rules = [rule for group in ask(listening, "rules")["groups"] for rule in group["rules"]]
         assert [rule["name"] for rule in rules if rule["health"] != "ok"] == []
@@ -150,7 +152,7 @@ def test_every_panel_has_data_in_a_real_run(tmp_path: Path) -> None:
 
 
 def ask(port: int, path: str, **parameters: str) -> Any:
-    """Data of Prometheus' answer."""
+    """Send a request to Prometheus and return the data of the response."""
     with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
         connection.request("GET", f"/api/v1/{path}?{urlencode(parameters)}")
         answer = json.load(connection.getresponse())
@@ -159,7 +161,7 @@ def ask(port: int, path: str, **parameters: str) -> Any:
 
 
 def has_value(port: int, expression: str) -> bool:
-    """Whether a query's answer has a finite number in it. No answer, while it starts, is none."""
+    """Whether a query has a finite value; False while Prometheus does not respond yet."""
     try:
         result = ask(port, "query", query=expression)["result"]
     except (OSError, HTTPException, json.JSONDecodeError):
@@ -168,6 +170,6 @@ def has_value(port: int, expression: str) -> bool:
 
 
 def tail(log: Path) -> str:
-    """Last lines of a log: torchrun's own summary of a failure takes thirty."""
+    """Last 80 lines of a log; torchrun's summary of a failure takes thirty."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-80:]
     return "\n".join([f"--- {log.name}", *lines])

@@ -1,4 +1,7 @@
-"""The manifests in k8s/ render, validate strictly and agree; their commands really train."""
+"""Manifests in k8s/: rendering, strict validation, consistency, and a training with their commands.
+
+Not covered: a real cluster.
+"""
 
 import functools
 import json
@@ -28,16 +31,16 @@ def render(directory: Path) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout
 
 
-def complaints(manifests: str) -> list[str]:
-    """What the validator says other than "passed": about an unknown kind it only warns."""
+def validation_errors(manifests: str) -> list[str]:
+    """Output of the validator except "passed"; an unknown kind is only a warning there."""
     command = [sys.executable, "-m", "kubernetes_validate", "--strict", "-"]
     done = subprocess.run(command, input=manifests, capture_output=True, text=True, timeout=60)
-    said = (done.stdout + done.stderr).splitlines()
-    return [line for line in said if " passed for resource " not in line]
+    output = (done.stdout + done.stderr).splitlines()
+    return [line for line in output if " passed for resource " not in line]
 
 
 class Manifests:
-    """What a kustomization renders."""
+    """Rendered objects of a kustomization."""
 
     def __init__(self, directory: Path) -> None:
         objects = list(yaml.safe_load_all(render(directory)))
@@ -49,14 +52,14 @@ class Manifests:
 
 
 def options(container: dict[str, Any]) -> dict[str, str]:
-    """The arguments of the form name=value."""
+    """Arguments of a container of the form name=value."""
     return dict(word.split("=", 1) for word in container["args"] if "=" in word)
 
 
 def command(container: dict[str, Any], changed: dict[str, str]) -> list[str]:
-    """The container's command in its environment, some name=value arguments changed."""
+    """Command of a container with its environment, and with changed name=value arguments."""
     assert changed.keys() <= options(container).keys()
-    env = [f"{each['name']}={each['value']}" for each in container.get("env", [])]
+    env = [f"{variable['name']}={variable['value']}" for variable in container.get("env", [])]
     args = [
         f"{n}={changed[n]}" if (n := a.split("=")[0]) in changed else a for a in container["args"]
     ]
@@ -70,7 +73,7 @@ def manifests(request: pytest.FixtureRequest) -> Manifests:
 
 @pytest.mark.parametrize("directory", KUSTOMIZATIONS, ids=lambda directory: directory.name)
 def test_validates_strictly(directory: Path) -> None:
-    assert complaints(render(directory)) == []
+    assert validation_errors(render(directory)) == []
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,7 @@ def test_validates_strictly(directory: Path) -> None:
 )
 def test_misspelling_is_refused(right: str, wrong: str) -> None:
     assert right in render(BASE)
-    assert complaints(render(BASE).replace(right, wrong)) != []
+    assert validation_errors(render(BASE).replace(right, wrong)) != []
 
 
 def test_each_service_selects_its_own_pods(manifests: Manifests) -> None:
@@ -134,12 +137,12 @@ def test_run_folder_is_on_the_shared_volume(manifests: Manifests) -> None:
 
 def test_gpu_overlay_gives_each_worker_a_gpu() -> None:
     limits = [Manifests(directory).worker["resources"]["limits"] for directory in (BASE, GPU)]
-    assert [each.get("nvidia.com/gpu") for each in limits] == [None, 1]
+    assert [limit.get("nvidia.com/gpu") for limit in limits] == [None, 1]
 
 
 @pytest.fixture
 def coordinator(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Run the Deployment's command; what it announces when it is ready."""
+    """Run the Deployment's command; returns the addresses that it prints when it is ready."""
     changed = {"--host": "127.0.0.1", "--port": "0", "--http-port": "0"}
     log = tmp_path / "coordinator.log"
     with process(command(Manifests(BASE).coordinator, changed), tmp_path, log) as child:
@@ -169,13 +172,15 @@ def test_job_command_trains(coordinator: dict[str, str], tmp_path: Path) -> None
     with ExitStack() as stack:
         workers = []
         for rank in ranks:
-            mine = [word.replace("$(JOB_COMPLETION_INDEX)", str(rank)) for word in words]
+            of_rank = [word.replace("$(JOB_COMPLETION_INDEX)", str(rank)) for word in words]
             log = tmp_path / f"worker-{rank}.log"
-            workers.append(stack.enter_context(process(mine, tmp_path, log)))
-        until = time.monotonic() + 140  # before pytest's limit, which would skip the killing
+            workers.append(stack.enter_context(process(of_rank, tmp_path, log)))
+        until = (
+            time.monotonic() + 140
+        )  # before pytest's timeout, which would leave processes behind
         while None in (codes := [w.poll() for w in workers]) and time.monotonic() < until:
             time.sleep(0.1)
-    said = [f"{log.name}: {log.read_text()}" for log in sorted(tmp_path.glob("*.log"))]
-    assert codes == [0, 0, 0], "\n".join(said)
+    output = [f"{log.name}: {log.read_text()}" for log in sorted(tmp_path.glob("*.log"))]
+    assert codes == [0, 0, 0], "\n".join(output)
     assert len(json.loads((run / "summary.json").read_text())["networks"]) == 3
     assert len(lines(run / "decisions.jsonl")) == 2 * 5
