@@ -5,9 +5,9 @@ for a time proportional to samples and operations. Everything else is real: proc
 the coordinator. The profiler and the planner of `switokd plan` choose a placement, then the
 networks are trained without pauses.
 
-With more ranks than cores, simulated time is slowed down by ranks / cores. The work of a rank
-beside its compute (input, loss, exchange, all-reduce) takes that much longer than on a core of its
-own, so its compute must take longer too. Predictions are slowed down in the same way. Costs that
+With more ranks than cores, simulated time is slowed down by ranks / cores. The other work of a rank
+(input, loss, exchange, all-reduce) takes that much longer than on a core of its own. Its compute
+must therefore take longer too. Predictions are slowed down in the same way. Costs that
 need no core (waking up, latency of a network) look too small because of this.
 
 Not covered: pauses; links other than this machine's loopback.

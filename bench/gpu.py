@@ -43,7 +43,7 @@ PAPERS = {
     "t2": ("teacher", "wrn-16-2"),
     "s": ("student", "mobilenet"),
 }
-"""Unequal networks, of which the first is large enough to keep a GPU busy."""
+"""Unequal networks; the first one is large enough to keep a GPU busy."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
 The devices come from `devices.py`. In most figures they compute 5 TFLOP/s, and gradients are almost
 empty, as if links were infinitely fast. Two kinds of figures differ:
 
-* `_unslowed`: simulated time is not slowed down, and devices are half as fast. Two cores do the
-  work of eight ranks beside their compute, and this work counts in full;
+* `_unslowed`: simulated time is not slowed down, and devices are half as fast. The
+  other work of eight ranks on two cores counts in full;
 * `_with_gradients`: gradients have the size of the real networks' gradients and use this machine's
   loopback. The planner gets the measured link speed. Devices compute 1 TFLOP/s.
 

@@ -5,8 +5,8 @@ its run. Ranks that share cores are profiled at the same time, with the threads 
 settings of a training, and with measured links. The profile of rank 0 is used. The prediction uses
 the pauses of the measured steps.
 
-Not covered: more ranks than cores, which the planner does not cover either (such configurations
-are only in the details); compiled networks.
+Not covered: more ranks than cores, which the planner does not cover either (the details have these
+configurations); compiled networks.
 """
 
 from __future__ import annotations

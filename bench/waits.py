@@ -1,4 +1,4 @@
-"""Time of a step beside its compute: the wait for the decision, and the exchange.
+"""Overhead of a step: the wait for the decision, and the exchange.
 
 Two teachers and a student have one rank each and wait 20 ms instead of computing (`simulated.py`).
 The cores are therefore free for everything else, as if a GPU computed. Processes, collectives and
@@ -110,7 +110,7 @@ def _measure(case: Case, quick: bool, say: Say) -> Iterable[Figure]:
                 (step - FORWARD - BACKWARD, gather + trip)
                 for step, gather, trip in zip(steps, gathers, bare, strict=True)
             ],
-            what="a step's time beside its compute, over a bare all_gather and a round trip",
+            what="a step's overhead over a bare all_gather and a round trip",
             simulation=True,
             details=details,
         )

@@ -75,7 +75,7 @@ def batches(steps: int) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_the_plain_loop_agrees_with_the_oracle(topology: str, strategy: str) -> None:
     roles = TOPOLOGIES[topology]
-    # With two students the plain loop follows the published code. dml has no such difference.
+    # With two students the plain loop follows the published code. dml is the same in both.
     as_published = topology == "1T2S" and strategy == "switokd"
     semantics = "published" if as_published else "paper"
     setup = reference.Setup(dict(roles), strategy, semantics=semantics)
