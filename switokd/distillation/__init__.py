@@ -13,7 +13,7 @@ Qian et al., "Switchable Online Knowledge Distillation", ECCV 2022, arXiv:2209.0
     method.py       all of the above, combined for one run
 
 Only the modules marked `(torch)` import PyTorch. The coordinator has no PyTorch and uses the
-others.
+other modules. Strategies that combine logits (KDCL) import PyTorch when they compute.
 
 Not covered: the training step (`training/step.py`), placement on ranks (`runtime/placement.py`).
 """
