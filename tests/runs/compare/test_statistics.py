@@ -105,7 +105,7 @@ def test_saving_has_no_share_if_a_run_did_not_record_the_cost() -> None:
     old = summary(96.0, 93.0, paused=10, saved=2.0)
     del old["saved_by_pauses"]["teachers_device_seconds"]
     comparison = Comparison("made-up", (TrialResult("switokd", 0, old), RUNS[2]))
-    assert comparison.saved("switokd") == (2.0, {})
+    assert comparison.saved("switokd") == (2.0, None)
     assert comparison.saved("dml") is None
 
 
