@@ -120,8 +120,8 @@ def decide_early(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> 
         epsilon_pair = rule.epsilon_from.get(pair.pair)
         for d in _rounding_corners(pair.distances):
             corners = _rounding_corners(distances[epsilon_pair]) if epsilon_pair else [d]
-            deltas = (rule.delta(d, epsilon(corner)) for corner in corners)
-            if any(rule.switch(d, delta) is not pair.mode for delta in deltas):
+            thresholds = (rule.delta(d, epsilon(corner)) for corner in corners)
+            if any(rule.switch(d, threshold) is not pair.mode for threshold in thresholds):
                 return None
     return decision
 
