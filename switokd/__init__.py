@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "distil", "load_run", "train"]
 
-_WHERE = {"train": "api", "distil": "api", "Run": "results", "load_run": "results"}
+_WHERE = {"train": "api", "distil": "api", "Run": "runs.run", "load_run": "runs.run"}
 
 
 def __getattr__(name: str) -> Any:
