@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread per rank: three ranks share two cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test cover matrix bench check format imports types tree proto proto-check \
+.PHONY: help demo test cover matrix bench check format imports types tree docs proto proto-check \
   proto-baseline install dev clean
 
 help:  ## List the targets
@@ -44,7 +44,7 @@ matrix: $(VENV)/.installed-dev  ## Run the unit tests with every Python and the 
 bench: $(VENV)/.installed-dev  ## Measure against the plain loop and on simulated devices (50 min)
 	$(BIN)/python -m bench
 
-check: $(VENV)/.installed-dev imports types proto-check  ## Check format, lint, imports, types and the wire contract
+check: $(VENV)/.installed-dev imports types proto-check docs  ## Check format, lint, imports, types, wire contract and documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
@@ -52,6 +52,9 @@ format: $(VENV)/.installed-dev  ## Format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/buf format -w proto
+
+docs: $(VENV)/.installed-dev  ## Build the documentation into site/, strictly
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # services/ is installed as switokd.services. Tools that read files find it there in a copy.
 tree:
@@ -96,4 +99,4 @@ proto-baseline: $(VENV)/.installed-dev  ## Accept the contract as it stands as t
 	$(BIN)/buf build proto -o proto/baseline.json
 
 clean:  ## Remove what was built (not .venv, not runs/)
-	rm -rf build .mypy_cache .pytest_cache .ruff_cache .coverage* switokd.egg-info
+	rm -rf build site .mypy_cache .pytest_cache .ruff_cache .coverage* switokd.egg-info
