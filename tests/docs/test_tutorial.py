@@ -1,64 +1,26 @@
-"""The documents' code, run as a reader would: every block, in order, in an empty folder."""
+"""The tutorial and the page on Python do what they say."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import REPOSITORY, lines, run
+from tests.docs.blocks import CODE, blocks, session
+from tests.support import REPOSITORY, lines
 
-CODE = {"python", "sh", "yaml"}
-
-SESSION = """
-import json, subprocess, sys
-from pathlib import Path
-
-sys.path.insert(0, "")  # as in an interactive session
-names = {"__name__": "__main__"}
-for language, line, code in json.loads(Path(sys.argv[1]).read_text()):
-    first = code.partition("\\n")[0]
-    if first.startswith("# ") and first.endswith((".py", ".yaml")):  # a file to be written
-        Path(first[2:]).write_text(code)
-    elif language == "sh":
-        subprocess.run(["bash", "-euc", code], check=True)
-    else:
-        exec(compile("\\n" * line + code, sys.argv[2], "exec"), names)
-"""
-
-
-def blocks(document: Path) -> Iterator[tuple[str, int, str]]:
-    """Language, line and text of each block of code."""
-    text = document.read_text()
-    for match in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        if match[1] in CODE:
-            yield match[1], text.count("\n", 0, match.start(2)), match[2]
-
-
-def session(document: str, folder: Path) -> str:
-    """Run a document's blocks in one Python session and shells beside it; what they print."""
-    path = REPOSITORY / "docs" / document
-    here = folder / "work"
-    here.mkdir()
-    (folder / "blocks.json").write_text(json.dumps(list(blocks(path))))
-    (folder / "session.py").write_text(SESSION)
-    command = [sys.executable, str(folder / "session.py"), str(folder / "blocks.json"), str(path)]
-    code, out, err = run(command, here, seconds=240)
-    assert code == 0, f"{out}\n{err}"
-    return out
+TUTORIAL = REPOSITORY / "docs" / "tutorial.md"
 
 
 @pytest.mark.timeout(250)
 def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
-    assert [language for language, _, _ in blocks(REPOSITORY / "docs" / "tutorial.md")] == [
+    assert [block.language for block in blocks(TUTORIAL) if block.language in CODE] == [
         *("python", "python", "yaml", "sh"),
         *["python"] * 7,
     ]
-    out = session("tutorial.md", tmp_path)
+    out = session(TUTORIAL, tmp_path)
     work = tmp_path / "work"
     assert len(list(work.glob("images/*/*/*.png"))) == 1797
     top1 = {}
@@ -79,7 +41,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
 
 
 def test_the_reference_of_the_python_interface_holds(tmp_path: Path) -> None:
-    session("python.md", tmp_path)
+    session(REPOSITORY / "docs" / "python.md", tmp_path)
     assert {p.name for p in (tmp_path / "work" / "runs").iterdir()} == {
         "digits-1t1s-001",
         "distil-001",

@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from PIL import Image
 
-from switokd.config.recipes import recipes
 from switokd.config.run_file import load
 from switokd.models import registry
 from tests.support import REPOSITORY, lines, process, run, torchrun, train, wait_until
@@ -365,27 +363,3 @@ def test_ranks_with_different_settings_stop_and_name_the_rank_and_key(tmp_path: 
             "rank 1 was started with another configuration: seed is 1 there and 0 on rank 0" in line
         )
     assert not (tmp_path / "out0").exists()
-
-
-def test_the_readmes_recipes_are_those_that_ship() -> None:
-    table = (REPOSITORY / "README.md").read_text().partition("| recipe |")[2].partition("\n\n")[0]
-    names = [
-        name for row in table.splitlines() for name in re.findall("`(.+?)`", row.split("|")[1])
-    ]
-    assert sorted(names) == recipes()
-
-
-def test_the_readmes_own_run_file_trains_on_own_images(tmp_path: Path) -> None:
-    blocks = (REPOSITORY / "README.md").read_text().split("```")
-    (text,) = (block.removeprefix("yaml\n") for block in blocks if "name: mine\n" in block)
-    (tmp_path / "mine.yaml").write_text(text.replace("mynets:build", "mynets:for_images"))
-    (tmp_path / "mynets.py").write_text(NETWORK)
-    for part in ("train", "val"):
-        for label, grey in (("dark", 20), ("light", 220)):
-            (tmp_path / "images" / part / label).mkdir(parents=True)
-            for i in range(6):
-                picture = Image.new("RGB", (80 + i, 70), (grey + i,) * 3)
-                picture.save(tmp_path / "images" / part / label / f"{i}.jpg")
-    few = ["data.root=images", "data.batch_size=4", "schedule.epochs=1"]
-    summary = json.loads((train(tmp_path, 2, "mine.yaml", *few) / "summary.json").read_text())
-    assert [n["steps"] for n in summary["networks"].values()] == [3, 3]
