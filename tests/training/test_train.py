@@ -92,10 +92,6 @@ def small(hidden, in_channels, num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 64, hidden), nn.ReLU(),
                          nn.Linear(hidden, num_classes))
 
-def for_images(hidden, num_classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, hidden), nn.ReLU(),
-                         nn.Linear(hidden, num_classes))
-
 def conv(in_channels, num_classes):
     return nn.Sequential(nn.Conv2d(in_channels, 8, 3, padding=1), nn.ReLU(), nn.Flatten(),
                          nn.Linear(8 * 64, num_classes))
