@@ -53,9 +53,6 @@ format: $(VENV)/.installed-dev  ## Format the code and mend what lint can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/buf format -w proto
 
-docs: $(VENV)/.installed-dev  ## Build the documentation into site/, strictly
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-
 # services/ is installed as switokd.services. Tools that read files find it there in a copy.
 tree:
 	rm -rf build/tree && mkdir -p build/tree
@@ -98,5 +95,9 @@ proto-check: $(VENV)/.installed-dev $(PROTOC)/.installed  ## Check proto/ and th
 proto-baseline: $(VENV)/.installed-dev  ## Accept the contract as it stands as the one not to break
 	$(BIN)/buf build proto -o proto/baseline.json
 
+# Into build/site. Without --strict a dead link would be a warning only.
+docs: $(VENV)/.installed-dev  ## Build the documentation
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:  ## Remove what was built (not .venv, not runs/)
-	rm -rf build site .mypy_cache .pytest_cache .ruff_cache .coverage* switokd.egg-info
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache .coverage* switokd.egg-info
