@@ -17,6 +17,7 @@ import json
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile, pairwise
@@ -24,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import typer
+import yaml
 from PIL import Image
 
 from switokd.cli.main import app
 from switokd.config.config import known_settings
 from switokd.config.recipes import recipes
-from switokd.config.run_file import checked, load
-from switokd.config.yaml_loader import parse_value
+from switokd.config.run_file import load
 from switokd.errors import SwitokdError
 from tests.support import BIN, REPOSITORY, run
 
@@ -177,14 +178,18 @@ def commands(code: str) -> Iterator[list[str]]:
 
 
 def _problems_of_settings(text: str) -> list[str]:
-    """A run file must be valid as it stands, other settings on top of a recipe."""
-    try:
-        raw: Any = parse_value(text, "block")
-        if "networks" not in raw and "topology" not in raw:
-            raw = {**load("digits-2t1s").model_dump(mode="json"), **raw}
-        checked(raw, "block")
-    except SwitokdError as error:
-        return [str(error)]
+    """A run file must be valid as it stands, other settings together with the rest of a recipe."""
+    keys = set(re.findall(r"^(\w+):", text, re.MULTILINE))
+    if not keys & {"networks", "topology"}:
+        recipe = load("digits-2t1s").model_dump(mode="json")
+        text += "\n" + yaml.safe_dump({key: recipe[key] for key in recipe if key not in keys})
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "block.yaml"
+        file.write_text(text)
+        try:
+            load(str(file))
+        except SwitokdError as error:
+            return [str(error)]
     return []
 
 
