@@ -39,8 +39,12 @@ def check_labels(sources: Sources, where: str) -> None:
                 f"{sources.classes} classes (0 to {sources.classes - 1})"
             )
             # Near the deadline another rank may not have come so far.
-            error.seen_by_every_rank = time.monotonic() < deadline - LOOK_SECONDS / 2
-            raise error
+            in_time = time.monotonic() < deadline - LOOK_SECONDS / 2
+            raise UsageError(
+                f"{where}, {part} sample {index}: label {label} is outside the "
+                f"{sources.classes} classes (0 to {sources.classes - 1})",
+                every_rank=in_time,
+            )
 
 
 def _first_outside(source: Source, classes: int, deadline: float) -> tuple[int, int] | None:

@@ -128,8 +128,7 @@ class World:
                 problem = error
         problem = self.broadcast(problem)
         if problem is not None:
-            problem.seen_by_every_rank = True
-            raise problem
+            raise problem.seen_by(every_rank=True)
         return made
 
 
