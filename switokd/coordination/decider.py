@@ -1,4 +1,4 @@
-"""The protocol of whoever decides which teachers pause."""
+"""The interface between a training loop and the part that decides which teachers pause."""
 
 from __future__ import annotations
 
@@ -6,27 +6,59 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from switokd.distillation.decision import Decision
-from switokd.distillation.distances import (
-    Parts,
-)
+from switokd.distillation.distances import Parts
 from switokd.distillation.topology import Pair
 
 
 class Decider(Protocol):
-    """Who adds up the distances and decides."""
+    """Decides, step by step, which teachers pause.
+
+    `Client` asks the coordinator. `LocalDecider` decides in the training process.
+    """
 
     @property
     def pairs(self) -> Sequence[Pair]:
-        """Pairs that this rank measures: all that it takes to foresee its teachers' decisions."""
+        """Pairs that this rank measures: enough to decide early about its own teachers."""
         ...
 
-    def report(self, step: int, parts: Parts, exchange_seconds: float | None) -> None:
-        """Hand in this rank's part of a step; does not wait for its decision."""
+    @property
+    def waits(self) -> Sequence[float]:
+        """Seconds that this rank has waited for the decision of each step."""
+        ...
+
+    def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
+        """Send this rank's distances of `step`; does not wait for the decision.
+
+        exchange_seconds: duration of the step's exchange, for the metrics; None: not measured.
+        """
 
     def decide_early(self, step: int, parts: Parts) -> Decision | None:
-        """Give the decision of this rank's pairs before the authority does, if it is certain."""
+        """Decide about this rank's pairs before the decision arrives; None if that is not safe."""
         ...
 
     def decision(self, step: int) -> Decision:
-        """Wait for the authority's decision."""
+        """Wait for the decision of `step`, which must be the last reported step."""
         ...
+
+    def progress(
+        self,
+        network: str,
+        samples: int,
+        loss: float | None = None,
+        accuracy: float | None = None,
+        test_accuracy: float | None = None,
+    ) -> None:
+        """Send a network's numbers for the live metrics; does not wait.
+
+        samples: number of training samples since the last call. loss, accuracy: their means over
+        these samples. Accuracies are from 0 to 1.
+        """
+
+    def stall(self, doing: str) -> None:
+        """Report that this rank waits too long for the other ranks; `doing` names the operation."""
+
+    def close(self, failure: str = "") -> None:
+        """Leave the run after the last decision was recorded.
+
+        failure: why this rank failed; empty if it did not fail.
+        """

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from switokd.config.config import Config
 from switokd.distillation.decision import Decision, decide
 from switokd.distillation.distances import Parts, means
-from switokd.errors import SwitokdError
 
 
 class LocalDecider:
@@ -65,9 +64,8 @@ class LocalDecider:
     ) -> None:
         """Do nothing: there are no metrics."""
 
-    def why(self, doing: str = "", patience: float = 3.0) -> SwitokdError | None:
-        """Return None: no coordinator knows of a failure."""
-        return None
+    def stall(self, doing: str) -> None:
+        """Do nothing: there is no other rank to wait for."""
 
     def close(self, failure: str = "") -> None:
         """Do nothing: there is no connection."""
