@@ -178,7 +178,7 @@ class Compared:
                 learner.model.load_state_dict(weights[learner.name])
                 learner.optimizer.state.clear()
             paused = 0
-            log = EpochLog(ours.learners, ours.place, ours.decider, self._device)
+            log = EpochLog(ours.learners, ours.placement, ours.decider, self._device)
             clock = plain.Clock(self._device, self._steps)
             for x, y in ours.batches(2 * self._steps):
                 result = ours.step(x, y)

@@ -26,10 +26,11 @@ from switokd.data.sources import ArraySource, Sources
 from switokd.runtime.environment import Environment
 from switokd.runtime.placement import LocalPlacement
 from switokd.runtime.process_group import World
-from switokd.training.build import make_graphed_functions, make_learners, make_models
+from switokd.training.build import make_graph_context, make_learners, make_models
+from switokd.training.cuda_graphs import GraphedFunctions
 from switokd.training.exchange import Exchange
 from switokd.training.schedules import AccumulationWindow
-from switokd.training.step import StepResult, train_step
+from switokd.training.step import StepContext, StepResult, train_step
 from switokd.training.trainer import total_steps
 
 ONE_PROCESS: Mapping[str, Any] = {"placement": "replicated", "coordinator": "off"}
@@ -69,22 +70,22 @@ class InProcess:
         self.config = config
         self.device = device or torch.device("cpu")
         self.images = images or open_images(config.data, config.seed)
-        self.place = place = LocalPlacement(config.placement_on(1), 0)
-        models = make_models(config, place.networks, self.images)
+        self.placement = placement = LocalPlacement(config.placement_on(1), 0)
+        models = make_models(config, placement.networks, self.images)
         world = World(Environment(), self.device)
         self.images = self.images.on(self.device, config.compute.data_on_device)
-        windows = AccumulationWindow(
+        window = AccumulationWindow(
             config.schedule.accumulate,
             self.images.steps_per_epoch,
             total_steps(config, self.images),
         )
         classes, soft = self.images.classes, config.data.has_soft_targets
-        self.learners = make_learners(config, place, models, world, self.images, windows)
-        graphed_functions = make_graphed_functions(config.compute, self.device)
-        self._exchange = Exchange(
-            place, config.digest, classes, soft_targets=soft, graphed_functions=graphed_functions
-        )
+        graphs = make_graph_context(config.compute, self.device)
+        self.learners = make_learners(config, placement, models, world, self.images, window, graphs)
+        functions = GraphedFunctions(graphs)
+        exchange = Exchange(placement, config.digest, classes, soft_targets=soft, graphs=functions)
         self.decider = decider or LocalDecider(config, lambda decision: None)
+        self._context = StepContext(self.learners, config.method, exchange, self.decider, functions)
         self._done = 0
 
     def batches(self, steps: int) -> Iterator[Batch]:
@@ -94,13 +95,4 @@ class InProcess:
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """Train one step on a batch: x `[B, C, H, W]`, y `[B]`."""
         self._done += 1
-        return train_step(
-            self.learners,
-            self._done,
-            x,
-            y,
-            len(y),
-            self.config.method,
-            self._exchange,
-            self.decider,
-        )
+        return train_step(self._context, self._done, x, y, len(y))

@@ -1,30 +1,29 @@
-"""One rank, from configuration to finished run folder: the only place that wires the parts."""
+"""One rank, from the configuration to the finished run folder: the only place that wires parts."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
 from switokd.config.config import Config
 from switokd.coordination.client import Client
+from switokd.coordination.decider import Decider
 from switokd.coordination.local import LocalDecider
 from switokd.coordination.membership import Endpoint, Membership
 from switokd.coordination.process import coordinator_process
 from switokd.data.images import Images, open_images
 from switokd.data.prefetch import prefetch
 from switokd.data.signature import InputSignature
-from switokd.errors import (
-    CollectiveError,
-    PeerError,
-    first_line,
-)
+from switokd.distillation.decision import Decision
+from switokd.errors import CollectiveError, PeerError, first_line
 from switokd.models import registry
 from switokd.planning.auto import Choice, choose_placement
 from switokd.runs import run_folder
+from switokd.runs.progress import ProgressBar
 from switokd.runs.recorder import RunRecorder
 from switokd.runtime.allocator import keep_freed_memory
 from switokd.runtime.device import choose_device
@@ -42,184 +41,227 @@ from switokd.runtime.watchdog import Watchdog
 from switokd.training.build import (
     Models,
     check_shards,
-    make_graphed_functions,
+    make_graph_context,
     make_learners,
     make_models,
     tf32,
 )
+from switokd.training.cuda_graphs import GraphedFunctions
 from switokd.training.exchange import Exchange
+from switokd.training.observer import Observer
 from switokd.training.schedules import AccumulationWindow
+from switokd.training.step import StepContext
 from switokd.training.trainer import Trainer, total_steps
+
+OnDecision = Callable[[Decision], None]
 
 
 def train(config: Config, env: Environment) -> Path | None:
-    """Train this rank's networks among the others, from nothing to a finished run folder.
+    """Train this rank's networks together with the other ranks, and write the run folder.
 
-    Rank 0 gives the folder back; a rank that placement: auto does not need does nothing.
-    UsageError, NonFiniteError, PeerError as in `errors.py`.
+    Returns the run folder on rank 0, None elsewhere. A rank that `placement: auto` does not use
+    returns at once.
+    UsageError, NonFiniteError and PeerError as in `errors.py`.
     """
     if env.rank == 0:
         run_folder.check_run_dir(config)
     images = open_images(config.data, config.seed, config.method.strategy.held_out)
-    steps = total_steps(config, images)
     device = choose_device(config.device, env)
-    if not env.embedded:
-        stay_within_limits()
-    if config.compute.keep_memory and device.type == "cpu" and not env.embedded:
-        keep_freed_memory()
-    built: Models = {}
+    _set_process_limits(config, env, device)
+    models: Models = {}
     if config.placement != "auto":
-        # Before the ranks meet, so that a mistake in a model is not also a lost peer elsewhere.
+        # Before the ranks meet, so that an error in a model is not also a lost peer on other ranks.
         names = config.placement_on(env.world_size).networks_of(env.rank)
-        built = make_models(config, names, images)
+        models = make_models(config, names, images)
     with tf32(config.compute), ExitStack() as stack:
         world, choice = meet(stack, config, env, device, images)
-        placement = choice.placement
-        if env.rank >= placement.world_size:
+        if env.rank >= choice.placement.world_size:
             return None
-        built = built or make_models(config, placement.networks_of(env.rank), images)
-        check_shards(config, placement, images)
-        place = LocalPlacement(placement, env.rank)
-        windows = AccumulationWindow(config.schedule.accumulate, images.steps_per_epoch, steps)
-        learners = make_learners(config, place, built, world, images, windows)
-        images = images.on(device, config.compute.data_on_device)
-        stream = images.stream(steps, part=place.part)
-        batches = prefetch(stream, device, config.compute.channels_last, config.compute.copy_ahead)
-        recorder = world.on_rank_0(lambda: RunRecorder(config, placement, steps))
-        if recorder:
-            stack.callback(recorder.folder.discard_if_unused)
-        decider, where = stack.enter_context(decided_by(config, world, placement, recorder))
-        soft, graphed_functions = (
-            config.data.has_soft_targets,
-            make_graphed_functions(config.compute, device),
-        )
-        exchange = Exchange(
-            place,
-            config.digest,
-            images.classes,
-            world.steps,
-            world.transport,
-            soft,
-            graphed_functions,
-        )
-        if world.is_silent and isinstance(decider, Client):
-            exchange.watchdog = Watchdog(config.coordinator.timeout, decider.stall)
-        trainer = Trainer(config, world, images, batches, learners, exchange, decider, recorder)
-        counts = {li.name: registry.parameter_count(li.model) for li in learners}
-        gathered = world.gather(counts)
-        if recorder:
-            recorder.parameters = {name: n for rank in gathered for name, n in rank.items()}
-            recorder.folder.save_signature(InputSignature.of(images))
-            recorder.folder.save_profiles(choice.measured)
-        if config.save_initial_weights:
-            trainer.save_weights("weights/initial")
-        with recorder.bar if recorder else nullcontext():
-            if recorder:
-                recorder.bar.console.print(describe(config, world, placement, where))
-            trainer.run()
-        if recorder:
-            recorder.finish()
-        return recorder.folder.path if recorder else None
+        models = models or make_models(config, choice.placement.networks_of(env.rank), images)
+        return _train(stack, config, world, choice, images, models)
+
+
+def _set_process_limits(config: Config, env: Environment, device: torch.device) -> None:
+    """Set this process's threads and its allocator, unless it is the user's own (embedded)."""
+    if env.embedded:
+        return
+    stay_within_limits()
+    if config.compute.keep_memory and device.type == "cpu":
+        keep_freed_memory()
 
 
 def meet(
     stack: ExitStack, config: Config, env: Environment, device: torch.device, images: Images
 ) -> tuple[World, Choice]:
-    """Join the other ranks, and come to know which networks are whose.
+    """Join the other ranks, and choose the placement if the run file leaves the choice open.
 
-    A placement may need only the first ranks; the others' world is left then. `stack`, which has
-    to be empty, leaves the world at its end.
+    If the placement uses only the first ranks, all ranks leave the world, and these ranks join a
+    smaller one. stack: must be empty; leaves the world when it closes.
     """
     world = stack.enter_context(join_world(env, device, config.coordinator.timeout))
-    found = {
+    facts = {
         "training images": images.samples,
         "classes": images.classes,
         "kind of device": device.type,
     }
-    check_same_configuration(world, {**config.must_agree(), **found})
+    check_same_configuration(world, {**config.must_agree(), **facts})
     if config.placement != "auto":
         return world, Choice(config.placement_on(env.world_size))
     choice = choose_placement(config, world, images)
-    few = env.first(choice.placement.world_size)
-    if few.world_size < env.world_size:
-        stack.close()  # all leave together
-        if env.rank < few.world_size:
-            world = stack.enter_context(join_world(few, device, config.coordinator.timeout))
+    first_ranks = env.first(choice.placement.world_size)
+    if first_ranks.world_size < env.world_size:
+        stack.close()  # all ranks leave together
+        if env.rank < first_ranks.world_size:
+            timeout = config.coordinator.timeout
+            world = stack.enter_context(join_world(first_ranks, device, timeout))
     return world, choice
 
 
+def _train(
+    stack: ExitStack, config: Config, world: World, choice: Choice, images: Images, models: Models
+) -> Path | None:
+    """Build the parts of one rank, connect them, and train; return the run folder on rank 0."""
+    placement, device = choice.placement, world.device
+    check_shards(config, placement, images)
+    local_placement = LocalPlacement(placement, world.rank)
+    steps = total_steps(config, images)
+    window = AccumulationWindow(config.schedule.accumulate, images.steps_per_epoch, steps)
+    graphs = make_graph_context(config.compute, device)
+    learners = make_learners(config, local_placement, models, world, images, window, graphs)
+
+    images = images.on(device, config.compute.data_on_device)
+    stream = images.stream(steps, part=local_placement.part)
+    batches = prefetch(stream, device, config.compute.channels_last, config.compute.copy_ahead)
+
+    counts = world.gather({li.name: registry.parameter_count(li.model) for li in learners})
+    parameters = {name: n for rank_counts in counts for name, n in rank_counts.items()}
+    output = world.on_rank_0(lambda: _open_output(config, placement, parameters, steps))
+    observers: tuple[Observer, ...] = output or ()
+    if output:
+        stack.callback(output[0].folder.discard_if_unused)
+
+    def on_decision(decision: Decision) -> None:
+        for observer in observers:
+            observer.on_decision(decision)
+
+    decider, where = stack.enter_context(join_decider(config, world, placement, on_decision))
+    functions = GraphedFunctions(graphs)
+    exchange = Exchange(
+        local_placement,
+        config.digest,
+        images.classes,
+        world.steps,
+        world.transport,
+        config.data.has_soft_targets,
+        functions,
+        Watchdog(config.coordinator.timeout, decider.stall) if world.is_silent else None,
+    )
+    context = StepContext(learners, config.method, exchange, decider, functions)
+    trainer = Trainer(config, world, images, batches, context, observers)
+    if config.save_initial_weights:
+        trainer.save_weights("weights/initial")
+    if output is None:
+        trainer.run()
+        return None
+    recorder, bar = output
+    recorder.folder.save_signature(InputSignature.of(images))
+    recorder.folder.save_profiles(choice.measured)
+    with bar:
+        bar.console.print(describe(config, world, placement, where))
+        waiting_times = trainer.run()
+    recorder.finish(waiting_times, bar.console)
+    return recorder.folder.path
+
+
+def _open_output(
+    config: Config, placement: Placement, parameters: dict[str, int], steps: int
+) -> tuple[RunRecorder, ProgressBar]:
+    """Create the run folder and the progress bar."""
+    recorder = RunRecorder(config, placement, parameters)
+    return recorder, ProgressBar(config.name, steps, config.schedule.epochs, config.topology)
+
+
 def describe(config: Config, world: World, placement: Placement, where: str) -> str:
-    """Where a run takes place, in a line or two."""
+    """Return one to four lines about where a run computes, and how its ranks exchange.
+
+    where: the decider, as `join_decider` describes it.
+    """
     device, processes = world.device.type, world.env.world_size
-    words = f"{processes} process{'es' if processes > 1 else ''} on {device}, {where}"
+    lines = f"{processes} process{'es' if processes > 1 else ''} on {device}, {where}"
     if config.placement != "dedicated" or processes != len(config.networks):
-        words += f"\nplacement {placement}"
+        lines += f"\nplacement {placement}"
     if world.transport is not None:
-        words += "\nranks share a GPU: exchanging over Gloo and the host's memory, not NCCL"
+        lines += "\nranks share a GPU: exchanging over Gloo and the host's memory, not NCCL"
     if any(len(placement.ranks_of(name)) > 1 for name in placement.networks):
-        kind = "all of a network's ranks" if config.compute.batch_norm == "sync" else "each rank"
-        words += f"\nBatchNorm statistics: over {kind}"
-    return words
+        scope = "all of a network's ranks" if config.compute.batch_norm == "sync" else "each rank"
+        lines += f"\nBatchNorm statistics: over {scope}"
+    return lines
 
 
 @contextmanager
-def decided_by(
-    config: Config, world: World, placement: Placement, recorder: RunRecorder | None
-) -> Iterator[tuple[Client | LocalDecider, str]]:
-    """Who decides, and where that is in words."""
+def join_decider(
+    config: Config, world: World, placement: Placement, on_decision: OnDecision
+) -> Iterator[tuple[Decider, str]]:
+    """Connect to the coordinator, or decide in this process if the run file says so.
+
+    Yields the decider, and a description of where it runs. on_decision: called for each decision.
+    """
     if config.coordinator.address == "off":
-        assert recorder is not None, "one process, which is rank 0"
+        assert world.env.world_size == 1, "the configuration requires a coordinator otherwise"
         if not world.env.embedded:
             unwind_on_sigterm()
-        yield LocalDecider(config, recorder.on_decision), "no coordinator"
+        yield LocalDecider(config, on_decision), "no coordinator"
         return
-    with meeting_point(config, world) as (endpoint, run_id):
+    with agree_on_coordinator(config, world) as (endpoint, run_id):
         where = f"coordinator {endpoint}"
         if endpoint.http:
             where = f"live metrics http://{endpoint.http}/metrics"
-        with joined(
-            Membership(endpoint, run_id, world.rank), config, placement, recorder
-        ) as client:
+        membership = Membership(endpoint, run_id, world.rank)
+        with connected(membership, config, placement, on_decision) as client:
             yield client, where
 
 
 @contextmanager
-def meeting_point(config: Config, world: World) -> Iterator[tuple[Endpoint, str]]:
-    """Agree on a coordinator and a run id; rank 0 starts a coordinator if none is given."""
+def agree_on_coordinator(config: Config, world: World) -> Iterator[tuple[Endpoint, str]]:
+    """Yield the coordinator's endpoint and the run id, which are the same on all ranks.
+
+    Rank 0 starts a coordinator if the run file names none.
+    """
     with ExitStack() as stack:
 
         def start() -> tuple[Endpoint, str]:
             endpoint = Endpoint(config.coordinator.address)
             if config.coordinator.address == "auto":
-                port = config.coordinator.http_port
-                own = config.distillation.strategy if ":" in config.distillation.strategy else ""
-                endpoint = stack.enter_context(coordinator_process(world.env, port, own))
+                port, strategy = config.coordinator.http_port, config.distillation.strategy
+                user_strategy = strategy if ":" in strategy else ""
+                process = coordinator_process(world.env, port, user_strategy)
+                endpoint = stack.enter_context(process)
             return endpoint, f"{config.name}-{uuid.uuid4().hex[:6]}"
 
         yield world.broadcast(world.on_rank_0(start))
 
 
 @contextmanager
-def joined(
-    membership: Membership, config: Config, placement: Placement, recorder: RunRecorder | None
+def connected(
+    membership: Membership, config: Config, placement: Placement, on_decision: OnDecision
 ) -> Iterator[Client]:
-    """A client that says goodbye with the reason if the body fails.
+    """Yield a connected client; if the body fails, send the reason to the coordinator.
 
-    Where a peer's loss shows here first as a broken collective, or as torchrun's SIGTERM, the
-    coordinator may know more: then its PeerError is raised instead.
+    This rank may notice a lost peer first as a failed collective, or as torchrun's SIGTERM. The
+    coordinator may know the cause; in this case its PeerError is raised instead.
     """
     client = Client(
         membership,
         config,
         placement,
-        on_decision=recorder.on_decision if recorder else lambda decision: None,
+        on_decision=on_decision,
         on_failure=end_if_stuck(placement.who(membership.rank)),
     )
     unwind_on_sigterm()
     try:
         yield client
     except (PeerError, Terminated) as error:
-        ignore_sigterm()  # torchrun's may come before the coordinator's account
+        ignore_sigterm()  # torchrun's SIGTERM may arrive before the coordinator's message
         reason = client.why(error.doing if isinstance(error, CollectiveError) else "")
         client.close(failure=str(error) or "stopped by SIGTERM")
         raise reason or error from error

@@ -41,7 +41,7 @@ from switokd.training.build import (
 )
 from switokd.training.exchange import Exchange
 from switokd.training.learner import Learner
-from switokd.training.step import train_step
+from switokd.training.step import StepContext, train_step
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,10 @@ def _step(
     for learner in make_learners(config, place, built, World(Environment(), device), images):
         network = CheckedNetwork(learner.name, learner.model, images.classes, device)
         checked[learner.name] = network
-        learners.append(replace(learner, network=network))
-        if learner.updates.scaler:  # its initial scale can make gradients overflow
-            learner.updates.scaler.update(1.0)
+        forward_pass = replace(learner.forward_pass, module=network)
+        learners.append(replace(learner, forward_pass=forward_pass))
+        if learner.optimizer_step.scaler:  # its initial scale can make gradients overflow
+            learner.optimizer_step.scaler.update(1.0)
     size = min(batch, config.data.batch_size)
     data = images.config.model_copy(update={"batch_size": size, "workers": 0})
     stream = prefetch(replace(images, config=data).stream(1), device, config.compute.channels_last)
@@ -183,7 +184,8 @@ def _step(
     soft = config.data.has_soft_targets
     exchange = Exchange(place, config.digest, images.classes, soft_targets=soft)
     try:
-        result = train_step(learners, 1, x, y, size, config.method, exchange, decider)
+        context = StepContext(learners, config.method, exchange, decider)
+        result = train_step(context, 1, x, y, size)
         losses = {name: loss.item() for name, loss in result.losses.items()}
         for learner in learners:
             # A teacher that is paused in this step may be trained in a later one: try it, too.
@@ -206,7 +208,7 @@ def _problems(learner: Learner, losses: dict[str, float]) -> list[str]:
     """Describe what is wrong with a network after the step, one sentence per problem."""
     if learner.frozen:
         return []
-    key, parameters = f"networks.{learner.name}", learner.gradients.parameters
+    key, parameters = f"networks.{learner.name}", learner.parameters
     gradients = [p.grad for p in parameters if p.grad is not None]
     problems = []
     if not torch.tensor(losses[learner.name]).isfinite():
@@ -230,7 +232,7 @@ def _network_report(
         shards = config.placement_on(1).shards(learner.name, config.data.batch_size)
         shard = max(s.stop - s.start for s in shards.values())
     weights = [*learner.model.parameters(), *learner.model.buffers()]
-    gradients = [p.grad for p in learner.gradients.parameters if p.grad is not None]
+    gradients = [p.grad for p in learner.parameters if p.grad is not None]
     state = [v for s in learner.optimizer.state.values() for v in s.values()]
     fixed = sum(t.nbytes for t in [*weights, *gradients, *state] if isinstance(t, Tensor))
     return NetworkReport(
@@ -240,7 +242,7 @@ def _network_report(
         parameters=registry.parameter_count(learner.model),
         output=network.output,
         loss=losses.get(learner.name, float("nan")),
-        seconds=network.seconds + learner.learning.seconds,
+        seconds=network.seconds + learner.timer.seconds,
         memory_bytes=fixed + round(network.kept * shard / size),
     )
 

@@ -204,7 +204,7 @@ class NetworkBenchmark:
                 warm_up(eager.learner, n, self.image, self.compute)
                 with kept_by_forward(self.learner.model) as kept:
                     seconds = eager._step(n)
-                if self.learner.is_graphed:
+                if self.learner.graphs.captures_model:
                     warm_up(self.learner, n, self.image, self.compute)
                 firsts[n] = seconds, sum(kept.values())
         return firsts
@@ -269,7 +269,7 @@ class NetworkBenchmark:
             model_kwargs=network.model_kwargs,
             optimizer=network.optimizer.name,
             frozen=self.learner.frozen,
-            cuda_graphs=bool(self.learner.graphed_models),
+            cuda_graphs=bool(self.learner.graphs.batch_sizes),
             samples=tuple(times),
             forward_seconds=tuple(t.forward for t in times.values()),
             backward_seconds=tuple(t.backward for t in times.values()),

@@ -1,12 +1,11 @@
-"""Rank 0's progress bar, and the paused share that it shows.
+"""Rank 0's progress bar, and the share of paused steps that the bar shows.
 
-Not covered: what is measured (`meters.py`), the closing table (`curves.py`).
+Not covered: the measurements (`meters.py`), the closing table (`summary.py`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch.nn.functional as F
@@ -15,45 +14,47 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from switokd.distillation.decision import Decision
 from switokd.distillation.topology import Topology
+from switokd.training.metrics import EpochMetrics
+from switokd.training.observer import Observer
 from switokd.training.step import StepResult
 
 
 @dataclass
 class PausedShare:
-    """Counts the teachers' paused steps from the decisions, as they come in."""
+    """Counts the teachers' paused steps."""
 
     topology: Topology
     steps: int = 0
     paused: dict[str, int] = field(default_factory=dict)
+    """Number of paused steps by teacher."""
 
     def add(self, decision: Decision) -> None:
-        """Count one decision."""
+        """Count the decision of one step."""
         self.steps = decision.step
         for teacher in decision.paused:
             self.paused[teacher] = self.paused.get(teacher, 0) + 1
 
     @property
     def share(self) -> float:
-        """Share of all teachers' steps so far that were paused, 0 to 1."""
+        """Paused steps of all teachers over all steps of all teachers, from 0 to 1."""
         teacher_steps = self.steps * len(self.topology.teachers)
         return sum(self.paused.values()) / teacher_steps if teacher_steps else 0.0
 
 
-class ProgressBar:
-    """Rank 0's bar: rate, remaining time, the first student's loss and accuracy, paused share.
+class ProgressBar(Observer):
+    """Shows images per second, remaining time, the first student's loss and accuracy, and pauses.
 
-    Where output is no terminal, lines take the bar's place: one per epoch, and one every half
-    minute in between.
+    If the output is not a terminal, lines replace the bar: one per epoch, and one every 30 s.
     """
 
-    def __init__(self, name: str, steps: int, epochs: int, paused: PausedShare) -> None:
+    def __init__(self, name: str, steps: int, epochs: int, topology: Topology) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
-        self._steps, self._epochs, self._paused = steps, epochs, paused
-        self._student = paused.topology.students[0]
+        self._steps, self._epochs, self._paused = steps, epochs, PausedShare(topology)
+        self._student = topology.students[0]
         self._shown = time.monotonic()
         self._started: float | None = None
         self._samples = 0
-        # Fits into 80 columns.
+        # The columns fit into 80 characters.
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=8),
@@ -74,10 +75,14 @@ class ProgressBar:
     def __exit__(self, *exc: object) -> None:
         self._progress.stop()
 
-    def step(self, step: int, epoch: int, result: StepResult) -> None:
-        """Show one step, if it is time to."""
+    def on_decision(self, decision: Decision) -> None:
+        """Count the teachers that the decision pauses."""
+        self._paused.add(decision)
+
+    def on_step(self, step: int, epoch: int, result: StepResult) -> None:
+        """Show the step if the last shown step is old enough."""
         now = time.monotonic()
-        if self._started is None:  # the first step of an epoch: evaluation is not counted
+        if self._started is None:  # an epoch's first step: do not count the evaluation before it
             self._started = now
         else:
             self._samples += len(result.y)
@@ -95,14 +100,15 @@ class ProgressBar:
         self._progress.update(self._task, completed=step, numbers=numbers)
         if self._progress.disable and rate and step < self._steps:
             left = len(y) * (self._steps - step) / rate
-            at = f"epoch {epoch + 1}/{self._epochs}  step {step}/{self._steps}"
-            self.console.print(f"{at}  {left:.0f} s left  {numbers}")
+            position = f"epoch {epoch + 1}/{self._epochs}  step {step}/{self._steps}"
+            self.console.print(f"{position}  {left:.0f} s left  {numbers}")
 
-    def epoch(self, epoch: int, test_top1: Mapping[str, float]) -> None:
-        """Print one epoch's line; no accuracies: it was not tested."""
+    def on_epoch(self, metrics: EpochMetrics) -> None:
+        """Print one line for the epoch, with the networks' test accuracies if there was a test."""
         self._started, self._samples = None, 0
-        accuracies = "  ".join(f"{name} {top1:.1%}" for name, top1 in test_top1.items())
-        tested = f"test top-1  {accuracies}" if accuracies else "not tested"
+        top1 = "  ".join(f"{name} {value / 100:.1%}" for name, value in metrics.test_top1.items())
+        tested = f"test top-1  {top1}" if top1 else "not tested"
         self._progress.console.print(
-            f"epoch {epoch + 1:>3}/{self._epochs}  {tested}  paused {self._paused.share:.0%}"
+            f"epoch {metrics.epoch + 1:>3}/{self._epochs}  {tested}  "
+            f"paused {self._paused.share:.0%}"
         )

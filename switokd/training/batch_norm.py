@@ -14,7 +14,7 @@ from switokd.training.learner import Learner
 
 
 def check_batch_norm(config: Config, placement: Placement, world: World) -> None:
-    """UsageError if statistics over several ranks are asked for where PyTorch has none."""
+    """UsageError if compute.batch_norm=sync is set where PyTorch does not support SyncBatchNorm."""
     shared = [name for name in placement.networks if len(placement.ranks_of(name)) > 1]
     if config.compute.batch_norm == "sync" and shared and world.backend != "nccl":
         raise UsageError(
@@ -26,21 +26,23 @@ def check_batch_norm(config: Config, placement: Placement, world: World) -> None
 def average_statistics(
     learner: Learner, model: nn.Module, share: float, transport: torch.device | None
 ) -> None:
-    """Give all of a network's ranks the mean of the statistics that their norms keep.
+    """Average the running statistics of a network's norms over its ranks, before evaluation.
 
-    They evaluate alike then. BatchNorm's are such, and InstanceNorm's where it keeps any.
+    This covers BatchNorm, and InstanceNorm with running statistics.
 
-    model: the learner's own, or its moving average. share: this rank's part of each batch, which
-    weights its statistics.
+    model: the trained model, or its moving average. share: this rank's share of each batch, the
+    weight of its statistics. transport: device that the collective needs its tensors on; None: the
+    model's device.
     """
-    group = learner.gradients.group
+    group = learner.optimizer_step.reducer.group
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._NormBase)]
-    found = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
-    if group is None or not found or learner.frozen:
+    statistics = [s for m in norms for s in (m.running_mean, m.running_var) if s is not None]
+    if group is None or not statistics or learner.frozen:
         return
-    flat = share * torch.cat([b.reshape(-1) for b in found])
+    flat = share * torch.cat([s.reshape(-1) for s in statistics])
     flat = flat if transport is None else flat.to(transport)
     with collective_errors(f"averaging the BatchNorm statistics of {learner.name}"):
         dist.all_reduce(flat, group=group)
-    for buffer, part in zip(found, torch.split(flat, [b.numel() for b in found]), strict=True):
+    parts = torch.split(flat, [s.numel() for s in statistics])
+    for buffer, part in zip(statistics, parts, strict=True):
         buffer.copy_(part.view(buffer.shape))

@@ -1,6 +1,6 @@
-"""Building what a rank trains: its networks, their optimizers, their gradients' groups.
+"""Builds the networks of one rank, with their optimizers and process groups.
 
-Not covered: the loop (`trainer.py`).
+Not covered: the training loop (`trainer.py`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,11 @@ from switokd.models import registry
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import World
 from switokd.training.batch_norm import check_batch_norm
-from switokd.training.cuda_graphs import (
-    GraphedFunctions,
-    can_capture,
-)
+from switokd.training.cuda_graphs import GraphContext, NetworkGraphs, can_capture
 from switokd.training.ema import moving_average
-from switokd.training.learner import Learner
+from switokd.training.learner import ForwardPass, Learner
 from switokd.training.optimizer import (
-    AUTOCAST,
+    AUTOCAST_DTYPES,
     OptimizerStep,
     loss_scaler,
     parameter_groups,
@@ -38,29 +35,31 @@ from switokd.training.optimizer import (
 from switokd.training.reducer import GradientReducer
 from switokd.training.schedules import AccumulationWindow, learning_rate
 from switokd.training.timer import Timer
-from switokd.training.warm_up import compiled, warm_up
+from switokd.training.warm_up import compile_model, warm_up
 
 Models = Mapping[str, torch.nn.Module]
-"""By name; on the CPU, with their first weights."""
+"""Models by network name, on the CPU, with their initial weights."""
 
 
 def make_models(config: Config, names: Iterable[str], images: Images) -> Models:
-    """Build networks; UsageError if one cannot be made or does not fit the data."""
+    """Build the models of several networks; see `make_model`."""
     return {name: make_model(config, name, images) for name in names}
 
 
 def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
-    """Build one network; its first weights depend on (seed, name) alone, or are given.
+    """Build a network's model with its initial weights, or load the weights that config names.
 
-    Whatever its builder draws from, torch, numpy or random: each rank comes to the same.
+    Initial weights depend on the run's seed and the network's name alone: the generators of torch,
+    numpy and random are seeded, so all ranks build the same weights.
+    UsageError if the model cannot be built or does not fit the images.
     """
     network = config.networks[name]
-    key = key_of(config, name)
-    torch.manual_seed(key % 2**63)
+    network_seed = seed_of(config, name)
+    torch.manual_seed(network_seed % 2**63)
     try:
         channels, *sides = images.shape
         with seeding() as seed:
-            seed(key)
+            seed(network_seed)
             model = registry.build(
                 network.model, channels, images.classes, network.model_kwargs, min(sides)
             )
@@ -69,46 +68,48 @@ def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
             raise UsageError(f"model {network.model} has no parameter to train")
         if network.weights is not None:
             registry.load_weights(model, Path(network.weights), f"networks.{name}.weights")
-    except UsageError as error:
-        error.seen_by_every_rank = False  # the other ranks build other networks
-        raise
+    except UsageError as error:  # the other ranks build other networks
+        raise error.seen_by(every_rank=False) from error
     return model
 
 
-def key_of(config: Config, name: str) -> int:
-    """What a network draws from, of the run's seed and its name."""
+def seed_of(config: Config, name: str) -> int:
+    """Return the seed of a network's random numbers, from the run's seed and its name."""
     return mix_one(config.seed, crc32(name.encode()))
 
 
 def make_learners(
     config: Config,
-    place: LocalPlacement,
-    built: Models,
+    local_placement: LocalPlacement,
+    models: Models,
     world: World,
     images: Images,
-    windows: AccumulationWindow | None = None,
+    window: AccumulationWindow | None = None,
+    graphs: GraphContext | None = None,
 ) -> list[Learner]:
-    """All networks of this rank, for a training on `images`.
+    """Build the learners of this rank's networks, ready for the first step.
 
-    windows: which steps share an update; None: each has its own. Every rank must call it: groups
-    are made together.
+    window: the steps that share an optimizer step; None: every step has its own. graphs: where
+    CUDA graphs are captured; None: where the run file and the device allow it. Every rank must call
+    this, because process groups are created together.
     """
-    ranks_of = {name: place.placement.ranks_of(name) for name in config.topology}
-    by_ranks = {ranks: world.group(ranks) for ranks in dict.fromkeys(ranks_of.values())}
-    groups = {name: by_ranks[ranks] for name, ranks in ranks_of.items()}
-    check_batch_norm(config, place.placement, world)
+    placement = local_placement.placement
+    ranks_of = {name: placement.ranks_of(name) for name in config.topology}
+    group_of = {ranks: world.group(ranks) for ranks in dict.fromkeys(ranks_of.values())}
+    check_batch_norm(config, placement, world)
+    window = window or AccumulationWindow()
+    graphs = graphs or make_graph_context(config.compute, world.device)
     learners = [
-        make_learner(
-            config, name, built[name], world, groups[name], windows or AccumulationWindow()
-        )
-        for name in place.networks
+        make_learner(config, name, models[name], world, group_of[ranks_of[name]], window, graphs)
+        for name in local_placement.networks
     ]
-    batches = {images.size_of(0), images.size_of(images.steps_per_epoch - 1)}
+    batch_sizes = {images.size_of(0), images.size_of(images.steps_per_epoch - 1)}
     for learner in learners:
-        shards = [place.shard(learner.name, n) for n in batches]
+        shards = [local_placement.shard(learner.name, n) for n in batch_sizes]
         for samples in sorted({shard.stop - shard.start for shard in shards} - {0}):
             warm_up(learner, samples, images.shape, config.compute)
-    world.all_gather(None)  # networks take unequally long, and steps do not wait for long
+    # Ranks build for unequal times, and the collectives of a step have a short timeout.
+    world.all_gather(None)
     return learners
 
 
@@ -118,60 +119,66 @@ def make_learner(
     model: torch.nn.Module,
     world: World,
     group: ProcessGroup | None,
-    windows: AccumulationWindow,
+    window: AccumulationWindow,
+    graphs: GraphContext | None = None,
 ) -> Learner:
-    """One network with its optimizer, on this rank's device. `group`: its ranks, if several."""
-    role = config.topology.role(name)
-    if world.device.type == "cuda":
-        wake_backward(world.device)
+    """Build one network's learner on this rank's device; see `make_learners`.
+
+    group: the network's ranks; None: this rank alone.
+    """
+    compute, role, device = config.compute, config.topology.role(name), world.device
+    if device.type == "cuda":
+        init_cuda_on_autograd_thread(device)
     frozen = config.method.strategy.frozen_teachers and role is Role.TEACHER
-    model = prepare(model, config.compute, world.device)
+    model = to_compute_format(model, compute, device)
     decay, average = config.schedule.ema_decay, None
-    if decay is not None and not frozen:  # before the model knows of groups, which have no copy
+    if decay is not None and not frozen:  # before SyncBatchNorm, whose group cannot be copied
         average = moving_average(name, model, decay)
-    precision = config.compute.precision
-    if config.compute.batch_norm == "sync" and group is not None:
+    if compute.batch_norm == "sync" and group is not None:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, group)  # type: ignore[no-untyped-call]
     if frozen:
         model.eval()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(config.networks[name], model, config.compute.fused_optimizer)
+    captures_model = can_capture(device) and config.wants_cuda_graphs(name)
     return Learner(
         name=name,
         role=role,
         model=model,
-        network=compiled(model) if config.compute.compile else model,
-        optimizer=optimizer,
-        gradients=GradientReducer(name, parameters, group, world.transport),
-        frozen=frozen,
-        key=key_of(config, name),
-        low=AUTOCAST.get(precision),
-        is_graphed=can_capture(world.device) and config.wants_cuda_graphs(name),
-        graphed_functions=make_graphed_functions(config.compute, world.device),
-        updates=OptimizerStep(
-            windows,
+        forward_pass=ForwardPass(
+            compile_model(model) if compute.compile else model,
+            AUTOCAST_DTYPES.get(compute.precision),
+            frozen,
+            seed_of(config, name),
+        ),
+        optimizer_step=OptimizerStep(
+            make_optimizer(config.networks[name], model, compute.fused_optimizer),
+            GradientReducer(
+                name, [p for p in model.parameters() if p.requires_grad], group, world.transport
+            ),
+            window,
             config.networks[name].clip_norm,
-            loss_scaler(world.device) if precision == "fp16" and not frozen else None,
+            loss_scaler(device) if compute.precision == "fp16" and not frozen else None,
             average,
         ),
-        learning=Timer(world.device),
+        graphs=NetworkGraphs(graphs or make_graph_context(compute, device), captures_model),
+        timer=Timer(device),
     )
 
 
-def wake_backward(device: torch.device) -> None:
-    """Let PyTorch's thread for backward find the GPU: cuBLAS warns where it is the first to."""
+def init_cuda_on_autograd_thread(device: torch.device) -> None:
+    """Initialise CUDA on PyTorch's autograd thread; otherwise cuBLAS warns in the first step."""
     torch.zeros((), device=device, requires_grad=True).mul(2).backward()  # type: ignore[no-untyped-call]
 
 
-def make_graphed_functions(compute: Compute, device: torch.device) -> GraphedFunctions:
-    """What records functions of tensors, where the run file and the device allow it."""
-    return GraphedFunctions(
-        device if compute.cuda_graphs is not False and can_capture(device) else None
-    )
+def make_graph_context(compute: Compute, device: torch.device) -> GraphContext:
+    """Return a graph context that captures if both the run file and the device allow it."""
+    captures = compute.cuda_graphs is not False and can_capture(device)
+    return GraphContext(device if captures else None)
 
 
-def prepare(model: torch.nn.Module, compute: Compute, device: torch.device) -> torch.nn.Module:
-    """Bring a model into the form that it computes in."""
+def to_compute_format(
+    model: torch.nn.Module, compute: Compute, device: torch.device
+) -> torch.nn.Module:
+    """Move a model to `device` and into the memory format of `compute`, in train mode."""
     model = model.to(device).train()
     if compute.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -181,7 +188,7 @@ def prepare(model: torch.nn.Module, compute: Compute, device: torch.device) -> t
 def make_optimizer(
     network: Network, model: torch.nn.Module, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The run file's optimizer over all of the model's parameters."""
+    """Return the optimizer of the run file's `network` section for all parameters of `model`."""
     settings = network.optimizer.model_dump(exclude={"name", "decay_norms_and_biases"})
     groups = parameter_groups(model, network.optimizer.decay_norms_and_biases)
     by_name = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -192,29 +199,32 @@ def make_optimizer(
 
 @contextmanager
 def tf32(compute: Compute) -> Iterator[None]:
-    """Matrix products in TF32 inside, where the run file says so; then as they were."""
+    """Compute float32 matrix products in TF32 inside, if compute.precision=tf32.
+
+    PyTorch's settings are restored afterwards.
+    """
     if compute.precision != "tf32":
         yield
         return
     backends = [
         b.matmul for b in (torch.backends.cuda, torch.backends.mkldnn) if hasattr(b, "matmul")
     ]
-    newer = [(b, b.fp32_precision) for b in backends if hasattr(b, "fp32_precision")]
+    precisions = [(b, b.fp32_precision) for b in backends if hasattr(b, "fp32_precision")]
     try:
         before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set by PyTorch's newer interface, and has no one name
+    except RuntimeError:  # set with PyTorch's newer interface to a value without a name here
         before = "highest"
     torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-        for backend, precision in newer:  # the older one leaves its own there
+        for backend, precision in precisions:  # the line above overwrites these values
             backend.fp32_precision = precision
 
 
 def set_learning_rate(config: Config, learner: Learner, step: int, steps_per_epoch: int) -> None:
-    """Set what the schedule says for `step`; a paused teacher's goes on like the others'."""
+    """Set the schedule's learning rate for `step`; a pause does not delay the schedule."""
     base = config.networks[learner.name].optimizer.lr
     rate = learning_rate(config.schedule, base, step, steps_per_epoch)
     for group in learner.optimizer.param_groups:
@@ -222,13 +232,14 @@ def set_learning_rate(config: Config, learner: Learner, step: int, steps_per_epo
 
 
 def check_shards(config: Config, placement: Placement, images: Images) -> None:
-    """UsageError if a batch is too small to give each rank two samples or more.
+    """UsageError if a batch is too small to give two samples to every rank of a network.
 
-    The last batch of an epoch may leave a rank none, but not where BatchNorm waits for it.
+    An epoch's last batch may leave a rank's shard empty, except with batch_norm=sync, where the
+    other ranks would wait for it.
     """
     batch_size, last = images.size_of(0), images.size_of(images.steps_per_epoch - 1)
-    all_there_are = "" if batch_size == config.data.batch_size else ", all that there are,"
-    if problem := placement.problem_with(batch_size, all_there_are):
+    suffix = "" if batch_size == config.data.batch_size else ", all that there are,"
+    if problem := placement.problem_with(batch_size, suffix):
         raise UsageError(problem)
     for name in placement.networks:
         last_shards = placement.shards(name, last).values()

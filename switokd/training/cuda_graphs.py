@@ -1,18 +1,19 @@
-"""CUDA graphs: what a GPU does in a step, recorded once, then launched as a whole.
+"""CUDA graphs: the work of a step on a GPU, captured once and then replayed as a whole.
 
-A GPU is done with a small network's hundreds of kernels sooner than the processor has launched
-them one by one. A recording launches them all at once: the same kernels, on the same memory.
+A GPU finishes a small network's hundreds of kernels faster than the CPU can launch them one by
+one. Replaying a graph launches all of them at once: the same kernels, on the same memory.
 
-    Recording    a network's forward and backward
-    Routines     functions of a few tensors: losses, distances, what is exchanged
+    GraphedModel        forward and backward of one network, for one batch size
+    GraphedFunctions    functions of a few tensors: losses, distances, the exchange's packing
 
-So a recording holds for one size of batch, and only for what does the same every time and never
-waits for the GPU. What it makes lies in the same memory every time, and is written over when it is
-launched again. A network's gradients come all together, after backward: where it is on several
-ranks, no sum travels beside it.
+A graph is valid for one batch size, and only for work that is the same in every step and never
+waits for the GPU. A graph's results lie in the same memory every time, and the next replay
+overwrites them. A graphed network's gradients are all ready at the same time, after backward, so
+a network on several ranks cannot overlap their all_reduce with its backward.
 
-Not covered: several backward passes that share an update (each overwrites the gradients of the
-last); SyncBatchNorm, whose ranks would have to record in step; collectives and updates.
+Not covered: several backward passes that share an optimizer step (each would overwrite the
+gradients of the last); SyncBatchNorm, whose ranks would have to capture in the same order;
+collectives and optimizer steps.
 """
 
 from __future__ import annotations
@@ -28,75 +29,104 @@ from switokd.errors import UsageError, first_line
 
 T = TypeVar("T")
 
-WARM_UP = 3
-"""Times that libraries are given to choose their kernels, and to take their memory."""
+WARM_UP_RUNS = 3
+"""Runs before a capture, in which libraries choose their kernels and allocate memory."""
 
 MAX_GRAPHS = 32
-"""Forms that are kept of one's routines: a strategy's weights may be others in every step."""
-
-_graph_memory: set[int] = set()
-"""Where the memory of recordings' results begins: what others read there need not be copied."""
+"""Maximum number of cached graphs of one GraphedFunctions: weights may change in every step."""
 
 
-def refusal(what: str, error: Exception, remedy: str = "") -> Exception:
-    """What to raise where a recording failed: a UsageError, or what says that memory ran out."""
-    while isinstance(error.__context__, Exception):  # to end a recording that failed fails as well
+def capture_error(name: str, error: Exception, remedy: str = "") -> Exception:
+    """Return the error to raise when a capture of `name` failed.
+
+    That is the OutOfMemoryError if memory ran out, otherwise a UsageError. remedy: advice for the
+    message, which ends with a comma and a space.
+    """
+    # After a failed capture PyTorch raises a second error, with the first one as its context.
+    while isinstance(error.__context__, Exception):
         error = error.__context__
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return error
-    usage = UsageError(
-        f"compute.cuda_graphs: {what} cannot be recorded: {first_line(error)}; {remedy}use "
-        "compute.cuda_graphs=false"
+    return UsageError(
+        f"compute.cuda_graphs: {name} cannot be captured: {first_line(error)}; {remedy}use "
+        "compute.cuda_graphs=false",
+        every_rank=False,
     )
-    usage.seen_by_every_rank = False
-    return usage
 
 
 def can_capture(device: torch.device) -> bool:
-    """Whether it has CUDA graphs."""
+    """Return whether `device` supports CUDA graphs."""
     return device.type == "cuda"
 
 
-class GraphCapture:
-    """Records what is launched on a GPU, on memory that nothing else takes.
+class GraphContext:
+    """Where one rank captures CUDA graphs, and the memory that its graphs own.
 
-    Recordings may share it if no two of them are in use at a time: a network's, of which only one
-    is ever between forward and backward.
+    device: the GPU; None: nothing is captured.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
+        self._addresses: set[int] = set()
+
+    def register(self, owner: object, *results: Tensor) -> None:
+        """Note that graphs own the memory of `results`, as long as `owner` lives."""
+        for address in {tensor.untyped_storage().data_ptr() for tensor in results}:
+            self._addresses.add(address)
+            weakref.finalize(owner, self._addresses.discard, address)
+
+    def owns(self, tensor: Tensor) -> bool:
+        """Return whether a graph owns the memory of `tensor`, so that others need no copy."""
+        return tensor.untyped_storage().data_ptr() in self._addresses
+
+    def cache_key(self, tensor: Tensor) -> Hashable:
+        """Return shape and dtype, and address and strides if a graph owns the memory."""
+        memory = (tensor.data_ptr(), tensor.stride()) if self.owns(tensor) else None
+        return tensor.shape, tensor.dtype, memory
+
+
+class GraphCapture:
+    """Captures the kernels that a function launches, with a memory pool of their own.
+
+    Graphs may share the pool if at most one of them is in use at a time. The graphs of one network
+    meet this condition, because only one of them is ever between forward and backward.
+    """
+
+    def __init__(self, context: GraphContext) -> None:
+        self.context = context
+        self._stream = torch.cuda.Stream(context.device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, run: Callable[[], T]) -> T:
-        """Run it some times as it will be recorded; what the last time gave."""
+        """Run the function several times on the capture's stream; return the last result."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            for _ in range(WARM_UP - 1):
+            for _ in range(WARM_UP_RUNS - 1):
                 run()
-            made = run()
+            result = run()
         current.wait_stream(self._stream)
-        return made
+        return result
 
     def capture(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """What `run` makes, and what makes it anew in the same memory."""
+        """Return the result of `run`, and a function that computes it again in the same memory."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(
             graph,
             pool=self._pool,
             stream=self._stream,
-            capture_error_mode="thread_local",  # NCCL's thread may go on asking the GPU
+            capture_error_mode="thread_local",  # NCCL's thread may query the GPU meanwhile
         ):
-            made = run()
-        return made, graph.replay
+            result = run()
+        return result, graph.replay
 
 
 class GraphedModel:
-    """One network's forward for batches as large as `x`, and its backward if it learns.
+    """One network's forward for batches of the size of `x`, and its backward if it learns.
 
-    compute: logits `[b, C]` of images `[b, ...]`, with their graph. parameters: those whose
-    gradients backward gives; none where the network only answers. recorder: this network's.
+    compute: maps images `[b, ...]` to logits `[b, C]` with an autograd graph. parameters: those
+    that backward computes gradients for; empty for a frozen network. capture: shared by all graphs
+    of this network.
     """
 
     def __init__(
@@ -106,53 +136,52 @@ class GraphedModel:
         x: Tensor,
         capture: GraphCapture,
     ) -> None:
-        self.capture = capture
         self._live: Tensor | None = None
-        """What forward has made last, with PyTorch's own graph of it."""
+        """The logits of the last forward pass, with PyTorch's autograd graph."""
         self._compute, self._parameters = compute, parameters
         self._x = torch.empty_like(x).copy_(x)
         self._dz = torch.zeros_like(capture.warm_up(self._forward))
         self._learns = torch.zeros((), requires_grad=bool(parameters))
-        """Stands for the weights in PyTorch's graph: what depends on it has a backward pass."""
+        """Stands for the weights in autograd: a result that depends on it has a backward pass."""
         if parameters:
             capture.warm_up(lambda: (self._forward(), self._backward()))
         self._z, self._replay_forward = capture.capture(self._forward)
-        _register_memory(self, self._z)
+        capture.context.register(self, self._z)
         if parameters:
             self._gradients, self._replay_backward = capture.capture(self._backward)
         self._live = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits; backward from them sets each parameter's `grad`, whatever it was."""
+        """Return logits `[b, C]`; their backward overwrites the `grad` of each parameter."""
         z: Tensor = _Replay.apply(self._learns, x, self)
         return z
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, without a graph."""
+        """Return logits `[b, C]` without an autograd graph."""
         self._x.copy_(x)
         self._replay_forward()
-        return self._z.detach()  # one tensor cannot have every step's graph
+        return self._z.detach()  # a new tensor, because each step has its own autograd graph
 
     def backward(self, dz: Tensor) -> None:
-        """Set the parameters' gradients, from that of the last logits."""
+        """Set the parameters' gradients, given the gradient `[b, C]` of the last logits."""
         self._dz.copy_(dz)
         self._replay_backward()
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
 
     def _forward(self) -> Tensor:
-        self._live = None  # what an earlier one has kept for its backward pass goes first
+        self._live = None  # free the activations of the last forward pass first
         self._live = z = self._compute(self._x)
         return z.detach()
 
     def _backward(self) -> list[Tensor | None]:
         assert self._live is not None
-        found = torch.autograd.grad(self._live, self._parameters, self._dz, allow_unused=True)
-        return _own_memory(found, self._parameters)
+        gradients = torch.autograd.grad(self._live, self._parameters, self._dz, allow_unused=True)
+        return _separate_memory(gradients, self._parameters)
 
 
 class _Replay(torch.autograd.Function):
-    """A recording's forward, with its backward as the graph behind it."""
+    """Replays a captured forward; autograd replays the captured backward."""
 
     @staticmethod
     def forward(ctx: Any, learns: Tensor, x: Tensor, graphed: GraphedModel) -> Tensor:
@@ -165,94 +194,98 @@ class _Replay(torch.autograd.Function):
         return None, None, None
 
 
-def _own_memory(
+def _separate_memory(
     gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]
 ) -> list[Tensor | None]:
-    """As PyTorch leaves them in `grad`: in the memory order of their parameters, which fused
-    optimizers need, and no two in one memory, though parameters that are added up have the same.
+    """Return gradients as PyTorch stores them in `grad`.
+
+    Each has the strides of its parameter, which fused optimizers require. No two share memory,
+    although autograd returns one tensor for parameters that the model adds up.
     """
-    found: list[Tensor | None] = []
-    taken = set()
+    separate: list[Tensor | None] = []
+    used = set()
     for gradient, parameter in zip(gradients, parameters, strict=True):
         if gradient is not None:
-            memory = gradient.untyped_storage().data_ptr()
-            if gradient.stride() != parameter.stride() or memory in taken:
+            address = gradient.untyped_storage().data_ptr()
+            if gradient.stride() != parameter.stride() or address in used:
                 gradient = torch.empty_like(parameter).copy_(gradient)
-            taken.add(memory)
-        found.append(gradient)
-    return found
+            used.add(address)
+        separate.append(gradient)
+    return separate
 
 
 class GraphedFunctions:
-    """Functions of tensors, each recorded the second time that it is called with such tensors."""
+    """Functions of tensors, each captured at its second call with tensors of the same form."""
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        """device: the GPU that the tensors are on; None: nothing is recorded."""
-        self._device = device
-        self._known: dict[Hashable, _GraphedFunction | None] = {}
+    def __init__(self, context: GraphContext | None = None) -> None:
+        self._context = context or GraphContext()
+        self._graphs: dict[Hashable, _GraphedFunction | None] = {}
+        """By cache key, least recently used first; None after the first call."""
 
-    def __call__(self, key: Hashable, run: Callable[..., T], *given: Tensor) -> T:
-        """What `run` makes of tensors: one or several, which the next call with `key` writes over.
+    def __call__(self, key: Hashable, run: Callable[..., T], *inputs: Tensor) -> T:
+        """Return `run(*inputs)`: one tensor or several; the next call with `key` overwrites them.
 
-        key: what `run` depends on beside tensors, and their shapes and types.
+        key: everything that `run` depends on except the tensors, their shapes and their dtypes.
         """
-        if self._device is None:
-            return run(*given)
-        form = key, *map(_cache_key, given)
-        is_new, routine = form not in self._known, self._known.pop(form, None)
-        if is_new:  # libraries load; what comes once only is not recorded
-            if len(self._known) == MAX_GRAPHS:
-                del self._known[next(iter(self._known))]  # what has not come for longest
-            self._known[form] = None
-            return run(*given)
-        if routine is None:
-            routine = self._capture(run, given, self._device)
-        self._known[form] = routine
-        made: T = routine(*given)
-        return made
+        if self._context.device is None:
+            return run(*inputs)
+        cache_key = key, *map(self._context.cache_key, inputs)
+        is_first, graph = cache_key not in self._graphs, self._graphs.pop(cache_key, None)
+        if is_first:  # libraries load their kernels; a function called once needs no graph
+            if len(self._graphs) == MAX_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            self._graphs[cache_key] = None
+            return run(*inputs)
+        if graph is None:
+            graph = self._capture(run, inputs)
+        self._graphs[cache_key] = graph
+        results: T = graph(*inputs)
+        return results
 
-    def _capture(
-        self, run: Callable[..., Any], given: Sequence[Tensor], device: torch.device
-    ) -> _GraphedFunction:
+    def _capture(self, run: Callable[..., Any], inputs: Sequence[Tensor]) -> _GraphedFunction:
         try:
-            return _GraphedFunction(run, given, GraphCapture(device))
+            return _GraphedFunction(run, inputs, GraphCapture(self._context))
         except Exception as error:
-            raise refusal("a step's losses, distances or exchange", error) from error
+            raise capture_error("a step's losses, distances or exchange", error) from error
 
     def differentiable(
-        self, key: Hashable, run: Callable[..., Tensor], z: Tensor, *given: Tensor
+        self, key: Hashable, run: Callable[..., Tensor], z: Tensor, *inputs: Tensor
     ) -> Tensor:
-        """The same for a scalar that has a gradient by z."""
-        if self._device is None:
-            return run(z, *given)
+        """Return the scalar `run(z, *inputs)`, through which autograd reaches z; see `__call__`."""
+        if self._context.device is None:
+            return run(z, *inputs)
 
-        def with_gradient(z: Tensor, *given: Tensor) -> list[Tensor]:
+        def with_gradient(z: Tensor, *inputs: Tensor) -> list[Tensor]:
             leaf = z.requires_grad_()
-            scalar = run(leaf, *given)
+            scalar = run(leaf, *inputs)
             return [scalar.detach(), *torch.autograd.grad(scalar, leaf)]
 
-        scalar: Tensor = _Known.apply(z, *self(key, with_gradient, z.detach(), *given))
+        results = self(key, with_gradient, z.detach(), *inputs)
+        scalar: Tensor = _ScalarWithGradient.apply(z, *results)
         return scalar
 
 
 class _GraphedFunction:
-    """One function, recorded on tensors of one form."""
+    """One function, captured for input tensors of one form."""
 
-    def __init__(self, run: Callable[..., Any], given: Sequence[Tensor], capture: GraphCapture):
-        mine = [tensor if _is_graph_memory(tensor) else tensor.detach().clone() for tensor in given]
-        self._copied = [(i, to) for i, to in enumerate(mine) if to is not given[i]]
-        self._made, self._replay = capture.capture(lambda: run(*(t.detach() for t in mine)))
-        _register_memory(self, *([self._made] if isinstance(self._made, Tensor) else self._made))
+    def __init__(self, run: Callable[..., Any], inputs: Sequence[Tensor], capture: GraphCapture):
+        owns = capture.context.owns
+        static = [tensor if owns(tensor) else tensor.detach().clone() for tensor in inputs]
+        self._copied = [(i, copy) for i, copy in enumerate(static) if copy is not inputs[i]]
+        """Positions of the inputs that are copied into the graph's memory, and this memory."""
+        self._results, self._replay = capture.capture(lambda: run(*(t.detach() for t in static)))
+        is_single = isinstance(self._results, Tensor)
+        capture.context.register(self, *([self._results] if is_single else self._results))
 
-    def __call__(self, *given: Tensor) -> Any:
-        for i, to in self._copied:
-            to.copy_(given[i].detach())
+    def __call__(self, *inputs: Tensor) -> Any:
+        for i, copy in self._copied:
+            copy.copy_(inputs[i].detach())
         self._replay()
-        return self._made
+        return self._results
 
 
-class _Known(torch.autograd.Function):
-    """A scalar whose gradient by z is known."""
+class _ScalarWithGradient(torch.autograd.Function):
+    """Makes a scalar depend on z in autograd, by its gradient dz that is known already."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, scalar: Tensor, dz: Tensor) -> Tensor:
@@ -264,18 +297,33 @@ class _Known(torch.autograd.Function):
         return gradient[0] * ctx.dz, None, None
 
 
-def _cache_key(tensor: Tensor) -> Hashable:
-    """What a recording on this tensor may be used for: such ones, or this one's memory."""
-    place = (tensor.data_ptr(), tensor.stride()) if _is_graph_memory(tensor) else None
-    return tensor.shape, tensor.dtype, place
+class NetworkGraphs:
+    """The CUDA graphs of one network: its forward and backward by batch size, and its losses.
 
+    captures_model: whether `capture` is to be called for the network's batch sizes before training.
+    """
 
-def _is_graph_memory(tensor: Tensor) -> bool:
-    return tensor.untyped_storage().data_ptr() in _graph_memory
+    def __init__(self, context: GraphContext | None = None, captures_model: bool = False) -> None:
+        self._context = context or GraphContext()
+        self.captures_model = captures_model
+        self.functions = GraphedFunctions(context)
+        """Captures the network's losses."""
+        self._models: dict[int, GraphedModel] = {}
+        self._model_capture: GraphCapture | None = None
 
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Batch sizes for which the network was captured, ascending."""
+        return sorted(self._models)
 
-def _register_memory(owner: object, *made: Tensor) -> None:
-    """Note where an owner has its results, for as long as it lives."""
-    for begin in {tensor.untyped_storage().data_ptr() for tensor in made}:
-        _graph_memory.add(begin)
-        weakref.finalize(owner, _graph_memory.discard, begin)
+    def model(self, batch_size: int) -> GraphedModel | None:
+        """Return the graph for one batch size; None if there is no graph for this size."""
+        return self._models.get(batch_size)
+
+    def capture(
+        self, compute: Callable[[Tensor], Tensor], parameters: Sequence[nn.Parameter], x: Tensor
+    ) -> None:
+        """Capture the network for batches of the size of `x`; see `GraphedModel`."""
+        if self._model_capture is None:
+            self._model_capture = GraphCapture(self._context)
+        self._models[len(x)] = GraphedModel(compute, parameters, x, self._model_capture)

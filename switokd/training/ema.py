@@ -1,4 +1,4 @@
-"""The moving average of the weights."""
+"""The exponential moving average (EMA) of a model's weights."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from switokd.errors import UsageError, first_line
 
 
 class MovingAverage:
-    """A copy of a model that follows it, a share of 1 - `decay` of the way per update.
+    """A copy of a model: average = decay * average + (1 - decay) * model, at each optimizer step.
 
-    BatchNorm's statistics are averaged like the weights, so that the two fit each other; whole
-    numbers are taken over. So is the first update, all of it.
+    BatchNorm's running statistics are averaged like the weights, so that both fit together.
+    Integer buffers are copied. The first update copies everything.
 
-    PyTorch's AveragedModel has its count of updates on the CPU and brings it to the GPU for each,
-    which waits for all that the GPU has to do before.
+    PyTorch's AveragedModel is not used: its update counter lies on the CPU, and copying the counter
+    to the GPU in every step waits for all work that is queued there.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -27,29 +27,29 @@ class MovingAverage:
         self._is_new = True
 
     @torch.no_grad()
-    def follow(self, model: nn.Module) -> None:
-        """Note an update of `model`."""
-        mixed: tuple[list[Tensor], list[Tensor]] = [], []
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards `model`, after an optimizer step of `model`."""
+        averages: list[Tensor] = []
+        values: list[Tensor] = []
         ours, theirs = ([*m.parameters(), *m.buffers()] for m in (self.module, model))
-        for mine, its in zip(ours, theirs, strict=True):
-            if self._is_new or not (mine.is_floating_point() or mine.is_complex()):
-                mine.copy_(its)
+        for average, value in zip(ours, theirs, strict=True):
+            if self._is_new or not (average.is_floating_point() or average.is_complex()):
+                average.copy_(value)
             else:
-                mixed[0].append(mine)
-                mixed[1].append(its)
-        if mixed[0]:
-            self._mix(*mixed, None)
+                averages.append(average)
+                values.append(value)
+        if averages:
+            self._mix(averages, values, None)
         self._is_new = False
 
 
 def moving_average(name: str, model: nn.Module, decay: float) -> MovingAverage:
-    """Give a model's; `name` is for UsageError, if the model cannot be copied."""
+    """Return the moving average of network `name`; UsageError if the model cannot be copied."""
     try:
         return MovingAverage(model, decay)
     except Exception as error:
-        usage = UsageError(
+        raise UsageError(
             f"schedule.ema_decay: the average starts as a copy of {name}, which cannot be copied: "
-            f"{first_line(error)}; leave ema_decay out, or mend the model's __deepcopy__"
-        )
-        usage.seen_by_every_rank = False
-        raise usage from error
+            f"{first_line(error)}; leave ema_decay out, or fix the model's __deepcopy__",
+            every_rank=False,
+        ) from error

@@ -1,13 +1,18 @@
-"""Top-1 of one network on a test set, or on this rank's part of it."""
+"""Top-1 accuracy on the test set, or on one rank's part of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from switokd.data.images import Images
+from switokd.runtime.placement import LocalPlacement
+from switokd.runtime.process_group import World
+from switokd.training.batch_norm import average_statistics
 from switokd.training.learner import Learner
+from switokd.training.meters import EpochLog
 
 
 @torch.inference_mode()
@@ -17,9 +22,10 @@ def top1(
     device: torch.device,
     model: nn.Module | None = None,
 ) -> tuple[int, int]:
-    """Images whose largest logit is the label's, and all images; keeps the model's mode.
+    """Return the number of images classified correctly, and the number of images.
 
-    model: another than the learner's live one, such as its moving average.
+    The model's mode (training or evaluation) is the same afterwards. model: the model to use
+    instead of the learner's trained one, for example its moving average.
     """
     model = model or learner.model
     was_training = model.training
@@ -31,3 +37,37 @@ def top1(
         samples += len(y)
     model.train(was_training)
     return int(correct.item()), samples
+
+
+class Evaluator:
+    """Tests the networks of one rank; the ranks of a network share the test set's batches."""
+
+    def __init__(
+        self,
+        learners: Sequence[Learner],
+        local_placement: LocalPlacement,
+        images: Images,
+        world: World,
+    ) -> None:
+        self._learners, self._device, self._transport = learners, world.device, world.transport
+        self._batches, self._shares = {}, {}
+        batch_size = images.size_of(0)
+        for learner in learners:
+            ranks = local_placement.placement.ranks_of(learner.name)
+            index = ranks.index(world.rank)
+            self._batches[learner.name] = images.test(index=index, of=len(ranks))
+            shard = local_placement.shard(learner.name, batch_size)
+            self._shares[learner.name] = float((shard.stop - shard.start) / batch_size)
+
+    def test(self, log: EpochLog) -> None:
+        """Test all networks and their moving averages; write the results to `log`."""
+        # All collectives first, because the ranks evaluate for unequal times.
+        for learner in self._learners:
+            for model in filter(None, (learner.model, learner.averaged)):
+                average_statistics(learner, model, self._shares[learner.name], self._transport)
+        for learner in self._learners:
+            name, batches = learner.name, self._batches[learner.name]
+            log.tested(name, *top1(learner, batches, self._device))
+            if learner.averaged is not None:
+                average = top1(learner, batches, self._device, learner.averaged)
+                log.tested_average(name, *average)

@@ -1,11 +1,11 @@
-"""Each step's logits and targets, from every network to every rank, by one collective.
+"""Sends every network's logits and targets to every rank, by one collective per step.
 
-A rank sends the logits and targets of its shards with the step number and the configuration's
-digest in front. All ranks receive all of it, so all of them find at once, and find the same, if
-one is out of step, was started differently, has other data, or has diverged. In a run of one
-process nothing travels, and all else is the same.
+Each rank sends the logits and targets of its shards, behind a header with the step number and the
+configuration's digest. All ranks receive the same data, so all of them detect in the same step
+that a rank is out of step, has another configuration or other data, or has diverged. In a run of
+one process nothing is sent; the rest is the same.
 
-Not covered: logits too large to go to everyone (a language model's).
+Not covered: logits that are too large to send to every rank (language models).
 """
 
 from __future__ import annotations
@@ -27,155 +27,153 @@ from switokd.runtime.process_group import collective_errors
 from switokd.runtime.watchdog import Watchdog
 from switokd.training.cuda_graphs import GraphedFunctions
 
-# PyTorch 2.14 renames it, and warns of the old name.
+# PyTorch 2.14 renames the function and warns about the old name.
 all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-HEADER = 2  # step, digest: int64, each as long as two float32
+HEADER = 2
+"""Length of the header in int64: step and digest. An int64 takes the room of two float32."""
 
 Offsets = dict[str, dict[int, tuple[int, int]]]
-"""By network and rank: where its shard begins in the rank's row, and its samples."""
+"""By network and rank: the start of its shard in the rank's row, and its number of samples."""
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """Every network's logits `[n, C]` in float32, detached, by name; the batch's targets.
+    """The logits and targets of a whole batch, as all ranks have received them.
 
-    Those are labels `[n]`, or distributions `[n, C]` in float32 where they are soft. All of it is
-    the step's: by CUDA graphs the next exchange writes over it; whoever may keep it takes `copies`.
-
-    `vitals` is for `Exchange.check`, once it is on the host. `seconds`: what the collective took,
-    mostly waiting for the slowest rank; unknown where it runs in a GPU's queue.
+    With CUDA graphs the next exchange overwrites the tensors; use `copies` to keep them.
     """
 
     logits: Mapping[str, Tensor]
+    """By network: `[n, C]`, float32, detached."""
     y: Tensor
+    """Labels `[n]`, or with soft targets distributions `[n, C]` in float32."""
     health: Tensor
+    """Input of `Exchange.check`, once it is on the host."""
     seconds: float | None
+    """Duration of the collective, mostly the wait for the slowest rank; None on a GPU."""
 
     def copies(self) -> tuple[Mapping[str, Tensor], Tensor]:
-        """Logits and targets in memory of their own."""
+        """Return copies of the logits and of the targets."""
         return {name: z.clone() for name, z in self.logits.items()}, self.y.clone()
 
 
-def adding_up(step: int) -> str:
-    """What ranks wait for after a step's exchange, in words."""
+def gradient_sum(step: int) -> str:
+    """Return the name of the operation that ranks wait for after the exchange of `step`."""
     return f"adding up the gradients of step {step}"
 
 
 class Exchange:
-    """Gathers logits over a process group of all ranks, None for the default one.
+    """Gathers logits and targets over a process group of all ranks.
 
-    place: this rank's. transport: device of the collective's tensors, None for the logits' own.
-    soft_targets: whether targets are distributions; from the configuration, so that ranks agree.
-    routines: what records the work before and after the collective, by default nothing.
+    digest: the configuration's, in hexadecimal. classes: number of classes C. group: None is the
+    default process group. transport: device that the collective needs its tensors on; None: the
+    logits' device. soft_targets: whether targets are distributions. graphs: captures the work
+    before and after the collective. watchdog: reports an exchange that takes too long, for
+    collectives without a timeout of their own.
     """
 
     def __init__(
         self,
-        place: LocalPlacement,
+        local_placement: LocalPlacement,
         digest: str,
         classes: int,
         group: dist.ProcessGroup | None = None,
         transport: torch.device | None = None,
         soft_targets: bool = False,
-        graphed_functions: GraphedFunctions | None = None,
+        graphs: GraphedFunctions | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
-        self.place = place
-        self.graphed_functions = graphed_functions or GraphedFunctions()
-        self.passed_at = 0.0
-        """When the last exchange was over, on the clock of `time.perf_counter`."""
-        self.watchdog: Watchdog | None = None
-        """Who tells of an exchange that takes too long, where none of its timeouts does."""
-        self._group = group
+        self.local_placement = local_placement
         self.seconds: float | None = None
-        """What all collectives so far have taken; None where it is not known."""
-        self._classes = classes
-        self._soft = soft_targets
-        # What a sample's target takes, in float32: a label's 64 bits, or a distribution.
+        """Duration of all collectives so far; None if it is not measured."""
+        self._digest = int(digest[:12], 16)  # 48 bits, which float64 represents exactly
+        self._classes, self._soft_targets = classes, soft_targets
+        # Floats per target: a distribution, or a label's 64 bits.
         self._target_length = classes if soft_targets else 2
-        self._digest = int(digest[:12], 16)  # 48 bits: exact in float64 as well
+        self._group, self._transport = group, transport
+        self._graphs, self._watchdog = graphs or GraphedFunctions(), watchdog
         self._header: Tensor | None = None
-        """On the logits' device, where nothing has to be brought to."""
-        self._transport = transport
-        self._layout = cache(self._lay_out)
+        """Kept on the logits' device, so that no step copies it there."""
+        self._layout = cache(self._make_layout)
 
     def __call__(
         self, step: int, z: Mapping[str, Tensor], y: Mapping[str, Tensor], n: int
     ) -> Gathered:
-        """Send this rank's shards of a batch of `n`, and receive everyone's.
+        """Send this rank's shards of a batch of `n` samples, and receive all shards.
 
-        z: logits `[b, C]` by network, none for an empty shard. y: labels `[b]` or
-        distributions `[b, C]` by network.
+        z: by network, logits `[b, C]`; no entry for an empty shard. y: by network, labels `[b]` or
+        distributions `[b, C]`.
         CollectiveError if the collective fails, UsageError if z is not of shape `[b, classes]`.
         """
         doing = f"exchanging the logits of step {step}"
         offsets, length = self._layout(n)
         self._check_shapes(z, y)
-        if self.watchdog:
-            self.watchdog.begin(doing)
+        if self._watchdog:
+            self._watchdog.begin(doing)
         if self._header is None:
             device = next(iter(y.values())).device
             self._header = to_device(device, torch.tensor([step, self._digest]))
         self._header[:1].fill_(step)
-        names = [name for name in self.place.networks if name in z]
-        mine = [tensor for name in names for tensor in (z[name].detach(), y[name])]
-        row = self.graphed_functions(("pack", length), partial(_pack, length), self._header, *mine)
-        sent = self._for_transport(row)  # from a GPU it comes when its forward passes are over
+        names = [name for name in self.local_placement.networks if name in z]
+        shards = [tensor for name in names for tensor in (z[name].detach(), y[name])]
+        row = self._graphs(("pack", length), partial(_pack, length), self._header, *shards)
+        sent = self._for_transport(row)  # waits for a GPU's forward passes
         started = time.perf_counter()
-        everyone = self._gather(sent, doing)
-        seconds = time.perf_counter() - started if everyone.device.type == "cpu" else None
+        rows = self._gather(sent, doing)
+        seconds = time.perf_counter() - started if rows.device.type == "cpu" else None
         if seconds is not None:
             self.seconds = (self.seconds or 0.0) + seconds
-        everyone, unpack = everyone.to(row.device), partial(self._unpack, offsets)
-        health, targets, *logits = self.graphed_functions(("unpack", n), unpack, everyone)
+        rows, unpack = rows.to(row.device), partial(self._unpack, offsets)
+        health, targets, *logits = self._graphs(("unpack", n), unpack, rows)
         return Gathered(dict(zip(offsets, logits, strict=True)), targets, health, seconds)
 
-    def _unpack(self, offsets: Offsets, everyone: Tensor) -> list[Tensor]:
-        """Vitals, targets, and each network's logits, of all ranks' rows."""
-        logits, labels = [], []
+    def _unpack(self, offsets: Offsets, rows: Tensor) -> list[Tensor]:
+        """Return health, targets, and each network's logits, from all ranks' rows."""
+        logits, targets = [], []
         for shards in offsets.values():
-            rows, targets = [], []
+            logit_parts, target_parts = [], []
             for rank, (start, b) in shards.items():
                 middle = start + b * self._classes
                 stop = middle + b * self._target_length
-                rows.append(everyone[rank, start:middle].view(b, self._classes))
-                targets.append(self._as_targets(everyone[rank, middle:stop].clone()))
-            logits.append(torch.cat(rows) if len(rows) > 1 else rows[0])
-            labels.append(torch.cat(targets) if len(targets) > 1 else targets[0])
-        headers = everyone[:, : 2 * HEADER].flatten().view(torch.int64)
-        bad = (~torch.stack(logits).isfinite()).flatten(1).sum(dim=1)
-        other = (torch.stack(labels) != labels[0]).flatten(1).sum(dim=1)
-        return [torch.cat([headers, bad, other]).double(), labels[0], *logits]
+                logit_parts.append(rows[rank, start:middle].view(b, self._classes))
+                target_parts.append(self._as_targets(rows[rank, middle:stop].clone()))
+            logits.append(torch.cat(logit_parts) if len(logit_parts) > 1 else logit_parts[0])
+            targets.append(torch.cat(target_parts) if len(target_parts) > 1 else target_parts[0])
+        headers = rows[:, : 2 * HEADER].flatten().view(torch.int64)
+        not_finite = (~torch.stack(logits).isfinite()).flatten(1).sum(dim=1)
+        different = (torch.stack(targets) != targets[0]).flatten(1).sum(dim=1)
+        return [torch.cat([headers, not_finite, different]).double(), targets[0], *logits]
 
     def check(self, health: Sequence[float]) -> None:
-        """Raise if the ranks are not at the same point of the same run, or one has diverged.
+        """Raise an error if ranks are out of step, or if a network has diverged.
 
-        NonFiniteError and PeerError are raised on every rank alike.
+        health: the values of `Gathered.health`.
+        NonFiniteError and PeerError are raised on all ranks in the same step.
         """
-        self.passed_at = time.perf_counter()
-        if self.watchdog:
-            self.watchdog.over()
-        placement = self.place.placement
-        in_front = HEADER * placement.world_size
-        headers, rest = health[:in_front], health[in_front:]
+        if self._watchdog:
+            self._watchdog.over()
+        placement = self.local_placement.placement
+        header_length = HEADER * placement.world_size
+        headers, counts = health[:header_length], health[header_length:]
         step = int(headers[0])
         for rank in range(placement.world_size):
-            theirs, digest = headers[HEADER * rank : HEADER * (rank + 1)]
+            rank_step, digest = headers[HEADER * rank : HEADER * (rank + 1)]
             who, problem = placement.who(rank), None
             if digest != headers[1]:
                 problem = f"{who} was started with another configuration than rank 0"
-            elif theirs != step:
-                problem = f"{who} is at step {int(theirs)}, rank 0 at step {step}"
+            elif rank_step != step:
+                problem = f"{who} is at step {int(rank_step)}, rank 0 at step {step}"
             if problem:
                 raise PeerError(f"ranks are out of step: {problem}")
         names = placement.networks
-        for name, others in zip(names, rest[len(names) :], strict=True):
-            if others:
+        for name, different in zip(names, counts[len(names) :], strict=True):
+            if different:
                 raise PeerError(
                     f"ranks are out of step: {placement.whose(name)} has other labels than "
                     f"{placement.whose(names[0])} at step {step}: its data differ"
                 )
-        for name, bad in zip(names, rest[: len(names)], strict=True):
-            if bad:
+        for name, not_finite in zip(names, counts[: len(names)], strict=True):
+            if not_finite:
                 raise NonFiniteError(
                     f"network {placement.whose(name)} has logits that are not finite at step "
                     f"{step}; the step was not applied. The usual remedy is a lower "
@@ -183,42 +181,47 @@ class Exchange:
                 )
 
     def watched(self, doing: str) -> AbstractContextManager[None]:
-        """For what waits for other ranks by itself, or by reading a GPU's numbers: the sums before
-        them in its queue.
+        """Watch a block that may wait for other ranks; `doing` names the operation.
+
+        Reading a value from a GPU may wait too: for the collectives that are queued before.
         """
-        return self.watchdog.during(doing) if self.watchdog else nullcontext()
+        return self._watchdog.during(doing) if self._watchdog else nullcontext()
 
     def for_labels(self) -> Exchange:
-        """One of the same place and group for targets that are labels."""
+        """Return an exchange of the same ranks for targets that are labels."""
         digest = f"{self._digest:012x}"
-        made = Exchange(self.place, digest, self._classes, self._group, self._transport)
-        made.watchdog = self.watchdog
-        return made
+        return Exchange(
+            self.local_placement,
+            digest,
+            self._classes,
+            self._group,
+            self._transport,
+            watchdog=self._watchdog,
+        )
 
     def _as_targets(self, received: Tensor) -> Tensor:
-        """A shard's labels `[b]` or distributions `[b, C]`, as they were sent."""
-        if self._soft:
+        """Return a shard's labels `[b]` or distributions `[b, C]` from the received floats."""
+        if self._soft_targets:
             return received.view(-1, self._classes)
         return received.view(torch.int64)
 
     def _check_shapes(self, z: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
-        """Find the wrong shape here: in the collective it would end all ranks without a word."""
+        """Check the shapes here, because a failing collective would end all ranks silently."""
         for name, z_i in z.items():
             shape = tuple(z_i.shape) if isinstance(z_i, Tensor) else type(z_i).__name__
             if shape != (len(y[name]), self._classes):
-                error = UsageError(
+                raise UsageError(
                     f"in training the model must turn {len(y[name])} images into logits of shape "
-                    f"({len(y[name])}, {self._classes}), got {shape}"
+                    f"({len(y[name])}, {self._classes}), got {shape}",
+                    every_rank=False,
                 )
-                error.seen_by_every_rank = False
-                raise error
 
-    def _lay_out(self, n: int) -> tuple[Offsets, int]:
-        """Where the shards of a batch of `n` lie in the ranks' rows, and the rows' length.
+    def _make_layout(self, n: int) -> tuple[Offsets, int]:
+        """Return where the shards of a batch of `n` lie in the ranks' rows, and the rows' length.
 
-        Rows are as long as the longest, because Gloo gathers only equal ones.
+        All rows are as long as the longest row, because Gloo gathers only rows of equal length.
         """
-        placement = self.place.placement
+        placement = self.local_placement.placement
         offsets: Offsets = {}
         ends = dict.fromkeys(range(placement.world_size), 2 * HEADER)
         for name in placement.networks:
@@ -230,27 +233,27 @@ class Exchange:
         return offsets, max(ends.values())
 
     def _for_transport(self, row: Tensor) -> Tensor:
-        """What this rank sends, where the collective needs it."""
-        alone = self._transport is None or self.place.placement.world_size == 1
-        return row if alone else row.to(self._transport)
+        """Return this rank's row on the device that the collective needs."""
+        is_local = self._transport is None or self.local_placement.placement.world_size == 1
+        return row if is_local else row.to(self._transport)
 
     def _gather(self, row: Tensor, doing: str) -> Tensor:
-        """All ranks' rows `[world size, length]`."""
-        world_size = self.place.placement.world_size
+        """Return all ranks' rows `[world size, length]`."""
+        world_size = self.local_placement.placement.world_size
         if world_size == 1:
             return row[None]
-        everyone = row.new_empty(world_size * len(row))
+        rows = row.new_empty(world_size * len(row))
         with collective_errors(doing):
-            all_gather(everyone, row, group=self._group)
-        return everyone.view(world_size, len(row))
+            all_gather(rows, row, group=self._group)
+        return rows.view(world_size, len(row))
 
 
-def _pack(length: int, header: Tensor, *mine: Tensor) -> Tensor:
-    """One row of a rank's header, and of its networks' logits and targets in turn.
+def _pack(length: int, header: Tensor, *shards: Tensor) -> Tensor:
+    """Return one float32 row of `length`: the header, then each network's logits and targets.
 
-    It is as long as everyone's. Whole numbers travel as the bits that they are.
+    Integers are sent bit by bit. Zeros fill the rest of the row.
     """
-    pieces = [t if t.is_floating_point() else t.view(torch.float32) for t in (header, *mine)]
+    pieces = [t if t.is_floating_point() else t.view(torch.float32) for t in (header, *shards)]
     row = torch.cat([piece.float().flatten() for piece in pieces])
     missing = length - len(row)
     return torch.cat([row, row.new_zeros(missing)]) if missing else row

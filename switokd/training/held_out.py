@@ -1,10 +1,11 @@
-"""What a strategy learns from images that nobody trains on, before each epoch.
+"""Shows a strategy all networks' logits on held-out images, before each epoch.
 
-Every rank forwards its shards of them, in evaluation mode and without augmentation; the logits
-travel as a step's do; and the strategy of every rank is told all of them, so that all strategies
-come to the same.
+No network trains on these images. Every rank computes the logits of its shards in evaluation mode
+and without augmentation. The logits are exchanged as in a training step, so the strategies of all
+ranks observe the same values and stay equal.
 
-Not covered: which images these are (`data/__init__.py`); what is made of them (`strategies/`).
+Not covered: the choice of the images (`data/images.py`); what a strategy does with the logits
+(`strategies/`).
 """
 
 from __future__ import annotations
@@ -24,28 +25,29 @@ from switokd.training.learner import Learner
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The images held out, for one rank. `batches`: its part of them, None where there are none."""
+    """One rank's part of the held-out images."""
 
     batches: Batches | None
+    """None if no images are held out."""
     sizes: Sequence[int]
-    """Images of each batch, of which the rank loads its part."""
+    """Number of images of each whole batch."""
     strategy: Strategy
     exchange: Exchange
-    """One for labels: these targets are never softened."""
+    """For labels, because the targets of held-out images are never softened."""
 
     @classmethod
     def of(cls, images: Images, strategy: Strategy, exchange: Exchange) -> HeldOut:
-        """Prepare to tell `strategy`, with an exchange of the training's place and group."""
+        """Prepare the held-out images for `strategy`; exchange: that of the training steps."""
         n, size = images.held_out, images.config.batch_size
         sizes = [min(size, n - begin) for begin in range(0, n, size)]
-        batches = images.held_out_batches(exchange.place.part) if n else None
+        batches = images.held_out_batches(exchange.local_placement.part) if n else None
         return cls(batches, sizes, strategy, exchange.for_labels())
 
     @torch.no_grad()
     def observe(self, learners: Sequence[Learner], step: int) -> None:
-        """Tell the strategy all networks' logits, if it wants them; every rank must call it.
+        """Show the strategy all networks' logits, if it asks for them; every rank must call this.
 
-        step: the one that comes next. NonFiniteError or PeerError as in a step.
+        step: number of the next training step. NonFiniteError or PeerError as in a step.
         """
         if self.batches is None:
             return
@@ -53,21 +55,22 @@ class HeldOut:
         for learner in learners:
             learner.model.eval()
         batches = zip(self.batches, self.sizes, strict=True)
-        told = [self._forward(learners, step, x, y, n) for (x, y), n in batches]
+        gathered = [self._forward(learners, step, x, y, n) for (x, y), n in batches]
         for learner in learners:
             learner.model.train(modes[learner.name])
-        names = self.exchange.place.placement.networks
-        logits = {name: torch.cat([z[name] for z, _ in told]) for name in names}
-        self.strategy.observe(logits, torch.cat([y for _, y in told]))
+        names = self.exchange.local_placement.placement.networks
+        logits = {name: torch.cat([z[name] for z, _ in gathered]) for name in names}
+        self.strategy.observe(logits, torch.cat([y for _, y in gathered]))
 
     def _forward(
         self, learners: Sequence[Learner], step: int, x: Tensor, y: Tensor, n: int
     ) -> tuple[Mapping[str, Tensor], Tensor]:
-        """All networks' logits and the labels of one batch of `n`; x and y: this rank's part."""
-        device, place = next(learners[0].model.parameters()).device, self.exchange.place
+        """Return all networks' logits and labels of a batch of `n`; x and y: this rank's part."""
+        placement = self.exchange.local_placement
+        device = next(learners[0].model.parameters()).device
         x, y = x.to(device), y.to(device)
-        mine = {learner.name: place.local(learner.name, n) for learner in learners}
-        z = {li.name: li.predict(x[mine[li.name]]) for li in learners if len(x[mine[li.name]])}
-        everyone = self.exchange(step, z, {name: y[shard] for name, shard in mine.items()}, n)
-        self.exchange.check(everyone.health.tolist())
-        return everyone.logits, everyone.y
+        loaded = {learner.name: placement.local(learner.name, n) for learner in learners}
+        z = {li.name: li.predict(x[loaded[li.name]]) for li in learners if len(x[loaded[li.name]])}
+        gathered = self.exchange(step, z, {name: y[part] for name, part in loaded.items()}, n)
+        self.exchange.check(gathered.health.tolist())
+        return gathered.logits, gathered.y

@@ -1,6 +1,6 @@
-"""One network on one rank, with all that its step needs: forward, backward, update.
+"""One network on one rank: its forward pass, loss, backward pass and optimizer step.
 
-Not covered: what it learns from (`strategies/`, `losses.py`); building it (`build.py`).
+Not covered: the terms of the loss (`strategies/`, `losses.py`); building a learner (`build.py`).
 """
 
 from __future__ import annotations
@@ -16,117 +16,127 @@ from switokd.data.augment import mix_one, seed_torch
 from switokd.distillation.couplings import Term
 from switokd.distillation.losses import objective
 from switokd.distillation.topology import Role
-from switokd.training.cuda_graphs import GraphedFunctions, GraphedModel
+from switokd.training.cuda_graphs import NetworkGraphs
 from switokd.training.optimizer import OptimizerStep
-from switokd.training.reducer import GradientReducer
 from switokd.training.timer import Timer
 
 
 @dataclass(frozen=True)
+class ForwardPass:
+    """How a network computes logits in training."""
+
+    module: Callable[[Tensor], Tensor]
+    """The model itself, or its compiled form."""
+    autocast_dtype: torch.dtype | None = None
+    """Dtype of matrix products and convolutions; None: float32."""
+    frozen: bool = False
+    """Whether the network never learns; it is in evaluation mode and has no autograd graph."""
+    seed: int = 0
+    """Seed of the network's random numbers (dropout), from the run's seed and its name."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return float32 logits `[b, C]` of images `[b, ...]`; does not seed the generators."""
+        with torch.set_grad_enabled(not self.frozen):
+            return self.call(self.module, x)
+
+    def call(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return float32 logits of `module`, computed under autocast."""
+        dtype = self.autocast_dtype
+        with torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            z = module(x)
+        # The exchange refuses any other type with a clear message.
+        return z.float() if isinstance(z, Tensor) else z
+
+
+@dataclass(frozen=True)
 class Learner:
-    """One network. A `frozen` one only ever answers, in evaluation mode."""
+    """One network on one rank."""
 
     name: str
     role: Role
     model: nn.Module
-    network: Callable[[Tensor], Tensor]
-    """The model as it is called: itself, or compiled."""
-    optimizer: Optimizer
-    gradients: GradientReducer
-    frozen: bool = False
-    key: int = 0
-    """What it draws from, given by the run's seed and its name."""
-    low: torch.dtype | None = None
-    """What its forward pass computes in; None: float32."""
-    is_graphed: bool = False
-    """Whether it is to be launched as CUDA graphs."""
-    graphed_models: dict[int, GraphedModel] = field(default_factory=dict)
-    """What computes batches of so many images by a CUDA graph."""
-    graphed_functions: GraphedFunctions = field(default_factory=GraphedFunctions)
-    """What records its losses, if they shall be."""
-    updates: OptimizerStep = field(default_factory=OptimizerStep)
-    learning: Timer = field(default_factory=Timer)
-    """Time that backward and update take: what a pause saves."""
-
-    def eager(self) -> Learner:
-        """The same one, but that nothing is recorded."""
-        return replace(
-            self, is_graphed=False, graphed_models={}, graphed_functions=GraphedFunctions()
-        )
+    forward_pass: ForwardPass
+    optimizer_step: OptimizerStep
+    graphs: NetworkGraphs = field(default_factory=NetworkGraphs)
+    timer: Timer = field(default_factory=Timer)
+    """Measures backward passes and optimizer steps: the time that a pause saves."""
 
     @property
     def is_teacher(self) -> bool:
-        """Whether the decision concerns it."""
+        """Whether decisions can pause the network."""
         return self.role is Role.TEACHER
 
     @property
+    def frozen(self) -> bool:
+        """Whether the network never learns."""
+        return self.forward_pass.frozen
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer of the network's weights."""
+        return self.optimizer_step.optimizer
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return self.optimizer_step.reducer.parameters
+
+    @property
     def averaged(self) -> nn.Module | None:
-        """The moving average of the model, if it is kept."""
-        average = self.updates.average
+        """The model with averaged weights; None if no moving average is kept."""
+        average = self.optimizer_step.average
         return None if average is None else average.module
 
+    def eager(self) -> Learner:
+        """Return the same learner without CUDA graphs."""
+        return replace(self, graphs=NetworkGraphs())
+
     def forward(self, x: Tensor, step: int = 0, begin: int = 0) -> Tensor:
-        """Logits `[b, C]` of images `[b, ...]`, with their graph.
+        """Return logits `[b, C]` of images `[b, ...]`, with an autograd graph.
 
-        What the network draws from PyTorch's generators (dropout) depends on `key`, the step, and
-        where in its batch x begins, not on what else was computed in this process.
+        begin: index of x's first sample in the batch. The network's random numbers depend only on
+        its seed, the step and `begin`, not on other computations in this process.
         """
-        seed_torch(mix_one(self.key, step, begin), x.device)
-        return self.graphed_models.get(len(x), self.compute)(x)
-
-    def compute(self, x: Tensor) -> Tensor:
-        """The same, kernel by kernel, from whatever was drawn before."""
-        with autocast(x.device, self.low), torch.set_grad_enabled(not self.frozen):
-            return _in_fp32(self.network(x))
+        seed_torch(mix_one(self.forward_pass.seed, step, begin), x.device)
+        return (self.graphs.model(len(x)) or self.forward_pass)(x)
 
     def predict(self, x: Tensor, model: nn.Module | None = None) -> Tensor:
-        """The same for evaluation, which is too short to compile the model a second time for.
+        """Return logits for evaluation; not compiled, because compiling takes longer than it saves.
 
-        model: another than the live one, such as its moving average.
+        model: the model to use instead of the trained one, for example its moving average.
         """
-        with autocast(x.device, self.low):
-            return _in_fp32((model or self.model)(x))
+        return self.forward_pass.call(model or self.model, x)
 
     def loss(
         self, z: Tensor, y: Tensor, logits: Mapping[str, Tensor], terms: Iterable[Term]
     ) -> Tensor:
-        """See `objective`."""
-        # What a strategy gives may come one by one, with tensors for numbers.
-        terms = [Term(each.peer, float(each.weight), float(each.tau)) for each in terms]
+        """Return the scalar loss of this network's logits z; see `losses.objective`."""
+        # A strategy may return an iterator, and tensors instead of numbers.
+        terms = [Term(term.peer, float(term.weight), float(term.tau)) for term in terms]
         peers = {term.peer: logits[term.peer] for term in terms}
 
         def run(z: Tensor, y: Tensor, *z_peers: Tensor) -> Tensor:
             return objective(z, y, dict(zip(peers, z_peers, strict=True)), terms)
 
-        return self.graphed_functions.differentiable(tuple(terms), run, z, y, *peers.values())
+        return self.graphs.functions.differentiable(tuple(terms), run, z, y, *peers.values())
 
     def backward(self, loss: Tensor | None, step: int) -> None:
-        """Compute this rank's gradients, and start to add up those of the network's ranks.
+        """Compute this rank's gradients and start to sum them over the network's ranks.
 
-        None stands for an empty shard, which adds nothing. Where several steps share an update,
-        the gradients wait on this rank for the last of these steps.
+        loss: None for an empty shard, which adds nothing to the sum. With accumulation, gradients
+        stay on this rank until the last step of their window.
         """
-        with self.learning:
-            self.updates.begin(self.gradients, step)
+        with self.timer:
+            self.optimizer_step.begin(step)
             if loss is not None:
-                self.updates.scaled(loss, step).backward()  # type: ignore[no-untyped-call]
-            self.gradients.complete()
+                self.optimizer_step.scale(loss, step).backward()  # type: ignore[no-untyped-call]
+            self.optimizer_step.reducer.complete()
 
     def update(self, step: int) -> None:
-        """Apply the gradients of all the network's ranks, if `step` is the last to share them.
+        """Make the optimizer step if `step` ends an accumulation window.
 
-        To be called after every step, also one in which the network was paused.
+        Call this in every step, also if the network is paused.
         """
-        if self.updates.are_due(step):
-            with self.learning:
-                self.updates.apply(self.gradients, self.optimizer, self.model)
-
-
-def autocast(device: torch.device, low: torch.dtype | None) -> torch.autocast:
-    """A context whose matrix products and convolutions are in `low`; None: as they come."""
-    return torch.autocast(device.type, low or torch.bfloat16, enabled=low is not None)
-
-
-def _in_fp32(z: Tensor) -> Tensor:
-    """Logits as losses and distances take them; what is no tensor is refused later, in words."""
-    return z.float() if isinstance(z, Tensor) else z
+        if self.optimizer_step.is_due(step):
+            with self.timer:
+                self.optimizer_step.apply(self.model)

@@ -1,6 +1,7 @@
-"""What each rank measures while it trains: losses, accuracies, pauses, seconds.
+"""Measurements of one rank during training: losses, accuracies, pauses, seconds.
 
-Not covered: showing it (`progress.py`, `curves.py`), keeping it (`run_folder.py`).
+Not covered: sums over a network's ranks (`metrics.py`), showing them (`progress.py`, `curves.py`),
+writing them (`run_folder.py`).
 """
 
 from __future__ import annotations
@@ -12,44 +13,47 @@ from typing import Any, NamedTuple
 
 import torch
 
-from switokd.coordination.client import Client
-from switokd.coordination.local import LocalDecider
+from switokd.coordination.decider import Decider
 from switokd.runtime.placement import LocalPlacement
 from switokd.training.exchange import Exchange
 from switokd.training.learner import Learner
 from switokd.training.step import StepResult
 
-FEED_SECONDS = 0.5
+SEND_SECONDS = 0.5
+"""Interval at which live metrics are sent."""
 
 
 class Meter:
     """Training loss and accuracy over this rank's shards of one network.
 
-    The loss stays on the device until it is read.
+    The loss stays on the device until `sums` reads it.
     """
 
-    def __init__(self, name: str, place: LocalPlacement, device: torch.device) -> None:
-        self._name, self._place = name, place
+    def __init__(self, name: str, placement: LocalPlacement, device: torch.device) -> None:
+        self._name, self._placement = name, placement
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.samples = self.learned = self.correct = 0
+        self._samples = self._learned = self._correct = 0
 
     def add(self, result: StepResult, n: int) -> None:
-        """Count one step's batch of `n`."""
-        shard = self._place.shard(self._name, n)
+        """Add the result of one step with a batch of `n` samples."""
+        shard = self._placement.shard(self._name, n)
         size = shard.stop - shard.start
-        self.samples += size
-        self.correct += result.correct[self._name]
+        self._samples += size
+        self._correct += result.correct[self._name]
         if self._name in result.losses:
-            self._loss.add_(result.losses[self._name], alpha=n)  # its part of the batch's sum
-            self.learned += size
+            self._loss.add_(result.losses[self._name], alpha=n)  # mean over n samples -> sum
+            self._learned += size
 
     def sums(self) -> Sums:
-        """All so far; waits for the device."""
-        return Sums(self._loss.item(), self.correct, self.learned, self.samples)
+        """Return the sums over all steps so far; waits for the device."""
+        return Sums(self._loss.item(), self._correct, self._learned, self._samples)
 
 
 class Sums(NamedTuple):
-    """Loss over the samples learned from, correct answers over all samples."""
+    """Sums over samples: `loss` over the `learned` samples, `correct` over all `samples`.
+
+    A sample is learned if the network was not paused in the sample's step.
+    """
 
     loss: float = 0.0
     correct: float = 0.0
@@ -57,64 +61,65 @@ class Sums(NamedTuple):
     samples: int = 0
 
     def since(self, before: Sums) -> Sums:
-        """What has come in since then."""
+        """Return the difference to earlier sums."""
         return Sums(*(now - then for now, then in zip(self, before, strict=True)))  # type: ignore[arg-type]
 
     @property
     def mean_loss(self) -> float | None:
-        """None where nothing was learned from."""
+        """Mean loss; None if no sample was learned."""
         return self.loss / self.learned if self.learned else None
 
     @property
     def accuracy(self) -> float | None:
-        """None where there were no samples."""
+        """Accuracy from 0 to 1; None without samples."""
         return self.correct / self.samples if self.samples else None
 
 
 class MetricsFeed:
-    """Sends what a meter has counted to the coordinator, every half a second."""
+    """Sends one network's loss and accuracy to the coordinator at regular intervals."""
 
-    def __init__(self, decider: Client | LocalDecider, meter: Meter, name: str) -> None:
+    def __init__(self, decider: Decider, meter: Meter, name: str) -> None:
         self._decider, self._meter, self._name = decider, meter, name
-        self._sent, self._since = Sums(), time.monotonic()
+        self._sent, self._sent_at = Sums(), time.monotonic()
 
     def send_if_due(self) -> None:
-        """Send if it is time."""
-        if time.monotonic() - self._since >= FEED_SECONDS:
+        """Send if `SEND_SECONDS` have passed since the last time."""
+        if time.monotonic() - self._sent_at >= SEND_SECONDS:
             self.send()
 
     def send(self) -> None:
-        """Send what has been counted since the last time."""
+        """Send the means over the samples since the last time."""
         sums = self._meter.sums()
         new = sums.since(self._sent)
         self._decider.progress(self._name, new.samples, new.mean_loss, new.accuracy)
-        self._sent, self._since = sums, time.monotonic()
+        self._sent, self._sent_at = sums, time.monotonic()
 
 
 class EpochLog:
-    """What one rank knows of an epoch, a row for each of its networks."""
+    """Measurements of one rank in one epoch, as one row per network of this rank."""
 
     def __init__(
         self,
         learners: Sequence[Learner],
-        place: LocalPlacement,
-        decider: Client | LocalDecider,
+        placement: LocalPlacement,
+        decider: Decider,
         device: torch.device,
     ) -> None:
         self._learners = {learner.name: learner for learner in learners}
         self._device = device
-        self._meters = {name: Meter(name, place, device) for name in self._learners}
+        self._meters = {name: Meter(name, placement, device) for name in self._learners}
         self._feeds = [MetricsFeed(decider, meter, name) for name, meter in self._meters.items()]
         self._paused = dict.fromkeys(self._learners, 0)
         self._tested: dict[str, tuple[int, int]] = {}
         self._tested_averages: dict[str, tuple[int, int]] = {}
-        self._learning = {li.name: li.learning.seconds for li in learners}
+        self._learning_seconds = {li.name: li.timer.seconds for li in learners}
+        """Each network's timer at the beginning of the epoch."""
         self._steps = 0
         self._started = time.monotonic()
         self._seconds = 0.0
 
     def add(self, result: StepResult, n: int) -> None:
-        """Count one step."""
+        """Add the result of one step with a batch of `n` samples."""
         self._steps += 1
         for name, meter in self._meters.items():
             meter.add(result, n)
@@ -123,27 +128,30 @@ class EpochLog:
             feed.send_if_due()
 
     def end_of_training(self) -> None:
-        """Stop the clock: what follows is evaluation."""
+        """Stop the clock before the evaluation."""
         for feed in self._feeds:
             feed.send()
-        # A GPU runs behind: the last step's backward and update are still in its queue.
+        # On a GPU the last step's backward and optimizer step are still in the queue.
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._seconds = time.monotonic() - self._started
 
     def tested(self, name: str, correct: int, samples: int) -> None:
-        """Keep one network's test result."""
+        """Store the test result of a network."""
         self._tested[name] = correct, samples
 
     def tested_average(self, name: str, correct: int, samples: int) -> None:
-        """Keep the test result of one network's moving average."""
+        """Store the test result of a network's moving average."""
         self._tested_averages[name] = correct, samples
 
+    def sums(self) -> dict[str, Sums]:
+        """Return each network's sums so far; waits for the device."""
+        return {name: meter.sums() for name, meter in self._meters.items()}
+
     def rows(self) -> list[dict[str, Any]]:
-        """Sums, to be added up with those of the network's other ranks."""
+        """Return one row per network, to be combined with the rows of the network's other ranks."""
         rows = []
-        for name, meter in self._meters.items():
-            sums = meter.sums()
+        for name, sums in self.sums().items():
             learner = self._learners[name]
             rows.append(
                 {
@@ -156,10 +164,10 @@ class EpochLog:
                     "learned": sums.learned,
                     "correct": sums.correct,
                     "samples": sums.samples,
-                    "tested": self._tested.get(name),  # (correct, samples), None: not in this epoch
+                    "tested": self._tested.get(name),  # (correct, samples), or None without a test
                     "tested_average": self._tested_averages.get(name),
                     "training_seconds": self._seconds,
-                    "learning_seconds": learner.learning.seconds - self._learning[name],
+                    "learning_seconds": learner.timer.seconds - self._learning_seconds[name],
                 }
             )
         return rows
@@ -167,15 +175,13 @@ class EpochLog:
 
 @dataclass(frozen=True)
 class WaitingTimes:
-    """How long one rank stood still: for the others' logits, and for decisions.
-
-    The exchange is not measured where it runs in a GPU's queue.
-    """
+    """Seconds that one rank waited for the other ranks' logits, and for each decision."""
 
     exchange_seconds: float | None
+    """None if the exchange runs in a GPU's queue, where its duration is not measured."""
     decision_seconds: tuple[float, ...]
 
     @classmethod
-    def of(cls, exchange: Exchange, decider: Client | LocalDecider) -> WaitingTimes:
+    def of(cls, exchange: Exchange, decider: Decider) -> WaitingTimes:
         """Read both at the end of a run."""
         return cls(exchange.seconds, tuple(decider.waits))

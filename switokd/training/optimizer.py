@@ -1,14 +1,13 @@
-"""From gradients to an update: loss scaling, accumulation over steps, clipping, the moving average.
+"""One network's optimizer step: loss scaling, accumulation, clipping, the moving average.
 
-One network's, on one rank; all its ranks come to the same, because each looks at the gradients'
-sum over all of them.
+All ranks of a network make the same step, because each rank uses the gradients' sum over all of
+them.
 
-Not covered: that sum (`reducer.py`); the learning rate (`schedules.py`).
+Not covered: this sum (`reducer.py`); the learning rate (`schedules.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,76 +18,85 @@ from switokd.training.ema import MovingAverage
 from switokd.training.reducer import GradientReducer
 from switokd.training.schedules import AccumulationWindow
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""By compute.precision: what forward passes compute in, where that is not float32."""
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Dtype of forward passes by compute.precision, where it is not float32."""
 
 
-@dataclass
 class OptimizerStep:
-    """When and how one network's gradients change its weights.
+    """Applies one network's gradients to its weights.
 
-    An update takes the mean of the gradients of a window of steps. A step in which the network
-    was paused adds nothing to it, and counts all the same; a network that was paused in all of a
-    window's steps is not updated at all: its weights, momentum and average stay as they are.
+    A step uses the mean of the gradients of an accumulation window. A training step in which the
+    network was paused counts in this mean, with a gradient of zero. If the network was paused in
+    the whole window, there is no optimizer step: weights, momentum and average stay unchanged.
+
+    clip_norm: maximum L2 norm of the mean gradient over all parameters; None: no limit. scaler:
+    scales losses so that small gradients do not vanish in float16; None: no scaling. average:
+    moving average of weights and BatchNorm statistics; None: no average.
     """
 
-    windows: AccumulationWindow = field(default_factory=AccumulationWindow)
-    clip_norm: float | None = None
-    """Largest L2 norm of the mean gradient over all parameters; None: no limit."""
-    scaler: torch.amp.GradScaler | None = None
-    """Keeps small gradients above zero in float16; None: they need no help."""
-    average: MovingAverage | None = None
-    """Exponential moving average of weights and BatchNorm statistics; None: not kept."""
-    is_pending: bool = False
-    """Whether gradients wait for their window's end."""
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        reducer: GradientReducer,
+        window: AccumulationWindow | None = None,
+        clip_norm: float | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        average: MovingAverage | None = None,
+    ) -> None:
+        self.optimizer, self.reducer = optimizer, reducer
+        self.scaler, self.average = scaler, average
+        self._window, self._clip_norm = window or AccumulationWindow(), clip_norm
+        self._has_gradients = False
+        """Whether gradients wait for the end of their window."""
 
-    def scaled(self, loss: Tensor, step: int) -> Tensor:
-        """One step's loss as its window's mean and the scaler take it."""
-        size = len(self.windows.of(step))
+    def begin(self, step: int) -> None:
+        """Prepare for the backward pass of `step`; only a window's last step sends gradients."""
+        if not self._has_gradients:
+            self.reducer.start()
+        self._has_gradients = True
+        self.reducer.set_sync(self._is_last(step))
+
+    def scale(self, loss: Tensor, step: int) -> Tensor:
+        """Return the loss divided by the window's size and multiplied by the scaler's scale."""
+        size = len(self._window.of(step))
         loss = loss / size if size > 1 else loss
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def begin(self, gradients: GradientReducer, step: int) -> None:
-        """Make ready for the gradients of `step`; they travel with the window's last ones."""
-        if not self.is_pending:
-            gradients.start()
-        self.is_pending = True
-        gradients.holds = not self._ends(step)
+    def is_due(self, step: int) -> bool:
+        """Return whether `step` ends a window in which the network was not always paused."""
+        return self._has_gradients and self._is_last(step)
 
-    def are_due(self, step: int) -> bool:
-        """Whether `step` ends a window in which there was something to learn from."""
-        return self.is_pending and self._ends(step)
-
-    def apply(self, gradients: GradientReducer, optimizer: Optimizer, model: nn.Module) -> None:
-        """Update the model by what its ranks have gathered in this window."""
-        self.is_pending = gradients.holds = False
-        gradients.complete()  # where the network was paused in the window's last step
-        gradients.finish()
-        if not optimizer.state:
-            _momentum_from_zeros(optimizer)
+    def apply(self, model: nn.Module) -> None:
+        """Apply the gradients of all ranks to the weights, and the weights to the average."""
+        self._has_gradients = False
+        self.reducer.set_sync(True)
+        self.reducer.complete()  # if the network was paused in the window's last step
+        self.reducer.finish()
+        if not self.optimizer.state:
+            _init_momentum(self.optimizer)
         if self.scaler is not None:
-            self.scaler.unscale_(optimizer)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(gradients.parameters, self.clip_norm)
+            self.scaler.unscale_(self.optimizer)
+        if self._clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.reducer.parameters, self._clip_norm)
         if self.scaler is None:
-            optimizer.step()
+            self.optimizer.step()
         else:
-            self.scaler.step(optimizer)  # skips gradients that have overflowed
+            self.scaler.step(self.optimizer)  # skips gradients that overflowed
             self.scaler.update()
         if self.average is not None:
-            self.average.follow(model)
+            self.average.update(model)
 
-    def _ends(self, step: int) -> bool:
-        return step == self.windows.of(step)[-1]
+    def _is_last(self, step: int) -> bool:
+        return step == self._window.of(step)[-1]
 
 
-def _momentum_from_zeros(optimizer: Optimizer) -> None:
-    """Give SGD its momentum before the first update; Adam needs nothing.
+def _init_momentum(optimizer: Optimizer) -> None:
+    """Set SGD's momentum to zeros before the first step; Adam needs no preparation.
 
-    PyTorch would make it in the first one. Its fused form would then
+    Otherwise PyTorch creates the momentum in the first step. Its fused SGD then
 
-    * leave whatever was in that memory before, if gradients have overflowed;
-    * fail later on, if a parameter's first gradient comes after other parameters' first ones.
+    * leaves uninitialised memory in the momentum if the first gradients overflowed;
+    * fails later if a parameter's first gradient comes after other parameters' first gradients.
     """
     for group in optimizer.param_groups:
         if group.get("momentum"):
@@ -97,18 +105,19 @@ def _momentum_from_zeros(optimizer: Optimizer) -> None:
 
 
 def loss_scaler(device: torch.device) -> torch.amp.GradScaler:
-    """Give a loss scaler that has its scale, also on a rank that has yet to see a loss."""
-    made = torch.amp.GradScaler(device.type)
-    made.scale(torch.zeros((), device=device))  # else it has none before its first loss
-    return made
+    """Return a loss scaler whose scale is set, also on a rank that has not computed a loss yet."""
+    scaler = torch.amp.GradScaler(device.type)
+    scaler.scale(torch.zeros((), device=device))  # the first call creates the scale
+    return scaler
 
 
 def parameter_groups(
     model: nn.Module, decay_norms_and_biases: bool
 ) -> list[nn.Parameter] | list[dict[str, Any]]:
-    """A model's parameters for its optimizer: all alike, or without weight decay of some.
+    """Return a model's parameters for its optimizer.
 
-    Norms' scales and shifts and all biases are told by their one dimension.
+    decay_norms_and_biases: whether weight decay applies to norms and biases too. If not, parameters
+    with one dimension form a group of their own without weight decay.
     """
     parameters = list(model.parameters())
     if decay_norms_and_biases:

@@ -1,10 +1,10 @@
-"""What a step's number alone decides: its learning rate, and which steps share an update.
+"""The learning rate of each step, and the accumulation window that each step belongs to.
 
-Both are pure functions of the step, so that it does not matter how a run got there. Steps are
-counted from 1, as in the record; epochs from 0. Torch-free.
+Both are pure functions of the step number, so a run needs no other state to continue. Steps are
+counted from 1, as in the decision log; epochs are counted from 0. This module needs no torch.
 
-Not covered: applying them (`build.py`, `optimizer.py`); schedules that look at the course of the
-training (reducing on a plateau).
+Not covered: applying the learning rate and the window (`build.py`, `optimizer.py`); schedules that
+depend on the course of the training, such as reducing the learning rate on a plateau.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from switokd.config.sections import Schedule
 
 
 def learning_rate(schedule: Schedule, base: float, step: int, steps_per_epoch: int) -> float:
-    """One network's learning rate at `step`, where its optimizer's setting is `base`.
+    """Return the learning rate of a network at `step`; `base` is its optimizer's `lr`.
 
-    Warm-up: at step i of w, i / w of what it is without. Multi-step: `base` times gamma for each
-    milestone whose epoch is over. Cosine: half a period from `base` at the first step after the
-    warm-up to `min_lr` where all epochs end; Loshchilov and Hutter, ICLR 2017, arXiv:1608.03983,
-    without restarts.
+    Warm-up: step i of w uses i / w of the rate without warm-up. Multi-step: `base` times gamma for
+    each milestone whose epoch is over. Cosine: half a period, from `base` at the first step after
+    the warm-up to `min_lr` at the end of the last epoch (Loshchilov and Hutter, ICLR 2017,
+    arXiv:1608.03983, without restarts).
     """
     warmup = round(schedule.warmup_epochs * steps_per_epoch)
     if schedule.name == "cosine":
@@ -37,22 +37,23 @@ def learning_rate(schedule: Schedule, base: float, step: int, steps_per_epoch: i
 
 @dataclass(frozen=True)
 class AccumulationWindow:
-    """Which steps share an update: every `every` of an epoch, from its first on.
+    """Divides each epoch into windows of `size` steps; one window shares one optimizer step.
 
-    The last of an epoch, or of a run that ends in the middle of one, may be fewer, so that no
-    gradient lives longer than an epoch.
+    The last window of an epoch, or of a run that ends within an epoch, may be shorter, so that no
+    gradient is kept beyond an epoch.
     """
 
-    every: int = 1
+    size: int = 1
     steps_per_epoch: int = 1
-    steps: int | None = None
-    """Steps of the whole run; None: it ends with an epoch."""
+    total_steps: int | None = None
+    """Steps of the whole run; None: the run ends with an epoch."""
 
     def of(self, step: int) -> range:
-        """The steps that share an update with `step`, itself among them."""
-        if self.every == 1:
+        """Return the steps of the window that contains `step`."""
+        if self.size == 1:
             return range(step, step + 1)
         epoch, position = divmod(step - 1, self.steps_per_epoch)
-        first = step - position % self.every
-        end = min(first + self.every, (epoch + 1) * self.steps_per_epoch + 1)
-        return range(first, end if self.steps is None else min(end, self.steps + 1))
+        first = step - position % self.size
+        end = min(first + self.size, (epoch + 1) * self.steps_per_epoch + 1)
+        last_end = end if self.total_steps is None else self.total_steps + 1
+        return range(first, min(end, last_end))

@@ -1,15 +1,17 @@
-"""One training step of one rank. This is the whole of it.
+"""One training step of one rank, from the images to the optimizer step.
 
-Symbols as in the paper: z are logits `[B, C]`, y labels `[B]` or target distributions `[B, C]`. A
-rank holds one network or several (`learners`), and of each batch the part that its place gives it.
+Symbols as in the paper: z are logits `[B, C]`; y are labels `[B]` or target distributions
+`[B, C]`. A rank holds one or several networks (`learners`), and the part of each batch that its
+placement assigns to it.
 
-Not covered: where the batch comes from, logging, evaluation (`trainer.py`).
+Not covered: loading batches, logging, evaluation (`trainer.py`).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor
@@ -23,114 +25,119 @@ from switokd.distillation.distances import (
     to_host,
 )
 from switokd.distillation.method import Method
-from switokd.distillation.topology import Pair
-from switokd.training.exchange import Exchange, Gathered, adding_up
+from switokd.training.cuda_graphs import GraphedFunctions
+from switokd.training.exchange import Exchange, Gathered, gradient_sum
 from switokd.training.learner import Learner
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What a step leaves behind for whoever watches: the whole batch's logits and targets.
+class StepContext:
+    """Everything that the steps of one rank share."""
 
-    `losses` are this rank's parts of the batch's mean losses, of those networks that learned;
-    `correct` is how many samples of its part each of its networks had right; `paused` names those
-    of its teachers that did not learn. By CUDA graphs the next step writes over the tensors.
-    """
+    learners: Sequence[Learner]
+    """This rank's networks."""
+    method: Method
+    exchange: Exchange
+    decider: Decider
+    graphs: GraphedFunctions = field(default_factory=GraphedFunctions)
+    """Captures the distances."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step computed; with CUDA graphs the next step overwrites the tensors."""
 
     logits: Mapping[str, Tensor]
+    """By network: the whole batch's logits `[n, C]`."""
     y: Tensor
+    """The whole batch's labels `[n]` or distributions `[n, C]`."""
     losses: Mapping[str, Tensor]
+    """This rank's share of the batch's mean loss, for its networks that were not paused."""
     correct: Mapping[str, int]
+    """By network of this rank: number of correct samples in its shard."""
     paused: tuple[str, ...]
+    """This rank's teachers that were paused."""
+    exchanged_at: float
+    """When the exchange was complete, on the clock of `time.perf_counter`."""
 
     @cached_property
     def labels(self) -> Tensor:
-        """Each sample's class `[n]`; where targets are distributions, the one with most of it."""
+        """Class of each sample `[n]`; of a soft target, the class with the largest probability."""
         return self.y if self.y.dim() == 1 else self.y.argmax(dim=1)
 
 
-def train_step(
-    learners: Sequence[Learner],
-    step: int,
-    x: Tensor,
-    y: Tensor,
-    n: int,
-    method: Method,
-    exchange: Exchange,
-    decider: Decider,
-) -> StepResult:
-    """Train on one batch of `n` samples, of which x `[b, ...]` and y are this rank's part."""
-    place = exchange.place
-    # Forward, in train mode also when paused, so that BatchNorm's statistics keep moving.
-    mine = {learner.name: place.local(learner.name, n) for learner in learners}
-    shards = {learner.name: place.shard(learner.name, n) for learner in learners}
+def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) -> StepResult:
+    """Train on one batch of `n` samples; x `[b, ...]` and y are the part that this rank loaded."""
+    learners, method, decider = context.learners, context.method, context.decider
+    exchange, placement = context.exchange, context.exchange.local_placement
+    # Forward in train mode, also for paused teachers: their BatchNorm statistics keep moving.
+    loaded = {learner.name: placement.local(learner.name, n) for learner in learners}
+    shards = {learner.name: placement.shard(learner.name, n) for learner in learners}
     z: dict[str, Tensor] = {}
     for learner in learners:
         shard = shards[learner.name]
         if shard.stop > shard.start:
-            z[learner.name] = learner.forward(x[mine[learner.name]], step, shard.start)
-    everyone = exchange(step, z, {name: y[mine[name]] for name in mine}, n)  # detached, all of it
+            z[learner.name] = learner.forward(x[loaded[learner.name]], step, shard.start)
+    gathered = exchange(step, z, {name: y[part] for name, part in loaded.items()}, n)  # detached
 
-    # The distances of this rank's teachers to their students, by shard. A student needs none.
-    parts, correct = _measure(everyone, shards, method, exchange, decider.pairs)
-    decider.report(step, parts, everyone.seconds)
+    # Distances between this rank's teachers and their students; a student's rank needs none.
+    parts, correct = _measure(context, gathered, shards)
+    exchanged_at = time.perf_counter()
+    decider.report(step, parts, gathered.seconds)
 
-    # While the report travels: whoever has the numbers can decide, and a student need not wait.
+    # While the report travels, a teacher's rank may decide early; students need no decision.
     early = decider.decide_early(step, parts)
-    peers = dict(everyone.logits)
+    peers = dict(gathered.logits)
     if method.combines:
-        peers |= method.strategy.combine(*everyone.copies())
+        peers |= method.strategy.combine(*gathered.copies())
     losses: dict[str, Tensor] = {}
-    learning = []
-    ordered = sorted(learners, key=lambda learner: learner.is_teacher)
-    for learner in ordered:
+    paused = set()
+    students_first = sorted(learners, key=lambda learner: learner.is_teacher)
+    for learner in students_first:
         decision = (early or decider.decision(step)) if learner.is_teacher else None
         if decision is not None and learner.name in decision.paused:
-            continue  # weights, momentum, weight decay: all untouched; no gradients travel
-        learning.append(learner)
+            paused.add(learner.name)  # no backward: weights, momentum and weight decay stay
+            continue
         loss = None
         if learner.name in z:
             shard = shards[learner.name]
             logits = {name: z_i[shard] for name, z_i in peers.items()}
             terms = method.terms(learner.name, decision)
-            loss = learner.loss(z[learner.name], everyone.y[shard], logits, terms)
+            loss = learner.loss(z[learner.name], gathered.y[shard], logits, terms)
             if (share := (shard.stop - shard.start) / n) != 1:
-                loss = loss * share  # of the batch's mean
+                loss = loss * share  # of the whole batch's mean
             losses[learner.name] = loss.detach()
             if decision is not None and method.zeroes_loss(learner.name, decision):
-                loss = loss * 0  # as published for 1T2S: momentum and weight decay go on
+                loss = loss * 0  # published 1T2S code: momentum and weight decay go on
         learner.backward(loss, step)
 
-    for learner in ordered:
-        if learner.is_teacher and learner.updates.are_due(step):
-            decider.decision(step)  # nothing is applied that the authority has not decided
-        with exchange.watched(adding_up(step)):
-            learner.update(step)  # by what it has learned, in this step or in several
-    paused = tuple(learner.name for learner in learners if learner not in learning)
-    return StepResult(everyone.logits, everyone.y, losses, correct, paused)
+    for learner in students_first:
+        if learner.is_teacher and learner.optimizer_step.is_due(step):
+            decider.decision(step)  # an early decision must be confirmed before weights change
+        with exchange.watched(gradient_sum(step)):
+            learner.update(step)
+    names = tuple(learner.name for learner in learners if learner.name in paused)
+    return StepResult(gathered.logits, gathered.y, losses, correct, names, exchanged_at)
 
 
 def _measure(
-    everyone: Gathered,
-    own: Mapping[str, slice],
-    method: Method,
-    exchange: Exchange,
-    pairs: Sequence[Pair],
+    context: StepContext, gathered: Gathered, own_shards: Mapping[str, slice]
 ) -> tuple[Parts, dict[str, int]]:
-    """Distances of these pairs, and how many samples each network of `own` has right in its shard.
+    """Return the pairs' distances by shard, and each own network's number of correct samples.
 
-    They come to the host with the exchange's vitals, which are checked: the step's only wait for
-    the device.
+    Both are copied to the host together with the exchange's health, which is checked here. This
+    copy is the only time that a step waits for the device.
     """
-    n, place = len(everyone.y), exchange.place
-    shards = {pair.teacher: place.shards(pair.teacher, n) for pair in pairs}
+    pairs, exchange = context.decider.pairs, context.exchange
+    n, taus = len(gathered.y), context.method.taus
+    shards = {pair.teacher: exchange.local_placement.shards(pair.teacher, n) for pair in pairs}
 
-    def measured(y: Tensor, *z: Tensor) -> tuple[Tensor, Tensor]:
-        logits = dict(zip(everyone.logits, z, strict=True))
-        return pair_sums(pairs, logits, y, shards, method.taus), count_correct(logits, y, own)
+    def measure(y: Tensor, *z: Tensor) -> tuple[Tensor, Tensor]:
+        logits = dict(zip(gathered.logits, z, strict=True))
+        return pair_sums(pairs, logits, y, shards, taus), count_correct(logits, y, own_shards)
 
-    found = exchange.graphed_functions("measured", measured, everyone.y, *everyone.logits.values())
-    health, sums, right = to_host(everyone.health, *found)
+    tensors = gathered.y, *gathered.logits.values()
+    health, sums, counts = to_host(gathered.health, *context.graphs("measure", measure, *tensors))
     exchange.check(health)
-    correct = {name: int(number) for name, number in zip(own, right, strict=True)}
+    correct = {name: int(count) for name, count in zip(own_shards, counts, strict=True)}
     return as_parts(pairs, shards, sums), correct

@@ -1,9 +1,10 @@
-"""Adds up how long a part of the step takes, on the CPU's clock or the GPU's.
+"""Adds up the time that a part of the step takes, on the CPU's clock or the GPU's.
 
-A GPU works through its queue long after the call that filled it has returned, so there the time
-between two marks in the queue is taken, and read when the training pauses anyway.
+A call returns long before the GPU has finished the work that the call queued. On a GPU the timer
+therefore takes the time between two CUDA events in the queue. It reads the events when the
+training waits for the GPU anyway.
 
-Not covered: where the time goes inside the part (a profiler shows that).
+Not covered: where the time goes inside the part (use a profiler).
 """
 
 from __future__ import annotations
@@ -13,50 +14,53 @@ from collections import deque
 
 import torch
 
-Marks = tuple[torch.cuda.Event, torch.cuda.Event]
+EventPair = tuple[torch.cuda.Event, torch.cuda.Event]
 
 
 class Timer:
-    """Use it as a context: `with watch: ...`; then `seconds`."""
+    """A context manager that adds up the time spent inside; read the sum from `seconds`.
+
+    device: where the work runs; None: the CPU.
+    """
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._gpu = device if device is not None and device.type == "cuda" else None
         self._seconds = 0.0
-        self._marks: deque[Marks] = deque()
-        self._spare: list[Marks] = []
+        self._pending: deque[EventPair] = deque()
+        self._unused: list[EventPair] = []
         self._started = 0.0
 
     def __enter__(self) -> None:
         if self._gpu:
-            while self._marks and _passed(self._marks[0][1]):  # may be used again
+            while self._pending and _is_done(self._pending[0][1]):  # reuse events
                 self._add_first()
-            self._marks.append(self._spare.pop() if self._spare else (_mark(), _mark()))
-            self._marks[-1][0].record(torch.cuda.current_stream(self._gpu))
+            self._pending.append(self._unused.pop() if self._unused else (_event(), _event()))
+            self._pending[-1][0].record(torch.cuda.current_stream(self._gpu))
         self._started = time.perf_counter()
 
     def __exit__(self, *exc: object) -> None:
         if self._gpu:
-            self._marks[-1][1].record(torch.cuda.current_stream(self._gpu))
+            self._pending[-1][1].record(torch.cuda.current_stream(self._gpu))
         else:
             self._seconds += time.perf_counter() - self._started
 
     @property
     def seconds(self) -> float:
-        """All parts so far. On a GPU this waits for the last of them."""
-        while self._marks:
-            self._marks[0][1].synchronize()
+        """Sum of all times so far. On a GPU this waits for the last timed part."""
+        while self._pending:
+            self._pending[0][1].synchronize()
             self._add_first()
         return self._seconds
 
     def _add_first(self) -> None:
-        begin, end = self._marks.popleft()
+        begin, end = self._pending.popleft()
         self._seconds += begin.elapsed_time(end) / 1000
-        self._spare.append((begin, end))
+        self._unused.append((begin, end))
 
 
-def _passed(mark: torch.cuda.Event) -> bool:
-    return bool(mark.query())  # type: ignore[no-untyped-call]
+def _is_done(event: torch.cuda.Event) -> bool:
+    return bool(event.query())  # type: ignore[no-untyped-call]
 
 
-def _mark() -> torch.cuda.Event:
+def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -143,14 +143,14 @@ def test_update_includes_clipping_and_moving_average(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(owner, name, noted)
 
     note(torch.nn.utils, "clip_grad_norm_")
-    note(MovingAverage, "follow")
+    note(MovingAverage, "update")
     plain, averaged = (
         measured(load("digits-1t1s", more), (2,)).networks["student"]
         for more in ([], ["schedule.ema_decay=0.9", "networks.student.clip_norm=1.0"])
     )
     assert averaged.parameter_bytes == 2 * plain.parameter_bytes
     assert averaged.gradient_bytes == plain.gradient_bytes
-    assert set(called) == {"clip_grad_norm_", "follow"}
+    assert set(called) == {"clip_grad_norm_", "update"}
 
 
 def test_frozen_teachers_have_no_backward_pass() -> None:
@@ -225,12 +225,10 @@ def test_networks_with_cuda_graphs_are_measured_with_cuda_graphs(
             replayed.append(len(x))
             return compute(x)
 
-        replay.capture = capture  # type: ignore[attr-defined]
         return replay
 
-    monkeypatch.setattr("switokd.training.warm_up.GraphedModel", counted)
-    for module in ("warm_up", "cuda_graphs"):
-        monkeypatch.setattr(f"switokd.training.{module}.GraphCapture", Rerun)
+    monkeypatch.setattr("switokd.training.cuda_graphs.GraphedModel", counted)
+    monkeypatch.setattr("switokd.training.cuda_graphs.GraphCapture", Rerun)
     small = [f"networks.{name}.model=tests.sleepers:Flat" for name in ("teacher", "student")]
     found = measured(load("digits-1t1s", [*small, "compute.cuda_graphs=true"]), (4, 8))
     assert captured == [4, 8] * 2

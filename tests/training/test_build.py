@@ -7,7 +7,7 @@ Not covered: GPUs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from switokd.runtime.environment import Environment
 from switokd.runtime.process_group import World
 from switokd.training.batch_norm import check_batch_norm
 from switokd.training.build import check_shards, make_learner, tf32
+from switokd.training.learner import Learner
 from switokd.training.schedules import AccumulationWindow
 from switokd.training.warm_up import compile_ahead
 
@@ -89,8 +90,8 @@ def test_compiled_networks_learn_what_others_do() -> None:
             one.step(x, y)
     eager, compiled_ones = (one.learners for one in ours)
     for learner, other in zip(eager, compiled_ones, strict=True):
-        assert learner.network is learner.model
-        assert other.network is not other.model
+        assert learner.forward_pass.module is learner.model
+        assert other.forward_pass.module is not other.model
         torch.testing.assert_close(
             dict(learner.model.state_dict()), dict(other.model.state_dict()), rtol=1e-4, atol=1e-5
         )
@@ -130,10 +131,13 @@ def test_a_gpu_without_memory_left_is_not_taken_for_a_compiler_that_is_missing()
     def broken(x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no g++")
 
+    def with_module(module: Callable[[Tensor], Tensor]) -> Learner:
+        return replace(learner, forward_pass=replace(learner.forward_pass, module=module))
+
     with pytest.raises(torch.OutOfMemoryError):
-        compile_ahead(replace(learner, network=full), torch.randn(2, 1, 8, 8))
+        compile_ahead(with_module(full), torch.randn(2, 1, 8, 8))
     with pytest.raises(UsageError, match=r"cannot compile t1: no g\+\+; a CPU needs"):
-        compile_ahead(replace(learner, network=broken), torch.randn(2, 1, 8, 8))
+        compile_ahead(with_module(broken), torch.randn(2, 1, 8, 8))
 
 
 class Branching(nn.Module):

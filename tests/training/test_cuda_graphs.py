@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +29,12 @@ from switokd.errors import UsageError
 from switokd.runtime.environment import Environment
 from switokd.runtime.process_group import World
 from switokd.training.build import make_learner
-from switokd.training.cuda_graphs import GraphCapture, GraphedFunctions, GraphedModel
+from switokd.training.cuda_graphs import (
+    GraphCapture,
+    GraphContext,
+    GraphedFunctions,
+    GraphedModel,
+)
 from switokd.training.schedules import AccumulationWindow
 from switokd.training.warm_up import warm_up
 
@@ -71,8 +75,9 @@ class Net(nn.Module):
 class Rerun(GraphCapture):
     """Runs it again instead, and writes over what it made before."""
 
-    def __init__(self, device: torch.device) -> None:
-        """Needs neither a stream nor memory of its own."""
+    def __init__(self, context: GraphContext) -> None:
+        """Creates neither a stream nor a memory pool."""
+        self.context = context
 
     def warm_up(self, run: Callable[[], T]) -> T:
         run()
@@ -97,8 +102,7 @@ def _tensors(made: Any) -> Sequence[Tensor]:
 @pytest.fixture(autouse=True)
 def _recorder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("switokd.training.build.can_capture", lambda device: True)
-    for module in ("setup", "recording"):
-        monkeypatch.setattr(f"switokd.{module}.Recorder", Rerun)
+    monkeypatch.setattr("switokd.training.cuda_graphs.GraphCapture", Rerun)
 
 
 class Trained:
@@ -107,7 +111,7 @@ class Trained:
     def __init__(self, recorded: bool, **sections: Any) -> None:
         compute = {**sections.pop("compute", {}), "cuda_graphs": recorded}
         ours = InProcess(Config.model_validate({**RUN_FILE, **sections, "compute": compute}))
-        self.graphed_models = {li.name: sorted(li.graphed_models) for li in ours.learners}
+        self.batch_sizes = {li.name: li.graphs.batch_sizes for li in ours.learners}
         self.losses: list[Tensor] = []
         self.paused = 0
         for x, y in ours.batches(STEPS):
@@ -115,7 +119,7 @@ class Trained:
             self.losses += [loss.clone() for loss in result.losses.values()]
             self.paused += len(result.paused)
         self.models = {li.name: li.model for li in ours.learners}
-        self.graphed_functions = [li.graphed_functions for li in ours.learners]
+        self.graphed_functions = [li.graphs.functions for li in ours.learners]
         self.averages = [li.averaged for li in ours.learners if li.averaged is not None]
 
 
@@ -148,16 +152,16 @@ def same(replayed: Trained, usual: Trained) -> None:
 def test_recordings_train_as_the_networks_themselves(sections: dict[str, Any]) -> None:
     replayed, usual = Trained(True, **sections), Trained(False, **sections)
     same(replayed, usual)
-    assert replayed.graphed_models == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
-    assert usual.graphed_models == {"t1": [], "t2": [], "s": []}
+    assert replayed.batch_sizes == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
+    assert usual.batch_sizes == {"t1": [], "t2": [], "s": []}
     assert (usual.paused > 0) == (sections.get("distillation") != {"strategy": "dml"})
 
 
 def test_a_size_that_was_not_recorded_is_computed_as_usual() -> None:
     ours = InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
     learner, x = ours.learners[0], torch.randn(3, 1, 8, 8)
-    assert sorted(learner.graphed_models) == [4, 8]
-    usual = replace(learner, graphed_models={})
+    assert learner.graphs.batch_sizes == [4, 8]
+    usual = learner.eager()
     assert torch.equal(learner.forward(x, 1), usual.forward(x, 1))
     assert not torch.equal(learner.forward(x, 1), usual.forward(x, 2))  # by another dropout
 
@@ -168,7 +172,7 @@ def test_a_teacher_that_only_answers_is_recorded_without_backward(tmp_path: Path
     networks = {**RUN_FILE["networks"], "t1": given, "t2": given}
     kd = {"networks": networks, "distillation": {"strategy": "kd"}}
     replayed, usual = Trained(True, **kd), Trained(False, **kd)
-    assert replayed.graphed_models == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
+    assert replayed.batch_sizes == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
     same(replayed, usual)
     assert all(p.grad is None for p in replayed.models["t1"].parameters())
 
@@ -186,7 +190,7 @@ def test_ranks_add_up_what_was_recorded() -> None:
             config = Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": recorded}})
             learner = make_learner(config, "t1", Net(), world, group, AccumulationWindow())
             warm_up(learner, 8, (1, 8, 8), config.compute)
-            assert len(learner.graphed_models) == recorded
+            assert len(learner.graphs.batch_sizes) == recorded
             for step in range(3):
                 loss = F.cross_entropy(learner.forward(x[step], step), y[step])
                 learner.backward(loss, step)
@@ -199,7 +203,7 @@ def test_ranks_add_up_what_was_recorded() -> None:
 
 
 def test_a_routine_reads_the_memory_that_recordings_keep_and_copies_of_others() -> None:
-    graphed_functions, calls = GraphedFunctions(torch.device("cpu")), []
+    graphed_functions, calls = GraphedFunctions(GraphContext(torch.device("cpu"))), []
 
     def double(x: Tensor) -> Tensor:
         calls.append(x.data_ptr())
@@ -234,7 +238,7 @@ def test_a_routine_reads_the_memory_that_recordings_keep_and_copies_of_others() 
 
 
 def test_a_routines_gradient_is_the_functions() -> None:
-    graphed_functions, leaf = GraphedFunctions(torch.device("cpu")), torch.randn(4, 3)
+    graphed_functions, leaf = GraphedFunctions(GraphContext(torch.device("cpu"))), torch.randn(4, 3)
     for _ in range(4):
         y = torch.randint(3, (4,))
         pair = []
@@ -251,7 +255,7 @@ def test_a_routines_gradient_is_the_functions() -> None:
 def test_what_has_not_come_for_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """A strategy's weights may be others in every step, and then the same for long."""
     monkeypatch.setattr("switokd.training.cuda_graphs.MAX_GRAPHS", 5)
-    graphed_functions, called = GraphedFunctions(torch.device("cpu")), []
+    graphed_functions, called = GraphedFunctions(GraphContext(torch.device("cpu"))), []
 
     def usual(x: Tensor) -> Tensor:
         called.append(1)
@@ -260,10 +264,10 @@ def test_what_has_not_come_for_longest_makes_room(monkeypatch: pytest.MonkeyPatc
     for weight in range(20):
         assert graphed_functions(weight, lambda x, w=weight: w * x, torch.ones(())).item() == weight
         assert graphed_functions("usual", usual, torch.ones(())).item() == 1
-        assert len(graphed_functions._known) <= 5
-    assert [routine is not None for routine in graphed_functions._known.values()] == [False] * 4 + [
-        True
-    ]
+        assert len(graphed_functions._graphs) <= 5
+    assert [routine is not None for routine in graphed_functions._graphs.values()] == [
+        False
+    ] * 4 + [True]
     assert len(called) == 1 + 1 + 19  # called, recorded, replayed ever since
 
 
@@ -272,12 +276,12 @@ def test_a_routine_that_cannot_be_recorded_says_what_helps(monkeypatch: pytest.M
         raise RuntimeError("operation not permitted when stream is capturing\nCUDA errors")
 
     monkeypatch.setattr(Rerun, "capture", refuse)
-    graphed_functions = GraphedFunctions(torch.device("cpu"))
+    graphed_functions = GraphedFunctions(GraphContext(torch.device("cpu")))
     graphed_functions("double", lambda x: 2 * x, torch.ones(1))
     with pytest.raises(UsageError) as caught:
         graphed_functions("double", lambda x: 2 * x, torch.ones(1))
     assert str(caught.value) == (
-        "compute.cuda_graphs: a step's losses, distances or exchange cannot be recorded: operation "
+        "compute.cuda_graphs: a step's losses, distances or exchange cannot be captured: operation "
         "not permitted when stream is capturing; use compute.cuda_graphs=false"
     )
 
@@ -293,7 +297,12 @@ def test_a_recording_takes_the_memory_of_one_forward() -> None:
         made.append(weakref.ref(z))
         return z
 
-    GraphedModel(compute, list(network.parameters()), torch.ones(4, 3), Rerun(torch.device("cpu")))
+    GraphedModel(
+        compute,
+        list(network.parameters()),
+        torch.ones(4, 3),
+        Rerun(GraphContext(torch.device("cpu"))),
+    )
     assert alive == [0] * len(made)
     assert len(made) >= 5
 
@@ -329,7 +338,7 @@ def test_a_strategy_may_keep_what_it_is_told() -> None:
     same(replayed, usual)
     assert not torch.allclose(torch.stack(usual.losses), torch.stack(alone.losses))
     graphed_functions = [
-        routine for each in replayed.graphed_functions for routine in each._known.values()
+        routine for each in replayed.graphed_functions for routine in each._graphs.values()
     ]
     inputs = [to for routine in graphed_functions if routine for _, to in routine._copied]
     assert inputs
@@ -347,7 +356,7 @@ def test_a_network_that_cannot_be_recorded_is_named(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UsageError) as caught:
         InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
     assert str(caught.value) == (
-        "compute.cuda_graphs: t1 cannot be recorded: operation not permitted when stream is "
+        "compute.cuda_graphs: t1 cannot be captured: operation not permitted when stream is "
         "capturing; its forward must do the same every time and read nothing from the GPU, or use "
         "compute.cuda_graphs=false"
     )
@@ -371,8 +380,7 @@ def test_a_network_and_its_recordings_go_together(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Rerun, "capture", lambda capture, run: (run(), lambda: None))
     ours = InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
     learner = ours.learners.pop()
-    captures = {id(recording.capture) for recording in learner.graphed_models.values()}
-    assert len(captures) == 1
+    assert learner.graphs.batch_sizes == [4, 8]
     models = [weakref.ref(learner.model)]
     gc.disable()
     try:

@@ -18,7 +18,7 @@ SCRIPT = """
 import json, os, sys, torch, torch.distributed as dist
 from switokd.errors import SwitokdError
 from switokd.training.exchange import Exchange
-from switokd.runtime.placement import Place, Placement
+from switokd.runtime.placement import LocalPlacement, Placement
 
 case = sys.argv[1]
 dist.init_process_group("gloo")
@@ -38,11 +38,11 @@ if odd and case == "gone":
     sys.exit(0)
 z.requires_grad_()
 try:
-    place = Place(Placement.of({"t": [0], "s": [1]}), rank)
-    exchange = Exchange(place, digest, classes=4, soft_targets=soft)
-    mine = place.networks[0]
-    got = exchange(step, {mine: z}, {mine: y}, 3)
-    exchange.check(got.vitals.tolist())
+    placement = LocalPlacement(Placement.of({"t": [0], "s": [1]}), rank)
+    exchange = Exchange(placement, digest, classes=4, soft_targets=soft)
+    name = placement.networks[0]
+    got = exchange(step, {name: z}, {name: y}, 3)
+    exchange.check(got.health.tolist())
     told = {k: [v.tolist(), v.requires_grad] for k, v in got.logits.items()}
 except SwitokdError as error:
     told = [type(error).__name__, str(error)]
@@ -96,22 +96,22 @@ def test_a_rank_that_is_gone_is_noticed(tmp_path: Path) -> None:
 SHARDS = """
 import json, os, sys, torch, torch.distributed as dist
 from switokd.training.exchange import Exchange
-from switokd.runtime.placement import Place, Placement
+from switokd.runtime.placement import LocalPlacement, Placement
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-placement = Placement.of({"t": {0: 3, 1: 1}, "s": [1, 2], "u": [0]})
-place = Place(placement, rank)
+table = Placement.of({"t": {0: 3, 1: 1}, "s": [1, 2], "u": [0]})
+placement = LocalPlacement(table, rank)
 soft = sys.argv[1] == "soft"
-exchange = Exchange(place, "0" * 64, classes=3, soft_targets=soft)
+exchange = Exchange(placement, "0" * 64, classes=3, soft_targets=soft)
 right = True
 for step, n in enumerate((9, 4, 3, 2, 9), 1):
     y = torch.arange(3.0 * n).view(n, 3).softmax(1) if soft else torch.arange(n) % 3
     whole = {k: torch.arange(n * 3.0).view(n, 3) * (i + 1) for i, k in enumerate("tsu")}
-    shards = {k: place.shard(k, n) for k in place.networks}
+    shards = {k: placement.shard(k, n) for k in placement.networks}
     z = {k: whole[k][s] for k, s in shards.items() if s.stop > s.start}
     got = exchange(step, z, {k: y[s] for k, s in shards.items()}, n)
-    exchange.check(got.vitals.tolist())
+    exchange.check(got.health.tolist())
     right &= torch.equal(got.y, y) and list(got.logits) == ["t", "s", "u"]
     right &= all(torch.equal(got.logits[k], whole[k]) for k in whole)
     labels = torch.arange(n) % 3
@@ -137,8 +137,8 @@ def test_shards_of_any_size_come_together(targets: str, tmp_path: Path) -> None:
 def test_alone_nothing_travels_whatever_the_sizes(soft: bool) -> None:
     """Rows of an odd length as well: 3 networks, 3 classes, 3 samples."""
     names = ("t1", "t2", "s")
-    place = LocalPlacement(Placement.of({name: [0] for name in names}), 0)
-    exchange = Exchange(place, "0" * 64, classes=3, soft_targets=soft)
+    placement = LocalPlacement(Placement.of({name: [0] for name in names}), 0)
+    exchange = Exchange(placement, "0" * 64, classes=3, soft_targets=soft)
     for n in (3, 2, 1):
         y = torch.eye(3)[:n] if soft else torch.arange(n)
         z = {name: torch.full((n, 3), float(i)) for i, name in enumerate(names)}

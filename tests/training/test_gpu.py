@@ -38,8 +38,8 @@ STEP = """
 import sys
 import torch
 from bench.in_process import InProcess
-from switokd import step
-from switokd.training.meters import EpochLog
+from switokd.training import step
+from switokd.training import meters
 from tests.training.test_step import STEPS, configured
 
 device = torch.device(sys.argv[1])
@@ -61,8 +61,8 @@ def wait(*tensors):
 
 step.to_host = wait
 ours = InProcess(config, device)
-log = EpochLog(ours.learners, ours.place, ours.decider, device)
-log._feeds = []  # they read twice a second, whatever the steps
+meters.SEND_SECONDS = float("inf")  # sending live metrics reads from the device
+log = meters.EpochLog(ours.learners, ours.placement, ours.decider, device)
 for x, y in ours.batches(STEPS):
     forbid("error")  # from here on, for the input as well
     log.add(ours.step(x, y), len(y))
@@ -81,15 +81,14 @@ MODELS = ("wrn-10-2", "resnet-20", "mobilenet-0.5", "mobilenetv2-0.5")  # the la
 # Logits and gradients by a recording and without, of the same weights, dropout and statistics.
 SAME = """
 import sys
-from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from switokd.config.config import Config
 from switokd.data.images import open_images
 from switokd.runtime.environment import Environment
-from switokd.training.schedules import Windows
+from switokd.training.schedules import AccumulationWindow
 from switokd.training.build import make_learner, make_model
-from switokd.training.warm_up import make_ready
+from switokd.training.warm_up import warm_up
 from switokd.runtime.process_group import World
 from tests.training.test_step import configured
 
@@ -97,15 +96,16 @@ device = torch.device(sys.argv[1], 0)
 config = configured("switokd", s={"model": sys.argv[2]})
 images = open_images(config.data, config.seed)
 network = make_model(config, "s", images)
-learner = make_learner(config, "s", network, World(Environment(), device), None, Windows())
-make_ready(learner, 16, images.shape, config.compute)
-usual = replace(learner, recordings={})
+window = AccumulationWindow()
+learner = make_learner(config, "s", network, World(Environment(), device), None, window)
+warm_up(learner, 16, images.shape, config.compute)
+eager = learner.eager()
 for step in range(1, 4):
     x, y = torch.randn(16, *images.shape, device=device), torch.arange(16, device=device) % 10
     x = x.contiguous(memory_format=torch.channels_last)
     found = []
-    for each in (learner, usual):
-        each.updates.is_pending = False  # else the second's gradients are added to the first's
+    for each in (learner, eager):
+        learner.optimizer_step.reducer.start()  # else the gradients would be added up
         z = each.forward(x, step)
         each.backward(F.cross_entropy(z, y), step)
         grads = [p.grad.clone() for p in network.parameters()]
@@ -113,7 +113,7 @@ for step in range(1, 4):
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
     learner.update(step)
-print(sorted(learner.recordings))
+print(learner.graphs.batch_sizes)
 """
 
 
@@ -122,26 +122,26 @@ SUMS = """
 import sys
 import torch
 import torch.distributed as dist
-from switokd import models
+from switokd.models import registry
 from switokd.training.exchange import all_gather
-from switokd.training.reducer import Gradients
+from switokd.training.reducer import GradientReducer
 
 device, backend = torch.device(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 group = dist.new_group([0], backend=backend)
 torch.manual_seed(0)
-network = models.build("wrn-16-4", 3, 10).to(device, memory_format=torch.channels_last)
+network = registry.build("wrn-16-4", 3, 10).to(device, memory_format=torch.channels_last)
 weights = list(network.parameters())
 x = torch.randn(8, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
 expected = torch.autograd.grad(network(x).square().mean(), weights)
 for overlapping in (True, False):  # sent while backward runs, or after it
-    sums = Gradients("net", weights, group)
-    sums.holds = not overlapping
-    sums.start()
+    reducer = GradientReducer("net", weights, group)
+    reducer.set_sync(overlapping)
+    reducer.start()
     network(x).square().mean().backward()
-    sums.holds = False
-    sums.complete()
-    sums.finish()
+    reducer.set_sync(True)
+    reducer.complete()
+    reducer.finish()
     for weight, gradient in zip(weights, expected):
         # A GPU adds up in any order, even of the same gradients.
         torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-5)

@@ -19,8 +19,10 @@ from switokd.runs import progress
 from switokd.runs.progress import PausedShare, ProgressBar
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.training.evaluate import top1
-from switokd.training.learner import Learner
+from switokd.training.learner import ForwardPass, Learner
 from switokd.training.meters import Meter, Sums
+from switokd.training.metrics import EpochMetrics
+from switokd.training.optimizer import OptimizerStep
 from switokd.training.reducer import GradientReducer
 from switokd.training.step import StepResult
 from switokd.training.timer import Timer
@@ -36,7 +38,7 @@ def result(correct: int, loss: float | None, of: int = 4) -> StepResult:
     z[:correct, 0] = 1.0
     z[correct:, 1] = 1.0
     losses = {} if loss is None else {"s": torch.tensor(loss)}
-    return StepResult({"s": z}, y, losses, {"s": correct}, () if losses else ("s",))
+    return StepResult({"s": z}, y, losses, {"s": correct}, () if losses else ("s",), 0.0)
 
 
 def test_meter_averages_loss_over_learned_and_accuracy_over_all_samples() -> None:
@@ -58,14 +60,14 @@ def test_a_soft_targets_class_is_the_one_with_most_of_it(
 ) -> None:
     hard = result(correct=3, loss=1.0)
     y = torch.tensor([[0.5, 0.2, 0.3]] * 3 + [[0.1, 0.6, 0.3]])  # the last: wrong turns right
-    soft = StepResult(hard.logits, y, hard.losses, {"s": 4}, hard.paused)
+    soft = StepResult(hard.logits, y, hard.losses, {"s": 4}, hard.paused, 0.0)
     whole = {"s": slice(0, 4)}
     assert count_correct(hard.logits, hard.y, whole).tolist() == [3]
     assert count_correct(soft.logits, soft.y, whole).tolist() == [4]
-    with ProgressBar("name", steps=4, epochs=1, paused=PausedShare(TOPOLOGY)) as bar:
+    with ProgressBar("name", steps=4, epochs=1, topology=TOPOLOGY) as bar:
         bar._interval = 0.0
         for step in (1, 2):
-            bar.step(step, 0, soft)
+            bar.on_step(step, 0, soft)
     assert "top-1 100%" in capsys.readouterr().out
 
 
@@ -86,11 +88,11 @@ def test_ranks_meters_add_up_to_the_whole_batchs() -> None:
 def test_a_stopwatch_adds_up_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([1.0, 1.5, 10.0, 12.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
-    watch = Timer()
+    timer = Timer()
     for _ in range(2):
-        with watch:
+        with timer:
             pass
-    assert watch.seconds == 2.5
+    assert timer.seconds == 2.5
 
 
 class Mark:
@@ -120,17 +122,17 @@ class Mark:
 def test_a_gpus_stopwatch_waits_for_nothing_and_keeps_few_marks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("switokd.training.timer._mark", Mark)
+    monkeypatch.setattr("switokd.training.timer._event", Mark)
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
-    watch, ends = Timer(torch.device("cuda", 0)), []
+    timer, ends = Timer(torch.device("cuda", 0)), []
     for step in range(100):
-        with watch:
+        with timer:
             pass
-        ends.append(watch._marks[-1][1])
+        ends.append(timer._pending[-1][1])
         if step >= 3:  # the GPU is three parts behind
             ends[step - 3].synchronize()
     assert Mark.made == 2 * 4
-    assert watch.seconds == 100
+    assert timer.seconds == 100
 
 
 def test_paused_share_is_over_all_teachers_steps() -> None:
@@ -142,13 +144,21 @@ def test_paused_share_is_over_all_teachers_steps() -> None:
     assert share.paused == {"a": 2, "b": 1}
 
 
+def epoch_metrics(**test_top1: float | None) -> EpochMetrics:
+    """The first epoch, with these accuracies on the test set in percent."""
+    row = {"role": "teacher", "lr": 0.1, "loss_sum": 0.0, "learned": 0, "correct": 0, "samples": 8}
+    row |= {"steps_paused": 0, "training_seconds": 1.0, "tested_average": None}
+    tested = {name: None if top1 is None else (top1, 100) for name, top1 in test_top1.items()}
+    rows = [{**row, "network": name, "tested": result} for name, result in tested.items()]
+    return EpochMetrics.of(0, 1, test_top1, rows)
+
+
 def test_bar_prints_epochs_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    share = PausedShare(TOPOLOGY)
-    share.add(Decision(1, (), ("a",)))
-    with ProgressBar("name", steps=2, epochs=1, paused=share) as bar:
-        bar.step(1, 0, result(correct=1, loss=1.0))
-        bar.epoch(0, {"a": 0.5, "s": 0.25})
-        bar.epoch(0, {})
+    with ProgressBar("name", steps=2, epochs=1, topology=TOPOLOGY) as bar:
+        bar.on_decision(Decision(1, (), ("a",)))
+        bar.on_step(1, 0, result(correct=1, loss=1.0))
+        bar.on_epoch(epoch_metrics(a=50.0, s=25.0))
+        bar.on_epoch(epoch_metrics(a=None, s=None))
     assert capsys.readouterr().out == (
         "epoch   1/1  test top-1  a 50.0%  s 25.0%  paused 50%\n"
         "epoch   1/1  not tested  paused 50%\n"
@@ -159,11 +169,10 @@ def test_bar_on_a_terminal_fits_and_shows_all(monkeypatch: pytest.MonkeyPatch) -
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=80, highlight=False)
     monkeypatch.setattr(progress, "Console", lambda **_: terminal)
-    share = PausedShare(TOPOLOGY)
-    share.add(Decision(1, (), ("a", "b")))
-    with ProgressBar("digits-2t1s", steps=3, epochs=1, paused=share) as bar:
+    with ProgressBar("digits-2t1s", steps=3, epochs=1, topology=TOPOLOGY) as bar:
+        bar.on_decision(Decision(1, (), ("a", "b")))
         for step in (1, 2, 3):
-            bar.step(step, 0, result(correct=3, loss=1.0))
+            bar.on_step(step, 0, result(correct=3, loss=1.0))
     frames = re.split(r"[\r\n]", screen.getvalue())
     shown = [Text.from_ansi(frame).plain.rstrip() for frame in frames]
     pattern = r"digits-2t1s .*100%.*images/s student loss \d\.\d+ top-1 75% paused 100%"
@@ -184,8 +193,8 @@ def test_top1_counts_over_batches_and_keeps_the_mode() -> None:
         (torch.tensor([[2.0]]), torch.tensor([2])),
     ]
     optimizer = torch.optim.SGD([torch.zeros(1)])
-    none = GradientReducer("s", [])
-    learner = Learner("s", Role.STUDENT, model, model, optimizer, none)
+    optimizer_step = OptimizerStep(optimizer, GradientReducer("s", []))
+    learner = Learner("s", Role.STUDENT, model, ForwardPass(model), optimizer_step)
     assert top1(learner, batches, CPU) == (3, 4)
     assert model.training
     other = Stub().eval()

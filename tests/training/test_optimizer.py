@@ -17,7 +17,7 @@ from switokd.distillation.topology import Role
 from switokd.errors import UsageError
 from switokd.training.build import make_optimizer
 from switokd.training.ema import moving_average
-from switokd.training.learner import Learner
+from switokd.training.learner import ForwardPass, Learner
 from switokd.training.optimizer import OptimizerStep, loss_scaler, parameter_groups
 from switokd.training.reducer import GradientReducer
 from switokd.training.schedules import AccumulationWindow
@@ -42,11 +42,17 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-2)
 
 
-def learner(updates: OptimizerStep, model: nn.Module | None = None) -> Learner:
-    """A learner of `network()`."""
+def learner(
+    model: nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    dtype: torch.dtype | None = None,
+    **settings: Any,
+) -> Learner:
+    """A learner of `model`, or of `network()`; settings: those of its optimizer step."""
     model = model or network()
-    gradients = GradientReducer("s", list(model.parameters()))
-    return Learner("s", Role.TEACHER, model, model, sgd(model), gradients, updates=updates)
+    reducer = GradientReducer("s", list(model.parameters()))
+    optimizer_step = OptimizerStep(optimizer or sgd(model), reducer, **settings)
+    return Learner("s", Role.TEACHER, model, ForwardPass(model, dtype), optimizer_step)
 
 
 def learn(one: Learner, count: int, paused: Collection[int] = ()) -> nn.Module:
@@ -77,18 +83,18 @@ def plain(count: int) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "updates",
+    "settings",
     [
-        OptimizerStep(),
-        OptimizerStep(AccumulationWindow(1, 3, 7)),
-        OptimizerStep(clip_norm=1e30),
-        OptimizerStep(scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10)),
-        OptimizerStep(average=moving_average("s", network(), 0.5)),
+        {},
+        {"window": AccumulationWindow(1, 3, 7)},
+        {"clip_norm": 1e30},
+        {"scaler": torch.amp.GradScaler("cpu", init_scale=2.0**10)},
+        {"average": moving_average("s", network(), 0.5)},
     ],
     ids=["default", "accumulate-1", "clip-never-reached", "power-of-two-scale", "average"],
 )
-def test_what_changes_nothing_changes_no_bit(updates: OptimizerStep) -> None:
-    assert differences(learn(learner(updates), 7), plain(7)) == []
+def test_what_changes_nothing_changes_no_bit(settings: dict[str, Any]) -> None:
+    assert differences(learn(learner(**settings), 7), plain(7)) == []
 
 
 def accumulated(windows: list[list[int]], learned: Collection[int]) -> nn.Module:
@@ -123,15 +129,15 @@ def accumulated(windows: list[list[int]], learned: Collection[int]) -> nn.Module
     ],
 )
 def test_accumulation_is_the_mean_over_the_window(paused: list[int], why: str) -> None:
-    windows = AccumulationWindow(every=3, steps_per_epoch=8, steps=8)
-    found = learn(learner(OptimizerStep(windows)), 8, paused)
+    window = AccumulationWindow(size=3, steps_per_epoch=8, total_steps=8)
+    found = learn(learner(window=window), 8, paused)
     expected = accumulated([[1, 2, 3], [4, 5, 6], [7, 8]], set(range(1, 9)) - set(paused))
     torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-6, atol=1e-7)
     assert len(differences(found, plain(8))) > 0, why
 
 
 def test_nothing_moves_before_a_windows_end_nor_in_one_that_was_all_paused() -> None:
-    one = learner(OptimizerStep(AccumulationWindow(2, 4, 8)))
+    one = learner(window=AccumulationWindow(2, 4, 8))
     start = copy.deepcopy([*one.model.parameters()])
     (x, y), *_ = batches(1)
     one.backward(F.cross_entropy(one.forward(x), y), 1)
@@ -152,7 +158,7 @@ def test_clipping_scales_the_whole_gradient_to_its_limit(
     scaler: torch.amp.GradScaler | None,
 ) -> None:
     (x, y), *_ = batches(1)
-    free, clipped = learner(OptimizerStep()), learner(OptimizerStep(clip_norm=0.1, scaler=scaler))
+    free, clipped = learner(), learner(clip_norm=0.1, scaler=scaler)
     for one in (free, clipped):
         one.backward(F.cross_entropy(one.forward(x), y), 1)
     whole = torch.cat([p.grad.flatten() for p in free.model.parameters() if p.grad is not None])
@@ -164,7 +170,7 @@ def test_clipping_scales_the_whole_gradient_to_its_limit(
 
 def test_clipping_sees_the_mean_of_a_window_not_its_parts() -> None:
     (x, y), *_ = batches(1)
-    one = learner(OptimizerStep(AccumulationWindow(2, 2, 2), clip_norm=0.1))
+    one = learner(window=AccumulationWindow(2, 2, 2), clip_norm=0.1)
     for step in (1, 2):
         one.backward(F.cross_entropy(one.forward(x), y), step)
         one.update(step)
@@ -174,7 +180,7 @@ def test_clipping_sees_the_mean_of_a_window_not_its_parts() -> None:
 
 def test_the_moving_average_by_hand() -> None:
     average = moving_average("s", network(), 0.75)
-    one = learner(OptimizerStep(average=average))
+    one = learner(average=average)
     by_hand: dict[str, Tensor] = {}
     for step, (x, y) in enumerate(batches(6), 1):
         z = one.forward(x)
@@ -209,9 +215,7 @@ def test_gradients_that_overflow_are_skipped_and_the_scale_falls(fused: bool) ->
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     model, section = network(), SGD(lr=0.3)
     optimizer = make_optimizer(Network(role="student", model="x", optimizer=section), model, fused)
-    updates = OptimizerStep(clip_norm=1.0, scaler=scaler)
-    gradients = GradientReducer("s", list(model.parameters()))
-    one = Learner("s", Role.STUDENT, model, model, optimizer, gradients, updates=updates)
+    one = learner(model, optimizer, clip_norm=1.0, scaler=scaler)
     start = copy.deepcopy([*one.model.parameters()])
     (x, y), *_ = batches(1)
     one.backward(F.cross_entropy(one.forward(x), y) * 1e36, 1)
@@ -227,15 +231,13 @@ def test_gradients_that_overflow_are_skipped_and_the_scale_falls(fused: bool) ->
 def test_an_overflow_in_the_first_update_leaves_nothing_behind(fused: bool) -> None:
     """PyTorch's fused SGD has made room for its momentum by then, and not filled it."""
 
-    def made() -> Learner:
+    def made(scaler: torch.amp.GradScaler | None = None) -> Learner:
         model, section = network(), SGD(lr=0.3)
         student = Network(role="student", model="x", optimizer=section)
         optimizer = make_optimizer(student, model, fused)
-        gradients = GradientReducer("s", list(model.parameters()))
-        return Learner("s", Role.STUDENT, model, model, optimizer, gradients)
+        return learner(model, optimizer, scaler=scaler)
 
-    ours, plain_one = made(), made()
-    ours.updates.scaler = loss_scaler(torch.device("cpu"))
+    ours, plain_one = made(loss_scaler(torch.device("cpu"))), made()
     (x, y), *more = batches(3)
     for size in {p.numel() for p in ours.model.parameters()}:  # what freed memory holds
         del [torch.full((size,), 7e30) for _ in range(20)][:]
@@ -254,9 +256,8 @@ def test_an_overflow_in_the_first_update_leaves_nothing_behind(fused: bool) -> N
 
 def test_a_rank_without_a_loss_so_far_updates_by_what_the_others_have_sent() -> None:
     """Its shards were empty, or its teacher was paused in every step that had one for it."""
-    scaled, plain_one = learner(OptimizerStep()), learner(OptimizerStep())
-    scaled.updates.scaler = loss_scaler(torch.device("cpu"))
-    sides = [(scaled, scaled.updates.scaler.get_scale()), (plain_one, 1.0)]
+    scaler = loss_scaler(torch.device("cpu"))
+    sides = [(learner(scaler=scaler), scaler.get_scale()), (learner(), 1.0)]
     for one, scale in sides:
         one.backward(None, 1)
         for p in one.model.parameters():
@@ -267,16 +268,15 @@ def test_a_rank_without_a_loss_so_far_updates_by_what_the_others_have_sent() -> 
     assert differences(models[0], network()) == [name for name, _ in network().named_parameters()]
 
 
-@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16])
-def test_low_precision_is_the_forward_passs_alone(low: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_only_the_forward_pass_is_in_low_precision(dtype: torch.dtype) -> None:
     inside: list[torch.dtype] = []
     model = network()
     model[3].register_forward_hook(lambda module, args, z: inside.append(z.dtype))  # type: ignore[index]
-    gradients = GradientReducer("s", list(model.parameters()))
-    one = Learner("s", Role.STUDENT, model, model, sgd(model), gradients, low=low)
+    one = learner(model, dtype=dtype)
     (x, y), *_ = batches(1)
     z = one.forward(x)
-    assert inside == [low]
+    assert inside == [dtype]
     assert z.dtype is torch.float32
     assert one.predict(x).dtype is torch.float32
     one.backward(F.cross_entropy(z, y), 1)

@@ -20,20 +20,20 @@ from tests.support import TORCHRUN, run
 SCRIPT = """
 import json, os, torch, torch.distributed as dist
 from torch import nn
-from switokd.training.reducer import Gradients
+from switokd.training.reducer import GradientReducer
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 first, second, unused = (nn.Parameter(torch.ones(2)) for _ in range(3))
-gradients = Gradients("net", [first, second, unused], dist.group.WORLD)
+reducer = GradientReducer("net", [first, second, unused], dist.group.WORLD)
 steps = []
 for has_samples, both in [(rank == 0, False), (True, True), (True, rank == 1), (True, False)]:
-    gradients.start()
+    reducer.start()
     if has_samples:
         loss = (rank + 1) * first.sum()
         (loss + second.sum() if both else loss).backward()
-    gradients.complete()
-    gradients.finish()
+    reducer.complete()
+    reducer.finish()
     steps.append([None if p.grad is None else p.grad.tolist() for p in (first, second, unused)])
 os.write(1, (json.dumps({"rank": rank, "steps": steps}) + "\\n").encode())
 dist.destroy_process_group()

@@ -77,16 +77,16 @@ def test_max_steps_ends_a_run_but_changes_no_rate(name: str) -> None:
 
 
 def test_windows_tile_each_epoch_and_the_run() -> None:
-    windows = AccumulationWindow(every=3, steps_per_epoch=7, steps=12)
-    found = [windows.of(step) for step in range(1, 13)]
+    window = AccumulationWindow(size=3, steps_per_epoch=7, total_steps=12)
+    found = [window.of(step) for step in range(1, 13)]
     first = [range(1, 4)] * 3 + [range(4, 7)] * 3 + [range(7, 8)]
     assert found == first + [range(8, 11)] * 3 + [range(11, 13)] * 2  # the run ends within one
-    assert AccumulationWindow(every=3, steps_per_epoch=7).of(12) == range(11, 14)
+    assert AccumulationWindow(size=3, steps_per_epoch=7).of(12) == range(11, 14)
 
 
-@pytest.mark.parametrize("windows", [AccumulationWindow(), AccumulationWindow(1, 3, 5)])
-def test_without_accumulation_each_step_is_a_window(windows: AccumulationWindow) -> None:
-    assert [windows.of(step) for step in (1, 2, 5)] == [range(1, 2), range(2, 3), range(5, 6)]
+@pytest.mark.parametrize("window", [AccumulationWindow(), AccumulationWindow(1, 3, 5)])
+def test_without_accumulation_each_step_is_a_window(window: AccumulationWindow) -> None:
+    assert [window.of(step) for step in (1, 2, 5)] == [range(1, 2), range(2, 3), range(5, 6)]
 
 
 def test_schedules_need_no_torch() -> None:

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.in_process import ONE_PROCESS, InProcess
 from switokd.config.config import Config
+from switokd.training import meters
 from switokd.training.meters import EpochLog
 from tests.support import REPOSITORY, TORCHRUN, lines, run
 
@@ -90,18 +91,18 @@ def configured(strategy: str, **sections: Any) -> Config:
     return Config.model_validate(raw)
 
 
-def reads_of(config: Config) -> list[Counter[str]]:
+def reads_of(config: Config, patch: pytest.MonkeyPatch) -> list[Counter[str]]:
     """Train, and give what each step and its telemetry read."""
     ours = InProcess(config)
-    log = EpochLog(ours.learners, ours.place, ours.decider, ours.device)
-    log._feeds = []  # they read twice a second, whatever the steps
+    log = EpochLog(ours.learners, ours.placement, ours.decider, ours.device)
     found = []
+    patch.setattr(meters, "SEND_SECONDS", math.inf)  # sending live metrics reads from the device
     for x, y in ours.batches(STEPS):
         with reading() as reads:
             log.add(ours.step(x, y), len(y))
         found.append(reads)
     assert len(found) == STEPS
-    assert all(math.isfinite(sums) for meter in log._meters.values() for sums in meter.sums())
+    assert all(math.isfinite(sum_) for sums in log.sums().values() for sum_ in sums)
     return found
 
 
@@ -123,8 +124,10 @@ def reads_of(config: Config) -> list[Counter[str]]:
     ],
     ids=str,
 )
-def test_a_step_reads_from_the_device_once(strategy: str, sections: dict[str, Any]) -> None:
-    first, *later = reads_of(configured(strategy, **sections))
+def test_a_step_reads_from_the_device_once(
+    strategy: str, sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *later = reads_of(configured(strategy, **sections), monkeypatch)
     assert first == {"tolist": 1, "tensor": 1}  # the header, from pinned memory
     assert later == [{"tolist": 1}] * (STEPS - 1)
 

@@ -42,7 +42,7 @@ UNFORESEEN = [
 ]
 
 
-class GraphCapture(LocalDecider):
+class ScriptedDecider(LocalDecider):
     """Decides as it is told, and notes when it is asked."""
 
     def __init__(self, events: list[str], paused: tuple[str, ...], foresees: bool) -> None:
@@ -82,7 +82,7 @@ def watch(learners: Sequence[Learner], events: list[str]) -> None:
 def step(paused: tuple[str, ...] = (), foresees: bool = True) -> tuple[list[str], InProcess]:
     """One step's events, and what it has trained."""
     events: list[str] = []
-    ours = InProcess(CONFIG, decider=GraphCapture(events, paused, foresees))
+    ours = InProcess(CONFIG, decider=ScriptedDecider(events, paused, foresees))
     watch(ours.learners, events)
     (batch,) = ours.batches(1)
     before = {li.name: next(li.model.parameters()).clone() for li in ours.learners}

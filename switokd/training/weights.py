@@ -1,0 +1,51 @@
+"""Collecting the networks' weights on rank 0, to be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from switokd.errors import NonFiniteError
+from switokd.runtime.placement import Placement
+from switokd.runtime.process_group import World
+from switokd.training.learner import Learner
+
+
+def gather_weights(
+    learners: Sequence[Learner],
+    placement: Placement,
+    world: World,
+    names: Collection[str] | None = None,
+    averages: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Return the networks' state dicts on rank 0, and nothing elsewhere; every rank must call this.
+
+    Keys are NAME, and NAME.ema for moving averages. names: the networks to collect; None: all.
+    averages: whether to collect the moving averages too.
+    """
+    states: dict[str, dict[str, Any]] = {}
+    for learner in learners:
+        is_first = world.rank == placement.ranks_of(learner.name)[0]
+        if is_first and (names is None or learner.name in names):
+            states[learner.name] = _state_dict(learner.model)
+            if averages and learner.averaged is not None:
+                states[f"{learner.name}.ema"] = _state_dict(learner.averaged)
+    return {name: state for rank in world.gather(states) for name, state in rank.items()}
+
+
+def check_finite(learners: Sequence[Learner], rank: int) -> None:
+    """NonFiniteError if weights are not finite: the next step, which would notice, may not come."""
+    for learner in learners:
+        if not all(value.isfinite().all() for value in learner.model.parameters()):
+            raise NonFiniteError(
+                f"network {learner.name} (rank {rank}) has weights that are not "
+                "finite after its last step; they were not saved",
+                every_rank=False,
+            )
+
+
+def _state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Return a state dict on the CPU with contiguous tensors, whatever memory format was used."""
+    return {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
