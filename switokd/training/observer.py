@@ -22,15 +22,19 @@ class Observer(Protocol):
 
         The decider calls this on a thread of its own, before or after `on_step` of the same step.
         """
+        return
 
     def on_step(self, step: int, epoch: int, result: StepResult) -> None:
         """Receive a step's result; steps are counted from 1, epochs from 0."""
+        return
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
         """Receive an epoch's metrics, after its evaluation."""
+        return
 
     def on_weights(self, folder: str, states: Mapping[str, Mapping[str, Any]]) -> None:
         """Receive networks' state dicts by file name, and the folder that they belong to.
 
         folder: weights/initial, weights/best or weights, relative to the run folder.
         """
+        return
