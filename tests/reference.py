@@ -1,14 +1,13 @@
 """Independent oracle: switchable online knowledge distillation in one plain PyTorch process.
 
-Written from the papers alone: the method of Qian, Wang, Yin, Hong, Wang: "Switchable Online
-Knowledge Distillation", ECCV 2022, arXiv 2209.04996, and of its baselines DML (Zhang et al., CVPR
-2018), KDCL (Guo et al., CVPR 2020) and KD (Hinton et al., 2015). It imports nothing of
-``switokd``: the distributed implementation is compared with it, so it must be able to disagree.
-Every formula is transcribed literally, and no state but the networks' and optimizers' own passes
-from step to step.
+Written only from the papers: Qian, Wang, Yin, Hong, Wang: "Switchable Online Knowledge
+Distillation", ECCV 2022, arXiv 2209.04996, and its baselines DML (Zhang et al., CVPR 2018), KDCL
+(Guo et al., CVPR 2020) and KD (Hinton et al., 2015). This module imports nothing from ``switokd``,
+because tests compare the distributed implementation with it. Every formula is transcribed
+literally. Only networks and optimizers keep state from step to step.
 
-Distances (G, e_s, e_t) are done fully in float64: the logits are converted before the softmax.
-So are KDCL's least-error combinations. Losses are done in the logits' own dtype.
+Distances (G, e_s, e_t) are computed in float64: logits are converted before the softmax. So are
+KDCL's combinations by least error. Losses are computed in the logits' dtype.
 
 Not covered: training with KDCL's general combination, whose weights come from held-out images
 between steps (`general_weights` is its formula).
@@ -37,43 +36,43 @@ COMBINED = "the combined teacher"
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run needs, as plain data."""
+    """The settings of a run, as plain data."""
 
     roles: dict[str, str]  # network name -> "teacher" | "student", in order
     strategy: str
     tau: float = 1.0
     alpha: float = 1.0
     beta: float = 1.0
-    # By network, or by (teacher, student): tau, alpha, beta of its own; by pair also enabled.
+    # tau, alpha and beta by network or by (teacher, student); by pair also enabled.
     own: Mapping[str | tuple[str, str], Mapping[str, float]] = field(default_factory=dict)
     semantics: str = "paper"  # "paper" | "published"
-    fixed_delta: float = math.nan  # of the strategy "threshold"
+    fixed_delta: float = math.nan  # for the strategy "threshold"
 
     def of_role(self, role: str) -> list[str]:
-        """Names of the teachers, or of the students, in order."""
+        """Return the names of all teachers, or of all students, in order."""
         return [name for name, r in self.roles.items() if r == role]
 
     def pair(self, a: str, b: str) -> tuple[str, str] | None:
-        """The pair (teacher, student) that two networks are; None for two of a role."""
+        """Return two networks as (teacher, student); None if both have the same role."""
         if self.roles[a] == self.roles[b]:
             return None
         return (a, b) if self.roles[a] == "teacher" else (b, a)
 
     def enabled(self, a: str, b: str) -> bool:
-        """Whether two networks have to do with each other: only a pair can be switched off."""
+        """Return False if two networks are a pair that is switched off, else True."""
         pair = self.pair(a, b)
         return pair is None or bool(self.own.get(pair, {}).get("enabled", True))
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The (teacher, student) pairs that are not switched off, teachers outermost."""
+        """All (teacher, student) pairs that are not switched off, ordered by teacher."""
         every = [(t, s) for t in self.of_role("teacher") for s in self.of_role("student")]
         return [(t, s) for t, s in every if self.enabled(t, s)]
 
     def setting(self, key: str, name: str, peer: str | None) -> float:
-        """tau, alpha or beta by which `name` learns from `peer`.
+        """Return the tau, alpha or beta with which `name` learns from `peer`.
 
-        The pair's comes before the network's, and that before the run's.
+        The pair's setting overrides the network's, which overrides the run's.
         """
         pair = None if peer is None else self.pair(name, peer)
         for scope in (pair, name):
@@ -82,14 +81,14 @@ class Setup:
         return {"tau": self.tau, "alpha": self.alpha, "beta": self.beta}[key]
 
     def weight(self, name: str, peer: str | None) -> float:
-        """alpha where a student learns from `peer`, beta where a teacher does."""
+        """Return the weight of `peer` in the loss of `name`: alpha for students, beta for teachers."""
         return self.setting("alpha" if self.roles[name] == "student" else "beta", name, peer)
 
 
 def distances(z_t: Tensor, z_s: Tensor, y: Tensor, tau: float) -> tuple[float, float, float]:
-    """G, e_s, e_t: batch means of L1(p_s, p_t), L1(p_s, y), L1(p_t, y).
+    """Return G, e_s, e_t: the batch means of L1(p_s, p_t), L1(p_s, y), L1(p_t, y).
 
-    y is integer labels [B] or float targets [B, C]; tau softens the predictions, never y.
+    y: integer labels [B] or float targets [B, C]. tau softens the predictions, not y.
     """
     p_t = F.softmax(z_t.detach().double() / tau, dim=1)
     p_s = F.softmax(z_s.detach().double() / tau, dim=1)
@@ -101,33 +100,33 @@ def distances(z_t: Tensor, z_s: Tensor, y: Tensor, tau: float) -> tuple[float, f
 
 
 def _targets(y: Tensor, classes: int) -> Tensor:
-    """Labels [B] as one-hot rows [B, C]; what is rows already stays; float64."""
+    """Return targets [B, C] in float64; labels [B] become one-hot rows."""
     return F.one_hot(y, num_classes=classes).double() if y.ndim == 1 else y.double()
 
 
 def epsilon(e_s: float, e_t: float) -> float:
-    """exp(-e_t / (e_s + e_t)); 1 where both predictions are exact, which leaves it undefined."""
+    """Return exp(-e_t / (e_s + e_t)); 1 if both distances are 0, where it is undefined."""
     return math.exp(-e_t / (e_s + e_t)) if e_s + e_t > 0 else 1.0
 
 
 def threshold(e_s: float, e_t: float) -> tuple[float, float]:
-    """epsilon and delta = e_s - epsilon * e_t.
+    """Return epsilon, and delta = e_s - epsilon * e_t.
 
-    Where both predictions are exact delta is 0 whatever epsilon is.
+    If both distances are 0, delta is 0 for any epsilon.
     """
     return epsilon(e_s, e_t), e_s - epsilon(e_s, e_t) * e_t
 
 
 def mode(gap: float, e_s: float, e_t: float) -> str:
-    """Expert if G > delta and e_t < e_s, learning otherwise."""
+    """Return expert if G > delta and e_t < e_s, else learning."""
     _, delta = threshold(e_s, e_t)
     return EXPERT if gap > delta and e_t < e_s else LEARNING
 
 
 def decide(setup: Setup, logits: Mapping[str, Tensor], y: Tensor) -> dict[tuple[str, str], Any]:
-    """By pair: gap, e_s, e_t, epsilon, delta, mode, from one step's logits.
+    """Return gap, e_s, e_t, epsilon, delta and mode of each pair, from one step's logits.
 
-    A pair's distances are taken at the temperature at which its student learns from its teacher.
+    A pair's distances use the temperature with which its student learns from its teacher.
     """
     measured = {
         (t, s): distances(logits[t], logits[s], y, setup.setting("tau", s, t))
@@ -139,24 +138,24 @@ def decide(setup: Setup, logits: Mapping[str, Tensor], y: Tensor) -> dict[tuple[
         eps = epsilon(e_s, e_t)
         if setup.semantics == "published":
             shape = (len(teachers), len(students))
-            if shape == (2, 1) and t == teachers[1]:  # the slip: teacher 1's distances
+            if shape == (2, 1) and t == teachers[1]:  # published slip: teacher 1's distances
                 eps = epsilon(*measured[teachers[0], s][1:])
-            elif shape == (1, 2) and s == students[0]:  # the slip: student 2's distances
+            elif shape == (1, 2) and s == students[0]:  # published slip: student 2's distances
                 eps = epsilon(*measured[t, students[1]][1:])
-        # The fixed delta is an ablation of the adaptive one; the rest of the condition stays.
+        # Ablation: a fixed delta instead of the adaptive one; e_t < e_s is still required.
         delta = setup.fixed_delta if setup.strategy == "threshold" else e_s - eps * e_t
-        found = EXPERT if gap > delta and e_t < e_s else LEARNING
+        pair_mode = EXPERT if gap > delta and e_t < e_s else LEARNING
         if setup.strategy == "kd":  # the teacher is frozen: expert mode throughout
-            found = EXPERT
+            pair_mode = EXPERT
         elif setup.strategy not in ("switokd", "threshold"):
-            found = LEARNING  # nobody pauses
+            pair_mode = LEARNING  # no teacher pauses
         numbers = {"gap": gap, "e_s": e_s, "e_t": e_t, "epsilon": eps, "delta": delta}
-        decided[t, s] = {**numbers, "mode": found}
+        decided[t, s] = {**numbers, "mode": pair_mode}
     return decided
 
 
 def naive(z: list[Tensor], y: Tensor) -> Tensor:
-    """For each sample the logits of the network with the least CE, the first of equals."""
+    """Return, for each sample, the logits of the network with the least CE (the first if equal)."""
     chosen = []
     for i in range(len(y)):
         target = _targets(y, z[0].shape[1])[i]
@@ -166,9 +165,9 @@ def naive(z: list[Tensor], y: Tensor) -> Tensor:
 
 
 def minlogit(z: list[Tensor], y: Tensor) -> Tensor:
-    """Every network's logits shifted so that the true class's is 0, then the least, class by class.
+    """Shift each network's logits so that the true class has 0; return the minimum of each class.
 
-    With a distribution as target, the true class is the one with most of it.
+    The true class of a soft target is the one with the largest probability.
     """
     labels = [int(row.argmax()) for row in _targets(y, z[0].shape[1])]
     shifted = [torch.stack([z_k[i] - z_k[i, c] for i, c in enumerate(labels)]) for z_k in z]
@@ -176,10 +175,10 @@ def minlogit(z: list[Tensor], y: Tensor) -> Tensor:
 
 
 def linear_weights(z: list[Tensor], y: Tensor) -> list[float]:
-    """The convex weights w of least CE(sum w_i z_i, y) over the whole batch.
+    """Return the convex weights w that minimise CE(sum w_i z_i, y) over the whole batch.
 
-    By SLSQP, which finds those that are 0 and half of the others' digits; the rest by Newton's
-    method among those others, because 25 steps of training make much of what is missing.
+    SLSQP finds the weights that are 0, and half of the digits of the others. Newton's method
+    refines the others, because 25 training steps would amplify the missing digits.
     """
     stacked = torch.stack([z_k.detach().double() for z_k in z])  # [networks, B, C]
     target = _targets(y, stacked.shape[2])
@@ -194,7 +193,7 @@ def linear_weights(z: list[Tensor], y: Tensor) -> list[float]:
         (gradient,) = torch.autograd.grad(loss, weights)
         return loss.item(), gradient.numpy()
 
-    found = minimize(
+    solution = minimize(
         error,
         np.full(len(z), 1 / len(z)),
         jac=True,
@@ -203,7 +202,7 @@ def linear_weights(z: list[Tensor], y: Tensor) -> list[float]:
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
         options={"ftol": 1e-14, "maxiter": 500},
     )
-    w = torch.tensor(np.where(found.x < 1e-5, 0.0, found.x), dtype=torch.float64)
+    w = torch.tensor(np.where(solution.x < 1e-5, 0.0, solution.x), dtype=torch.float64)
     free = w > 0
     ones = torch.ones(int(free.sum()), 1, dtype=torch.float64)
     for _ in range(4):
@@ -217,7 +216,7 @@ def linear_weights(z: list[Tensor], y: Tensor) -> list[float]:
 
 
 def general_weights(z: list[Tensor], y: Tensor) -> list[float]:
-    """w = C^-1 1 / (1^T C^-1 1), with C_ij = mean over held-out samples of (p_i - y).(p_j - y)."""
+    """Return w = C^-1 1 / (1^T C^-1 1); C_ij is the mean of (p_i - y).(p_j - y) over samples."""
     errors = [F.softmax(z_k.detach().double(), dim=1) - _targets(y, z_k.shape[1]) for z_k in z]
     covariance = np.array([[(a * b).sum(dim=1).mean().item() for b in errors] for a in errors])
     unnormalised = np.linalg.solve(covariance, np.ones(len(z)))
@@ -225,12 +224,12 @@ def general_weights(z: list[Tensor], y: Tensor) -> list[float]:
 
 
 def weighted(z: list[Tensor], weights: list[float]) -> Tensor:
-    """The logits sum w_i z_i, in float64."""
+    """Return the logits sum w_i z_i in float64."""
     return torch.stack([w * z_k.double() for z_k, w in zip(z, weights, strict=True)]).sum(dim=0)
 
 
 def combined(strategy: str, logits: Mapping[str, Tensor], y: Tensor) -> Tensor:
-    """KDCL's combined teacher: logits [B, C] made of all networks' logits, detached."""
+    """Return the logits [B, C] of KDCL's combined teacher, from all networks' detached logits."""
     z = [z_k.detach() for z_k in logits.values()]
     if strategy == "kdcl-naive":
         return naive(z, y)
@@ -242,7 +241,7 @@ def combined(strategy: str, logits: Mapping[str, Tensor], y: Tensor) -> Tensor:
 
 
 def _kl(z_peer: Tensor, z_self: Tensor, tau: float) -> Tensor:
-    """KL(p_peer || p_self), the peer detached."""
+    """Return KL(p_peer || p_self); no gradient flows into the peer."""
     return F.kl_div(
         F.log_softmax(z_self / tau, dim=1),
         F.softmax(z_peer.detach() / tau, dim=1),
@@ -251,7 +250,7 @@ def _kl(z_peer: Tensor, z_self: Tensor, tau: float) -> Tensor:
 
 
 def _peers(setup: Setup, name: str, learning: set[tuple[str, str]]) -> list[str]:
-    """Whom a network learns from, in the order of the loss's terms."""
+    """Return the peers that a network learns from, in the order of the terms of its loss."""
     others = [other for other in setup.roles if other != name and setup.enabled(name, other)]
     teachers = [other for other in others if setup.roles[other] == "teacher"]
     students = [other for other in others if setup.roles[other] == "student"]
@@ -269,9 +268,10 @@ def _peers(setup: Setup, name: str, learning: set[tuple[str, str]]) -> list[str]
 def _loss(
     setup: Setup, name: str, logits: Mapping[str, Tensor], y: Tensor, learning: set[tuple[str, str]]
 ) -> Tensor:
-    """The loss of a network that is not paused; learning holds (teacher, student) pairs.
+    """Return the loss of a network that is not paused.
 
-    For KDCL, logits also holds the COMBINED teacher's.
+    learning: the (teacher, student) pairs in learning mode. logits: with KDCL, these include the
+    COMBINED teacher's.
     """
     loss = F.cross_entropy(logits[name], y)
     if setup.strategy in KDCL:
@@ -280,7 +280,7 @@ def _loss(
     peers = _peers(setup, name, learning)
     for peer in peers:
         weight, tau = setup.weight(name, peer), setup.setting("tau", name, peer)
-        if setup.strategy == "dml":  # the mean over n peers: each peer has a weight of 1/n
+        if setup.strategy == "dml":  # mean over n peers: each has a weight of 1/n
             weight = weight / len(peers)
         kl = _kl(logits[peer], logits[name], tau)
         loss = loss + weight * tau**2 * kl
@@ -293,10 +293,10 @@ def train(
     optimizers: Mapping[str, Optimizer],
     batches: Iterable[tuple[Tensor, Tensor]],
 ) -> list[dict[str, Any]]:
-    """Train in place, one step per batch; one record per step and pair, teachers outermost."""
+    """Train in place, one step per batch; return one record per step and pair."""
     _check(setup)
     frozen = setup.of_role("teacher") if setup.strategy == "kd" else []
-    # The published code multiplies its 1T2S teacher's loss by 0, and then goes on.
+    # The published 1T2S code multiplies the loss of a paused teacher by 0, and updates as usual.
     shape = (len(setup.of_role("teacher")), len(setup.of_role("student")))
     goes_on = setup.semantics == "published" and shape == (1, 2)
     records: list[dict[str, Any]] = []
@@ -311,7 +311,7 @@ def train(
             logits[COMBINED] = combined(setup.strategy, logits, y)
 
         learning = {pair for pair in setup.pairs if decided[pair]["mode"] == LEARNING}
-        having_pairs = {t for t, _ in setup.pairs}  # without any, nothing pauses a teacher
+        having_pairs = {t for t, _ in setup.pairs}  # a teacher without pairs never pauses
         paused = having_pairs - {t for t, _ in learning}
         active = [n for n in setup.roles if n not in frozen and (n not in paused or goes_on)]
         losses = {name: _loss(setup, name, logits, y, learning) for name in active}
@@ -323,7 +323,7 @@ def train(
 
 
 def _check(setup: Setup) -> None:
-    """ValueError for a setup that the oracle does not know."""
+    """Raise ValueError if the oracle does not support the setup."""
     if setup.strategy not in (*STRATEGIES, *KDCL):
         raise ValueError(f"unknown strategy: {setup.strategy}")
     if not set(setup.roles.values()) <= {"teacher", "student"}:

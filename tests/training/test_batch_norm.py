@@ -1,4 +1,4 @@
-"""BatchNorm of a network on several ranks: its statistics, and what a run says of them.
+"""BatchNorm of a network on several ranks: its statistics, and the lines that a run prints.
 
 Not covered: training with statistics over all ranks (`batch_norm: sync`), which needs several GPUs.
 """
@@ -24,7 +24,7 @@ from tests.support import train
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
-# Leaves what it has normalised in training, and its statistics as they are after the last test.
+# Saves its training inputs, and its statistics after the last test, when the process ends.
 NET = """
 import atexit
 import os
@@ -54,8 +54,8 @@ class Net(nn.Module):
 STEPS = 3
 
 
-def test_statistics_are_the_mean_over_the_ranks_by_their_shares(tmp_path: Path) -> None:
-    """Three steps of 48 images on rank 0 and 16 on rank 1."""
+def test_statistics_are_the_mean_over_ranks_weighted_by_their_shares(tmp_path: Path) -> None:
+    """Train for three steps, with 48 images on rank 0 and 16 on rank 1."""
     (tmp_path / "net.py").write_text(NET)
     uneven = ["networks.teacher.model=net:Net", "placement={teacher: {0: 3, 1: 1}, student: [1]}"]
     folder = train(tmp_path, 2, "digits-1t1s", *uneven, f"schedule.max_steps={STEPS}")
@@ -64,7 +64,7 @@ def test_statistics_are_the_mean_over_the_ranks_by_their_shares(tmp_path: Path) 
     assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in ("mean", "var"))
 
     own = [_statistics(rank["seen"]) for rank in ranks]
-    assert (own[0] - own[1]).abs().max() > 0.05  # else any weights would do
+    assert (own[0] - own[1]).abs().max() > 0.05  # otherwise any weights would pass
     expected = (3 * own[0] + own[1]) / 4
     found = torch.stack((ranks[0]["mean"], ranks[0]["var"])).double()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -79,7 +79,7 @@ def test_statistics_are_the_mean_over_the_ranks_by_their_shares(tmp_path: Path) 
 
 
 def _statistics(batches: list[torch.Tensor]) -> torch.Tensor:
-    """Running mean and variance after these batches `[b, F]`, from 0 and 1: `[2, F]`."""
+    """Return running mean and variance `[2, F]` after these batches `[b, F]`, from 0 and 1."""
     mean, var = torch.zeros(64).double(), torch.ones(64).double()
     for x in batches:
         mean = 0.9 * mean + 0.1 * x.double().mean(dim=0)
@@ -88,10 +88,10 @@ def _statistics(batches: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _running(means: list[torch.Tensor]) -> torch.Tensor:
-    """Running mean after these batches' means, from 0."""
+    """Return the running mean after batches with these means, from 0."""
     mean = torch.zeros(()).double()
-    for each in means:
-        mean = 0.9 * mean + 0.1 * each
+    for batch_mean in means:
+        mean = 0.9 * mean + 0.1 * batch_mean
     return mean
 
 
@@ -110,7 +110,7 @@ SHARED_GPU = "ranks share a GPU: exchanging over Gloo and the host's memory, not
         ("cuda", "gloo", [0, 1], "rank", [SHARED_GPU, "BatchNorm statistics: over each rank"]),
     ],
 )
-def test_a_run_says_how_it_exchanges_and_over_what_it_normalises(
+def test_a_run_describes_its_exchange_and_its_batch_norm(
     device: str, backend: str, ranks: list[int], setting: str, expected: list[str]
 ) -> None:
     table = f"placement={{teacher: [0], student: {ranks}}}"
@@ -123,10 +123,10 @@ def test_a_run_says_how_it_exchanges_and_over_what_it_normalises(
     assert more == expected
 
 
-def test_statistics_over_all_ranks_are_those_of_the_networks_own_group() -> None:
-    """What is made of a network; PyTorch computes it on GPUs only."""
+def test_sync_batch_norm_uses_the_networks_process_group() -> None:
+    """Only the conversion is tested, because SyncBatchNorm needs GPUs to compute."""
     config = load("digits-1t1s", ["device=auto", "compute.batch_norm=sync"])
-    store = HashStore()  # of this process alone
+    store = HashStore()  # only this process uses it
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         group, world = torch.distributed.group.WORLD, World(Environment(), torch.device("cpu"))

@@ -1,5 +1,4 @@
-"""Learners as they are made: compiled before the first step as far as a training needs, ready for
-any order in which gradients come.
+"""Building learners: compilation before the first step, optimizers, precision settings.
 
 Not covered: GPUs.
 """
@@ -30,7 +29,7 @@ from switokd.training.learner import Learner
 from switokd.training.schedules import AccumulationWindow
 from switokd.training.warm_up import compile_ahead
 
-NAMES = ("t1", "t2", "t3", "t4", "s")  # each in two forms: more than PyTorch's limit for a class
+NAMES = ("t1", "t2", "t3", "t4", "s")  # two batch sizes each: more than PyTorch's limit for a class
 RUN_FILE: dict[str, Any] = {
     **ONE_PROCESS,
     "name": "compiled",
@@ -46,7 +45,7 @@ RUN_FILE: dict[str, Any] = {
 
 
 @pytest.mark.timeout(180)
-def test_no_step_compiles_anything_not_even_an_epochs_last() -> None:
+def test_no_training_step_compiles() -> None:
     config = Config.model_validate(RUN_FILE)
     torch.compiler.reset()
     ours = InProcess(config)
@@ -58,7 +57,7 @@ def test_no_step_compiles_anything_not_even_an_epochs_last() -> None:
 
 
 class Normed(nn.Module):
-    """As small as a network with a convolution and statistics can be."""
+    """A small network with a convolution and BatchNorm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,8 +70,8 @@ class Normed(nn.Module):
 
 
 @pytest.mark.timeout(180)
-def test_compiled_networks_learn_what_others_do() -> None:
-    """And compiling beforehand leaves nothing behind, neither in statistics nor in gradients."""
+def test_compiled_networks_train_like_eager_ones() -> None:
+    """Compiling before the first step changes neither statistics nor gradients."""
     networks = {
         name: {"role": role, "model": "tests.training.test_build:Normed", "optimizer": {"lr": 0.1}}
         for name, role in {"t": "teacher", "s": "student"}.items()
@@ -83,8 +82,8 @@ def test_compiled_networks_learn_what_others_do() -> None:
         raw = {**RUN_FILE, "networks": networks, "compute": {"compile": compiled}}
         ours.append(InProcess(Config.model_validate(raw)))
     first, before = ([learner.model.state_dict() for learner in one.learners] for one in ours)
-    for mine, its in zip(first, before, strict=True):
-        assert all(torch.equal(mine[key], its[key]) for key in mine)
+    for eager_state, compiled_state in zip(first, before, strict=True):
+        assert all(torch.equal(value, compiled_state[key]) for key, value in eager_state.items())
     for one in ours:
         for x, y in one.batches(6):
             one.step(x, y)
@@ -97,7 +96,7 @@ def test_compiled_networks_learn_what_others_do() -> None:
         )
 
 
-def test_statistics_over_ranks_need_a_gpu_each_and_samples_for_all() -> None:
+def test_sync_batch_norm_needs_a_gpu_per_rank_and_samples_on_all_ranks() -> None:
     settings = ["device=auto", "compute.batch_norm=sync", "networks.student.ranks=2"]
     config = load("digits-1t1s", settings)
     placement = config.placement_on(3)
@@ -115,13 +114,13 @@ def test_statistics_over_ranks_need_a_gpu_each_and_samples_for_all() -> None:
     check()
     check("data.drop_last=false")  # 29 images are enough for two ranks
     short = "data.batch_size=1436", "data.drop_last=false", "data.train_samples=1437"
-    check(*short)  # a last batch of one image is none
+    check(*short)  # a last batch of one image is dropped
     with pytest.raises(UsageError, match=r"last batch of 2 images leaves a rank of student"):
         check("data.batch_size=1435", "data.drop_last=false", "networks.student.ranks=2")
 
 
-def test_a_gpu_without_memory_left_is_not_taken_for_a_compiler_that_is_missing() -> None:
-    """A profile leaves the size out then, and a training says what it is."""
+def test_out_of_memory_while_compiling_is_not_a_usage_error() -> None:
+    """The profiler skips a batch size that does not fit."""
     config = Config.model_validate({**RUN_FILE, "compute": {"compile": False}})
     learner = InProcess(config).learners[0]
 
@@ -141,7 +140,7 @@ def test_a_gpu_without_memory_left_is_not_taken_for_a_compiler_that_is_missing()
 
 
 class Branching(nn.Module):
-    """Its second layer comes in with the third of its forward passes."""
+    """Uses its second layer from the third forward pass on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,8 +153,8 @@ class Branching(nn.Module):
         return self.second(z) if self.calls > 2 else z
 
 
-def test_a_weight_may_have_its_first_gradient_later_than_others() -> None:
-    """PyTorch's fused SGD, which is the default, takes all first gradients at once by itself."""
+def test_a_weight_may_get_its_first_gradient_later_than_others() -> None:
+    """Without prepared momentum, PyTorch's fused SGD (our default) would fail here."""
     config, model = load("digits-1t1s"), Branching()
     reference = copy.deepcopy(model)
     world = World(Environment(), torch.device("cpu"))
@@ -173,42 +172,42 @@ def test_a_weight_may_have_its_first_gradient_later_than_others() -> None:
 
 
 BACKENDS: Any = torch.backends
-"""Their precisions are set as programs do, and mypy does not know them."""
+"""Typed as Any, because mypy does not know the `fp32_precision` settings."""
 
 
-def test_networks_of_this_package_are_recorded_unless_something_stands_against_it() -> None:
+def test_cuda_graphs_are_the_default_for_this_packages_networks() -> None:
     def wanted(*settings: str) -> list[bool]:
         config = load("digits-2t1s", list(settings))
         return [config.wants_cuda_graphs(name) for name in config.networks]
 
-    theirs = "networks.student.model=tests.sleepers:Flat"
+    own_model = "networks.student.model=tests.sleepers:Flat"
     assert wanted() == [True] * 3
-    assert wanted(theirs) == [True, True, False]
+    assert wanted(own_model) == [True, True, False]
     assert wanted("networks.student.model=resnet18", "data.dataset=cifar10")[2] is False
     assert wanted("schedule.accumulate=2") == [False] * 3
     assert wanted("device=auto", "compute.batch_norm=sync") == [False] * 3
-    assert wanted(theirs, "compute.cuda_graphs=true") == [True] * 3
+    assert wanted(own_model, "compute.cuda_graphs=true") == [True] * 3
     assert wanted("compute.cuda_graphs=false") == [False] * 3
 
 
 @pytest.fixture
-def _usual_precision() -> Iterator[None]:
-    """What PyTorch starts with, after a test that changes it."""
+def _default_precision() -> Iterator[None]:
+    """Restore PyTorch's default precision after the test."""
     backends = BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul
-    found = [backend.fp32_precision for backend in backends]
+    defaults = [backend.fp32_precision for backend in backends]
     yield
     BACKENDS.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
-    for backend, precision in zip(backends, found, strict=True):
+    for backend, precision in zip(backends, defaults, strict=True):
         backend.fp32_precision = precision
 
 
 @pytest.mark.skipif(
     not hasattr(BACKENDS.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9"
 )
-@pytest.mark.usefixtures("_usual_precision")
+@pytest.mark.usefixtures("_default_precision")
 @pytest.mark.parametrize("set_before", ["nothing", "matmul", "everything", "older"])
-def test_tf32_leaves_a_programs_precision_as_it_was(set_before: str) -> None:
+def test_tf32_restores_the_precision_settings(set_before: str) -> None:
     if set_before == "matmul":
         BACKENDS.cuda.matmul.fp32_precision = "tf32"
     elif set_before == "everything":
@@ -230,5 +229,5 @@ def test_tf32_leaves_a_programs_precision_as_it_was(set_before: str) -> None:
     with tf32(Compute(precision="tf32")):
         assert BACKENDS.cuda.matmul.fp32_precision == "tf32"
     assert precisions() == before
-    BACKENDS.fp32_precision = "tf32"  # reaches what was left to it
+    BACKENDS.fp32_precision = "tf32"  # applies to all settings that were not set
     assert precisions()[1] == "tf32"

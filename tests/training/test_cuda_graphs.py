@@ -1,9 +1,9 @@
-"""Training by recordings against training without: bit for bit the same.
+"""Training with CUDA graphs gives the same bits as training without them.
 
-A CUDA graph launches the same kernels on the same memory again; here, without a GPU, a recorder
-does with PyTorch's calls what a GPU's does with kernels. What uses the recordings is real.
+A CUDA graph launches the same kernels on the same memory again. These tests need no GPU: `Rerun`
+repeats PyTorch's calls instead of kernels. All code that uses the graphs is the real code.
 
-Not covered: recording on a GPU (`test_gpu.py`), and how much faster it is (`bench/gpu.py`).
+Not covered: capturing on a GPU (`test_gpu.py`); the gain in speed (`bench/gpu.py`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STEPS = 12
 MODEL = "tests.training.test_cuda_graphs:Net"
 RUN_FILE: dict[str, Any] = {
     **ONE_PROCESS,
-    "name": "recorded",
+    "name": "graphed",
     "device": "cpu",
     "data": {"dataset": "digits", "batch_size": 8, "train_samples": 28, "drop_last": False},
     "networks": {
@@ -58,14 +58,14 @@ RUN_FILE: dict[str, Any] = {
 
 
 class Net(nn.Module):
-    """What a recording has to repeat: statistics, dropout, weights that nothing reaches."""
+    """A network with all that a graph must repeat: statistics, dropout, an unused layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.convolution, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
         self.dropout, self.head = nn.Dropout(0.2), nn.Linear(4, 10)
         self.unused = nn.Linear(4, 4)
-        self.shift = nn.Parameter(torch.zeros(10))  # of the same gradient as the head's own
+        self.shift = nn.Parameter(torch.zeros(10))  # has the same gradient as the head's bias
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.norm(self.convolution(x)).relu().mean(dim=(2, 3))
@@ -73,7 +73,7 @@ class Net(nn.Module):
 
 
 class Rerun(GraphCapture):
-    """Runs it again instead, and writes over what it made before."""
+    """Calls the function again at each replay, and overwrites its first result."""
 
     def __init__(self, context: GraphContext) -> None:
         """Creates neither a stream nor a memory pool."""
@@ -84,32 +84,32 @@ class Rerun(GraphCapture):
         return run()
 
     def capture(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        made = run()
+        result = run()
 
         def replay() -> None:
-            for old, new in zip(_tensors(made), _tensors(run()), strict=True):
+            for old, new in zip(_tensors(result), _tensors(run()), strict=True):
                 old.copy_(new)
 
-        return made, replay
+        return result, replay
 
 
-def _tensors(made: Any) -> Sequence[Tensor]:
-    """Those of one or several, which may be None."""
-    several = made if isinstance(made, (list, tuple)) else [made]
-    return [each for each in several if each is not None]
+def _tensors(result: Any) -> Sequence[Tensor]:
+    """The tensors of a result, which is one tensor or several; some may be None."""
+    results = result if isinstance(result, (list, tuple)) else [result]
+    return [tensor for tensor in results if tensor is not None]
 
 
 @pytest.fixture(autouse=True)
-def _recorder(monkeypatch: pytest.MonkeyPatch) -> None:
+def _captures_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("switokd.training.build.can_capture", lambda device: True)
     monkeypatch.setattr("switokd.training.cuda_graphs.GraphCapture", Rerun)
 
 
 class Trained:
-    """A training to its end; by recordings, or by the networks themselves."""
+    """A finished training, with or without CUDA graphs."""
 
-    def __init__(self, recorded: bool, **sections: Any) -> None:
-        compute = {**sections.pop("compute", {}), "cuda_graphs": recorded}
+    def __init__(self, graphed: bool, **sections: Any) -> None:
+        compute = {**sections.pop("compute", {}), "cuda_graphs": graphed}
         ours = InProcess(Config.model_validate({**RUN_FILE, **sections, "compute": compute}))
         self.batch_sizes = {li.name: li.graphs.batch_sizes for li in ours.learners}
         self.losses: list[Tensor] = []
@@ -123,17 +123,17 @@ class Trained:
         self.averages = [li.averaged for li in ours.learners if li.averaged is not None]
 
 
-def same(replayed: Trained, usual: Trained) -> None:
-    """Whether nothing tells them apart."""
-    assert replayed.paused == usual.paused
-    assert torch.equal(torch.stack(replayed.losses), torch.stack(usual.losses))
-    for one, other in zip(replayed.averages, usual.averages, strict=True):
+def assert_same(graphed: Trained, eager: Trained) -> None:
+    """Check that two trainings are equal to the last bit."""
+    assert graphed.paused == eager.paused
+    assert torch.equal(torch.stack(graphed.losses), torch.stack(eager.losses))
+    for one, other in zip(graphed.averages, eager.averages, strict=True):
         pairs = zip(one.parameters(), other.parameters(), strict=True)
         assert all(torch.equal(*pair) for pair in pairs)
-    for name, model in usual.models.items():
-        its = replayed.models[name].state_dict()
-        assert all(torch.equal(its[key], value) for key, value in model.state_dict().items())
-        gradients = {key: p.grad for key, p in replayed.models[name].named_parameters()}
+    for name, model in eager.models.items():
+        state = graphed.models[name].state_dict()
+        assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+        gradients = {key: p.grad for key, p in graphed.models[name].named_parameters()}
         assert gradients["unused.weight"] is None
 
 
@@ -149,48 +149,48 @@ def same(replayed: Trained, usual: Trained) -> None:
     ],
     ids=str,
 )
-def test_recordings_train_as_the_networks_themselves(sections: dict[str, Any]) -> None:
-    replayed, usual = Trained(True, **sections), Trained(False, **sections)
-    same(replayed, usual)
-    assert replayed.batch_sizes == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
-    assert usual.batch_sizes == {"t1": [], "t2": [], "s": []}
-    assert (usual.paused > 0) == (sections.get("distillation") != {"strategy": "dml"})
+def test_graphs_train_as_eager_networks(sections: dict[str, Any]) -> None:
+    graphed, eager = Trained(True, **sections), Trained(False, **sections)
+    assert_same(graphed, eager)
+    assert graphed.batch_sizes == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
+    assert eager.batch_sizes == {"t1": [], "t2": [], "s": []}
+    assert (eager.paused > 0) == (sections.get("distillation") != {"strategy": "dml"})
 
 
-def test_a_size_that_was_not_recorded_is_computed_as_usual() -> None:
+def test_a_batch_size_without_a_graph_is_computed_eagerly() -> None:
     ours = InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
     learner, x = ours.learners[0], torch.randn(3, 1, 8, 8)
     assert learner.graphs.batch_sizes == [4, 8]
-    usual = learner.eager()
-    assert torch.equal(learner.forward(x, 1), usual.forward(x, 1))
-    assert not torch.equal(learner.forward(x, 1), usual.forward(x, 2))  # by another dropout
+    eager = learner.eager()
+    assert torch.equal(learner.forward(x, 1), eager.forward(x, 1))
+    assert not torch.equal(learner.forward(x, 1), eager.forward(x, 2))  # other dropout masks
 
 
-def test_a_teacher_that_only_answers_is_recorded_without_backward(tmp_path: Path) -> None:
+def test_a_frozen_teacher_is_captured_without_backward(tmp_path: Path) -> None:
     torch.save(Net().state_dict(), tmp_path / "net.pt")
     given = {"model": MODEL, "role": "teacher", "weights": str(tmp_path / "net.pt")}
     networks = {**RUN_FILE["networks"], "t1": given, "t2": given}
     kd = {"networks": networks, "distillation": {"strategy": "kd"}}
-    replayed, usual = Trained(True, **kd), Trained(False, **kd)
-    assert replayed.batch_sizes == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
-    same(replayed, usual)
-    assert all(p.grad is None for p in replayed.models["t1"].parameters())
+    graphed, eager = Trained(True, **kd), Trained(False, **kd)
+    assert graphed.batch_sizes == {"t1": [4, 8], "t2": [4, 8], "s": [4, 8]}
+    assert_same(graphed, eager)
+    assert all(p.grad is None for p in graphed.models["t1"].parameters())
 
 
-def test_ranks_add_up_what_was_recorded() -> None:
-    """No hook sees these gradients: they leave once backward is over."""
+def test_ranks_sum_the_gradients_of_a_graph() -> None:
+    """No hook sees these gradients, so they are sent after backward."""
     x, y = torch.randn(3, 8, 1, 8, 8), torch.randint(10, (3, 8))
-    store = HashStore()  # of this process alone
+    store = HashStore()  # only this process uses it
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         found = []
-        for recorded in (True, False):
+        for graphed in (True, False):
             torch.manual_seed(0)
             world, group = World(Environment(), torch.device("cpu")), torch.distributed.group.WORLD
-            config = Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": recorded}})
+            config = Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": graphed}})
             learner = make_learner(config, "t1", Net(), world, group, AccumulationWindow())
             warm_up(learner, 8, (1, 8, 8), config.compute)
-            assert len(learner.graphs.batch_sizes) == recorded
+            assert len(learner.graphs.batch_sizes) == graphed
             for step in range(3):
                 loss = F.cross_entropy(learner.forward(x[step], step), y[step])
                 learner.backward(loss, step)
@@ -202,7 +202,7 @@ def test_ranks_add_up_what_was_recorded() -> None:
     assert not torch.equal(found[0]["head.bias"], torch.zeros(10))
 
 
-def test_a_routine_reads_the_memory_that_recordings_keep_and_copies_of_others() -> None:
+def test_a_function_reads_graph_memory_directly_and_copies_other_inputs() -> None:
     graphed_functions, calls = GraphedFunctions(GraphContext(torch.device("cpu"))), []
 
     def double(x: Tensor) -> Tensor:
@@ -219,25 +219,25 @@ def test_a_routine_reads_the_memory_that_recordings_keep_and_copies_of_others() 
         assert found.tolist() == [2.0 * n] * 3
         assert graphed_functions("triple", triple, found).tolist() == [6.0 * n] * 3
     kept = found.data_ptr()
-    # Recorded at the second call, on a copy; what it made then has its own place from there on,
-    # which is a form of its own for the other: called, recorded, replayed.
+    # `double` is captured at its second call, on a copy of its input. From then on its result lies
+    # in graph memory, which is another cache key for `triple`: called, captured, replayed.
     assert calls[2] not in (kept, given.data_ptr())
     assert calls[-1] == calls[-3] == kept
-    # Another's memory is neither written into nor read through the one above.
+    # Memory of other tensors is copied: it is neither overwritten nor read through graph memory.
     other = torch.ones(3)
     assert [graphed_functions("triple", triple, other).tolist() for _ in range(3)] == [
         [3.0] * 3
     ] * 3
     assert (other.tolist(), found.tolist()) == ([1.0] * 3, [6.0] * 3)
-    # Nor is the same memory in another order.
+    # The same graph memory with other strides is another cache key.
     for _ in range(3):
         square = graphed_functions("double", double, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     for _ in range(3):
-        whole = [graphed_functions("triple", triple, each).tolist() for each in (square, square.T)]
+        whole = [graphed_functions("triple", triple, x).tolist() for x in (square, square.T)]
         assert whole == [[[6.0, 12.0], [18.0, 24.0]], [[6.0, 18.0], [12.0, 24.0]]]
 
 
-def test_a_routines_gradient_is_the_functions() -> None:
+def test_a_captured_function_has_the_eager_gradient() -> None:
     graphed_functions, leaf = GraphedFunctions(GraphContext(torch.device("cpu"))), torch.randn(4, 3)
     for _ in range(4):
         y = torch.randint(3, (4,))
@@ -252,27 +252,27 @@ def test_a_routines_gradient_is_the_functions() -> None:
         assert torch.equal(pair[0][1], pair[1][1])
 
 
-def test_what_has_not_come_for_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A strategy's weights may be others in every step, and then the same for long."""
+def test_the_least_recently_used_graph_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strategy's weights may change in every step, and later stay the same."""
     monkeypatch.setattr("switokd.training.cuda_graphs.MAX_GRAPHS", 5)
     graphed_functions, called = GraphedFunctions(GraphContext(torch.device("cpu"))), []
 
-    def usual(x: Tensor) -> Tensor:
+    def identity(x: Tensor) -> Tensor:
         called.append(1)
         return x
 
     for weight in range(20):
         assert graphed_functions(weight, lambda x, w=weight: w * x, torch.ones(())).item() == weight
-        assert graphed_functions("usual", usual, torch.ones(())).item() == 1
+        assert graphed_functions("identity", identity, torch.ones(())).item() == 1
         assert len(graphed_functions._graphs) <= 5
-    assert [routine is not None for routine in graphed_functions._graphs.values()] == [
-        False
-    ] * 4 + [True]
-    assert len(called) == 1 + 1 + 19  # called, recorded, replayed ever since
+    assert [graph is not None for graph in graphed_functions._graphs.values()] == [False] * 4 + [
+        True
+    ]
+    assert len(called) == 1 + 1 + 19  # called, captured, then replayed
 
 
-def test_a_routine_that_cannot_be_recorded_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(recorder: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+def test_a_function_that_cannot_be_captured_gives_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(capture: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         raise RuntimeError("operation not permitted when stream is capturing\nCUDA errors")
 
     monkeypatch.setattr(Rerun, "capture", refuse)
@@ -286,7 +286,7 @@ def test_a_routine_that_cannot_be_recorded_says_what_helps(monkeypatch: pytest.M
     )
 
 
-def test_a_recording_takes_the_memory_of_one_forward() -> None:
+def test_a_graph_keeps_the_memory_of_one_forward() -> None:
     network = nn.Linear(3, 2)
     made: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
@@ -308,9 +308,9 @@ def test_a_recording_takes_the_memory_of_one_forward() -> None:
 
 
 class Remembers(Strategy):
-    """What a strategy may do: keep logits, give terms one by one, and peers that have a gradient.
+    """A strategy that keeps logits, returns an iterator of terms, and adds a peer with a gradient.
 
-    All learn from the mean of the step before.
+    All networks learn from the mean logits of the last step.
     """
 
     def __init__(self) -> None:
@@ -325,31 +325,33 @@ class Remembers(Strategy):
         return {"before": self.scale * torch.stack(list(before.values())).mean(dim=0)}
 
 
-def test_a_strategy_may_keep_what_it_is_told() -> None:
+def test_a_strategy_may_keep_the_logits_it_receives() -> None:
     data = {**RUN_FILE["data"], "train_samples": 24}
-    replayed, usual, alone = (
-        Trained(recorded, data=data, distillation={"strategy": strategy})
-        for recorded, strategy in (
+    graphed, eager, alone = (
+        Trained(is_graphed, data=data, distillation={"strategy": strategy})
+        for is_graphed, strategy in (
             (True, "tests.training.test_cuda_graphs:Remembers"),
             (False, "tests.training.test_cuda_graphs:Remembers"),
             (False, "vanilla"),
         )
     )
-    same(replayed, usual)
-    assert not torch.allclose(torch.stack(usual.losses), torch.stack(alone.losses))
-    graphed_functions = [
-        routine for each in replayed.graphed_functions for routine in each._graphs.values()
+    assert_same(graphed, eager)
+    assert not torch.allclose(torch.stack(eager.losses), torch.stack(alone.losses))
+    cached = [
+        graph for functions in graphed.graphed_functions for graph in functions._graphs.values()
     ]
-    inputs = [to for routine in graphed_functions if routine for _, to in routine._copied]
+    inputs = [copy for graph in cached if graph for _, copy in graph._copied]
     assert inputs
-    assert not any(tensor.requires_grad for tensor in inputs), "each would keep all steps' graphs"
+    assert not any(tensor.requires_grad for tensor in inputs), (
+        "a kept input would keep the autograd graphs of all steps"
+    )
 
 
-def test_a_network_that_cannot_be_recorded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(recorder: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+def test_a_network_that_cannot_be_captured_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(capture: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         try:
             raise RuntimeError("operation not permitted when stream is capturing\nCUDA errors")
-        finally:  # as PyTorch ends a recording
+        finally:  # as PyTorch ends a failed capture
             raise RuntimeError("operation failed due to a previous error during capture")
 
     monkeypatch.setattr(Rerun, "capture", refuse)
@@ -362,8 +364,8 @@ def test_a_network_that_cannot_be_recorded_is_named(monkeypatch: pytest.MonkeyPa
     )
 
 
-def test_memory_that_ran_out_is_no_fault_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(recorder: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+def test_out_of_memory_during_capture_is_not_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(capture: Rerun, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         try:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         finally:
@@ -374,9 +376,9 @@ def test_memory_that_ran_out_is_no_fault_of_the_network(monkeypatch: pytest.Monk
         InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
 
 
-def test_a_network_and_its_recordings_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, not when Python next looks for cycles: a GPU's memory is scarce."""
-    # A graph knows nothing of what it was made of, other than what is run again.
+def test_a_network_is_freed_together_with_its_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reference cycle would keep scarce GPU memory until Python's next collection."""
+    # Unlike `Rerun`, a CUDA graph holds no reference to the captured function.
     monkeypatch.setattr(Rerun, "capture", lambda capture, run: (run(), lambda: None))
     ours = InProcess(Config.model_validate({**RUN_FILE, "compute": {"cuda_graphs": True}}))
     learner = ours.learners.pop()

@@ -1,4 +1,4 @@
-"""The exchange between two real processes: logits by name, and what it refuses."""
+"""The exchange between real processes: logits by network, and the errors that it raises."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.training.exchange import Exchange
 from tests.support import BIN, run
 
-# Runs on both ranks; `case` makes rank 1 differ. Prints what each rank got or was told.
+# Runs on two ranks; `case` makes rank 1 differ. Prints each rank's logits or error.
 SCRIPT = """
 import json, os, sys, torch, torch.distributed as dist
 from switokd.errors import SwitokdError
@@ -23,18 +23,18 @@ from switokd.runtime.placement import LocalPlacement, Placement
 case = sys.argv[1]
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-odd = rank == 1
-digest = "f" * 64 if odd and case == "digest" else "0" * 64
-step = 8 if odd and case == "step" else 7
-y = torch.tensor([1, 0, 2] if odd and case == "labels" else [0, 1, 2])
+differs = rank == 1
+digest = "f" * 64 if differs and case == "digest" else "0" * 64
+step = 8 if differs and case == "step" else 7
+y = torch.tensor([1, 0, 2] if differs and case == "labels" else [0, 1, 2])
 soft = case.startswith("soft")
 if soft:
     y = torch.eye(4)[y] * 0.9 + 0.025
-    y[2, 3] += 1e-7 if odd and case == "soft labels" else 0
+    y[2, 3] += 1e-7 if differs and case == "soft labels" else 0
 z = torch.arange(12.0).view(3, 4) + 100 * rank
-if odd and case == "nan":
+if differs and case == "nan":
     z[1, 1] = float("nan")
-if odd and case == "gone":
+if differs and case == "gone":
     sys.exit(0)
 z.requires_grad_()
 try:
@@ -43,27 +43,27 @@ try:
     name = placement.networks[0]
     got = exchange(step, {name: z}, {name: y}, 3)
     exchange.check(got.health.tolist())
-    told = {k: [v.tolist(), v.requires_grad] for k, v in got.logits.items()}
+    outcome = {k: [v.tolist(), v.requires_grad] for k, v in got.logits.items()}
 except SwitokdError as error:
-    told = [type(error).__name__, str(error)]
-os.write(1, (json.dumps({"rank": rank, "told": told}) + "\\n").encode())
+    outcome = [type(error).__name__, str(error)]
+os.write(1, (json.dumps({"rank": rank, "outcome": outcome}) + "\\n").encode())
 """
 
 
-def told(case: str, folder: Path) -> dict[int, Any]:
+def outcomes(case: str, folder: Path) -> dict[int, Any]:
     (folder / "script.py").write_text(SCRIPT)
     command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=2", "script.py", case]
     _, out, err = run(command, folder)
-    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    assert found, err
-    return {each["rank"]: each["told"] for each in found}
+    ranks = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert ranks, err
+    return {rank["rank"]: rank["outcome"] for rank in ranks}
 
 
 def test_every_rank_gets_every_networks_logits_detached(tmp_path: Path) -> None:
     base = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     shifted = [[v + 100 for v in row] for row in base]
     expected = {"t": [base, False], "s": [shifted, False]}
-    assert told("fine", tmp_path) == {0: expected, 1: expected}
+    assert outcomes("fine", tmp_path) == {0: expected, 1: expected}
 
 
 @pytest.mark.parametrize(
@@ -76,23 +76,23 @@ def test_every_rank_gets_every_networks_logits_detached(tmp_path: Path) -> None:
         ("nan", "NonFiniteError", "network s (rank 1) has logits that are not finite at step 7"),
     ],
 )
-def test_both_ranks_are_told_which_one_differs(
+def test_both_ranks_name_the_rank_that_differs(
     case: str, kind: str, words: str, tmp_path: Path
 ) -> None:
-    found = told(case, tmp_path)
-    assert found[0] == found[1]
-    name, sentence = found[0]
+    ranks = outcomes(case, tmp_path)
+    assert ranks[0] == ranks[1]
+    name, message = ranks[0]
     assert name == kind
-    assert words in sentence
+    assert words in message
 
 
 def test_a_rank_that_is_gone_is_noticed(tmp_path: Path) -> None:
-    name, sentence = told("gone", tmp_path)[0]
+    name, message = outcomes("gone", tmp_path)[0]
     assert name == "CollectiveError"
-    assert "exchanging the logits of step 7" in sentence
+    assert "exchanging the logits of step 7" in message
 
 
-# Three ranks, a network over two of them unevenly, another on two, odd sizes throughout.
+# Three ranks; t is on two ranks with uneven shards, s on two ranks, u on one rank.
 SHARDS = """
 import json, os, sys, torch, torch.distributed as dist
 from switokd.training.exchange import Exchange
@@ -128,14 +128,14 @@ def test_shards_of_any_size_come_together(targets: str, tmp_path: Path) -> None:
     command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=3", "script.py", targets]
     code, out, err = run(command, tmp_path)
     assert code == 0, err
-    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    assert sorted(each["rank"] for each in found) == [0, 1, 2]
-    assert all(each["right"] for each in found)
+    ranks = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert sorted(rank["rank"] for rank in ranks) == [0, 1, 2]
+    assert all(rank["right"] for rank in ranks)
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_alone_nothing_travels_whatever_the_sizes(soft: bool) -> None:
-    """Rows of an odd length as well: 3 networks, 3 classes, 3 samples."""
+def test_one_process_needs_no_process_group(soft: bool) -> None:
+    """This includes rows of odd length: 3 networks, 3 classes, 3 samples."""
     names = ("t1", "t2", "s")
     placement = LocalPlacement(Placement.of({name: [0] for name in names}), 0)
     exchange = Exchange(placement, "0" * 64, classes=3, soft_targets=soft)

@@ -1,4 +1,4 @@
-"""Killing any one process of a run ends the rest, soon, with a line that names it."""
+"""If one process of a run is killed or hangs, the others end soon with a line that names it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ NETWORKS = {0: "teacher1", 1: "teacher2", 2: "student"}
 
 @dataclass
 class Running:
-    """A 2T1S run under way."""
+    """A 2T1S run that is training."""
 
     torchrun: subprocess.Popen[str]
     ranks: dict[int, psutil.Process]
     coordinator: psutil.Process
     everyone: list[psutil.Process]
-    """These, and their loader processes if there are any."""
+    """All processes of the run, including data loader processes."""
     log: Path
 
 
 @contextmanager
 def running(folder: Path, *settings: str) -> Iterator[Running]:
-    """Start a run that would take minutes and wait until it has decided ten steps."""
+    """Start a run that would take minutes, and wait until it has decided ten steps."""
     log = folder / "log"
     command = torchrun(3, "digits-2t1s", "run_dir=out", "schedule.epochs=500", *settings)
     with process(command, folder, log) as child:
@@ -48,31 +48,31 @@ def running(folder: Path, *settings: str) -> Iterator[Running]:
         assert child.poll() is None, log.read_text()
         ranks, coordinators = {}, []
         family = psutil.Process(child.pid).children(recursive=True)
-        for each in family:
-            words = each.cmdline()
+        for member in family:
+            words = member.cmdline()
             if "coordinator" in words:
-                coordinators.append(each)
+                coordinators.append(member)
             elif "switokd.train" in words:
-                ranks[int(each.environ()["RANK"])] = each
+                ranks[int(member.environ()["RANK"])] = member
         assert sorted(ranks) == [0, 1, 2]
         (coordinator,) = coordinators
         everyone = [psutil.Process(child.pid), *family]
         try:
             yield Running(child, ranks, coordinator, everyone, log)
-        finally:  # also those that have lost their parents
-            for each in family:
+        finally:  # includes processes whose parent has ended
+            for member in family:
                 with suppress(psutil.NoSuchProcess):
-                    each.kill()
+                    member.kill()
 
 
 def assert_all_end(run: Running, *, but: psutil.Process | None = None) -> None:
-    waited = [each for each in run.everyone if each != but]
+    waited = [process for process in run.everyone if process != but]
     run_ended = wait_until(lambda: all_ended(run, waited), END_SECONDS, "all processes ended")
     assert run_ended
 
 
 def all_ended(run: Running, processes: list[psutil.Process]) -> bool:
-    run.torchrun.poll()  # reap it
+    run.torchrun.poll()  # so that it is no zombie
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
@@ -109,8 +109,8 @@ def test_killing_one_of_a_networks_ranks_ends_the_run_and_names_it(
         assert any(re.search(pattern, line) for line in complaints(run)), run.log.read_text()
 
 
-def test_torchruns_sigterm_does_not_hide_who_went_away(tmp_path: Path) -> None:
-    """On a busy machine torchrun can be faster than the coordinator."""
+def test_the_lost_rank_is_named_after_torchruns_sigterm_too(tmp_path: Path) -> None:
+    """On a busy machine torchrun may notice the loss before the coordinator."""
     with running(tmp_path) as run:
         run.coordinator.suspend()
         run.ranks[1].kill()
@@ -139,7 +139,7 @@ def test_killing_torchrun_ends_the_run_and_names_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.7, 3.0])
-def test_killing_torchrun_while_the_ranks_start_leaves_none(seconds: float, tmp_path: Path) -> None:
+def test_killing_torchrun_during_the_start_ends_all_ranks(seconds: float, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with process(torchrun(2, "digits-1t1s", "schedule.epochs=500"), tmp_path, log) as child:
         parent = psutil.Process(child.pid)
@@ -157,11 +157,11 @@ def test_killing_torchrun_while_the_ranks_start_leaves_none(seconds: float, tmp_
     assert f"the launcher (process {child.pid}) is gone" in log.read_text()
 
 
-def test_a_rank_that_hangs_is_named_after_the_timeout(tmp_path: Path) -> None:
+def test_a_hanging_rank_is_named_after_the_timeout(tmp_path: Path) -> None:
     with running(tmp_path, "coordinator.timeout=4.0") as run:
         run.ranks[1].suspend()
         wait_until(lambda: complaints(run), END_SECONDS, "a complaint")
-        run.ranks[1].resume()  # torchrun waits for it before it gives up
+        run.ranks[1].resume()  # torchrun waits for this rank before it ends
         assert_all_end(run)
         assert any(
             "rank 1 (teacher2)" in line and re.search("no report of step|did not answer", line)
@@ -169,7 +169,7 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(tmp_path: Path) -> None:
         )
 
 
-# On a GPU, NCCL's collectives wait in its queue: nothing is raised where one hangs.
+# NCCL's collectives wait in a GPU's queue, and raise no error if a rank hangs. Imitate that.
 SILENT = """
 import os
 import threading
@@ -217,7 +217,7 @@ class Replicated(Student):
         ("Replicated", "replicated", "teacher, student", "adding up the gradients of step 5"),
     ],
 )
-def test_a_rank_that_hangs_is_named_where_no_collective_ends_by_itself(
+def test_a_hanging_rank_is_named_if_no_collective_fails(
     model: str, placement: str, who: str, doing: str, tmp_path: Path
 ) -> None:
     (tmp_path / "silent.py").write_text(SILENT)
@@ -232,7 +232,7 @@ def test_a_rank_that_hangs_is_named_where_no_collective_ends_by_itself(
     assert re.search(r"exitcode\s*: 4 ", text)
 
 
-def test_sigterm_ends_everything_and_keeps_what_is_written(tmp_path: Path) -> None:
+def test_sigterm_ends_all_processes_and_keeps_the_decision_log(tmp_path: Path) -> None:
     with running(tmp_path) as run:
         run.torchrun.send_signal(signal.SIGTERM)
         assert_all_end(run)
@@ -241,7 +241,7 @@ def test_sigterm_ends_everything_and_keeps_what_is_written(tmp_path: Path) -> No
         assert not (tmp_path / "out" / "summary.json").exists()
 
 
-def test_a_loader_process_that_is_killed_is_named(tmp_path: Path) -> None:
+def test_a_killed_loader_process_is_named(tmp_path: Path) -> None:
     with running(tmp_path, "data.workers=1") as run:
         loaders = [
             child
@@ -258,7 +258,7 @@ def test_a_loader_process_that_is_killed_is_named(tmp_path: Path) -> None:
         ), run.log.read_text()
 
 
-def test_diverging_network_is_named_once_with_exit_code_3(tmp_path: Path) -> None:
+def test_a_diverging_network_is_named_once_with_exit_code_3(tmp_path: Path) -> None:
     log = tmp_path / "log"
     settings = ["networks.teacher2.optimizer.lr=1e30", "run_dir=out"]
     with process(torchrun(3, "digits-2t1s", *settings), tmp_path, log) as child:

@@ -1,9 +1,9 @@
-"""What only a GPU shows: skipped without one. CI has none either, and does not require this.
+"""Tests that need a GPU; skipped without one, also in CI.
 
-The tests' own process sees no GPU (`conftest.py`); what they start here sees the first of those
-that were there before.
+The test process itself sees no GPU (`conftest.py`). The processes that these tests start see the
+machine's first GPU.
 
-Not covered: several GPUs, and so NCCL between them and `batch_norm: sync`; speed (`bench/gpu.py`).
+Not covered: several GPUs (NCCL between GPUs, SyncBatchNorm); speed (`bench/gpu.py`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ DEVICE = "cuda"
 FIRST = "0" if GPUS == "all" else GPUS.partition(",")[0]
 SEEN = {
     "CUDA_VISIBLE_DEVICES": FIRST,
-    "NVIDIA_TF32_OVERRIDE": "0",  # PyTorch lets convolutions round to TF32
+    "NVIDIA_TF32_OVERRIDE": "0",  # PyTorch computes convolutions in TF32 by default
     "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
 }
-# Both modes, and none of them close; rates at which eight steps hardly amplify a rounding error.
+# Both modes occur, and no decision is close. Eight steps hardly amplify rounding errors.
 STEPS = ["schedule.max_steps=8", "distillation.temperature=0.25"]
 ONE_PROCESS = ["placement=replicated", "coordinator=off"]
 
-# As in training, but that a wait outside of `to_host` raises.
+# Trains; any wait for the GPU outside of `to_host` raises an error.
 STEP = """
 import sys
 import torch
@@ -76,9 +76,9 @@ except RuntimeError as error:
 """
 
 
-MODELS = ("wrn-10-2", "resnet-20", "mobilenet-0.5", "mobilenetv2-0.5")  # the last has dropout
+MODELS = ("wrn-10-2", "resnet-20", "mobilenet-0.5", "mobilenetv2-0.5")  # the last one has dropout
 
-# Logits and gradients by a recording and without, of the same weights, dropout and statistics.
+# Compares logits and gradients with and without CUDA graphs, from the same weights and seeds.
 SAME = """
 import sys
 import torch
@@ -103,21 +103,22 @@ eager = learner.eager()
 for step in range(1, 4):
     x, y = torch.randn(16, *images.shape, device=device), torch.arange(16, device=device) % 10
     x = x.contiguous(memory_format=torch.channels_last)
-    found = []
-    for each in (learner, eager):
+    results = []
+    for one in (learner, eager):
         learner.optimizer_step.reducer.start()  # else the gradients would be added up
-        z = each.forward(x, step)
-        each.backward(F.cross_entropy(z, y), step)
+        z = one.forward(x, step)
+        one.backward(F.cross_entropy(z, y), step)
         grads = [p.grad.clone() for p in network.parameters()]
-        found.append((z.detach().clone(), torch.cat([g.flatten() for g in grads])))
-    for one, other in zip(*found):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+        results.append((z.detach().clone(), torch.cat([g.flatten() for g in grads])))
+    for graphed, usual in zip(*results):
+        atol = 1e-4 * float(usual.abs().max())
+        torch.testing.assert_close(graphed, usual, rtol=1e-3, atol=atol)
     learner.update(step)
 print(learner.graphs.batch_sizes)
 """
 
 
-# One rank is all that one GPU has for NCCL; its sums are the rank's own gradients.
+# With one GPU, NCCL allows one rank; the sum is this rank's own gradients.
 SUMS = """
 import sys
 import torch
@@ -143,7 +144,7 @@ for overlapping in (True, False):  # sent while backward runs, or after it
     reducer.complete()
     reducer.finish()
     for weight, gradient in zip(weights, expected):
-        # A GPU adds up in any order, even of the same gradients.
+        # A GPU may add up the same gradients in another order.
         torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-5)
 row = torch.arange(7.0, device=device)
 gathered = row.new_empty(7)
@@ -154,20 +155,20 @@ dist.destroy_process_group()
 
 
 def seeing(command: list[str], folder: Path) -> tuple[int, str, str]:
-    """`run`, with the GPU in sight."""
+    """Call `run` with a visible GPU."""
     return run(command, folder, 90, **SEEN)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _gpu() -> None:
-    """Skip all of this without a GPU."""
+    """Skip the tests without a GPU."""
     command = [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"]
     if FIRST in ("", "-1") or "True" not in seeing(command, REPOSITORY)[1]:
         pytest.skip("no GPU")
 
 
 def decisions(command: list[str], folder: Path, name: str, *settings: str) -> list[dict[str, Any]]:
-    """Train a few steps by `command` into `folder`/`name`; the record."""
+    """Train a few steps with `command` into `folder`/`name`; return the decision log."""
     recipe = next(word for word in command if word.startswith("digits-"))
     rates = [f"networks.{network}.optimizer.lr=0.001" for network in load(recipe).networks]
     code, out, err = seeing([*command, *STEPS, *rates, *settings, f"run_dir={name}"], folder)
@@ -177,14 +178,14 @@ def decisions(command: list[str], folder: Path, name: str, *settings: str) -> li
 
 
 def check_close(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
-    """Whether two records differ by rounding only."""
+    """Check that two decision logs differ by rounding errors only."""
     assert [d["mode"] for d in one] == [d["mode"] for d in other]
     assert {d["mode"] for d in one} == {"learning", "expert"}
     for key in ("gap", "e_s", "e_t"):
         assert [d[key] for d in one] == pytest.approx([d[key] for d in other], rel=0, abs=1e-4)
 
 
-def test_a_gpu_decides_as_the_cpu_wherever_the_images_are(tmp_path: Path) -> None:
+def test_a_gpu_decides_like_the_cpu_with_images_on_the_gpu_or_the_host(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "switokd", "train", "digits-2t1s", *ONE_PROCESS]
     cpu = decisions(command, tmp_path, "cpu", "device=cpu")
     for name, held in (("held", "true"), ("fed", "false")):
@@ -193,15 +194,15 @@ def test_a_gpu_decides_as_the_cpu_wherever_the_images_are(tmp_path: Path) -> Non
         assert f"1 process on {DEVICE}" in (tmp_path / f"{name}.out").read_text()
 
 
-def test_cuda_graphs_train_as_without_them(tmp_path: Path) -> None:
-    """Every third batch is an epoch's last, of 29."""
+def test_training_with_cuda_graphs_equals_training_without(tmp_path: Path) -> None:
+    """Every third batch is the last of an epoch, with 29 images."""
     command = [sys.executable, "-m", "switokd", "train", "digits-2t1s", *ONE_PROCESS]
     settings = [f"device={DEVICE}", "data.drop_last=false", "data.train_samples=157"]
     usual = decisions(command, tmp_path, "usual", *settings, "compute.cuda_graphs=false")
     check_close(decisions(command, tmp_path, "graphs", *settings), usual)
 
 
-def test_a_plan_is_of_networks_as_they_are_recorded(tmp_path: Path) -> None:
+def test_a_plan_measures_networks_with_cuda_graphs(tmp_path: Path) -> None:
     plan = [sys.executable, "-m", "switokd", "plan", "digits-2t1s", f"device={DEVICE}"]
     code, _, err = seeing([*plan, "--devices", "2", "--save-profile", "p.json"], tmp_path)
     assert code == 0, err
@@ -226,7 +227,7 @@ def test_auto_measures_and_trains_on_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_networks_of_this_package_compute_the_same_by_cuda_graphs(
+def test_this_packages_networks_compute_the_same_with_cuda_graphs(
     model: str, tmp_path: Path
 ) -> None:
     (tmp_path / "script.py").write_text(SAME)
@@ -238,15 +239,15 @@ def test_networks_of_this_package_compute_the_same_by_cuda_graphs(
 @pytest.mark.parametrize(
     "how", [["fp32"], ["bf16"], ["fp16"], ["fp32", "eager"], ["fp16", "eager"]], ids=" ".join
 )
-def test_nothing_waits_for_the_gpu_but_the_steps_one_read(how: list[str], tmp_path: Path) -> None:
+def test_only_one_read_per_step_waits_for_the_gpu(how: list[str], tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(STEP)
     code, out, err = seeing([sys.executable, "script.py", DEVICE, *how], tmp_path)
     assert code == 0, err
     assert out.startswith("1.0 waits a step\n")
-    assert "another: called a synchronizing CUDA operation" in out  # so the others would show
+    assert "another: called a synchronizing CUDA operation" in out  # shows that the check works
 
 
-def test_nccl_adds_gradients_up(tmp_path: Path) -> None:
+def test_nccl_sums_gradients(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SUMS)
     code, out, err = seeing([sys.executable, "script.py", DEVICE, "nccl"], tmp_path)
     assert code == 0, err
@@ -254,7 +255,9 @@ def test_nccl_adds_gradients_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("placement", ["dedicated", "replicated"])
-def test_two_ranks_on_one_gpu_exchange_over_the_host(placement: str, tmp_path: Path) -> None:
+def test_two_ranks_on_one_gpu_exchange_over_the_hosts_memory(
+    placement: str, tmp_path: Path
+) -> None:
     command = torchrun(2, "digits-1t1s", f"placement={placement}")
     cpu = decisions(command, tmp_path, "cpu", "device=cpu")
     check_close(decisions(command, tmp_path, "gpu", f"device={DEVICE}"), cpu)

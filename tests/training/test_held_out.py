@@ -1,7 +1,8 @@
-"""Images held out for a strategy: nobody trains on them, and every rank is told the same."""
+"""Images held out for a strategy: no network trains on them; all ranks observe the same logits."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from switokd.data.sources import ArraySource
 from switokd.errors import UsageError
 from tests.support import lines, train
 
-# kdcl-general that keeps what it is told, and what it makes of that.
+# kdcl-general that also writes what it observes and its weights to a file.
 MODULE = """
 import json, os
 from switokd.distillation.strategies.kdcl import General
@@ -24,9 +25,9 @@ from switokd.distillation.strategies.kdcl import General
 class Recorder(General):
     def observe(self, logits, y):
         super().observe(logits, y)
-        told = {"y": y.tolist(), "names": list(logits), "weights": self.weights.tolist()}
-        with open(f"told-{os.environ.get('RANK', '0')}.jsonl", "a") as file:
-            file.write(json.dumps(told) + "\\n")
+        line = {"y": y.tolist(), "names": list(logits), "weights": self.weights.tolist()}
+        with open(f"observed-{os.environ.get('RANK', '0')}.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\\n")
 """
 SETTINGS = [
     "digits-1t1s",
@@ -40,13 +41,12 @@ SETTINGS = [
 
 
 def digits(held_out: int, seed: int = 0, **settings: Any) -> Images:
-    """Digits whose label is their index."""
+    """Return the digits, with each image's index as its label."""
     images = open_images(Data(**{"batch_size": 100, **settings}), seed, held_out)
     labels = torch.arange(1437)
     pixels = images.sources.train.fetch(labels.tolist(), mix(labels.numpy()))[0]
-    object.__setattr__(images.sources, "train", ArraySource(pixels, labels))
-    object.__setattr__(images.sources, "classes", 1437)
-    return images
+    sources = replace(images.sources, train=ArraySource(pixels, labels), classes=1437)
+    return replace(images, sources=sources)
 
 
 def of_held_out(images: Images) -> list[int]:
@@ -54,7 +54,7 @@ def of_held_out(images: Images) -> list[int]:
     return torch.cat([y for _, y in batches]).tolist()
 
 
-def test_the_training_stream_leaves_them_out() -> None:
+def test_training_batches_exclude_held_out_images() -> None:
     images = digits(held_out=150)
     assert (images.samples, images.steps_per_epoch) == (1287, 12)
     held_out = set(of_held_out(images))
@@ -66,21 +66,21 @@ def test_the_training_stream_leaves_them_out() -> None:
     assert {i for _, y in whole.stream(13) for i in y.tolist()} == set(range(1437)) - held_out
 
 
-def test_nor_do_they_come_in_as_anothers_partner() -> None:
+def test_mixup_does_not_use_held_out_images() -> None:
     images = digits(held_out=700, mixup=1.0)
     seen = {i for _, y in images.stream(14) for i in y.nonzero()[:, 1].tolist()}
     assert len(seen) > 700
     assert not seen & set(of_held_out(images))
 
 
-def test_they_depend_on_the_seed_alone() -> None:
+def test_held_out_images_depend_only_on_the_seed() -> None:
     one, other = (set(of_held_out(digits(150, seed))) for seed in (0, 1))
     assert one == set(of_held_out(digits(150, batch_size=32, workers=1)))
     assert len(one & other) < 50
     assert one != set(range(150))
 
 
-def test_they_are_not_augmented_and_their_parts_make_up_the_whole() -> None:
+def test_held_out_images_are_not_augmented_and_their_parts_are_complete() -> None:
     images = digits(held_out=130, crop_padding=3, flip=True, mixup=1.0)
     whole = list(images.held_out_batches(lambda n: slice(0, n)))
     assert [len(y) for _, y in whole] == [100, 30]
@@ -105,33 +105,33 @@ def test_they_are_not_augmented_and_their_parts_make_up_the_whole() -> None:
         (1400, "100 is more than the 37 training images (the strategy holds out 1400)"),
     ],
 )
-def test_holding_out_too_many_is_one_line(held_out: int, sentence: str) -> None:
+def test_holding_out_too_many_images_is_a_usage_error(held_out: int, sentence: str) -> None:
     with pytest.raises(UsageError) as caught:
         digits(held_out)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-Told = list[list[dict[str, Any]]]
-"""By rank, what its strategy was told before each epoch."""
+Observed = list[list[dict[str, Any]]]
+"""By rank: what its strategy observed before each epoch."""
 
 
-def observed(folder: Path, processes: int, *settings: str) -> tuple[Path, Told]:
-    """Train in `folder`; its run folder, and what every rank was told."""
+def observed(folder: Path, processes: int, *settings: str) -> tuple[Path, Observed]:
+    """Train in `folder`; return the run folder, and what every rank observed."""
     (folder / "recorder.py").write_text(MODULE)
     out = train(folder, processes, *SETTINGS, *settings, PYTHONPATH=str(folder))
-    return out, [lines(folder / f"told-{rank}.jsonl") for rank in range(processes)]
+    return out, [lines(folder / f"observed-{rank}.jsonl") for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Told]:
-    """A run of one process."""
-    folder = tmp_path_factory.mktemp("alone")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Observed]:
+    """Train in one process."""
+    folder = tmp_path_factory.mktemp("one_process")
     return observed(folder, 1, "placement=replicated", "coordinator=off")
 
 
-def test_the_strategy_is_told_before_each_epoch(alone: tuple[Path, Told]) -> None:
-    ((first, second),) = alone[1]
+def test_the_strategy_observes_logits_before_each_epoch(one_process: tuple[Path, Observed]) -> None:
+    ((first, second),) = one_process[1]
     images = open_images(Data(batch_size=128), 0, held_out=150)
     labels = [y for _, y in images.held_out_batches(lambda n: slice(0, n))]
     assert first["y"] == second["y"] == torch.cat(labels).tolist()
@@ -140,31 +140,31 @@ def test_the_strategy_is_told_before_each_epoch(alone: tuple[Path, Told]) -> Non
     assert first["weights"] != pytest.approx(second["weights"], abs=1e-3)
 
 
-def test_a_rank_for_each_network_trains_as_one_process(
-    alone: tuple[Path, Told], tmp_path: Path
+def test_one_rank_per_network_trains_like_one_process(
+    one_process: tuple[Path, Observed], tmp_path: Path
 ) -> None:
-    folder, told = observed(tmp_path, 2)
-    assert told[0] == told[1]
-    for mine, theirs in zip(told[0], alone[1][0], strict=True):
-        assert mine["y"] == theirs["y"]
-        assert mine["weights"] == pytest.approx(theirs["weights"], rel=1e-6)
-    decisions = [lines(out / "decisions.jsonl") for out in (folder, alone[0])]
+    folder, lines_by_rank = observed(tmp_path, 2)
+    assert lines_by_rank[0] == lines_by_rank[1]
+    for ours, theirs in zip(lines_by_rank[0], one_process[1][0], strict=True):
+        assert ours["y"] == theirs["y"]
+        assert ours["weights"] == pytest.approx(theirs["weights"], rel=1e-6)
+    decisions = [lines(out / "decisions.jsonl") for out in (folder, one_process[0])]
     assert len(decisions[0]) == 20  # 1287 images, 10 batches of 128 in each epoch
     assert decisions[0] == decisions[1]
     for name in ("teacher", "student"):
-        mine, theirs = (
+        ours, theirs = (
             torch.load(out / "weights" / f"{name}.pt", weights_only=True)
-            for out in (folder, alone[0])
+            for out in (folder, one_process[0])
         )
-        assert all(torch.allclose(mine[key], theirs[key], rtol=1e-5) for key in theirs)
+        assert all(torch.allclose(ours[key], theirs[key], rtol=1e-5) for key in theirs)
 
 
-def test_shards_of_the_images_held_out_come_together(
-    alone: tuple[Path, Told], tmp_path: Path
+def test_shards_of_held_out_images_are_combined(
+    one_process: tuple[Path, Observed], tmp_path: Path
 ) -> None:
-    _, told = observed(tmp_path, 2, "placement=replicated", "schedule.max_steps=1")
-    ((mine,), others) = told
-    theirs = alone[1][0][0]
-    assert [mine] == others
-    assert mine["y"] == theirs["y"]
-    assert mine["weights"] == pytest.approx(theirs["weights"], rel=1e-4)
+    _, lines_by_rank = observed(tmp_path, 2, "placement=replicated", "schedule.max_steps=1")
+    ((ours,), others) = lines_by_rank
+    theirs = one_process[1][0][0]
+    assert [ours] == others
+    assert ours["y"] == theirs["y"]
+    assert ours["weights"] == pytest.approx(theirs["weights"], rel=1e-4)

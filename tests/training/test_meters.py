@@ -1,4 +1,4 @@
-"""Numbers that are shown: meters, paused share, the bar's lines, top-1 accuracy."""
+"""Measurements during training: meters, timers, paused share, progress bar, top-1 accuracy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def result(correct: int, loss: float | None, of: int = 4) -> StepResult:
-    """A step in which network "s" had the first `correct` of `of` labels right."""
+    """Return a step with `of` samples, in which network "s" is correct for the first `correct`."""
     y = torch.zeros(of, dtype=torch.long)
     z = torch.zeros(of, 3)
     z[:correct, 0] = 1.0
@@ -41,7 +41,7 @@ def result(correct: int, loss: float | None, of: int = 4) -> StepResult:
     return StepResult({"s": z}, y, losses, {"s": correct}, () if losses else ("s",), 0.0)
 
 
-def test_meter_averages_loss_over_learned_and_accuracy_over_all_samples() -> None:
+def test_loss_is_averaged_over_learned_samples_and_accuracy_over_all() -> None:
     meter = Meter("s", LocalPlacement(Placement.of({"s": [0]}), 0), CPU)
     assert (meter.sums().mean_loss, meter.sums().accuracy) == (None, None)
     meter.add(result(correct=3, loss=1.0), 4)
@@ -55,11 +55,11 @@ def test_meter_averages_loss_over_learned_and_accuracy_over_all_samples() -> Non
     assert sums.since(before) == (8.0, 3.0, 2, 2)
 
 
-def test_a_soft_targets_class_is_the_one_with_most_of_it(
+def test_the_class_of_a_soft_target_has_the_largest_probability(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     hard = result(correct=3, loss=1.0)
-    y = torch.tensor([[0.5, 0.2, 0.3]] * 3 + [[0.1, 0.6, 0.3]])  # the last: wrong turns right
+    y = torch.tensor([[0.5, 0.2, 0.3]] * 3 + [[0.1, 0.6, 0.3]])  # the last sample is correct now
     soft = StepResult(hard.logits, y, hard.losses, {"s": 4}, hard.paused, 0.0)
     whole = {"s": slice(0, 4)}
     assert count_correct(hard.logits, hard.y, whole).tolist() == [3]
@@ -71,21 +71,22 @@ def test_a_soft_targets_class_is_the_one_with_most_of_it(
     assert "top-1 100%" in capsys.readouterr().out
 
 
-def test_ranks_meters_add_up_to_the_whole_batchs() -> None:
+def test_the_meters_of_two_ranks_add_up_to_the_whole_batch() -> None:
     placement = Placement.of({"s": {0: 3, 1: 1}, "t": [0]})
     sums = []
-    # Of 8 samples, 6 on rank 0; the parts of the mean loss are 0.5 and 0.25.
+    # 6 of 8 samples are on rank 0; the ranks' parts of the mean loss are 0.5 and 0.25.
     for rank, loss in ((0, 0.5), (1, 0.25)):
-        place = LocalPlacement(placement, rank)
+        local_placement = LocalPlacement(placement, rank)
         whole = result(correct=7, loss=loss, of=8)
-        (right,) = count_correct(whole.logits, whole.y, {"s": place.shard("s", 8)}).tolist()
-        meter = Meter("s", place, CPU)
+        shard = local_placement.shard("s", 8)
+        (right,) = count_correct(whole.logits, whole.y, {"s": shard}).tolist()
+        meter = Meter("s", local_placement, CPU)
         meter.add(replace(whole, correct={"s": int(right)}), 8)
         sums.append(tuple(meter.sums()))
     assert sums == [(4.0, 6.0, 6, 6), (2.0, 1.0, 2, 2)]
 
 
-def test_a_stopwatch_adds_up_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timer_adds_up_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([1.0, 1.5, 10.0, 12.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
     timer = Timer()
@@ -95,18 +96,18 @@ def test_a_stopwatch_adds_up_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timer.seconds == 2.5
 
 
-class Mark:
-    """A GPU's event, which the GPU passes when it is told to; a second lies between two marks."""
+class Event:
+    """A CUDA event; the GPU reaches it when the test says so. Events are one second apart."""
 
     made = recorded = 0
 
     def __init__(self) -> None:
-        Mark.made += 1
+        Event.made += 1
         self.at, self.passed = -1, False
 
     def record(self, stream: object) -> None:
-        Mark.recorded += 1
-        self.at, self.passed = Mark.recorded, False
+        Event.recorded += 1
+        self.at, self.passed = Event.recorded, False
 
     def query(self) -> bool:
         return self.passed
@@ -114,24 +115,24 @@ class Mark:
     def synchronize(self) -> None:
         self.passed = True
 
-    def elapsed_time(self, other: Mark) -> float:
+    def elapsed_time(self, other: Event) -> float:
         assert other.passed
         return 1000.0 * (other.at - self.at)
 
 
-def test_a_gpus_stopwatch_waits_for_nothing_and_keeps_few_marks(
+def test_a_gpu_timer_does_not_wait_and_reuses_events(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("switokd.training.timer._event", Mark)
+    monkeypatch.setattr("switokd.training.timer._event", Event)
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
     timer, ends = Timer(torch.device("cuda", 0)), []
     for step in range(100):
         with timer:
             pass
         ends.append(timer._pending[-1][1])
-        if step >= 3:  # the GPU is three parts behind
+        if step >= 3:  # the GPU is three steps behind
             ends[step - 3].synchronize()
-    assert Mark.made == 2 * 4
+    assert Event.made == 2 * 4
     assert timer.seconds == 100
 
 
@@ -145,7 +146,7 @@ def test_paused_share_is_over_all_teachers_steps() -> None:
 
 
 def epoch_metrics(**test_top1: float | None) -> EpochMetrics:
-    """The first epoch, with these accuracies on the test set in percent."""
+    """Return the metrics of an epoch with the given test accuracies in percent."""
     row = {"role": "teacher", "lr": 0.1, "loss_sum": 0.0, "learned": 0, "correct": 0, "samples": 8}
     row |= {"steps_paused": 0, "training_seconds": 1.0, "tested_average": None}
     tested = {name: None if top1 is None else (top1, 100) for name, top1 in test_top1.items()}
@@ -153,7 +154,9 @@ def epoch_metrics(**test_top1: float | None) -> EpochMetrics:
     return EpochMetrics.of(0, 1, test_top1, rows)
 
 
-def test_bar_prints_epochs_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_the_bar_prints_one_line_per_epoch(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with ProgressBar("name", steps=2, epochs=1, topology=TOPOLOGY) as bar:
         bar.on_decision(Decision(1, (), ("a",)))
         bar.on_step(1, 0, result(correct=1, loss=1.0))
@@ -165,7 +168,7 @@ def test_bar_prints_epochs_where_there_is_no_terminal(capsys: pytest.CaptureFixt
     )
 
 
-def test_bar_on_a_terminal_fits_and_shows_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_the_bar_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=80, highlight=False)
     monkeypatch.setattr(progress, "Console", lambda **_: terminal)
@@ -181,7 +184,7 @@ def test_bar_on_a_terminal_fits_and_shows_all(monkeypatch: pytest.MonkeyPatch) -
     assert len(last) <= 80
 
 
-def test_top1_counts_over_batches_and_keeps_the_mode() -> None:
+def test_top1_counts_all_batches_and_restores_the_mode() -> None:
     class Stub(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             assert not self.training

@@ -1,4 +1,4 @@
-"""Updates of one network, in this process, against loops written out by hand."""
+"""Optimizer steps of one network, compared with loops written by hand."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from switokd.training.schedules import AccumulationWindow
 
 
 def network() -> nn.Module:
-    """A small network with a norm; always the same."""
+    """Return a small network with BatchNorm; its weights are always the same."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
 
 
 def batches(count: int) -> list[tuple[Tensor, Tensor]]:
-    """Batches of 5."""
+    """Return batches of 5 samples."""
     g = torch.Generator().manual_seed(1)
     return [
         (torch.randn(5, 6, generator=g), torch.randint(3, (5,), generator=g)) for _ in range(count)
@@ -48,7 +48,7 @@ def learner(
     dtype: torch.dtype | None = None,
     **settings: Any,
 ) -> Learner:
-    """A learner of `model`, or of `network()`; settings: those of its optimizer step."""
+    """Return a learner of `model`, or of `network()`; settings: arguments of `OptimizerStep`."""
     model = model or network()
     reducer = GradientReducer("s", list(model.parameters()))
     optimizer_step = OptimizerStep(optimizer or sgd(model), reducer, **settings)
@@ -56,7 +56,7 @@ def learner(
 
 
 def learn(one: Learner, count: int, paused: Collection[int] = ()) -> nn.Module:
-    """Train for `count` steps as `train_step` does; forward passes run in paused ones as well."""
+    """Train for `count` steps as `train_step` does; a paused step has a forward pass too."""
     for step, (x, y) in enumerate(batches(count), 1):
         z = one.forward(x)
         if step not in paused:
@@ -66,13 +66,13 @@ def learn(one: Learner, count: int, paused: Collection[int] = ()) -> nn.Module:
 
 
 def differences(a: nn.Module, b: nn.Module) -> list[str]:
-    """What differs between two networks, to the last bit."""
+    """Return the names of the tensors that are not equal bit by bit."""
     theirs = b.state_dict()
     return [key for key, value in a.state_dict().items() if not torch.equal(value, theirs[key])]
 
 
 def plain(count: int) -> nn.Module:
-    """The usual loop."""
+    """Train with the usual PyTorch loop."""
     model = network()
     optimizer = sgd(model)
     for x, y in batches(count):
@@ -93,12 +93,12 @@ def plain(count: int) -> nn.Module:
     ],
     ids=["default", "accumulate-1", "clip-never-reached", "power-of-two-scale", "average"],
 )
-def test_what_changes_nothing_changes_no_bit(settings: dict[str, Any]) -> None:
+def test_settings_without_effect_change_no_bit(settings: dict[str, Any]) -> None:
     assert differences(learn(learner(**settings), 7), plain(7)) == []
 
 
 def accumulated(windows: list[list[int]], learned: Collection[int]) -> nn.Module:
-    """The mean of each window's gradients, worked out one by one and added up by hand."""
+    """Train with the mean of each window's gradients, added up by hand."""
     model = network()
     optimizer = sgd(model)
     data = batches(windows[-1][-1])
@@ -106,7 +106,7 @@ def accumulated(windows: list[list[int]], learned: Collection[int]) -> nn.Module
         total = [torch.zeros_like(p) for p in model.parameters()]
         for step in window:
             x, y = data[step - 1]
-            loss = F.cross_entropy(model(x), y)  # BatchNorm's statistics move in any case
+            loss = F.cross_entropy(model(x), y)  # BatchNorm's statistics move in paused steps too
             if step in learned:
                 grads = torch.autograd.grad(loss, list(model.parameters()))
                 total = [t + g / len(window) for t, g in zip(total, grads, strict=True)]
@@ -136,14 +136,14 @@ def test_accumulation_is_the_mean_over_the_window(paused: list[int], why: str) -
     assert len(differences(found, plain(8))) > 0, why
 
 
-def test_nothing_moves_before_a_windows_end_nor_in_one_that_was_all_paused() -> None:
+def test_weights_change_only_at_the_end_of_a_window_with_gradients() -> None:
     one = learner(window=AccumulationWindow(2, 4, 8))
     start = copy.deepcopy([*one.model.parameters()])
     (x, y), *_ = batches(1)
     one.backward(F.cross_entropy(one.forward(x), y), 1)
     one.update(1)
     assert all(map(torch.equal, one.model.parameters(), start))
-    one.update(2)  # paused here, and yet the first step's gradients count
+    one.update(2)  # paused in this step; the first step's gradients count
     moved = copy.deepcopy([*one.model.parameters()])
     assert not any(map(torch.equal, moved[:2], start))
     momentum = one.optimizer.state_dict()["state"]
@@ -154,7 +154,7 @@ def test_nothing_moves_before_a_windows_end_nor_in_one_that_was_all_paused() -> 
 
 
 @pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu", init_scale=2.0**10)])
-def test_clipping_scales_the_whole_gradient_to_its_limit(
+def test_clipping_limits_the_norm_of_the_whole_gradient(
     scaler: torch.amp.GradScaler | None,
 ) -> None:
     (x, y), *_ = batches(1)
@@ -168,7 +168,7 @@ def test_clipping_scales_the_whole_gradient_to_its_limit(
     torch.testing.assert_close(torch.cat(grads), whole * (0.1 / whole.norm()), rtol=1e-4, atol=0)
 
 
-def test_clipping_sees_the_mean_of_a_window_not_its_parts() -> None:
+def test_clipping_applies_to_the_mean_of_a_window() -> None:
     (x, y), *_ = batches(1)
     one = learner(window=AccumulationWindow(2, 2, 2), clip_norm=0.1)
     for step in (1, 2):
@@ -178,13 +178,13 @@ def test_clipping_sees_the_mean_of_a_window_not_its_parts() -> None:
     assert torch.cat(grads).norm().item() == pytest.approx(0.1, rel=1e-4)
 
 
-def test_the_moving_average_by_hand() -> None:
+def test_the_moving_average_equals_a_hand_calculation() -> None:
     average = moving_average("s", network(), 0.75)
     one = learner(average=average)
     by_hand: dict[str, Tensor] = {}
     for step, (x, y) in enumerate(batches(6), 1):
         z = one.forward(x)
-        if step != 4:  # paused: no update, and the average stays
+        if step != 4:  # paused: weights and average stay unchanged
             one.backward(F.cross_entropy(z, y), step)
         one.update(step)
         if step != 4:
@@ -196,10 +196,10 @@ def test_the_moving_average_by_hand() -> None:
     for key, value in floats.items():
         torch.testing.assert_close(value.double(), by_hand[key], rtol=1e-5, atol=1e-7)
     assert one.averaged is average.module
-    assert average.module.state_dict()["1.num_batches_tracked"] == 6  # a count has no mean
+    assert average.module.state_dict()["1.num_batches_tracked"] == 6  # an integer is copied
 
 
-def test_a_model_without_a_copy_is_refused_in_words() -> None:
+def test_a_model_that_cannot_be_copied_is_a_usage_error() -> None:
     class Held(nn.Linear):
         def __deepcopy__(self, memo: Any) -> Held:
             raise TypeError("cannot pickle 'generator' object\nmore")
@@ -211,7 +211,7 @@ def test_a_model_without_a_copy_is_refused_in_words() -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_gradients_that_overflow_are_skipped_and_the_scale_falls(fused: bool) -> None:
+def test_overflowed_gradients_are_skipped_and_the_scale_is_halved(fused: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     model, section = network(), SGD(lr=0.3)
     optimizer = make_optimizer(Network(role="student", model="x", optimizer=section), model, fused)
@@ -228,8 +228,8 @@ def test_gradients_that_overflow_are_skipped_and_the_scale_falls(fused: bool) ->
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_an_overflow_in_the_first_update_leaves_nothing_behind(fused: bool) -> None:
-    """PyTorch's fused SGD has made room for its momentum by then, and not filled it."""
+def test_an_overflow_in_the_first_step_leaves_momentum_at_zero(fused: bool) -> None:
+    """PyTorch's fused SGD has allocated its momentum by then, but not initialised it."""
 
     def made(scaler: torch.amp.GradScaler | None = None) -> Learner:
         model, section = network(), SGD(lr=0.3)
@@ -239,7 +239,7 @@ def test_an_overflow_in_the_first_update_leaves_nothing_behind(fused: bool) -> N
 
     ours, plain_one = made(loss_scaler(torch.device("cpu"))), made()
     (x, y), *more = batches(3)
-    for size in {p.numel() for p in ours.model.parameters()}:  # what freed memory holds
+    for size in {p.numel() for p in ours.model.parameters()}:  # fill freed memory with large values
         del [torch.full((size,), 7e30) for _ in range(20)][:]
     ours.backward(F.cross_entropy(ours.forward(x), y) * 1e36, 1)
     ours.update(1)
@@ -254,8 +254,8 @@ def test_an_overflow_in_the_first_update_leaves_nothing_behind(fused: bool) -> N
         torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
 
 
-def test_a_rank_without_a_loss_so_far_updates_by_what_the_others_have_sent() -> None:
-    """Its shards were empty, or its teacher was paused in every step that had one for it."""
+def test_a_rank_without_a_loss_applies_the_gradients_of_other_ranks() -> None:
+    """All shards of this rank were empty, or its teacher was paused in all other steps."""
     scaler = loss_scaler(torch.device("cpu"))
     sides = [(learner(scaler=scaler), scaler.get_scale()), (learner(), 1.0)]
     for one, scale in sides:
@@ -286,8 +286,8 @@ def test_only_the_forward_pass_is_in_low_precision(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("section", [SGD(lr=0.5), Adam(name="adam"), AdamW(name="adamw")])
-def test_weight_decay_may_leave_out_norms_and_biases(section: SGD | Adam | AdamW) -> None:
-    """With gradients of zero only weight decay moves anything."""
+def test_weight_decay_can_exclude_norms_and_biases(section: SGD | Adam | AdamW) -> None:
+    """All gradients are zero, so only weight decay changes weights."""
     moved = {}
     for everywhere in (True, False):
         settings = {"weight_decay": 0.1, "decay_norms_and_biases": everywhere}
@@ -303,7 +303,7 @@ def test_weight_decay_may_leave_out_norms_and_biases(section: SGD | Adam | AdamW
     assert moved[False] == {"0.weight", "3.weight"}
 
 
-def test_groups_hold_every_parameter_once() -> None:
+def test_every_parameter_is_in_one_group() -> None:
     model = network()
     decayed, rest = parameter_groups(model, decay_norms_and_biases=False)
     assert isinstance(decayed, dict)
@@ -317,7 +317,7 @@ def test_groups_hold_every_parameter_once() -> None:
     assert len(parameter_groups(nn.Linear(3, 3, bias=False), False)) == 1
 
 
-def test_adamw_is_pytorchs() -> None:
+def test_adamw_equals_pytorchs() -> None:
     ours, theirs = network(), network()
     section = AdamW(name="adamw", lr=0.02, betas=(0.8, 0.9), weight_decay=0.3)
     optimizers = (

@@ -1,13 +1,13 @@
-"""Real processes against the oracle, for every placement: same decisions, same weights.
+"""Compares whole runs with the oracle, for every placement: same decisions, same weights.
 
-Both sides compute in float32 with the same PyTorch operators on one thread of this machine. Where
-each network sees whole batches in one place, its weights must be equal bitwise after all steps.
-Where a network is spread over ranks, sums are rounded in another order, so that weights agree to
-a tolerance, and BatchNorm must be out of the picture, because its statistics are each rank's. The
-distances, which the oracle takes in float64 and the workers in float32, agree to 1e-5.
+Both sides compute in float32 with the same PyTorch operators on one thread of this machine. If one
+rank computes a network's whole batches, the weights must be equal bit by bit after all steps. If a
+network is on several ranks, sums are rounded in another order, so weights agree to a tolerance.
+These networks have no BatchNorm, because its statistics differ between ranks. Distances agree to
+1e-5: the oracle computes them in float64, the workers in float32.
 
-Topologies, strategies and semantics are compared in this process, which is quick: the same trainer
-and step, with nobody to talk to. Two of these cases run as processes as well.
+Topologies, strategies and semantics are compared in this process, which is faster: trainer and step
+are the same, without other ranks. Two of these cases also run as several processes.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from tests.support import lines, train
 
 STEPS = 60
 SHARED = [f"schedule.max_steps={STEPS}", "schedule.milestones=[2]", "save_initial_weights=true"]
-# Powers of two, so that the order of multiplications rounds nothing differently.
+# Powers of two: the order of multiplications does not change the rounding.
 WEIGHTS = ["distillation.temperature=0.5", "distillation.alpha=0.5", "distillation.beta=0.25"]
 TWO_RANKS = "placement={teacher1: [1], teacher2: [0], student: [0]}"
 SOFT = ["data.label_smoothing=0.1", "data.mixup=0.2"]
-# At half the temperature teachers pause in some 25 of 60 steps, whatever the processor's rounding.
+# At half the temperature teachers pause in some 25 of 60 steps, on any processor.
 SWITCHING = [*SOFT, "distillation.temperature=0.5"]
 CASES = {
     "1T1S": ["digits-1t1s"],
@@ -60,9 +60,9 @@ CASES = {
     "2T1S-soft-targets-two-ranks": ["digits-2t1s", TWO_RANKS, *SWITCHING],
     "2T1S-two-ranks": ["digits-2t1s", TWO_RANKS],
 }
-# Batches of 64 in shards of unequal sizes, and a last one of 29.
+# Batches of 64 images in shards of unequal sizes, and a last batch of 29.
 UNEVEN = ["data.drop_last=false"]
-# A last batch of 3, of which the second rank gets nothing.
+# A last batch of 3 images, in which the second rank's shard is empty.
 EMPTY = ["data.drop_last=false", "data.batch_size=239"]
 SPREAD = {
     "ranks-2": ["networks.t1.ranks=2", *UNEVEN],
@@ -91,7 +91,7 @@ distillation: {temperature: 0.5}
 schedule: {epochs: 10}
 """
 
-# Any topology, of networks with BatchNorm.
+# For any topology; the networks have BatchNorm.
 TEMPLATE = """
 name: many
 teacher: {model: wrn-10-1, optimizer: {lr: 0.1}}
@@ -100,7 +100,7 @@ distillation: {temperature: 0.25}
 schedule: {epochs: 10, milestones: [2]}
 save_initial_weights: true
 """
-METHOD_STEPS = 25  # into the second epoch
+METHOD_STEPS = 25  # ends in the second epoch
 OWN = [
     "topology=2T2S",
     "distillation={temperature: 0.25, alpha: 0.5, beta: 2.0}",
@@ -138,7 +138,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("case", METHODS)
-def test_every_topology_strategy_and_semantics_is_the_oracles(
+def test_every_topology_strategy_and_semantics_equals_the_oracle(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -148,7 +148,7 @@ def test_every_topology_strategy_and_semantics_is_the_oracles(
 
 
 @pytest.mark.parametrize("case", ["2T2S-own", "2T1S-published"])
-def test_and_with_a_rank_for_each_network(
+def test_one_rank_per_network_equals_the_oracle(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -159,7 +159,7 @@ def test_and_with_a_rank_for_each_network(
 
 
 def _method_config(case: str, *more: str) -> Config:
-    """Write a case's files into the current folder, and read its run file."""
+    """Write a case's files into the current folder, and return its configuration."""
     Path("run.yaml").write_text(TEMPLATE)
     if case.endswith("kd"):
         for seed, name in enumerate(("teacher1", "teacher2")):
@@ -169,7 +169,7 @@ def _method_config(case: str, *more: str) -> Config:
 
 
 def _in_this_process(config: Config) -> None:
-    """Train as `python -m switokd.train` does, on one thread; leaves no handler behind."""
+    """Train like `python -m switokd.train`, on one thread; restore the SIGTERM handler."""
     threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     torch.set_num_threads(1)
     try:
@@ -180,10 +180,10 @@ def _in_this_process(config: Config) -> None:
 
 
 def _check_method(case: str, config: Config, folder: Path) -> None:
-    """Compare with the oracle: decisions, weights, paused steps; and that the case is one."""
+    """Compare decisions, weights and paused steps with the oracle; check that pauses occur."""
     networks, records = _train_reference(config, folder, METHOD_STEPS)
     strategy = config.distillation.strategy
-    solved = strategy == "kdcl-linear"  # by two solvers, which do not agree to the last bit
+    solved = strategy == "kdcl-linear"  # two different solvers, which do not agree to the last bit
     modes = _check_decisions(config, folder, records, tolerance=1e-5)
     if strategy in ("switokd", "threshold"):
         assert set(modes) == {"learning", "expert"}
@@ -198,7 +198,7 @@ def _check_method(case: str, config: Config, folder: Path) -> None:
         paused = sum(by_step[teacher, step] == {"expert"} for step in range(1, METHOD_STEPS + 1))
         assert (paused > 0) == (strategy in ("switokd", "threshold", "kd"))
         if case == "1T2S-published":
-            paused = 0  # its loss was multiplied by 0, which saves nothing
+            paused = 0  # its loss was multiplied by 0 instead of a pause
         assert summary["networks"][teacher]["steps_paused"] == paused
     for name, network in networks.items():
         saved = torch.load(folder / "weights" / f"{name}.pt", weights_only=True)
@@ -213,7 +213,7 @@ def _check_method(case: str, config: Config, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("case", SPREAD)
-def test_same_decisions_and_nearly_the_same_weights_over_several_ranks(
+def test_networks_on_several_ranks_equal_the_oracle_to_a_tolerance(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "nets.py").write_text(NETS)
@@ -238,7 +238,7 @@ def test_same_decisions_and_nearly_the_same_weights_over_several_ranks(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_same_decisions_and_weights_as_the_oracle(case: str, tmp_path: Path) -> None:
+def test_networks_on_one_rank_each_equal_the_oracle_bit_by_bit(case: str, tmp_path: Path) -> None:
     recipe, *settings = [*CASES[case], *SHARED]
     config = load(recipe, settings)
     folder = train(tmp_path, config.world_size or 1, recipe, *settings)
@@ -268,21 +268,21 @@ def test_same_decisions_and_weights_as_the_oracle(case: str, tmp_path: Path) -> 
 def _check_decisions(
     config: Config, folder: Path, records: list[dict[str, Any]], tolerance: float
 ) -> list[str]:
-    """The same modes at every step, on nearly the same numbers; returns the modes."""
+    """Check for equal modes and nearly equal numbers in every step; return the modes."""
     decisions = lines(folder / "decisions.jsonl")
     assert len(decisions) == len(records)
     assert len(decisions) == (config.schedule.max_steps or 0) * len(config.topology.pairs)
     for ours, oracles in zip(decisions, records, strict=True):
         numbers = {k: oracles[k] for k in ("gap", "e_s", "e_t", "epsilon", "delta")}
-        found = {k: ours[k] for k in numbers}
-        assert found == pytest.approx(numbers, rel=tolerance, abs=tolerance / 10)
+        our_numbers = {k: ours[k] for k in numbers}
+        assert our_numbers == pytest.approx(numbers, rel=tolerance, abs=tolerance / 10)
         exact = ("step", "teacher", "student", "mode", "n")
         assert {k: ours[k] for k in exact} == {k: oracles[k] for k in exact}
     return [d["mode"] for d in decisions]
 
 
 def _check_switching(config: Config, modes: list[str]) -> None:
-    """The run must have switched in both directions, or the comparison says little."""
+    """Check that teachers switched in both directions; otherwise the comparison means little."""
     if config.distillation.strategy == "dml":
         assert set(modes) == {"learning"}
         return
@@ -294,7 +294,7 @@ def _check_switching(config: Config, modes: list[str]) -> None:
 def _train_reference(
     config: Config, folder: Path, steps: int = STEPS
 ) -> tuple[dict[str, torch.nn.Module], list[dict[str, Any]]]:
-    """Train the oracle from the run's initial weights on the run's batches."""
+    """Train the oracle from the run's initial weights, on the run's batches."""
     images = open_images(config.data, config.seed)
     networks: dict[str, torch.nn.Module] = {}
     optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -327,7 +327,7 @@ def _train_reference(
 
 
 def setup_of(config: Config) -> reference.Setup:
-    """The run file's settings as the oracle takes them: as they are written, nothing resolved."""
+    """Return the run file's settings for the oracle, without resolving defaults of pairs."""
     own: dict[str | tuple[str, str], dict[str, float]] = {}
     for name, n in config.networks.items():
         own[name] = _given(tau=n.temperature, alpha=n.alpha, beta=n.beta)
@@ -355,7 +355,7 @@ def _given(**settings: float | None) -> dict[str, float]:
 def _batches(
     config: Config, images: Images, optimizers: dict[str, torch.optim.Optimizer], steps: int
 ) -> Iterator[Batch]:
-    """The run's batches; at the milestone, between two epochs, the learning rates drop."""
+    """Yield the run's batches; lower the learning rates at the milestone, between two epochs."""
     (milestone,) = config.schedule.milestones
     for step, batch in enumerate(images.stream(steps)):
         if step == milestone * images.steps_per_epoch:
@@ -363,8 +363,8 @@ def _batches(
                 for group in optimizer.param_groups:
                     group["lr"] = group["lr"] * config.schedule.gamma
         x, y = batch
-        # A copy has the order's own strides, by which PyTorch chooses how to convolve; those of
-        # an image of one channel are ambiguous otherwise.
+        # PyTorch chooses its convolution by strides, which are ambiguous for images of one channel.
+        # A copy has the strides of its memory format.
         last = config.compute.channels_last
         order = torch.channels_last if last else torch.contiguous_format
         yield x.clone(memory_format=order), y

@@ -1,4 +1,4 @@
-"""Gradients over several ranks, by real processes: what one rank's loss reaches, all update.
+"""Gradient sums over several ranks, in real processes.
 
 Not covered: sums in training, uneven shards (`test_oracle.py`).
 """
@@ -15,8 +15,8 @@ from torch import nn
 from switokd.training.reducer import BUCKET_BYTES, Bucket, buckets
 from tests.support import TORCHRUN, run
 
-# Rank 1 has no sample in the first step; the second parameter is reached by both in the second, by
-# rank 1 in the third and by nobody in the fourth; nobody's loss ever reaches the last.
+# In the first step rank 1 has no sample. The loss depends on `second` on both ranks in the second
+# step, on rank 1 in the third, on no rank in the fourth. It never depends on `unused`.
 SCRIPT = """
 import json, os, torch, torch.distributed as dist
 from torch import nn
@@ -40,35 +40,37 @@ dist.destroy_process_group()
 """
 
 
-def test_every_rank_updates_what_any_ranks_loss_has_reached_in_this_step(tmp_path: Path) -> None:
+def test_a_parameter_has_a_gradient_if_the_loss_of_any_rank_depends_on_it(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [TORCHRUN, "--standalone", "--nproc-per-node=2", "script.py"]
     code, out, err = run(command, tmp_path)
     assert code == 0, err
-    found: list[dict[str, Any]] = [
+    ranks: list[dict[str, Any]] = [
         json.loads(line) for line in out.splitlines() if line.startswith("{")
     ]
     steps = [
         [[1.0, 1.0], None, None],
         [[3.0, 3.0], [2.0, 2.0], None],
         [[3.0, 3.0], [1.0, 1.0], None],
-        [[3.0, 3.0], None, None],  # as in one process: neither momentum nor weight decay goes on
+        [[3.0, 3.0], None, None],  # as in one process: no momentum and no weight decay
     ]
-    assert [each["steps"] for each in sorted(found, key=lambda e: e["rank"])] == [steps, steps]
+    assert [r["steps"] for r in sorted(ranks, key=lambda r: r["rank"])] == [steps, steps]
 
 
-def test_gradients_travel_in_their_own_memory_order_and_come_back_as_parts_of_the_sum() -> None:
+def test_gradients_are_sent_in_memory_order_and_return_as_views_of_the_sum() -> None:
     convolution = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    strided = nn.Parameter(torch.zeros(6, 2)[::2])  # with gaps in its memory
+    strided = nn.Parameter(torch.zeros(6, 2)[::2])  # its memory has gaps
     weight = nn.Parameter(convolution.weight.detach())
     parameters = [weight, nn.Parameter(torch.zeros(5)), strided]
     values = [torch.randn(p.shape) for p in parameters]
     for parameter, value in zip(parameters, values, strict=True):
-        parameter.grad = value.clone()  # contiguous, which the convolution's weights are not
+        parameter.grad = value.clone()  # contiguous, unlike the weights
     bucket = Bucket(parameters)
     flat = bucket.pack()
     assert flat.tolist()[-3:] == [1, 1, 1]
-    assert all(parameter.grad is None for parameter in parameters)  # not held twice
+    assert all(
+        parameter.grad is None for parameter in parameters
+    )  # the bucket's copy is the only one
     bucket.unpack(2 * flat)
     for parameter, value in zip(parameters, values, strict=True):
         assert parameter.grad is not None
@@ -79,10 +81,10 @@ def test_gradients_travel_in_their_own_memory_order_and_come_back_as_parts_of_th
     assert len(bases) == 1
 
 
-def test_a_bucket_holds_one_type_and_about_its_size() -> None:
+def test_a_bucket_has_one_dtype_and_limited_size() -> None:
     big = BUCKET_BYTES // 4
     sizes = [(big, torch.float32), (8, torch.float32), (8, torch.float32), (8, torch.bfloat16)]
     parameters = [nn.Parameter(torch.empty(n, dtype=kind)) for n, kind in sizes]
-    found = [bucket.parameters for bucket in buckets(parameters)]
-    assert [len(each) for each in found] == [1, 2, 1]
-    assert [p for each in found for p in each] == parameters
+    groups = [bucket.parameters for bucket in buckets(parameters)]
+    assert [len(group) for group in groups] == [1, 2, 1]
+    assert [p for group in groups for p in group] == parameters

@@ -1,9 +1,9 @@
-"""The training step reads from the device once: nothing else keeps a GPU waiting for the host.
+"""A training step reads from the device once; nothing else waits for a GPU.
 
-There need not be a GPU to see it: what would wait for one are calls of a few kinds, and all of them
-are counted here, those of the telemetry that follows each step as well.
+The tests need no GPU: they count all calls that would wait for one, in the step and in the
+measurements after it.
 
-Not covered: what a step computes (`test_oracle.py`); waits inside of a GPU's own kernels.
+Not covered: the results of a step (`test_oracle.py`); waits within a GPU's kernels.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ NETWORKS = {
 }
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
-"""Operators that need values to go on, however they are reached: `item` and `if` are the first."""
+"""Operators that copy values to the host; `Tensor.item` and `if tensor` call the first one."""
 
 
 class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operators that wait, also those that PyTorch itself calls."""
+    """Counts the operators that wait, including those that PyTorch itself calls."""
 
     def __init__(self, found: Counter[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -56,19 +56,19 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def reading() -> Iterator[Counter[str]]:
-    """Count all reads inside."""
+    """Count all reads from the device inside."""
     found: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch, Waits(found):
-        # These are no operators on a CPU; what is made of numbers has to be brought to a GPU.
+        # On a CPU these calls are not operators. A tensor made of numbers must be copied to a GPU.
         calls = [(Tensor, name) for name in ("tolist", "numpy", "cpu", "new_tensor")]
-        for place, name in [*calls, (torch, "tensor"), (torch, "as_tensor")]:
-            whole = getattr(place, name)
+        for owner, name in [*calls, (torch, "tensor"), (torch, "as_tensor")]:
+            original = getattr(owner, name)
 
-            def call(*args: Any, name: str = name, whole: Any = whole, **more: Any) -> object:
+            def call(*args: Any, name: str = name, original: Any = original, **more: Any) -> object:
                 found[name] += 1
-                return whole(*args, **more)
+                return original(*args, **more)
 
-            patch.setattr(place, name, call)
+            patch.setattr(owner, name, call)
         yield found
 
 
@@ -92,7 +92,7 @@ def configured(strategy: str, **sections: Any) -> Config:
 
 
 def reads_of(config: Config, patch: pytest.MonkeyPatch) -> list[Counter[str]]:
-    """Train, and give what each step and its telemetry read."""
+    """Train, and return the reads of each step and of the measurements after it."""
     ours = InProcess(config)
     log = EpochLog(ours.learners, ours.placement, ours.decider, ours.device)
     found = []
@@ -128,11 +128,11 @@ def test_a_step_reads_from_the_device_once(
     strategy: str, sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, *later = reads_of(configured(strategy, **sections), monkeypatch)
-    assert first == {"tolist": 1, "tensor": 1}  # the header, from pinned memory
+    assert first == {"tolist": 1, "tensor": 1}  # the header, copied from pinned memory
     assert later == [{"tolist": 1}] * (STEPS - 1)
 
 
-# The training itself, with each step's reads counted.
+# Counts each step's reads in a training with two ranks.
 COUNTING = """
 import json
 import os
@@ -158,7 +158,7 @@ with open(f"rank{os.environ['RANK']}.json", "w") as file:
 """
 
 
-def test_nor_does_a_rank_that_shares_its_networks_read_more(tmp_path: Path) -> None:
+def test_a_rank_with_shared_networks_reads_once_per_step(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(COUNTING)
     settings = ["placement=replicated", "data.batch_size=16"]
     settings += [f"networks.{name}.model=wrn-10-1" for name in ("teacher1", "teacher2", "student")]
@@ -173,7 +173,7 @@ def test_nor_does_a_rank_that_shares_its_networks_read_more(tmp_path: Path) -> N
         assert found == [{"tolist": 1, "tensor": 1}, *[{"tolist": 1}] * (STEPS - 1)]
 
 
-def test_reads_are_seen_wherever_they_happen() -> None:
+def test_reads_are_counted_everywhere() -> None:
     x = torch.arange(4.0, requires_grad=True)
     inside: list[float] = []
     with reading() as found:

@@ -1,6 +1,6 @@
-"""In which order a step reports, computes and applies: decisions travel while backward runs.
+"""The order of report, backward passes, decisions and optimizer steps within a step.
 
-Not covered: what is computed (`test_oracle.py`); how long waiting takes (`bench/waits.py`).
+Not covered: the results of a step (`test_oracle.py`); the duration of waits (`bench/waits.py`).
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ CONFIG = Config.model_validate(
         },
     }
 )
-FORESEEN = [
+EARLY = [
     *("report", "backward s", "backward t1", "backward t2", "update s"),
     *("decided", "update t1", "decided", "update t2"),
 ]
-UNFORESEEN = [
+LATE = [
     *("report", "backward s", "decided", "backward t1", "decided", "backward t2", "update s"),
     *("decided", "update t1", "decided", "update t2"),
 ]
 
 
 class ScriptedDecider(LocalDecider):
-    """Decides as it is told, and notes when it is asked."""
+    """Returns a given decision, and notes each call."""
 
-    def __init__(self, events: list[str], paused: tuple[str, ...], foresees: bool) -> None:
+    def __init__(self, events: list[str], paused: tuple[str, ...], decides_early: bool) -> None:
         super().__init__(CONFIG, lambda decision: None)
-        self.events, self.foresees = events, foresees
+        self.events, self.decides_early = events, decides_early
         none, learning, expert = Distances(0.0, 0.0, 0.0, 16), Mode.LEARNING, Mode.EXPERT
         modes = {pair: expert if pair.teacher in paused else learning for pair in self.pairs}
         pairs = tuple(PairDecision(pair, none, 1.0, 0.0, mode) for pair, mode in modes.items())
-        self.told = Decision(1, pairs, paused)
+        self.answer = Decision(1, pairs, paused)
 
     def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
         self.events.append("report")
 
     def decide_early(self, step: int, parts: Parts) -> Decision | None:
-        return self.told if self.foresees else None
+        return self.answer if self.decides_early else None
 
     def decision(self, step: int) -> Decision:
         self.events.append("decided")
-        return self.told
+        return self.answer
 
 
 def watch(learners: Sequence[Learner], events: list[str]) -> None:
-    """Note each network's backward, when it reaches its first layer, and its update."""
+    """Note when each network's backward reaches its first layer, and each optimizer step."""
     for learner in learners:
         first, name = next(learner.model.parameters()), learner.name
 
@@ -79,10 +79,10 @@ def watch(learners: Sequence[Learner], events: list[str]) -> None:
         learner.optimizer.register_step_pre_hook(applied)
 
 
-def step(paused: tuple[str, ...] = (), foresees: bool = True) -> tuple[list[str], InProcess]:
-    """One step's events, and what it has trained."""
+def step(paused: tuple[str, ...] = (), decides_early: bool = True) -> tuple[list[str], InProcess]:
+    """Make one step; return its events and the training."""
     events: list[str] = []
-    ours = InProcess(CONFIG, decider=ScriptedDecider(events, paused, foresees))
+    ours = InProcess(CONFIG, decider=ScriptedDecider(events, paused, decides_early))
     watch(ours.learners, events)
     (batch,) = ours.batches(1)
     before = {li.name: next(li.model.parameters()).clone() for li in ours.learners}
@@ -94,18 +94,18 @@ def step(paused: tuple[str, ...] = (), foresees: bool = True) -> tuple[list[str]
     return events, ours
 
 
-def test_nothing_waits_for_a_foreseen_decision_but_the_teachers_updates() -> None:
-    assert step()[0] == FORESEEN
+def test_after_an_early_decision_only_the_teachers_optimizer_steps_wait() -> None:
+    assert step()[0] == EARLY
 
 
-def test_where_nothing_is_foreseen_only_the_students_backward_goes_on() -> None:
-    assert step(foresees=False)[0] == UNFORESEEN
+def test_without_an_early_decision_the_teachers_backward_waits() -> None:
+    assert step(decides_early=False)[0] == LATE
 
 
-@pytest.mark.parametrize("foresees", [True, False])
-def test_a_paused_teacher_has_neither_backward_nor_update(foresees: bool) -> None:
-    expected = [e for e in (FORESEEN if foresees else UNFORESEEN) if "t1" not in e]
-    events, ours = step(("t1",), foresees)
+@pytest.mark.parametrize("decides_early", [True, False])
+def test_a_paused_teacher_has_no_backward_and_no_optimizer_step(decides_early: bool) -> None:
+    expected = [e for e in (EARLY if decides_early else LATE) if "t1" not in e]
+    events, ours = step(("t1",), decides_early)
     assert [e for e in events if e != "decided"] == [e for e in expected if e != "decided"]
     (t1,) = (learner for learner in ours.learners if learner.name == "t1")
     assert all(p.grad is None for p in t1.model.parameters())

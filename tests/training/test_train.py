@@ -1,4 +1,4 @@
-"""Whole runs, as a user starts them: real processes, real data, the run folder they leave."""
+"""Whole runs as a user starts them: real processes, real data, and the resulting run folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def complaints(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("switokd: ")]
 
 
-def test_the_demo_command_leaves_a_whole_run_folder(tmp_path: Path) -> None:
+def test_the_demo_command_writes_a_complete_run_folder(tmp_path: Path) -> None:
     command = torchrun(3, "digits-2t1s", "schedule.epochs=1", "run_dir=out")
     code, out, err = run(command, tmp_path)
     assert code == 0, err
@@ -69,7 +69,7 @@ def test_the_demo_command_leaves_a_whole_run_folder(tmp_path: Path) -> None:
         assert d["n"] == 64
 
 
-def test_switokd_train_starts_the_processes_itself_and_is_repeatable(tmp_path: Path) -> None:
+def test_switokd_train_starts_all_processes_and_is_repeatable(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "schedule.max_steps=4"]
     for number in (1, 2):
         code, _, err = run(command, tmp_path)
@@ -105,7 +105,7 @@ class two_faced(nn.Linear):
 """
 
 
-# In every second step the teacher is far from its student, which never knows anything.
+# In every second step the teacher's logits are far from the student's, which are always zero.
 EVERY_SECOND = """
 import torch
 from switokd.distillation.decision import Mode
@@ -133,8 +133,8 @@ class Student(Sleeper):
 """
 
 
-def test_the_summary_says_what_pauses_saved_and_waiting_cost(tmp_path: Path) -> None:
-    """Two ranks with 4 images each of a batch, for which the teacher's backward takes 120 ms."""
+def test_the_summary_has_the_time_saved_by_pauses_and_the_waiting_times(tmp_path: Path) -> None:
+    """On each of two ranks, the teacher's backward of 4 images takes 120 ms."""
     (tmp_path / "far.py").write_text(EVERY_SECOND)
     teacher = "{role: teacher, model: far:Teacher, model_kwargs: {forward: 0.001, backward: 0.03}}"
     student = "{role: student, model: far:Student, model_kwargs: {forward: 0.001, backward: 0.01}}"
@@ -151,12 +151,14 @@ def test_the_summary_says_what_pauses_saved_and_waiting_cost(tmp_path: Path) -> 
     even = {"0": 1.0, "1": 1.0}
     assert summary["placement_table"] == {"teacher": even, "student": even}
 
-    # A sleep may take longer than it should on a busy machine, but never less; half or twice of
-    # what there is would be one rank's for both, or both's for one.
+    # On a busy machine a sleep takes longer, never shorter. A value of half or twice the expected
+    # one would come from counting one rank instead of two, or two instead of one.
     saved = summary["saved_by_pauses"]
-    for key in ("device_seconds", "teachers_device_seconds"):  # both ranks', added up
+    for key in ("device_seconds", "teachers_device_seconds"):  # sum over both ranks
         assert 0.8 < saved[key] / (2 * backward * paused) < 1.9, saved
-    assert 0.8 < saved["wall_seconds"] / (backward * paused) < 1.9, saved  # both at once
+    assert 0.8 < saved["wall_seconds"] / (backward * paused) < 1.9, (
+        saved
+    )  # both ranks pause at the same time
     waiting = summary["waiting"]
     assert 0 <= waiting["decision_mean_seconds"] <= waiting["decision_p99_seconds"]
     assert waiting["decision_p99_seconds"] > 0
@@ -174,7 +176,7 @@ def test_auto_measures_and_trains(tmp_path: Path) -> None:
     assert len(lines(tmp_path / "out" / "decisions.jsonl")) == 12
 
 
-def test_one_process_without_torchrun_or_coordinator_keeps_the_same_record(tmp_path: Path) -> None:
+def test_one_process_without_a_coordinator_writes_the_same_decision_log(tmp_path: Path) -> None:
     settings = ["digits-1t2s", "schedule.max_steps=12", "placement=replicated"]
     command = [sys.executable, "-m", "switokd.train", *settings]
     code, out, err = run([*command, "coordinator=off", "run_dir=alone"], tmp_path)
@@ -192,7 +194,7 @@ def test_one_process_without_torchrun_or_coordinator_keeps_the_same_record(tmp_p
     "setting",
     ["precision=bf16", "compile=true", "precision=tf32", "channels_last=false"],
 )
-def test_each_way_to_compute_trains(setting: str, tmp_path: Path) -> None:
+def test_each_compute_setting_trains(setting: str, tmp_path: Path) -> None:
     (tmp_path / "mynets.py").write_text(NETWORK)
     networks = [f"networks.{n}.model=mynets:conv" for n in ("teacher", "student")]
     settings = ["digits-1t1s", *networks, f"compute.{setting}", "schedule.epochs=2"]
@@ -206,7 +208,7 @@ def test_each_way_to_compute_trains(setting: str, tmp_path: Path) -> None:
     assert all(v.dtype is torch.float32 and v.is_contiguous() for v in state.values())
 
 
-def test_own_run_file_in_another_folder_with_own_network(tmp_path: Path) -> None:
+def test_a_run_file_in_another_folder_with_a_users_own_network(tmp_path: Path) -> None:
     elsewhere, started_in = tmp_path / "project", tmp_path / "cwd"
     elsewhere.mkdir()
     started_in.mkdir()
@@ -242,7 +244,7 @@ def test_fashion_mnist_from_debians_package(tmp_path: Path) -> None:
     assert all(n["top1_last"] > 0 for n in summary["networks"].values())
 
 
-def test_one_coordinator_serves_runs_started_apart(tmp_path: Path) -> None:
+def test_one_coordinator_serves_several_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "switokd", "coordinator", "--port", "0", "--http-port", "0"]
     with process(command, tmp_path) as coordinator:
         assert coordinator.stdout is not None
@@ -279,23 +281,23 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_one_line_without_a_traceback_of_ours(case: str, tmp_path: Path) -> None:
+def test_a_usage_error_is_one_line_without_a_traceback(case: str, tmp_path: Path) -> None:
     settings, processes, words = MISTAKES[case]
     (tmp_path / "mynets.py").write_text(NETWORK)
     code, _, err = run(torchrun(processes, "digits-2t1s", "run_dir=out", *settings), tmp_path)
     assert code != 0
     found = complaints(err)
-    # A mistake is told once; its loss in training, or a loss, by each rank.
+    # One line for an error that all ranks raise; otherwise up to one line per rank.
     expected = 3 if case in ("no coordinator", "training output") else 1
     assert 1 <= len(set(found)) <= expected, err
     assert any(words in line for line in found), err
     assert ("exitcode  : 2 " in err) or case == "no coordinator"
-    # torchrun has a traceback of its own at the end; up to there is none.
+    # Only torchrun itself prints a traceback, at the end.
     assert "Traceback" not in err.partition("torch/distributed/elastic")[0]
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
-def test_a_run_that_fails_before_its_first_step_leaves_no_folder(tmp_path: Path) -> None:
+def test_a_run_that_fails_before_its_first_step_leaves_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "mynets.py").write_text(NETWORK)
     command = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "run_dir=out"]
     code, _, err = run([*command, "networks.student.model=mynets:two_faced"], tmp_path)
@@ -303,9 +305,9 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_folder(tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_one_line_at_once(tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_run_with_one_line(tmp_path: Path) -> None:
     train_command = "-m switokd train digits-1t1s run_dir=out schedule.epochs=50"
-    # Files of this shell's children end at 16 KiB: some 30 steps of the record.
+    # The shell limits files to 16 KiB: some 30 steps of the decision log.
     limited = ["bash", "-c", f"ulimit -f 16; trap '' XFSZ; exec {sys.executable} {train_command}"]
     code, _, err = run(limited, tmp_path, seconds=60)
     assert code == 2, err
@@ -313,7 +315,7 @@ def test_a_full_disk_is_one_line_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_a_network_spoilt_by_the_last_step_is_not_saved(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "run_dir=out"]
     settings = ["networks.teacher.optimizer={lr: 1e30, weight_decay: 1e30}", "schedule.max_steps=1"]
     code, _, err = run([*command, *settings], tmp_path)
@@ -322,7 +324,7 @@ def test_a_network_spoilt_by_the_last_step_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "weights").exists()
 
 
-def test_an_existing_run_folder_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("keep me")
     command = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "run_dir=out"]
@@ -333,8 +335,8 @@ def test_an_existing_run_folder_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["precious"]
 
 
-def test_ranks_with_different_settings_stop_and_name_the_rank_and_key(tmp_path: Path) -> None:
-    """Two nodes of one process each, the second started with another seed."""
+def test_ranks_with_different_settings_end_and_name_the_rank_and_key(tmp_path: Path) -> None:
+    """Start two nodes of one process each, the second with another seed."""
     from tests.support import free_port
 
     port, logs = free_port(), [tmp_path / "log0", tmp_path / "log1"]

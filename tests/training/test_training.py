@@ -1,6 +1,6 @@
-"""Whole runs with the settings that people train with: in this process where one is enough.
+"""Whole runs with the usual training settings, most of them in this process.
 
-Not covered: each setting's arithmetic (`test_schedules.py`, `test_updates.py`).
+Not covered: the arithmetic of each setting (`test_schedules.py`, `test_optimizer.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ONE_PROCESS = [
 
 
 def small(in_channels: int, num_classes: int, width: int = 16) -> nn.Module:
-    """A network with a norm that takes next to no time."""
+    """Return a small, fast network with BatchNorm."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(in_channels * 64, width),
@@ -50,7 +50,7 @@ def small(in_channels: int, num_classes: int, width: int = 16) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Sums in the same order everywhere, and the signal handler that was there before."""
+    """Compute with one thread, so that sums have one order; restore the SIGTERM handler."""
     threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     torch.set_num_threads(1)
     yield
@@ -65,9 +65,9 @@ def train(folder: Path, *settings: str) -> Path:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """The networks of a run's summary."""
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())["networks"]
-    return found
+    """Return the networks' section of a run's summary."""
+    networks: dict[str, Any] = json.loads((folder / "summary.json").read_text())["networks"]
+    return networks
 
 
 def weights(folder: Path, name: str) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def weights(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def top1(folder: Path, name: str) -> float:
-    """Top-1 in percent of saved weights, worked out apart from the run."""
+    """Return the top-1 of saved weights in percent, computed independently of the run."""
     config = load(str(folder / "config.yaml"))
     images = open_images(config.data, config.seed)
     network = config.networks[Path(name).name.partition(".")[0]]
@@ -84,12 +84,12 @@ def top1(folder: Path, name: str) -> float:
     model.load_state_dict(weights(folder, name))
     model.eval()
     with torch.inference_mode():
-        count_correct = [model(x).argmax(dim=1) == y for x, y in images.test()]
-    return 100 * torch.cat(count_correct).double().mean().item()
+        correct = [model(x).argmax(dim=1) == y for x, y in images.test()]
+    return 100 * torch.cat(correct).double().mean().item()
 
 
-def test_settings_that_change_nothing_change_no_bit(tmp_path: Path) -> None:
-    steps = "schedule.max_steps=30"  # of 22 to an epoch
+def test_settings_without_effect_change_no_bit(tmp_path: Path) -> None:
+    steps = "schedule.max_steps=30"  # an epoch has 22 steps
     usual = train(tmp_path / "usual", steps)
     neutral = [
         *(f"schedule.{s}" for s in ("accumulate=1", "warmup_epochs=0.0", "evaluate_every=9")),
@@ -108,7 +108,7 @@ def test_settings_that_change_nothing_change_no_bit(tmp_path: Path) -> None:
     ] * 2
 
 
-def test_tests_come_every_k_epochs_and_at_the_end(
+def test_networks_are_tested_every_k_epochs_and_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["schedule.epochs=9", "schedule.max_steps=11", "data.batch_size=512"]
@@ -116,14 +116,14 @@ def test_tests_come_every_k_epochs_and_at_the_end(
     metrics = lines(folder / "metrics.jsonl")
     assert [m["epoch"] for m in metrics] == [e for e in range(1, 7) for _ in range(2)]
     tested = {m["epoch"] for m in metrics if m["test_top1"] is not None}
-    assert tested == {2, 4, 6}  # 11 steps end in the sixth epoch of 2
+    assert tested == {2, 4, 6}  # 11 steps end in the sixth epoch, with 2 steps per epoch
     assert {n["best_epoch"] for n in summary(folder).values()} <= tested
     epochs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert ["not tested" in line for line in epochs] == [True, False] * 3
     assert (folder / "curves.png").stat().st_size > 10_000
 
 
-def test_best_and_last_are_both_kept_and_both_told(
+def test_best_and_last_weights_are_saved_and_in_the_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[tuple[str, set[str]]] = []
@@ -134,7 +134,7 @@ def test_best_and_last_are_both_kept_and_both_told(
         save_weights(self, states, folder)
 
     monkeypatch.setattr(RunFolder, "save_weights", watched)
-    # The learning rate rises after three epochs, so that the last is not the best.
+    # The learning rate rises after three epochs, so that the last epoch is not the best.
     spoil = ["schedule.epochs=5", "schedule.milestones=[3]", "schedule.gamma=20"]
     folder = train(tmp_path / "out", *spoil, "data.batch_size=128", "schedule.ema_decay=0.9")
     told, metrics = summary(folder), lines(folder / "metrics.jsonl")
@@ -157,19 +157,19 @@ def test_best_and_last_are_both_kept_and_both_told(
         assert (network["top1_ema_last"], network["top1_ema_best"]) == (averages[-1], max(averages))
 
 
-def test_spoilt_weights_are_no_best(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_not_saved_as_best(tmp_path: Path) -> None:
     spoil = ["networks.teacher.optimizer={lr: 1e30, weight_decay: 1e30}", "schedule.max_steps=1"]
     with pytest.raises(NonFiniteError, match="not finite after its last step; they were not saved"):
         train(tmp_path / "out", *spoil)
     assert not list(tmp_path.rglob("*.pt"))
 
 
-def test_the_rates_in_the_record_are_the_schedules(tmp_path: Path) -> None:
+def test_the_metrics_have_the_schedules_learning_rates(tmp_path: Path) -> None:
     cosine = "schedule={name: cosine, epochs: 3, warmup_epochs: 1.0, min_lr: 1e-3}"
     optimizer = "networks.teacher.optimizer={name: adamw, lr: 0.01, decay_norms_and_biases: false}"
     folder = train(tmp_path / "out", cosine, optimizer, "data.batch_size=512")
     found = {(m["network"], m["epoch"]): m["lr"] for m in lines(folder / "metrics.jsonl")}
-    # Two steps to an epoch; of cosine's four steps the last of each epoch: a quarter, three.
+    # With two steps per epoch, the cosine is at 1/4 and 3/4 of its period at the ends of epochs.
     quarter = 0.5**0.5
     for name, base in (("teacher", 0.01), ("student", 0.05)):
         middle, half = (base + 1e-3) / 2, (base - 1e-3) / 2
@@ -178,7 +178,7 @@ def test_the_rates_in_the_record_are_the_schedules(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_gap_and_threshold_are_of_single_precision_or_better(
+def test_gap_and_threshold_have_at_least_single_precision(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Mapping[str, Tensor], Tensor, Tensor]] = []
@@ -227,14 +227,14 @@ networks:
       optimizer: {lr: 0.5}}
   s: {role: student, model: "nets:net", model_kwargs: {width: 16}, clip_norm: 0.2,
       optimizer: {name: adamw, lr: 3e-3, decay_norms_and_biases: false}}
-data: {batch_size: 239, drop_last: false}   # a last batch of 3, of which a rank may get nothing
+data: {batch_size: 239, drop_last: false}   # a last batch of 3 images: one rank has an empty shard
 schedule: {epochs: 5, accumulate: 3, ema_decay: 0.5, warmup_epochs: 0.5, name: cosine}
 distillation: {temperature: 0.25}
 save_initial_weights: true
 """
 
 
-def test_two_ranks_clip_and_accumulate_as_one_does(
+def test_two_ranks_clip_and_accumulate_like_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "nets.py").write_text(NETS)
