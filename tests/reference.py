@@ -81,7 +81,7 @@ class Setup:
         return {"tau": self.tau, "alpha": self.alpha, "beta": self.beta}[key]
 
     def weight(self, name: str, peer: str | None) -> float:
-        """Return the weight of `peer` in the loss of `name`: alpha for students, beta for teachers."""
+        """Return the weight of `peer` in the loss of `name`: alpha (student) or beta (teacher)."""
         return self.setting("alpha" if self.roles[name] == "student" else "beta", name, peer)
 
 

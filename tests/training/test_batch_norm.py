@@ -47,9 +47,9 @@ class Net(nn.Module):
         return self.linear(self.norm(x) + self.other(x[:, None]).flatten(1))
 
     def leave(self):
-        found = {"seen": self.seen, "mean": self.norm.running_mean, "var": self.norm.running_var}
-        found["other"] = self.other.running_mean
-        torch.save(found, f"rank{os.environ['RANK']}.pt")
+        statistics = {"seen": self.seen, "mean": self.norm.running_mean, "var": self.norm.running_var}
+        statistics["other"] = self.other.running_mean
+        torch.save(statistics, f"rank{os.environ['RANK']}.pt")
 """
 STEPS = 3
 
@@ -66,13 +66,15 @@ def test_statistics_are_the_mean_over_ranks_weighted_by_their_shares(tmp_path: P
     own = [_statistics(rank["seen"]) for rank in ranks]
     assert (own[0] - own[1]).abs().max() > 0.05  # otherwise any weights would pass
     expected = (3 * own[0] + own[1]) / 4
-    found = torch.stack((ranks[0]["mean"], ranks[0]["var"])).double()
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    statistics = torch.stack((ranks[0]["mean"], ranks[0]["var"])).double()
+    torch.testing.assert_close(statistics, expected, rtol=1e-5, atol=1e-6)
     others = [_running([x.double().mean() for x in rank["seen"]]) for rank in ranks]
     assert (others[0] - others[1]).abs() > 1e-3
     for rank in ranks:
-        found = rank["other"].double().squeeze()
-        torch.testing.assert_close(found, (3 * others[0] + others[1]) / 4, rtol=1e-5, atol=1e-6)
+        statistics = rank["other"].double().squeeze()
+        torch.testing.assert_close(
+            statistics, (3 * others[0] + others[1]) / 4, rtol=1e-5, atol=1e-6
+        )
     saved = torch.load(folder / "weights" / "teacher.pt")
     assert torch.equal(saved["norm.running_mean"], ranks[0]["mean"])
     assert torch.equal(saved["norm.running_var"], ranks[0]["var"])

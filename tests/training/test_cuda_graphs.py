@@ -183,7 +183,7 @@ def test_ranks_sum_the_gradients_of_a_graph() -> None:
     store = HashStore()  # only this process uses it
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        found = []
+        states = []
         for graphed in (True, False):
             torch.manual_seed(0)
             world, group = World(Environment(), torch.device("cpu")), torch.distributed.group.WORLD
@@ -195,11 +195,11 @@ def test_ranks_sum_the_gradients_of_a_graph() -> None:
                 loss = F.cross_entropy(learner.forward(x[step], step), y[step])
                 learner.backward(loss, step)
                 learner.update(step)
-            found.append(learner.model.state_dict())
+            states.append(learner.model.state_dict())
     finally:
         torch.distributed.destroy_process_group()
-    assert all(torch.equal(found[0][key], value) for key, value in found[1].items())
-    assert not torch.equal(found[0]["head.bias"], torch.zeros(10))
+    assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
+    assert not torch.equal(states[0]["head.bias"], torch.zeros(10))
 
 
 def test_a_function_reads_graph_memory_directly_and_copies_other_inputs() -> None:
@@ -215,10 +215,10 @@ def test_a_function_reads_graph_memory_directly_and_copies_other_inputs() -> Non
 
     for n in range(4):
         given = torch.full((3,), float(n))
-        found = graphed_functions("double", double, given)
-        assert found.tolist() == [2.0 * n] * 3
-        assert graphed_functions("triple", triple, found).tolist() == [6.0 * n] * 3
-    kept = found.data_ptr()
+        doubled = graphed_functions("double", double, given)
+        assert doubled.tolist() == [2.0 * n] * 3
+        assert graphed_functions("triple", triple, doubled).tolist() == [6.0 * n] * 3
+    kept = doubled.data_ptr()
     # `double` is captured at its second call, on a copy of its input. From then on its result lies
     # in graph memory, which is another cache key for `triple`: called, captured, replayed.
     assert calls[2] not in (kept, given.data_ptr())
@@ -228,7 +228,7 @@ def test_a_function_reads_graph_memory_directly_and_copies_other_inputs() -> Non
     assert [graphed_functions("triple", triple, other).tolist() for _ in range(3)] == [
         [3.0] * 3
     ] * 3
-    assert (other.tolist(), found.tolist()) == ([1.0] * 3, [6.0] * 3)
+    assert (other.tolist(), doubled.tolist()) == ([1.0] * 3, [6.0] * 3)
     # The same graph memory with other strides is another cache key.
     for _ in range(3):
         square = graphed_functions("double", double, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))

@@ -264,9 +264,9 @@ def test_a_diverging_network_is_named_once_with_exit_code_3(tmp_path: Path) -> N
     with process(torchrun(3, "digits-2t1s", *settings), tmp_path, log) as child:
         assert child.wait(90) != 0
     text = log.read_text()
-    found = [line for line in text.splitlines() if line.startswith("switokd: ")]
-    assert len(found) == 1, text
-    assert "network teacher2 (rank 1) has logits that are not finite at step" in found[0]
+    messages = [line for line in text.splitlines() if line.startswith("switokd: ")]
+    assert len(messages) == 1, text
+    assert "network teacher2 (rank 1) has logits that are not finite at step" in messages[0]
     assert re.search(r"exitcode\s*: 3 ", text)
     decisions = lines(tmp_path / "out" / "decisions.jsonl")
     for line in decisions:

@@ -130,10 +130,10 @@ def accumulated(windows: list[list[int]], learned: Collection[int]) -> nn.Module
 )
 def test_accumulation_is_the_mean_over_the_window(paused: list[int], why: str) -> None:
     window = AccumulationWindow(size=3, steps_per_epoch=8, total_steps=8)
-    found = learn(learner(window=window), 8, paused)
+    model = learn(learner(window=window), 8, paused)
     expected = accumulated([[1, 2, 3], [4, 5, 6], [7, 8]], set(range(1, 9)) - set(paused))
-    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-6, atol=1e-7)
-    assert len(differences(found, plain(8))) > 0, why
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=1e-6, atol=1e-7)
+    assert len(differences(model, plain(8))) > 0, why
 
 
 def test_weights_change_only_at_the_end_of_a_window_with_gradients() -> None:

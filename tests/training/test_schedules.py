@@ -22,17 +22,17 @@ def rates(base: float, steps_per_epoch: int, **settings: Any) -> list[float]:
 
 
 def test_multi_step_multiplies_by_gamma_after_each_milestone() -> None:
-    found = rates(0.3, 2, epochs=6, milestones=(2, 5), gamma=0.1)
-    assert found == [0.3] * 4 + [0.3 * 0.1**1] * 6 + [0.3 * 0.1**2] * 2
+    actual = rates(0.3, 2, epochs=6, milestones=(2, 5), gamma=0.1)
+    assert actual == [0.3] * 4 + [0.3 * 0.1**1] * 6 + [0.3 * 0.1**2] * 2
     assert rates(0.3, 3, epochs=2) == [0.3] * 6  # no milestones: constant
 
 
 def test_cosine_by_hand() -> None:
-    found = rates(1.0, 2, epochs=2, name="cosine", min_lr=0.2)
+    actual = rates(1.0, 2, epochs=2, name="cosine", min_lr=0.2)
     half = math.sqrt(0.5)
     expected = [1.0, 0.6 + 0.4 * half, 0.6, 0.6 - 0.4 * half]
-    assert found == pytest.approx(expected, rel=1e-12)
-    assert found[0] == 1.0
+    assert actual == pytest.approx(expected, rel=1e-12)
+    assert actual[0] == 1.0
 
 
 def test_cosine_equals_pytorchs_schedule() -> None:
@@ -43,8 +43,8 @@ def test_cosine_equals_pytorchs_schedule() -> None:
         expected.append(theirs.get_last_lr()[0])
         optimizer.step()
         theirs.step()
-    found = rates(0.07, 7, epochs=5, name="cosine", min_lr=0.002)
-    assert found == pytest.approx(expected, rel=1e-9)
+    actual = rates(0.07, 7, epochs=5, name="cosine", min_lr=0.002)
+    assert actual == pytest.approx(expected, rel=1e-9)
 
 
 def test_warm_up_rises_linearly_and_then_follows_the_schedule() -> None:
@@ -78,9 +78,11 @@ def test_max_steps_does_not_change_learning_rates(name: str) -> None:
 
 def test_windows_divide_each_epoch_and_the_run() -> None:
     window = AccumulationWindow(size=3, steps_per_epoch=7, total_steps=12)
-    found = [window.of(step) for step in range(1, 13)]
+    windows = [window.of(step) for step in range(1, 13)]
     first = [range(1, 4)] * 3 + [range(4, 7)] * 3 + [range(7, 8)]
-    assert found == first + [range(8, 11)] * 3 + [range(11, 13)] * 2  # the run ends within a window
+    assert (
+        windows == first + [range(8, 11)] * 3 + [range(11, 13)] * 2
+    )  # the run ends within a window
     assert AccumulationWindow(size=3, steps_per_epoch=7).of(12) == range(11, 14)
 
 

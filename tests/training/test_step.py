@@ -41,35 +41,35 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonze
 class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operators that wait, including those that PyTorch itself calls."""
 
-    def __init__(self, found: Counter[str]) -> None:
+    def __init__(self, counts: Counter[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found = found
+        self.counts = counts
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         name = func.overloadpacket.__name__
         if name in WAITING or (name.startswith("index") and _has_mask(args)):
-            self.found[name] += 1
+            self.counts[name] += 1
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def reading() -> Iterator[Counter[str]]:
     """Count all reads from the device inside."""
-    found: Counter[str] = Counter()
-    with pytest.MonkeyPatch.context() as patch, Waits(found):
+    counts: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patch, Waits(counts):
         # On a CPU these calls are not operators. A tensor made of numbers must be copied to a GPU.
         calls = [(Tensor, name) for name in ("tolist", "numpy", "cpu", "new_tensor")]
         for owner, name in [*calls, (torch, "tensor"), (torch, "as_tensor")]:
             original = getattr(owner, name)
 
             def call(*args: Any, name: str = name, original: Any = original, **more: Any) -> object:
-                found[name] += 1
+                counts[name] += 1
                 return original(*args, **more)
 
             patch.setattr(owner, name, call)
-        yield found
+        yield counts
 
 
 def _has_mask(args: Any) -> bool:
@@ -82,7 +82,7 @@ def configured(strategy: str, **sections: Any) -> Config:
         "name": "step",
         "device": "cpu",
         "data": {"dataset": "digits", "batch_size": 16, **sections.pop("data", {})},
-        "networks": {n: {**each, **sections.pop(n, {})} for n, each in NETWORKS.items()},
+        "networks": {n: {**network, **sections.pop(n, {})} for n, network in NETWORKS.items()},
         "distillation": {"strategy": strategy},
         "schedule": {"epochs": 1, "max_steps": STEPS, **sections.pop("schedule", {})},
         "compute": sections.pop("compute", {}),
@@ -95,15 +95,15 @@ def reads_of(config: Config, patch: pytest.MonkeyPatch) -> list[Counter[str]]:
     """Train, and return the reads of each step and of the measurements after it."""
     ours = InProcess(config)
     log = EpochLog(ours.learners, ours.placement, ours.decider, ours.device)
-    found = []
+    counts = []
     patch.setattr(meters, "SEND_SECONDS", math.inf)  # sending live metrics reads from the device
     for x, y in ours.batches(STEPS):
         with reading() as reads:
             log.add(ours.step(x, y), len(y))
-        found.append(reads)
-    assert len(found) == STEPS
+        counts.append(reads)
+    assert len(counts) == STEPS
     assert all(math.isfinite(sum_) for sums in log.sums().values() for sum_ in sums)
-    return found
+    return counts
 
 
 @pytest.mark.parametrize(
@@ -143,18 +143,18 @@ from switokd.runtime.environment import environment
 from switokd.config.run_file import load
 from tests.training.test_step import reading
 
-train_step, found = trainer.train_step, []
+train_step, counts = trainer.train_step, []
 
 def counted(*arguments):
     with reading() as reads:
         result = train_step(*arguments)
-    found.append(reads)
+    counts.append(reads)
     return result
 
 trainer.train_step = counted
 worker.train(load("digits-2t1s", sys.argv[1:]), environment(os.environ))
 with open(f"rank{os.environ['RANK']}.json", "w") as file:
-    json.dump(found, file)
+    json.dump(counts, file)
 """
 
 
@@ -169,18 +169,18 @@ def test_a_rank_with_shared_networks_reads_once_per_step(tmp_path: Path) -> None
     decisions = lines(tmp_path / "out" / "decisions.jsonl")
     assert {d["teacher"] for d in decisions if d["mode"] == "learning"} == {"teacher1", "teacher2"}
     for rank in (0, 1):
-        found = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert found == [{"tolist": 1, "tensor": 1}, *[{"tolist": 1}] * (STEPS - 1)]
+        counts = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert counts == [{"tolist": 1, "tensor": 1}, *[{"tolist": 1}] * (STEPS - 1)]
 
 
 def test_reads_are_counted_everywhere() -> None:
     x = torch.arange(4.0, requires_grad=True)
     inside: list[float] = []
-    with reading() as found:
+    with reading() as counts:
         y = (x * x).sum()
         y.register_hook(lambda gradient: inside.append(gradient.item()))  # type: ignore[no-untyped-call]
         y.backward()  # type: ignore[no-untyped-call]
         if x[x > 1].sum() > 0:
             x.detach().cpu().tolist()
     assert inside == [1.0]
-    assert found == {"_local_scalar_dense": 2, "index": 1, "cpu": 1, "tolist": 1}
+    assert counts == {"_local_scalar_dense": 2, "index": 1, "cpu": 1, "tolist": 1}

@@ -213,7 +213,7 @@ def test_a_run_file_in_another_folder_with_a_users_own_network(tmp_path: Path) -
     elsewhere.mkdir()
     started_in.mkdir()
     (elsewhere / "mynets.py").write_text(NETWORK)
-    mine = {
+    run_file = {
         "name": "mine",
         "networks": {
             "big": {"role": "teacher", "model": "mynets:small", "model_kwargs": {"hidden": 99}},
@@ -221,7 +221,7 @@ def test_a_run_file_in_another_folder_with_a_users_own_network(tmp_path: Path) -
         },
         "schedule": {"epochs": 1},
     }
-    (elsewhere / "mine.yaml").write_text(yaml.safe_dump(mine))
+    (elsewhere / "mine.yaml").write_text(yaml.safe_dump(run_file))
     folder = train(started_in, 2, str(elsewhere / "mine.yaml"))
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["topology"] == "1T1S"
@@ -286,11 +286,11 @@ def test_a_usage_error_is_one_line_without_a_traceback(case: str, tmp_path: Path
     (tmp_path / "mynets.py").write_text(NETWORK)
     code, _, err = run(torchrun(processes, "digits-2t1s", "run_dir=out", *settings), tmp_path)
     assert code != 0
-    found = complaints(err)
+    messages = complaints(err)
     # One line for an error that all ranks raise; otherwise up to one line per rank.
     expected = 3 if case in ("no coordinator", "training output") else 1
-    assert 1 <= len(set(found)) <= expected, err
-    assert any(words in line for line in found), err
+    assert 1 <= len(set(messages)) <= expected, err
+    assert any(words in line for line in messages), err
     assert ("exitcode  : 2 " in err) or case == "no coordinator"
     # Only torchrun itself prints a traceback, at the end.
     assert "Traceback" not in err.partition("torch/distributed/elastic")[0]

@@ -137,17 +137,17 @@ def test_best_and_last_weights_are_saved_and_in_the_summary(
     # The learning rate rises after three epochs, so that the last epoch is not the best.
     spoil = ["schedule.epochs=5", "schedule.milestones=[3]", "schedule.gamma=20"]
     folder = train(tmp_path / "out", *spoil, "data.batch_size=128", "schedule.ema_decay=0.9")
-    told, metrics = summary(folder), lines(folder / "metrics.jsonl")
+    networks, metrics = summary(folder), lines(folder / "metrics.jsonl")
     expected: list[tuple[str, set[str]]] = []
-    best = dict.fromkeys(told, -1.0)
+    best = dict.fromkeys(networks, -1.0)
     for epoch in range(1, 6):
         now = {m["network"]: m["test_top1"] for m in metrics if m["epoch"] == epoch}
         better = {name for name, accuracy in now.items() if accuracy > best[name]}
         best |= {name: now[name] for name in better}
         expected += [("weights/best", better)] if better else []
-    assert saved == [*expected, ("weights", {n + e for n in told for e in ("", ".ema")})]
-    assert told["student"]["top1_last"] < told["student"]["top1_best"]
-    for name, network in told.items():
+    assert saved == [*expected, ("weights", {n + e for n in networks for e in ("", ".ema")})]
+    assert networks["student"]["top1_last"] < networks["student"]["top1_best"]
+    for name, network in networks.items():
         course = [m["test_top1"] for m in metrics if m["network"] == name]
         assert network["best_epoch"] == 1 + course.index(max(course))
         assert top1(folder, name) == pytest.approx(network["top1_last"])
@@ -168,13 +168,13 @@ def test_the_metrics_have_the_schedules_learning_rates(tmp_path: Path) -> None:
     cosine = "schedule={name: cosine, epochs: 3, warmup_epochs: 1.0, min_lr: 1e-3}"
     optimizer = "networks.teacher.optimizer={name: adamw, lr: 0.01, decay_norms_and_biases: false}"
     folder = train(tmp_path / "out", cosine, optimizer, "data.batch_size=512")
-    found = {(m["network"], m["epoch"]): m["lr"] for m in lines(folder / "metrics.jsonl")}
+    rates = {(m["network"], m["epoch"]): m["lr"] for m in lines(folder / "metrics.jsonl")}
     # With two steps per epoch, the cosine is at 1/4 and 3/4 of its period at the ends of epochs.
     quarter = 0.5**0.5
     for name, base in (("teacher", 0.01), ("student", 0.05)):
         middle, half = (base + 1e-3) / 2, (base - 1e-3) / 2
         expected = [base, middle + half * quarter, middle - half * quarter]
-        assert [found[name, e] for e in (1, 2, 3)] == pytest.approx(expected)
+        assert [rates[name, e] for e in (1, 2, 3)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
