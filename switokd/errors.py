@@ -96,6 +96,6 @@ def first_line(error: BaseException) -> str:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return "; did you mean X?" with the allowed word most like `word`, or an empty string."""
+    """Return "; did you mean 'X'?" for the allowed word most like `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -82,7 +82,7 @@ def train(config: Config, env: Environment) -> Path | None:
 
 
 def _set_process_limits(config: Config, env: Environment, device: torch.device) -> None:
-    """Set this process's threads and its allocator, unless it is the user's own (embedded)."""
+    """Set the number of threads and the allocator, except in a user's own process (embedded)."""
     if env.embedded:
         return
     stay_within_limits()

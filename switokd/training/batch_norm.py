@@ -14,7 +14,7 @@ from switokd.training.learner import Learner
 
 
 def check_batch_norm(config: Config, placement: Placement, world: World) -> None:
-    """UsageError if compute.batch_norm=sync is set where PyTorch does not support SyncBatchNorm."""
+    """Raise UsageError if compute.batch_norm=sync is set and PyTorch does not support it here."""
     shared = [name for name in placement.networks if len(placement.ranks_of(name)) > 1]
     if config.compute.batch_norm == "sync" and shared and world.backend != "nccl":
         raise UsageError(

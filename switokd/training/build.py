@@ -232,7 +232,7 @@ def set_learning_rate(config: Config, learner: Learner, step: int, steps_per_epo
 
 
 def check_shards(config: Config, placement: Placement, images: Images) -> None:
-    """UsageError if a batch is too small to give two samples to every rank of a network.
+    """Raise UsageError if a batch is too small to give two samples to every rank of a network.
 
     An epoch's last batch may leave a rank's shard empty, except with batch_norm=sync, where the
     other ranks would wait for it.

@@ -37,10 +37,10 @@ MAX_GRAPHS = 32
 
 
 def capture_error(name: str, error: Exception, remedy: str = "") -> Exception:
-    """Return the error to raise when a capture of `name` failed.
+    """Return the error to raise after a failed capture of `name`.
 
-    That is the OutOfMemoryError if memory ran out, otherwise a UsageError. remedy: advice for the
-    message, which ends with a comma and a space.
+    An OutOfMemoryError is returned unchanged; any other error becomes a UsageError. remedy: advice
+    for the message; it ends with a comma, "or" and a space.
     """
     # After a failed capture PyTorch raises a second error, with the first one as its context.
     while isinstance(error.__context__, Exception):
@@ -60,7 +60,7 @@ def can_capture(device: torch.device) -> bool:
 
 
 class GraphContext:
-    """Where one rank captures CUDA graphs, and the memory that its graphs own.
+    """One rank's device for CUDA graphs, and the memory that its graphs own.
 
     device: the GPU; None: nothing is captured.
     """

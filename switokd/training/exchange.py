@@ -181,9 +181,9 @@ class Exchange:
                 )
 
     def watched(self, doing: str) -> AbstractContextManager[None]:
-        """Watch a block that may wait for other ranks; `doing` names the operation.
+        """Watch a block that may wait for other ranks; `doing` names the operation in the report.
 
-        Reading a value from a GPU may wait too: for the collectives that are queued before.
+        On a GPU, reading a value waits for all collectives in the queue, so watch such reads too.
         """
         return self._watchdog.during(doing) if self._watchdog else nullcontext()
 

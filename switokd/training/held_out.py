@@ -45,7 +45,7 @@ class HeldOut:
 
     @torch.no_grad()
     def observe(self, learners: Sequence[Learner], step: int) -> None:
-        """Show the strategy all networks' logits, if it asks for them; every rank must call this.
+        """Show the strategy all networks' logits, if images are held out; call this on every rank.
 
         step: number of the next training step. NonFiniteError or PeerError as in a step.
         """

@@ -101,7 +101,9 @@ class Learner:
         return (self.graphs.model(len(x)) or self.forward_pass)(x)
 
     def predict(self, x: Tensor, model: nn.Module | None = None) -> Tensor:
-        """Return logits for evaluation; not compiled, because compiling takes longer than it saves.
+        """Return logits `[b, C]` for evaluation, without compiled code or CUDA graphs.
+
+        Compiling the model for the test's batch size would take longer than it saves.
 
         model: the model to use instead of the trained one, for example its moving average.
         """

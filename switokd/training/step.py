@@ -1,5 +1,6 @@
 """One training step of one rank, from the images to the optimizer step.
 
+Source: Qian et al., Switchable Online Knowledge Distillation, ECCV 2022, arXiv:2209.04996.
 Symbols as in the paper: z are logits `[B, C]`; y are labels `[B]` or target distributions
 `[B, C]`. A rank holds one or several networks (`learners`), and the part of each batch that its
 placement assigns to it.
@@ -67,7 +68,10 @@ class StepResult:
 
 
 def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) -> StepResult:
-    """Train on one batch of `n` samples; x `[b, ...]` and y are the part that this rank loaded."""
+    """Train on one batch of `n` samples; x `[b, ...]` and y are the part that this rank loaded.
+
+    NonFiniteError and PeerError as in `Exchange.check`; no weights were changed then.
+    """
     learners, method, decider = context.learners, context.method, context.decider
     exchange, placement = context.exchange, context.exchange.local_placement
     # Forward in train mode, also for paused teachers: their BatchNorm statistics keep moving.
@@ -96,7 +100,7 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
     for learner in students_first:
         decision = (early or decider.decision(step)) if learner.is_teacher else None
         if decision is not None and learner.name in decision.paused:
-            paused.add(learner.name)  # no backward: weights, momentum and weight decay stay
+            paused.add(learner.name)  # no backward pass: weights and momentum stay unchanged
             continue
         loss = None
         if learner.name in z:

@@ -36,7 +36,10 @@ def gather_weights(
 
 
 def check_finite(learners: Sequence[Learner], rank: int) -> None:
-    """NonFiniteError if weights are not finite: the next step, which would notice, may not come."""
+    """Raise NonFiniteError if weights are not finite after the last step.
+
+    A step checks only logits, which show the weights of the step before.
+    """
     for learner in learners:
         if not all(value.isfinite().all() for value in learner.model.parameters()):
             raise NonFiniteError(

@@ -47,8 +47,8 @@ class Net(nn.Module):
         return self.linear(self.norm(x) + self.other(x[:, None]).flatten(1))
 
     def leave(self):
-        statistics = {"seen": self.seen, "mean": self.norm.running_mean, "var": self.norm.running_var}
-        statistics["other"] = self.other.running_mean
+        statistics = {"mean": self.norm.running_mean, "var": self.norm.running_var}
+        statistics |= {"other": self.other.running_mean, "seen": self.seen}
         torch.save(statistics, f"rank{os.environ['RANK']}.pt")
 """
 STEPS = 3
