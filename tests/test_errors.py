@@ -1,0 +1,36 @@
+"""Errors: which ranks raise them, and how they travel between ranks."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from switokd.errors import CollectiveError, NonFiniteError, PeerError, SwitokdError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("kind", "default"), [(UsageError, True), (NonFiniteError, True), (PeerError, False)]
+)
+def test_an_argument_overrides_the_default_of_the_class(
+    kind: type[SwitokdError], default: bool
+) -> None:
+    assert kind("message").seen_by_every_rank is default
+    assert kind("message", every_rank=not default).seen_by_every_rank is not default
+
+
+def test_a_copy_for_other_ranks_leaves_the_error_unchanged() -> None:
+    error = UsageError("message")
+    copy = error.seen_by(every_rank=False)
+    assert (type(copy), str(copy), copy.seen_by_every_rank) == (UsageError, "message", False)
+    assert error.seen_by_every_rank
+
+
+@pytest.mark.parametrize(
+    "error", [UsageError("message", every_rank=False), CollectiveError("waiting", "timeout")]
+)
+def test_an_error_can_be_sent_to_other_ranks(error: SwitokdError) -> None:
+    received = pickle.loads(pickle.dumps(error))
+    assert type(received) is type(error)
+    assert str(received) == str(error)
+    assert vars(received) == vars(error)
