@@ -22,6 +22,7 @@ from switokd.errors import UsageError
 from switokd.models import registry
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import World
+from switokd.training import eager
 from switokd.training.batch_norm import check_batch_norm
 from switokd.training.cuda_graphs import GraphContext, NetworkGraphs, can_capture
 from switokd.training.ema import moving_average
@@ -191,7 +192,7 @@ def make_optimizer(
     """Return the optimizer of the run file's `network` section for all parameters of `model`."""
     settings = network.optimizer.model_dump(exclude={"name", "decay_norms_and_biases"})
     groups = parameter_groups(model, network.optimizer.decay_norms_and_biases)
-    by_name = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    by_name = {"sgd": eager.SGD, "adam": eager.Adam, "adamw": eager.AdamW}
     make = by_name[network.optimizer.name]
     optimizer: torch.optim.Optimizer = make(groups, **settings, fused=fused or None)
     return optimizer
