@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +15,6 @@ from switokd.coordination.client import Client
 from switokd.coordination.decider import Decider
 from switokd.coordination.local import LocalDecider
 from switokd.coordination.membership import Endpoint, Membership
-from switokd.coordination.process import coordinator_process
 from switokd.data.images import Images, open_images
 from switokd.data.prefetch import prefetch
 from switokd.data.signature import InputSignature
@@ -23,6 +23,7 @@ from switokd.errors import CollectiveError, PeerError, first_line
 from switokd.models import registry
 from switokd.planning.auto import Choice, choose_placement
 from switokd.runs import run_folder
+from switokd.runs.curves import draw_curves
 from switokd.runs.progress import ProgressBar
 from switokd.runs.recorder import RunRecorder
 from switokd.runtime.allocator import keep_freed_memory
@@ -56,7 +57,17 @@ from switokd.training.trainer import Trainer, total_steps
 OnDecision = Callable[[Decision], None]
 
 
-def train(config: Config, env: Environment) -> Path | None:
+@dataclass(frozen=True)
+class Helpers:
+    """What rank 0 leaves to other processes; the other ranks use none of it."""
+
+    wait_for_coordinator: Callable[[], Endpoint] | None = None
+    """Waits until the coordinator of this run is ready. None if the run file names one, or none."""
+    draw: Callable[[Path], object] = draw_curves
+    """Draws the curves of a run folder, or has them drawn before the command ends."""
+
+
+def train(config: Config, env: Environment, helpers: Helpers = Helpers()) -> Path | None:
     """Train this rank's networks together with the other ranks, and write the run folder.
 
     Returns the run folder on rank 0, None elsewhere. A rank that `placement: auto` does not use
@@ -78,7 +89,7 @@ def train(config: Config, env: Environment) -> Path | None:
         if env.rank >= choice.placement.world_size:
             return None
         models = models or make_models(config, choice.placement.networks_of(env.rank), images)
-        return _train(stack, config, world, choice, images, models)
+        return _train(stack, config, world, choice, images, models, helpers)
 
 
 def _set_process_limits(config: Config, env: Environment, device: torch.device) -> None:
@@ -118,7 +129,13 @@ def meet(
 
 
 def _train(
-    stack: ExitStack, config: Config, world: World, choice: Choice, images: Images, models: Models
+    stack: ExitStack,
+    config: Config,
+    world: World,
+    choice: Choice,
+    images: Images,
+    models: Models,
+    helpers: Helpers,
 ) -> Path | None:
     """Build the parts of one rank, connect them, and train; return the run folder on rank 0."""
     placement, device = choice.placement, world.device
@@ -144,7 +161,8 @@ def _train(
         for observer in observers:
             observer.on_decision(decision)
 
-    decider, where = stack.enter_context(join_decider(config, world, placement, on_decision))
+    wait = helpers.wait_for_coordinator
+    decider, where = stack.enter_context(join_decider(config, world, placement, on_decision, wait))
     functions = GraphedFunctions(graphs)
     exchange = Exchange(
         local_placement,
@@ -169,7 +187,7 @@ def _train(
     with bar:
         bar.console.print(describe(config, world, placement, where))
         waiting_times = trainer.run()
-    recorder.finish(waiting_times, bar.console)
+    recorder.finish(waiting_times, bar.console, helpers.draw)
     return recorder.folder.path
 
 
@@ -200,11 +218,16 @@ def describe(config: Config, world: World, placement: Placement, where: str) -> 
 
 @contextmanager
 def join_decider(
-    config: Config, world: World, placement: Placement, on_decision: OnDecision
+    config: Config,
+    world: World,
+    placement: Placement,
+    on_decision: OnDecision,
+    wait_for_coordinator: Callable[[], Endpoint] | None = None,
 ) -> Iterator[tuple[Decider, str]]:
     """Connect to the coordinator, or decide in this process if the run file says so.
 
     Yields the decider, and a description of where it runs. on_decision: called for each decision.
+    wait_for_coordinator: see `Helpers`.
     """
     if config.coordinator.address == "off":
         assert world.env.world_size == 1, "the configuration requires a coordinator otherwise"
@@ -212,33 +235,28 @@ def join_decider(
             unwind_on_sigterm()
         yield LocalDecider(config, on_decision), "no coordinator"
         return
-    with agree_on_coordinator(config, world) as (endpoint, run_id):
-        where = f"coordinator {endpoint}"
-        if endpoint.http:
-            where = f"live metrics http://{endpoint.http}/metrics"
-        membership = Membership(endpoint, run_id, world.rank)
-        with connected(membership, config, placement, on_decision) as client:
-            yield client, where
+    endpoint, run_id = agree_on_coordinator(config, world, wait_for_coordinator)
+    where = f"coordinator {endpoint}"
+    if endpoint.http:
+        where = f"live metrics http://{endpoint.http}/metrics"
+    membership = Membership(endpoint, run_id, world.rank)
+    with connected(membership, config, placement, on_decision) as client:
+        yield client, where
 
 
-@contextmanager
-def agree_on_coordinator(config: Config, world: World) -> Iterator[tuple[Endpoint, str]]:
-    """Yield the coordinator's endpoint and the run id, which are the same on all ranks.
+def agree_on_coordinator(
+    config: Config, world: World, wait_for_coordinator: Callable[[], Endpoint] | None
+) -> tuple[Endpoint, str]:
+    """Return the coordinator's endpoint and the run id, which are the same on all ranks."""
 
-    Rank 0 starts a coordinator if the run file names none.
-    """
-    with ExitStack() as stack:
+    def choose() -> tuple[Endpoint, str]:
+        endpoint = Endpoint(config.coordinator.address)
+        if config.coordinator.address == "auto":
+            assert wait_for_coordinator is not None, "rank 0 has one, unless it is embedded"
+            endpoint = wait_for_coordinator()
+        return endpoint, f"{config.name}-{uuid.uuid4().hex[:6]}"
 
-        def start() -> tuple[Endpoint, str]:
-            endpoint = Endpoint(config.coordinator.address)
-            if config.coordinator.address == "auto":
-                port, strategy = config.coordinator.http_port, config.distillation.strategy
-                user_strategy = strategy if ":" in strategy else ""
-                process = coordinator_process(world.env, port, user_strategy)
-                endpoint = stack.enter_context(process)
-            return endpoint, f"{config.name}-{uuid.uuid4().hex[:6]}"
-
-        yield world.broadcast(world.on_rank_0(start))
+    return world.broadcast(world.on_rank_0(choose))
 
 
 @contextmanager

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Annotated, Optional
+from contextlib import ExitStack
+from dataclasses import astuple, replace
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from switokd.cli.arguments import RunFile, Settings, fail
 from switokd.errors import SwitokdError
 from switokd.runtime.environment import ProcessLayout
+
+if TYPE_CHECKING:
+    from switokd.config.config import Config
 
 PROCESSES_HELP = (
     "Number of processes, for placement=replicated or placement=auto. Any other placement fixes "
@@ -49,7 +53,7 @@ def train(
     from switokd.cli.worker import run_rank
     from switokd.config.run_file import load_importable
     from switokd.runtime.environment import check_alone, check_world_size, environment
-    from switokd.runtime.launcher import launch, processes_for
+    from switokd.runtime.launcher import processes_for
 
     env = environment()
     if env.under_torchrun:
@@ -74,4 +78,30 @@ def train(
     if count == 1:
         run_rank(recipe, settings or [])
         return
-    raise typer.Exit(launch(config, count, [recipe, *(settings or [])], layouts))
+    try:
+        raise typer.Exit(_launch(config, count, [recipe, *(settings or [])], layouts))
+    except SwitokdError as error:
+        fail(error)
+
+
+def _launch(
+    config: Config, processes: int, arguments: Sequence[str], layouts: Sequence[ProcessLayout]
+) -> int:
+    """Start the coordinator and the ranks; return the exit code of the run."""
+    from switokd.coordination.process import coordinator_process
+    from switokd.runs.curves import draw_curves
+    from switokd.runtime.environment import Environment
+    from switokd.runtime.launcher import launch
+
+    env = Environment(world_size=processes, local_world_size=processes)
+    with ExitStack() as stack:
+        coordinator = None
+        if config.coordinator.address == "auto":
+            coordinator = stack.enter_context(coordinator_process(config, env))
+
+        def while_importing() -> Sequence[object]:
+            import matplotlib.figure  # noqa: F401 needed at the end, and this process is idle
+
+            return astuple(coordinator()) if coordinator else ()
+
+        return launch(processes, arguments, layouts, while_importing, draw_curves)

@@ -1,16 +1,22 @@
 """The picture of a run, curves.png: gap, threshold and modes of each pair, test accuracy.
 
+Imported without torch, so that a process beside the ranks can draw.
+
 Not covered: the closing table (`summary.py`), live metrics (`training/meters.py`), the picture of
 a comparison (`compare/plot.py`).
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from switokd.runs.run_folder import read_lines
+from switokd.runs.json_lines import read_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +47,33 @@ def draw_curves(folder: Path) -> Path:
     path = folder / "curves.png"
     figure.savefig(path, dpi=120)
     return path
+
+
+@contextmanager
+def drawing_process() -> Iterator[Callable[[Path], None]]:
+    """Start a process that draws curves; yield a function that names the run folder to it.
+
+    The process imports Matplotlib while the caller trains. The end of the block waits until the
+    curves are drawn. CalledProcessError if drawing fails.
+    """
+    command = [sys.executable, "-m", "switokd.runs.curves"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, start_new_session=True, text=True
+    ) as child:
+        try:
+            yield lambda folder: _send(child, folder)
+        except BaseException:
+            child.kill()
+            raise
+        child.communicate()
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
+
+
+def _send(child: subprocess.Popen[str], folder: Path) -> None:
+    assert child.stdin is not None
+    child.stdin.write(str(folder.absolute()))
+    child.stdin.close()
 
 
 def _draw_pair(axis: Axes, lines: list[dict[str, Any]]) -> None:
@@ -97,3 +130,10 @@ def _smooth(values: list[float], half: int = 10) -> list[float]:
     """Running mean over `half` neighbours on each side."""
     windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))
     return [sum(w) / len(w) for w in windows]
+
+
+if __name__ == "__main__":
+    import matplotlib.figure  # noqa: F401 while the run goes on
+
+    if name := sys.stdin.read():
+        draw_curves(Path(name))

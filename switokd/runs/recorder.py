@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from rich.console import Console
 
 from switokd.config.config import Config
 from switokd.distillation.decision import Decision
-from switokd.runs import curves, savings
+from switokd.runs import savings
+from switokd.runs.curves import draw_curves
 from switokd.runs.run_folder import RunFolder
 from switokd.runs.summary import print_table
 from switokd.runtime.placement import Placement
@@ -117,15 +119,23 @@ class RunRecorder(Observer):
             "samples_per_second": network.samples_per_second,
         }
 
-    def finish(self, waiting_times: Sequence[WaitingTimes], console: Console) -> None:
-        """Write the summary, draw the curves, and print the closing table."""
+    def finish(
+        self,
+        waiting_times: Sequence[WaitingTimes],
+        console: Console,
+        draw: Callable[[Path], object] = draw_curves,
+    ) -> None:
+        """Write the summary, draw the curves, and print the closing table.
+
+        draw: draws curves.png into the run folder, or has it drawn by another process.
+        """
         summary = self._summary(waiting_times)
         self.folder.finish(summary)
-        picture = curves.draw_curves(self.folder.path)
+        draw(self.folder.path)
         print_table(console, summary)
         for title, path in (
             ("run folder", self.folder.path),
-            ("picture", picture),
+            ("picture", self.folder.path / "curves.png"),
             ("metrics", self.folder.path / "metrics.jsonl"),
             ("decisions", self.folder.path / "decisions.jsonl"),
         ):

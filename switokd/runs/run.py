@@ -30,7 +30,7 @@ from switokd.errors import UsageError
 from switokd.export.manifest import FILES, Format, WeightsChoice
 from switokd.export.trained import load_with_config, signature_of
 from switokd.runs.curves import draw_curves
-from switokd.runs.run_folder import read_lines
+from switokd.runs.json_lines import read_lines
 
 if TYPE_CHECKING:
     from switokd.export.exporter import Scaling

@@ -149,13 +149,6 @@ def check_run_dir(config: Config) -> None:
         raise _taken(path)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of a .jsonl file, parsed; an empty list if the file does not exist."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def _make(config: Config) -> Path:
     if config.run_dir is not None:
         check_run_dir(config)

@@ -1,21 +1,27 @@
-"""`switokd train` on one machine: starts a process per rank, as torchrun would.
+"""The launcher behind `switokd train`: starts the ranks of a run on this machine.
 
-Not covered: several machines; there torchrun itself is the launcher.
+The launcher does not import PyTorch. It starts one process that imports PyTorch and forks the
+ranks (`fork.py`), and works beside it: it starts the coordinator, and draws the curves.
+
+Not covered: several machines; there torchrun is the launcher.
 """
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 import signal
+import socket
+import subprocess
 import sys
-import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from switokd.config.config import Config
-from switokd.errors import EXIT_INTERRUPTED, PeerError
+from switokd.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, PeerError
 from switokd.runtime.environment import ProcessLayout, cores
-from switokd.runtime.lifecycle import print_error
+from switokd.runtime.lifecycle import Terminated, ignore_sigterm, print_error, unwind_on_sigterm
 from switokd.runtime.threads import stay_within_limits
 
 
@@ -59,44 +65,57 @@ def _gpus(config: Config) -> int:
 
 
 def launch(
-    config: Config, world_size: int, arguments: Sequence[str], layouts: Sequence[ProcessLayout] = ()
+    world_size: int,
+    arguments: Sequence[str],
+    layouts: Sequence[ProcessLayout],
+    wait_for_coordinator: Callable[[], Sequence[object]],
+    draw: Callable[[Path], object],
 ) -> int:
-    """Run `python -m switokd.train ARGUMENTS` once per rank; return the exit code.
+    """Run `python -m switokd.train ARGUMENTS` once per rank; return the exit code of the run.
 
-    That is 0, or the code of the rank that failed first. crews: what the ranks may choose from
-    instead, if they need not all go on.
+    The code is 0, or that of the rank that failed first. layouts: numbers of processes and threads
+    that the ranks may choose from, if the run may continue with fewer processes.
+    wait_for_coordinator: called while PyTorch is imported; its result goes to every rank as JSON.
+    draw: called with the run folder when training is complete, while the ranks end.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # Each rank has said in a line why it ended; torchrun's account would bury it.
-    logging.disable(logging.ERROR)
     threads = max(cores() // world_size, 1)
-    options = [f"--layouts={','.join(each.code for each in layouts)}"] if layouts else []
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    launcher = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=world_size,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="127.0.0.1",  # a machine's own name need not lead anywhere
-        max_restarts=0,
-        monitor_interval=0.1,
+    connection, ranks_end = socket.socketpair()
+    command = [sys.executable, "-u", "-m", "switokd.train", f"--fork={world_size}"]
+    command += [f"--launcher={ranks_end.fileno()}"]
+    command += [f"--layouts={','.join(layout.code for layout in layouts)}"] if layouts else []
+    unwind_on_sigterm()
+    parent = subprocess.Popen(
+        [*command, *arguments],
+        pass_fds=[ranks_end.fileno()],
+        start_new_session=True,  # Ctrl-C reaches the ranks only through this process
     )
+    ranks_end.close()
+    is_started = False
     try:
-        elastic_launch(launcher, sys.executable)("-u", "-m", "switokd.train", *options, *arguments)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:
-            return failure.exitcode
-        who = config.who(rank, world_size)
-        killed_by = signal.Signals(-failure.exitcode).name
-        print_error(f"{who}, process {failure.pid}, was killed by {killed_by}")
+        with suppress(BrokenPipeError):  # the exit code says why
+            connection.sendall(json.dumps(wait_for_coordinator()).encode() + b"\n")
+        is_started = True
+        with connection.makefile(encoding="utf-8") as messages:
+            folder = messages.readline()  # empty if the run fails
+        if folder:
+            draw(Path(json.loads(folder)))
+        code = parent.wait()
+    except (KeyboardInterrupt, Terminated) as stopped:
+        ignore_sigterm()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        is_interrupt = isinstance(stopped, KeyboardInterrupt)
+        # Without ranks there is nothing to interrupt, and SIGTERM leaves no traceback.
+        parent.send_signal(signal.SIGINT if is_interrupt and is_started else signal.SIGTERM)
+        parent.wait()
+        return EXIT_INTERRUPTED if is_interrupt else EXIT_TERMINATED
+    finally:
+        connection.close()
+        if parent.poll() is None:
+            parent.terminate()
+            parent.wait()
+    if code < 0:
+        name = signal.Signals(-code).name
+        print_error(f"process {parent.pid}, which started the ranks, was killed by {name}")
         return PeerError.exit_code
-    except (KeyboardInterrupt, SignalException) as stopped:
-        number = getattr(stopped, "sigval", signal.SIGINT)
-        return EXIT_INTERRUPTED if number == signal.SIGINT else 128 + number
-    return 0
+    return code

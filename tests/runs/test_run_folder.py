@@ -25,7 +25,8 @@ from switokd.distillation.topology import Pair
 from switokd.errors import UsageError
 from switokd.models.registry import build
 from switokd.runs.curves import draw_curves
-from switokd.runs.run_folder import RunFolder, check_run_dir, read_lines
+from switokd.runs.json_lines import read_lines
+from switokd.runs.run_folder import RunFolder, check_run_dir
 from switokd.runs.summary import print_table
 from tests.support import lines
 

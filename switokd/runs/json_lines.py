@@ -1,0 +1,17 @@
+"""Reads the .jsonl files of a run folder. Imported without torch.
+
+Not covered: writing them (`run_folder.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a .jsonl file; an empty list if there is no such file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,161 @@
+"""Starts the ranks of `switokd train` from one process that has imported PyTorch.
+
+Forked ranks share PyTorch's code and modules in memory, and start at once. A process is forked only
+while it has a single thread and has not initialised CUDA; otherwise each rank is a new process.
+
+Not covered: what the command `switokd train` itself does (`launcher.py`); several machines.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch.distributed import TCPStore
+
+from switokd.errors import EXIT_INTERRUPTED, PeerError
+from switokd.runtime.lifecycle import print_error
+
+POLL_SECONDS = 0.05
+"""How often the ranks are checked."""
+
+STOP_SECONDS = 30.0
+"""How long a rank may take to end after a signal, before SIGKILL."""
+
+ADDRESS = "127.0.0.1"
+"""All ranks run on this machine, and its own name may not resolve."""
+
+
+class _Stopped(BaseException):
+    """A signal that stops the run."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def can_fork() -> bool:
+    """Return whether this process may be forked: Linux, one thread, no CUDA context."""
+    if sys.platform != "linux" or torch.cuda.is_initialized():
+        return False
+    return len(os.listdir("/proc/self/task")) == 1
+
+
+def start_ranks(
+    world_size: int, launcher: socket.socket, command: Sequence[str]
+) -> tuple[dict[int, int], TCPStore] | None:
+    """Start the ranks, and return their ranks by process id, with the store in which they meet.
+
+    Returns None in a forked rank, which has torchrun's environment variables from then on.
+    launcher: connection to the launcher; only forked rank 0 keeps it. command: starts a rank that
+    is not forked.
+    """
+    # The socket listens before the ranks start; the store's thread starts after the fork.
+    listener = socket.create_server((ADDRESS, 0), backlog=max(128, 4 * world_size))
+    port = listener.getsockname()[1]
+    os.environ.update(
+        MASTER_ADDR=ADDRESS,
+        MASTER_PORT=str(port),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        TORCHELASTIC_RUN_ID=uuid.uuid4().hex,
+        TORCHELASTIC_USE_AGENT_STORE="True",
+    )
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as torchrun sets it
+    is_forking = can_fork()
+    gc.collect()
+    gc.freeze()  # a later collection would write to shared pages
+    ranks: dict[int, int] = {}
+    for rank in range(world_size):
+        of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        if not is_forking:
+            child = subprocess.Popen(list(command), env={**os.environ, **of_rank})
+            ranks[child.pid] = rank
+            continue
+        pid = os.fork()
+        if not pid:
+            listener.close()
+            if rank:
+                launcher.close()
+            os.environ.update(of_rank)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            with suppress(OSError):  # the name that `top` and `ps -o comm` show
+                Path("/proc/self/comm").write_text(f"switokd rank {rank}")
+            return None
+        ranks[pid] = rank
+    timeout = timedelta(seconds=STOP_SECONDS)
+    store = TCPStore(ADDRESS, port, None, True, timeout, False, master_listen_fd=listener.detach())
+    return ranks, store
+
+
+def wait_for_ranks(
+    ranks: dict[int, int], launcher: socket.socket, who: Callable[[int], str]
+) -> int:
+    """Wait until all ranks have ended, and return the exit code of the run.
+
+    After the first failure the other ranks get SIGTERM. SIGINT and SIGTERM are passed on to the
+    ranks. ranks: rank by process id. who: describes a rank in the message of a rank that was
+    killed. Returns early if the launcher is gone; the ranks then notice that this process is gone.
+    """
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signal_number, signal.SIG_IGN)
+        raise _Stopped(number)
+
+    running = dict(ranks)
+    try:
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signal_number, on_signal)
+        while running:
+            readable, _, _ = select.select([launcher], [], [], POLL_SECONDS)
+            if readable and not launcher.recv(1):
+                return PeerError.exit_code
+            failures = {pid: code for pid, code in _ended(running).items() if code}
+            if failures:
+                # Of several failures within one poll, a killed rank is the cause of the others.
+                pid = min(failures, key=lambda pid: failures[pid] > 0)
+                if failures[pid] < 0:
+                    name = signal.Signals(-failures[pid]).name
+                    print_error(f"{who(ranks[pid])}, process {pid}, was killed by {name}")
+                _stop(running, signal.SIGTERM)
+                return failures[pid] if failures[pid] > 0 else PeerError.exit_code
+    except _Stopped as stopped:
+        _stop(running, stopped.number)
+        is_interrupt = stopped.number == signal.SIGINT
+        return EXIT_INTERRUPTED if is_interrupt else 128 + stopped.number
+    return 0
+
+
+def _ended(running: dict[int, int]) -> dict[int, int]:
+    """Remove the processes that have ended; return their exit codes, -N after signal N."""
+    codes = {}
+    for pid in list(running):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            codes[pid] = os.waitstatus_to_exitcode(status)
+            del running[pid]
+    return codes
+
+
+def _stop(running: dict[int, int], number: int) -> None:
+    """Send a signal to the ranks, and SIGKILL to those that do not end in time."""
+    for signal_number in (number, signal.SIGKILL):
+        for pid in running:
+            os.kill(pid, signal_number)
+        deadline = time.monotonic() + STOP_SECONDS
+        while running and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            _ended(running)
