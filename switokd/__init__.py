@@ -1,11 +1,13 @@
-"""switokd: networks that train each other by switchable online knowledge distillation.
+"""Train networks that teach each other, by switchable online knowledge distillation.
 
     run = switokd.train("digits-2t1s", {"schedule.epochs": 5})
     run = switokd.distil(teachers={...}, students={...}, train=dataset, test=dataset)
     run = switokd.load_run("runs/digits-2t1s-001")
 
-Paper: Qian, Wang, Yin, Hong, Wang, "Switchable Online Knowledge Distillation",
-ECCV 2022, arXiv:2209.04996.
+Source: Qian, Wang, Yin, Hong, Wang, "Switchable Online Knowledge Distillation", ECCV 2022,
+arXiv:2209.04996.
+
+Not covered: the command line (`cli/`), the coordinator (`services.coordinator`).
 """
 
 from importlib import import_module
@@ -18,16 +20,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "distil", "load_run", "train"]
 
-_WHERE = {"train": "api", "distil": "api", "Run": "runs.run", "load_run": "runs.run"}
+_MODULES = {"train": "api", "distil": "api", "Run": "runs.run", "load_run": "runs.run"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the API when it is first asked for: it needs torch, which the coordinator does not."""
-    if name not in _WHERE:
+    """Import a name of the API when a program first uses the name.
+
+    The API needs PyTorch; the coordinator and `switokd --help` do not.
+    """
+    if name not in _MODULES:
         raise AttributeError(f"module 'switokd' has no attribute {name!r}")
-    found = getattr(import_module(f"switokd.{_WHERE[name]}"), name)
-    globals()[name] = found
-    return found
+    value = getattr(import_module(f"switokd.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -2,4 +2,5 @@
 
 from switokd.cli.main import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,15 +1,25 @@
-"""What torchrun starts, once per network: `torchrun ... -m switokd.train RECIPE`.
+"""The program that torchrun starts once per rank: `torchrun ... -m switokd.train RECIPE`.
 
-The loop is in `trainer.py`, the step in `step.py`. Nobody imports this module: as a name in the
-package, `switokd.train` is the function in `api.py`.
+As a name in Python, `switokd.train` is the function of `api.py`, also after `import switokd.train`.
+
+Not covered: what a rank does (`worker.py`), its command line (`cli/worker.py`).
 """
+
+import sys
+from types import ModuleType
+from typing import cast
 
 from switokd.runtime.environment import environment
 from switokd.runtime.lifecycle import follow_launcher
 
 if __name__ == "__main__":
-    # Before all else: whoever starts this may die while PyTorch is being imported.
+    # Before the long import of PyTorch, because the launcher may die meanwhile.
     follow_launcher(environment())
     from switokd.cli.worker import worker_main
 
     worker_main()
+elif __name__ == "switokd.train":  # not in a child of multiprocessing, where it is __mp_main__
+    from switokd import api
+
+    # The import system binds the entry of sys.modules to the name `train` of the package.
+    sys.modules[__name__] = cast(ModuleType, api.train)

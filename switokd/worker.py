@@ -256,7 +256,8 @@ def agree_on_coordinator(
             endpoint = wait_for_coordinator()
         return endpoint, f"{config.name}-{uuid.uuid4().hex[:6]}"
 
-    return world.broadcast(world.on_rank_0(choose))
+    agreed: tuple[Endpoint, str] = world.broadcast(world.on_rank_0(choose))
+    return agreed
 
 
 @contextmanager

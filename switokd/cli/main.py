@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from switokd import __version__
 from switokd.cli.arguments import EPILOG
 from switokd.cli.check import check
 from switokd.cli.compare import compare
@@ -39,6 +38,8 @@ for command in (networks, coordinator, recipes, settings):
 
 def _print_version(is_wanted: bool) -> None:
     if is_wanted:
+        from switokd import __version__
+
         print(f"switokd {__version__}")
         raise typer.Exit
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from switokd.errors import EXIT_INTERRUPTED, PeerError
 from switokd.runtime.lifecycle import print_error
@@ -48,7 +48,7 @@ class _Stopped(BaseException):
 
 def can_fork() -> bool:
     """Return whether this process may be forked: Linux, one thread, no CUDA context."""
-    if sys.platform != "linux" or torch.cuda.is_initialized():
+    if sys.platform != "linux" or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return False
     return len(os.listdir("/proc/self/task")) == 1
 

@@ -19,6 +19,7 @@ from switokd.errors import UsageError
 from switokd.export.artefact import load_artefact
 from switokd.export.manifest import Manifest
 from switokd.runs.run import Run
+from tests.support import run
 
 IMAGES = torch.rand(48, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(IMAGES, torch.arange(48) % 3)
@@ -147,3 +148,27 @@ def test_pictures_are_prepared_without_the_data(tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match="nowhere"):
         _ = run.images
+
+
+MULTIPROCESSING = """
+import runpy
+# The child of multiprocessing runs the main module under this name.
+assert "worker_main" not in runpy.run_module("switokd.train", run_name="__mp_main__")
+"""
+IMPORTED = """
+import importlib
+import switokd.train
+import switokd.train as alias
+from switokd import train
+
+assert switokd.train is train is alias is importlib.import_module("switokd.train")
+assert train.__module__ == "switokd.api"
+"""
+
+
+@pytest.mark.parametrize("program", [IMPORTED, MULTIPROCESSING])
+def test_importing_the_module_switokd_train_gives_the_function(
+    program: str, tmp_path: Path
+) -> None:
+    code, _, err = run([sys.executable, "-c", program], tmp_path)
+    assert code == 0, err

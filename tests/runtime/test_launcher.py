@@ -72,7 +72,7 @@ def test_what_the_run_file_tells_is_refused_before_any_process_starts(
     arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[object] = []
-    monkeypatch.setattr("switokd.runtime.launcher.launch", lambda *what: started.append(what))
+    monkeypatch.setattr("switokd.cli.train._launch", lambda *what: started.append(what))
     result = CliRunner().invoke(app, ["train", "digits-1t1s", *arguments])
     assert result.exit_code == 2
     assert words in result.stderr
@@ -120,7 +120,7 @@ def test_signals(number: signal.Signals, code: int, tmp_path: Path) -> None:
         wait_until(lambda: record.exists() and record.stat().st_size > 999, 60, "some steps")
         family = psutil.Process(child.pid).children(recursive=True)
         if number == signal.SIGKILL:
-            (victim,) = [p for p in family if p.environ().get("RANK") == "1"]
+            (victim,) = [p for p in family if p.name() == "switokd rank 1"]
             victim.kill()
         else:
             child.send_signal(number)

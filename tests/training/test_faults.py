@@ -83,7 +83,8 @@ def complaints(run: Running) -> list[str]:
 @pytest.mark.parametrize(("rank", "workers"), [(0, 0), (1, 1), (2, 0)])
 def test_killing_a_rank_ends_the_run_and_names_it(rank: int, workers: int, tmp_path: Path) -> None:
     with running(tmp_path, f"data.workers={workers}") as run:
-        assert (len(run.everyone) > 5) == (workers > 0)
+        # torchrun, three ranks, the coordinator, and the process that draws the curves
+        assert (len(run.everyone) > 6) == (workers > 0)
         run.ranks[rank].kill()
         assert_all_end(run)
         named = f"rank {rank} ({NETWORKS[rank]}) went away after reporting step"

@@ -1,0 +1,152 @@
+"""Ranks that one process starts: how it waits for them, and what a command imports.
+
+Not covered: whole runs that end badly (`test_launcher.py`, `test_faults.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from switokd.runtime import fork
+from tests.support import run
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+COMPILER = ("torch._dynamo", "torch._inductor", "torch.onnx", "sympy")
+SPY = """
+import atexit, os, sys
+from pathlib import Path
+from torch import nn
+
+def write():
+    names = [*sys.modules, f"parent {os.getppid()}", f"threads {os.environ['OMP_NUM_THREADS']}"]
+    Path(f"rank-{os.environ['RANK']}").write_text("\\n".join(names))
+
+def build(in_channels, num_classes):
+    atexit.register(write)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes))
+"""
+THREADED_STRATEGY = """
+import threading
+from switokd.distillation.strategies import STRATEGIES
+
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+Strategy = STRATEGIES["vanilla"]
+"""
+SPIED = ["networks.teacher.model=spy:build", "networks.student.model=spy:build"]
+ONE_STEP = ["train", "digits-1t1s", "schedule.epochs=1", "schedule.max_steps=1", "run_dir=out"]
+
+
+@pytest.fixture
+def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The launcher's end of a connection and the other end; restores the signal handlers."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    ends = socket.socketpair()
+    yield ends
+    for end in ends:
+        end.close()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def start(*programs: str) -> dict[int, int]:
+    """Start shell programs; return their ranks by process id."""
+    spawned = [os.posix_spawn("/bin/sh", ["sh", "-c", text], os.environ) for text in programs]
+    return {pid: rank for rank, pid in enumerate(spawned)}
+
+
+@pytest.mark.parametrize(
+    ("programs", "code", "message"),
+    [
+        (["true", "sleep 0.2"], 0, ""),
+        (["sleep 60", "exit 3"], 3, ""),
+        (["sleep 60", "kill -9 $$"], 4, "process {}, was killed by SIGKILL"),
+        (["exit 4", "kill -9 $$"], 4, "process {}, was killed by SIGKILL"),
+    ],
+)
+def test_the_first_failure_is_the_exit_code_and_stops_the_other_ranks(
+    programs: list[str],
+    code: int,
+    message: str,
+    connection: tuple[socket.socket, socket.socket],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fork, "POLL_SECONDS", 0.3)  # both failures are seen in one poll
+    ranks = start(*programs)
+    assert fork.wait_for_ranks(ranks, connection[1], lambda rank: f"rank {rank}") == code
+    line = f"switokd: rank 1, {message.format(max(ranks))}\n" if message else ""
+    assert capsys.readouterr().err == line
+    for pid in ranks:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def test_waiting_ends_when_the_launcher_is_gone(
+    connection: tuple[socket.socket, socket.socket],
+) -> None:
+    ranks = start("sleep 60")
+    connection[0].close()
+    assert fork.wait_for_ranks(ranks, connection[1], str) == 4
+    (pid,) = ranks
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_a_rank_that_ignores_the_signal_is_killed(
+    connection: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork, "STOP_SECONDS", 0.2)
+    ranks = start("trap '' TERM; while :; do sleep 0.1; done", "sleep 0.5; exit 2")
+    assert fork.wait_for_ranks(ranks, connection[1], str) == 2
+
+
+@pytest.mark.timeout(120)
+def test_the_launcher_does_not_import_torch_and_a_rank_no_compiler(tmp_path: Path) -> None:
+    """Only the launcher itself prints import times."""
+    (tmp_path / "spy.py").write_text(SPY)
+    command = [sys.executable, "-X", "importtime", "-m", "switokd", *ONE_STEP, *SPIED]
+    code, _, err = run(command, tmp_path)
+    assert code == 0, err
+    imported = {line.rpartition("|")[2].strip() for line in err.splitlines()}
+    assert "switokd.runtime.launcher" in imported
+    assert not imported & {"torch", "grpc", "sklearn", "scipy"}
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
+    ranks = [(tmp_path / f"rank-{rank}").read_text().splitlines() for rank in (0, 1)]
+    for modules in ranks:
+        assert "torch" in modules
+        assert not {name for name in modules if name.startswith(COMPILER)}
+        assert "switokd.runtime.fork" in modules  # forked, not started
+    parents = [[line for line in rank if line.startswith("parent ")] for rank in ranks]
+    assert parents[0] == parents[1]
+
+
+@pytest.mark.timeout(120)
+def test_ranks_are_new_processes_where_a_fork_is_not_safe(tmp_path: Path) -> None:
+    """The user's strategy starts a thread when it is imported."""
+    (tmp_path / "spy.py").write_text(SPY)
+    (tmp_path / "mine.py").write_text(THREADED_STRATEGY)
+    strategy = "distillation.strategy=mine:Strategy"
+    command = [sys.executable, "-m", "switokd", *ONE_STEP, *SPIED, strategy]
+    code, _, err = run(command, tmp_path)
+    assert code == 0, err
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
+    for rank in (0, 1):
+        modules = (tmp_path / f"rank-{rank}").read_text().splitlines()
+        assert "switokd.runtime.fork" not in modules
+
+
+def test_help_imports_neither_torch_nor_the_configuration(tmp_path: Path) -> None:
+    code, out, err = run([sys.executable, "-X", "importtime", "-m", "switokd", "--help"], tmp_path)
+    assert code == 0
+    assert "train" in out
+    imported = {line.rpartition("|")[2].strip() for line in err.splitlines()}
+    assert "switokd.cli.main" in imported
+    heavy = {"torch", "numpy", "grpc", "pydantic", "yaml", "matplotlib", "joblib", "asyncio"}
+    assert not imported & heavy
