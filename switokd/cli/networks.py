@@ -93,7 +93,6 @@ def networks(
 
 def _kwargs(text: str | None, names: Sequence[str]) -> dict[str, Any]:
     """Parse the option --model-kwargs; UsageError if it is no mapping, or no NAME is given."""
-    from switokd.config.yaml_loader import parse_value
 
     if text is None:
         return {}

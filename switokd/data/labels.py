@@ -34,10 +34,6 @@ def check_labels(sources: Sources, where: str) -> None:
         invalid = _first_outside(source, sources.classes, deadline)
         if invalid is not None:
             index, label = invalid
-            error = UsageError(
-                f"{where}, {part} sample {index}: label {label} is outside the "
-                f"{sources.classes} classes (0 to {sources.classes - 1})"
-            )
             # Near the deadline another rank may not have come so far.
             in_time = time.monotonic() < deadline - LOOK_SECONDS / 2
             raise UsageError(
