@@ -8,6 +8,7 @@ Not covered: what a subcommand does (the module of its name).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -30,10 +31,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, plan, check, compare, export, predict):
-    app.command(epilog=EPILOG)(command)
-for command in (networks, coordinator, recipes, settings):
-    app.command()(command)
+_WITH_EXIT_CODES: list[Callable[..., None]] = [train, plan, check, compare, export, predict]
+for _command in _WITH_EXIT_CODES:
+    app.command(epilog=EPILOG)(_command)
+_OTHERS: list[Callable[..., None]] = [networks, coordinator, recipes, settings]
+for _command in _OTHERS:
+    app.command()(_command)
 
 
 def _print_version(is_wanted: bool) -> None:
