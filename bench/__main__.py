@@ -28,6 +28,7 @@ from bench import (
     planning,
     profiling,
     roofline,
+    starting,
     waits,
 )
 from bench.figures import Figure
@@ -46,6 +47,7 @@ PARTS: Mapping[str, ModuleType] = {
     "simulated": placements,
     "planning": planning,
     "coordinator": coordinator,
+    "start": starting,
     "gpu": gpu,
     "nccl": nccl,
 }

@@ -112,14 +112,23 @@ def train(
         return read(Path(folder) / "out")
 
 
+def environment() -> dict[str, str]:
+    """Return this process's environment without a number of threads."""
+    return {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+
+
 def output(command: Sequence[str], seconds: float) -> str:
     """Run a command without OMP_NUM_THREADS and return its standard output.
 
     RuntimeError with the output if the command fails.
     """
-    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     done = subprocess.run(
-        list(command), cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=seconds
+        list(command),
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")

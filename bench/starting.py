@@ -1,0 +1,114 @@
+"""Time to the first step and memory of a run: `switokd train` over torchrun with the same recipe.
+
+Both sides train digits-2t1s for one epoch, in turn. The first step ends when the first line is in
+decisions.jsonl. Memory is the peak of the proportional set sizes (PSS) of all processes of the run:
+a page that several processes share counts once.
+
+Not covered: GPUs; several machines; a cold file cache.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from bench.figures import Figure, Say, alternate
+from bench.machine import REPOSITORY
+from bench.runs import environment
+
+FIGURES = ("time_to_first_step", "memory_of_a_run")
+RECIPE = ("digits-2t1s", "schedule.epochs=1")
+POLL_SECONDS = 0.05
+MODULE_PROGRAM = [sys.executable, "-m"]
+COMMANDS: Mapping[str, Sequence[str]] = {
+    "switokd train": [*MODULE_PROGRAM, "switokd", "train"],
+    "torchrun": [
+        *MODULE_PROGRAM,
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=3",
+        "-m",
+        "switokd.train",
+    ],
+}
+"""The two sides, in the order of the ratio."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Measurements of one run."""
+
+    first_step_seconds: float
+    peak_mib: float
+    wall_seconds: float
+
+
+def measure(quick: bool, say: Say) -> Iterable[Figure]:
+    """Give time_to_first_step and memory_of_a_run."""
+    starts: dict[str, list[Start]] = {side: [] for side in COMMANDS}
+
+    def run(side: str) -> float:
+        say(f"start of a run with {side}")
+        starts[side].append(watch([*COMMANDS[side], *RECIPE]))
+        return starts[side][-1].first_step_seconds
+
+    ours, theirs = COMMANDS
+    pairs = alternate(1 if quick else 5, lambda: run(ours), lambda: run(theirs))
+    what = f"{{}}, {' '.join(RECIPE)}, {ours} over {theirs}"
+    walls = {
+        f"wall_seconds of {side}": [run.wall_seconds for run in runs]
+        for side, runs in starts.items()
+    }
+    yield Figure.of_pairs(
+        FIGURES[0], pairs, target=1.0, at_least=False, what=what.format("seconds"), details=walls
+    )
+    peaks = [(a.peak_mib, b.peak_mib) for a, b in zip(*starts.values(), strict=True)]
+    yield Figure.of_pairs(
+        FIGURES[1], peaks, target=0.67, at_least=False, what=what.format("peak memory, MiB")
+    )
+
+
+def watch(command: Sequence[str], seconds: float = 300) -> Start:
+    """Run a training command to its end. RuntimeError with its output if it fails."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
+        record = Path(folder) / "out" / "decisions.jsonl"
+        started = time.monotonic()
+        child = subprocess.Popen(
+            [*command, f"run_dir={folder}/out"],
+            cwd=REPOSITORY,
+            env=environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        first_step, peak = 0.0, 0.0
+        while child.poll() is None:
+            peak = max(peak, family_mib(child.pid))
+            elapsed = time.monotonic() - started
+            if not first_step and record.exists() and record.stat().st_size:
+                first_step = elapsed
+            if elapsed > seconds:
+                child.terminate()
+            time.sleep(POLL_SECONDS)
+        if child.returncode or not first_step:
+            log.seek(0)
+            raise RuntimeError(f"{' '.join(command)}\n{log.read()[-4000:]}")
+        return Start(first_step, peak, time.monotonic() - started)
+
+
+def family_mib(pid: int) -> float:
+    """Return the proportional set size, in MiB, of a process and all its descendants."""
+    total = 0
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                total += process.memory_full_info().pss
+    return total / 2**20
