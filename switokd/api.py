@@ -1,10 +1,10 @@
 """Training from Python: `switokd.train` and `switokd.distil`, in a script, notebook or debugger.
 
-In this process unless processes are asked for: placement replicated, coordinator off, which gives
-the same training. Signal handlers, random numbers, sys.path and the like are the caller's, and are
-afterwards as they were. Errors are raised (`errors.py`).
+Training runs in this process, unless the caller asks for several processes. A run in this process
+uses placement=replicated and no coordinator, and trains the same weights. It restores the caller's
+signal handlers, random generators and sys.path. Errors are raised (`errors.py`).
 
-Not covered: several machines; a coordinator's live metrics for a run in this process.
+Not covered: several machines; live metrics for a run in this process.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from switokd.runs.run import EMPTY, Run, importing_from
 from switokd.runtime.environment import Environment, environment
 
 Source = str | Path | Mapping[str, Any] | Config
-"""A recipe's name, a run file's path, a run file's content, or a configuration."""
+"""Name of a recipe, path of a run file, content of a run file, or a configuration."""
 
 Settings = Mapping[str, Any]
-"""By dotted key, as on the command line: {"schedule.epochs": 5}."""
+"""Settings by dotted key, as on the command line: {"schedule.epochs": 5}."""
 
 
 def train(
@@ -52,11 +52,12 @@ def train(
     *,
     processes: int | Literal["auto"] | None = None,
 ) -> Run:
-    """Train a recipe, run file, its content as a dict, or a Config, with settings on top.
+    """Train the networks of a recipe, run file, dict or Config; return the finished run.
 
-    processes: None trains in this process; "auto" starts as many as `switokd train` would, a number
-    starts that many. import_from counts from the run file's folder, without one from the current
-    folder. UsageError, NonFiniteError and PeerError as in `errors.py`.
+    settings: replace values of the source. processes: None trains in this process, "auto" starts
+    as many processes as `switokd train`, a number starts that many. Relative folders of import_from
+    are relative to the run file, or to the current folder if the source is no file.
+    UsageError, NonFiniteError and PeerError as in `errors.py`.
     """
     is_count = type(processes) is int and processes >= 1
     if not (processes is None or processes == "auto" or is_count):
@@ -86,11 +87,12 @@ def distil(
     epochs: int = 10,
     settings: Settings = EMPTY,
 ) -> Run:
-    """Train networks that are objects of this program, on data sets that are, in this process.
+    """Train networks and data sets that are Python objects, in this process; return the run.
 
-    teachers, students: by name a torch.nn.Module, whose weights it starts from and which stays as
-    it is; a callable that makes one; or the name of a model. train, test: map-style data sets of
-    (image, label), as for `data.dataset` of a run file. classes: how many, None to find out.
+    teachers, students: by name, a torch.nn.Module, a callable that builds one, or the name of a
+    model. Training starts from the weights of a module, and does not change the module itself.
+    train, test: map-style data sets of (image, label), as for `data.dataset` of a run file.
+    classes: number of classes; None counts the labels.
     UsageError and NonFiniteError as in `errors.py`.
     """
     data = plugins.name_of("data", train)
@@ -128,9 +130,9 @@ def _config(source: Source, overrides: Sequence[str]) -> Config:
 
 
 def _setting(key: str, value: Any) -> str:
-    """One setting as the command line has it; JSON is YAML."""
+    """Format a setting as on the command line; JSON is valid YAML."""
 
-    def plain(other: Any) -> Any:  # numbers of numpy and torch; paths
+    def plain(other: Any) -> Any:  # for numbers of NumPy and PyTorch, and for paths
         return other.item() if hasattr(other, "item") else str(other)
 
     return f"{key}={json.dumps(value, default=plain, ensure_ascii=False)}"
@@ -139,13 +141,14 @@ def _setting(key: str, value: Any) -> str:
 def _refuse_torchrun() -> None:
     if environment().world_size > 1:
         raise UsageError(
-            "switokd.train and switokd.distil train in one process or start several, and this is "
-            "one of torchrun's; to train with torchrun, start -m switokd.train RECIPE_OR_FILE"
+            "switokd.train and switokd.distil cannot run in a process of torchrun; they train in "
+            "one process or start several themselves. With torchrun, start "
+            "-m switokd.train RECIPE_OR_FILE"
         )
 
 
 def _refuse_untrained(config: Config, lend: Mapping[str, Any]) -> None:
-    """UsageError if a strategy leaves teachers as they come, and one comes from a callable."""
+    """Raise UsageError if the strategy freezes its teachers, and a callable builds one of them."""
     if not config.method.strategy.frozen_teachers:
         return
     for name in config.topology.teachers:
@@ -153,8 +156,8 @@ def _refuse_untrained(config: Config, lend: Mapping[str, Any]) -> None:
         thing = lend.get(network.model)
         if thing is not None and network.weights is None and not isinstance(thing, nn.Module):
             raise UsageError(
-                f"distil: strategy {config.distillation.strategy} leaves its teachers as they "
-                f"come, and {name!r} is a callable; give a torch.nn.Module that is trained"
+                f"distil: strategy {config.distillation.strategy} does not train its teachers, "
+                f"and {name!r} is a callable; give a trained torch.nn.Module"
             )
 
 
@@ -165,12 +168,12 @@ def _train_here(config: Config, lend: Mapping[str, Any] = EMPTY) -> Run:
             f"coordinator.address: {config.coordinator.address}, but a run in this process decides "
             "by itself; give processes=1 or more"
         )
-    # A network's ranks are for placement: dedicated, and auto's settings for auto.
-    alone = ["placement=replicated", "auto={}", "coordinator.address=off"]
-    alone += [f"networks.{name}.ranks=1" for name in config.networks]
-    config = checked(config.model_dump(mode="json"), config.name, alone)
+    # networks.NAME.ranks requires placement: dedicated, and the auto settings placement: auto.
+    single = ["placement=replicated", "auto={}", "coordinator.address=off"]
+    single += [f"networks.{name}.ranks=1" for name in config.networks]
+    config = checked(config.model_dump(mode="json"), config.name, single)
     folders = import_folders(config, Path.cwd())
-    with _as_it_was(), plugins.lend(lend), importing_from(folders):
+    with _random_generators_restored(), plugins.lend(lend), importing_from(folders):
         _refuse_untrained(config, lend)
         path = worker.train(config, Environment(embedded=True))
     assert path is not None, "one process, which is rank 0"
@@ -178,25 +181,26 @@ def _train_here(config: Config, lend: Mapping[str, Any] = EMPTY) -> Run:
 
 
 @contextmanager
-def _as_it_was() -> Iterator[None]:
-    """Put torch's generators back after the body."""
+def _random_generators_restored() -> Iterator[None]:
+    """Restore PyTorch's random generators after the body."""
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices=list(gpus)):
         yield
 
 
 def _train_in_processes(arguments: Sequence[str], processes: int | Literal["auto"]) -> Path:
-    """Run `switokd train`, showing what it prints; the run folder, or its complaint as an error.
+    """Run `switokd train`, print its output, and return the run folder.
 
-    A process of its own, because starting ranks changes signal handlers, logging and environment.
+    The command runs in a new process, because it changes signal handlers and the environment.
+    Raises the error that the command reports.
     """
     command = [sys.executable, "-u", "-m", "switokd", "train", *arguments]
     command += [] if processes == "auto" else [f"--processes={processes}"]
     path = ""
     with (
-        tempfile.TemporaryFile("w+", errors="replace") as complaints,
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=complaints, text=True, errors="replace"
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace"
         ) as child,
     ):
         try:
@@ -206,12 +210,14 @@ def _train_in_processes(arguments: Sequence[str], processes: int | Literal["auto
                 if line.startswith("run folder"):
                     path = line.removeprefix("run folder").strip()
             code = child.wait()
-        except BaseException:  # Ctrl-C, or a notebook's interrupt, which only reaches us
+        except (
+            BaseException
+        ):  # Ctrl-C, or an interrupt of a notebook, which reaches only this process
             child.terminate()
             child.wait()
             raise
-        complaints.seek(0)
-        said = complaints.read()
+        errors.seek(0)
+        said = errors.read()
     if code:
         raise _error(code, said)
     sys.stderr.write(said)
@@ -219,10 +225,10 @@ def _train_in_processes(arguments: Sequence[str], processes: int | Literal["auto
 
 
 def _error(code: int, said: str) -> SwitokdError:
-    """What `switokd train` has complained of, by its exit code (`errors.py`)."""
+    """Return the error that `switokd train` has printed, by its exit code (`errors.py`)."""
     kinds: dict[int, type[SwitokdError]] = {2: UsageError, 3: NonFiniteError, 4: PeerError}
     ours = [line for line in said.splitlines() if line.startswith("switokd: ")]
     if code in kinds and ours:
         return kinds[code](ours[-1].removeprefix("switokd: "))
-    sys.stderr.write(said)  # a traceback of the user's module, or of ours
+    sys.stderr.write(said)  # a traceback
     return SwitokdError(f"switokd train ended with exit code {code}; standard error says why")

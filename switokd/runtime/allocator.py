@@ -1,11 +1,11 @@
-"""The C library's allocator, told to keep what a step frees for the next step, in huge pages.
+"""Configures glibc's allocator to keep freed memory for the next step, in huge pages.
 
-By default glibc takes each large tensor from the system and gives it back when it is freed, so
-that every step faults in tens of thousands of pages anew. PyTorch has a cache of its own on GPUs
-and none on CPUs.
+By default glibc returns the memory of a large tensor to the system when the tensor is freed. Every
+step then causes tens of thousands of page faults. PyTorch caches freed memory on GPUs, but not on
+CPUs.
 
-Not covered: other C libraries and allocators (jemalloc, tcmalloc), which decide by themselves;
-memory of other threads than the main one, where no step's tensors are made.
+Not covered: other C libraries and allocators (jemalloc, tcmalloc); memory of other threads than
+the main thread, which creates the tensors of a step.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from contextlib import suppress
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
-NEVER = -1  # as a size_t: the largest
+NEVER = -1  # as a size_t: the largest value
 CONTAINERS_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-"""As a container sees its own, in cgroups of either version."""
+"""Memory limit of this process's container, in cgroups version 2 and version 1."""
 GROW_BY = 64 * 2**20
-NEVER_OVERCOMMIT = "2"  # proc(5): the system counts what is only reserved
+"""Bytes by which the heap grows."""
+NEVER_OVERCOMMIT = "2"  # proc(5): reserved addresses count as used memory
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep freed memory, from now on; whether its C library can."""
+    """Make this process keep freed memory; return whether its C library supports that."""
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
@@ -48,24 +49,27 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Return to the system what is free now, once: what was used before training is another."""
+    """Return freed memory to the system once.
+
+    Training reuses little of the memory that measurements before it have freed.
+    """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
-        _ask_for_huge_pages()  # the end of the heap went, and its advice with it
+        _ask_for_huge_pages()  # trimming the heap has removed the earlier advice
 
 
 def _ask_for_huge_pages() -> None:
-    """Let the heap grow into huge pages, which are read faster, where the system has them on offer.
+    """Ask for huge pages for the heap, which make memory access faster.
 
-    glibc asks for them only if GLIBC_TUNABLES says so before the process starts. So the heap is
-    made as large as most of the machine's memory, advised, and freed: that reserves addresses, no
-    memory.
+    glibc itself asks only if GLIBC_TUNABLES is set before the process starts. This function
+    allocates most of the machine's memory, calls madvise and frees the block. That reserves
+    addresses, but no memory.
     """
     if not hasattr(mmap, "MADV_HUGEPAGE") or not _may_reserve():
         return
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
-    size = machine_memory() // 4 * 3  # all of it would be refused
+    size = machine_memory() // 4 * 3  # the system refuses a block of the full size
     start = libc.malloc(ctypes.c_size_t(size))
     if start is None:
         return
@@ -76,16 +80,18 @@ def _ask_for_huge_pages() -> None:
 
 
 def machine_memory() -> int:
-    """Bytes of this machine's memory, or of what this process's container may take of it."""
+    """Return the memory of this machine in bytes, or the limit of this process's container."""
     limits = [os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE]
     for path in CONTAINERS_LIMITS:
-        with suppress(OSError, ValueError):  # of the other version of cgroups; "max"
+        with suppress(
+            OSError, ValueError
+        ):  # the file of the other cgroups version is missing; "max" is no number
             limits.append(int(path.read_text()))
     return min(limits)
 
 
 def _may_reserve() -> bool:
-    """Whether addresses without memory cost this process nothing."""
+    """Return whether this process may reserve addresses without using memory."""
     try:
         policy = Path("/proc/sys/vm/overcommit_memory").read_text().strip()
     except OSError:

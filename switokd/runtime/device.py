@@ -1,6 +1,7 @@
-"""Tensors of the host's onto the device: batches, indices, headers.
+"""Chooses the device of a rank, and copies tensors to it.
 
-Not covered: copying a step ahead (`data/feed.py`); the way back (`distances.to_host`).
+Not covered: copying a batch ahead (`data/prefetch.py`); copying to the host
+(`distillation/distances.py`).
 """
 
 from __future__ import annotations
@@ -14,28 +15,28 @@ from switokd.runtime.environment import Environment
 
 
 def to_device(device: torch.device, tensor: Tensor) -> Tensor:
-    """`tensor` on `device`. Nothing waits for a GPU, as it would for all that is queued before."""
+    """Copy `tensor` to `device`; a copy to a GPU does not wait for the queued work."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def gpu_count() -> int:
-    """GPUs of this machine that PyTorch can use."""
+    """Return the number of GPUs of this machine that PyTorch can use."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of memory that `device` has."""
+    """Return the memory of `device` in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return machine_memory()
 
 
 def choose_device(wanted: str, env: Environment) -> torch.device:
-    """The rank's device: its own GPU, one shared with other ranks if there are fewer, or the CPU.
+    """Return the device of a rank: a GPU, shared if there are fewer GPUs than ranks, or the CPU.
 
-    UsageError if CUDA is asked for and there is no GPU.
+    wanted: "cuda", "cpu" or "auto". UsageError for "cuda" on a machine without a GPU.
     """
     gpus = gpu_count()
     if wanted == "cuda" and not gpus:

@@ -1,4 +1,4 @@
-"""torchrun's environment, read in one place; without torch, so that mistakes show at once.
+"""Reads the environment variables that torchrun sets. Imported without torch.
 
 Not covered: joining the other processes (`process_group.py`).
 """
@@ -14,24 +14,24 @@ from switokd.errors import UsageError
 
 @dataclass(frozen=True)
 class ProcessLayout:
-    """So many processes on this machine, each with so many CPU threads."""
+    """A number of processes on this machine, and the CPU threads of each process."""
 
     processes: int
     threads: int
 
     @property
     def code(self) -> str:
-        """As one argument of a command: "2x1"."""
+        """Text form for a command line: "2x1" for 2 processes with 1 thread each."""
         return f"{self.processes}x{self.threads}"
 
     @classmethod
     def of(cls, code: str) -> ProcessLayout:
-        """Read `code`."""
+        """Parse the text form `code`."""
         processes, threads = code.split("x")
         return cls(int(processes), int(threads))
 
     def __str__(self) -> str:
-        """Such as "2 processes with 1 thread each"."""
+        """Return text such as "2 processes with 1 thread each"."""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         if self.processes == 1:
             return f"1 process with {threads}"
@@ -40,7 +40,7 @@ class ProcessLayout:
 
 @dataclass(frozen=True)
 class Environment:
-    """What torchrun tells a process; one process alone without it."""
+    """A process among the processes of the run. The default is a run of one process."""
 
     rank: int = 0
     world_size: int = 1
@@ -49,29 +49,29 @@ class Environment:
     master_addr: str = "127.0.0.1"
     under_torchrun: bool = False
     embedded: bool = False
-    """Whether this is a program of the user's, whose signals and memory are its own (`api.py`)."""
+    """Whether training runs inside a user's program, whose signals and memory stay unchanged."""
     layouts: tuple[ProcessLayout, ...] = ()
-    """What `placement: auto` may choose from, largest first; empty: as many as there are."""
+    """Layouts that `placement: auto` may choose from, largest first; empty: the number is fixed."""
 
     def first(self, processes: int) -> Environment:
-        """As it is where only the first so many processes go on; they are on one machine."""
+        """Environment restricted to the first `processes` ranks, all on one machine."""
         return replace(self, world_size=processes, local_world_size=processes, layouts=())
 
     @property
     def one_host(self) -> bool:
-        """Whether all processes run on this machine."""
+        """Whether all processes of the run are on this machine."""
         return self.local_world_size == self.world_size
 
 
 def cores() -> int:
-    """Cores that this process may use, by its affinity and by its container's limit."""
+    """Return the number of cores that affinity and container limits allow this process."""
     from joblib import cpu_count
 
     return int(cpu_count())
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> Environment:
-    """Read torchrun's variables."""
+    """Read torchrun's variables; without them, return the environment of a single process."""
     if "WORLD_SIZE" not in variables:
         return Environment()
     return Environment(
@@ -85,9 +85,9 @@ def environment(variables: Mapping[str, str] = os.environ) -> Environment:
 
 
 def check_world_size(needed: int, topology: str, command: str, env: Environment) -> None:
-    """UsageError, with the command to type, unless there are as many processes as needed.
+    """Raise UsageError, with the right torchrun command, if the number of processes is wrong.
 
-    command: the recipe with its settings.
+    command: recipe and settings.
     """
     if env.world_size != needed:
         processes = "1 process" if needed == 1 else f"{needed} processes"
@@ -98,7 +98,7 @@ def check_world_size(needed: int, topology: str, command: str, env: Environment)
 
 
 def check_alone(env: Environment) -> None:
-    """UsageError unless there is one process only, which can decide by itself."""
+    """Raise UsageError unless the run has a single process, which needs no coordinator."""
     if env.world_size > 1:
         raise UsageError(
             f"coordinator: off is for a run of one process, found {env.world_size}; leave it on "

@@ -26,11 +26,12 @@ from switokd.runtime.threads import stay_within_limits
 
 
 def processes_for(config: Config) -> tuple[int, list[ProcessLayout]]:
-    """How many processes suit this machine where the placement fits any number, and the crews.
+    """Return the number of processes for a placement that allows any number, and the layouts.
 
-    One per GPU; a single one where no coordinator is wanted. Without GPUs replicated takes one with
-    all cores, and `placement: auto` has crews to choose from: a process per core, if a batch has
-    enough for all networks on all of them; then half as many and so on, down to one with all cores.
+    A run without coordinator gets one process; a run on GPUs gets one process per GPU. On CPUs,
+    `placement: replicated` gets one process with all cores. `placement: auto` gets layouts: one
+    process per core, half as many, and so on, down to one process with all cores. Every process
+    must have at least two samples of a batch.
     """
     if config.coordinator.address == "off":
         return 1, []
@@ -42,12 +43,12 @@ def processes_for(config: Config) -> tuple[int, list[ProcessLayout]]:
 
 
 def _layouts(config: Config) -> list[ProcessLayout]:
-    """Largest first; with the threads that `launch` and PyTorch give to so many processes."""
+    """Return layouts, largest first, with the threads that `launch` and PyTorch will set."""
     import torch
 
     stay_within_limits()
     most, own_threads = cores(), torch.get_num_threads()
-    are_given = "OMP_NUM_THREADS" in os.environ  # for each process, however many there are
+    are_given = "OMP_NUM_THREADS" in os.environ  # threads of each process
     processes = max(most // own_threads, 1) if are_given else most
     processes = min(processes, config.data.batch_size // 2)
     layouts = []

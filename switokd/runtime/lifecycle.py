@@ -1,4 +1,4 @@
-"""How a rank's process ends: signals, a dead parent, errors in one line, exit codes.
+"""How the process of a rank ends: signals, a lost launcher, one-line errors, exit codes.
 
 Not covered: checkpoints on SIGTERM.
 """
@@ -30,32 +30,32 @@ LESS_MEMORY = (
 )
 
 UNWIND_SECONDS = 5.0
-"""How long a rank that knows of a failure may take to unwind before it is ended."""
+"""How long the main thread may take to end after a failure, before the process is ended."""
 
 PRECEDENCE_SECONDS = 10.0
-"""How long a rank leaves it to the machine's first rank to print an error that both found."""
+"""How long a rank waits for the machine's first rank to print an error that all ranks raise."""
 
 WATCH_SECONDS = 0.5
-"""How often a rank looks whether its launcher is still there."""
+"""How often a rank checks that its launcher is running."""
 
 
 class Terminated(BaseException):
-    """SIGTERM. Like KeyboardInterrupt no Exception, so that nothing swallows it."""
+    """Raised on SIGTERM; a BaseException, so that `except Exception` does not catch it."""
 
 
 def print_error(sentence: str, who: str = "") -> None:
-    """Print one line to standard error."""
-    # In one piece: ranks share the terminal, and print() would write the line's end by itself.
+    """Print one line to standard error. who: names the rank in the line."""
+    # Ranks share the terminal. One write keeps the line whole; print() writes its end separately.
     sys.stderr.write(f"switokd: {who + ': ' if who else ''}{sentence}\n")
     sys.stderr.flush()
 
 
 @contextmanager
 def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
-    """End the process with a line and an exit code if the body raises a SwitokdError, finds no more
-    memory on its GPU, or is stopped.
+    """End the process with a one-line error and an exit code if the body fails or is stopped.
 
-    who: names this rank in the line. Other exceptions pass, with their traceback.
+    Handles SwitokdError, SIGINT, SIGTERM, and a GPU that is out of memory. Other exceptions pass
+    with their traceback. who: names this rank in the line.
     """
     try:
         yield
@@ -87,7 +87,7 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
 
 
 def follow_launcher(env: Environment) -> None:
-    """End at once when torchrun (or `switokd train`) is gone, which no signal tells."""
+    """End this process soon after its launcher, torchrun or `switokd train`, has ended."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -101,7 +101,7 @@ def follow_launcher(env: Environment) -> None:
 
 
 def unwind_on_sigterm() -> None:
-    """From now on SIGTERM raises Terminated in the main thread, once."""
+    """Make the first SIGTERM raise Terminated in the main thread; ignore further ones."""
 
     def on_sigterm(number: int, frame: FrameType | None) -> None:
         ignore_sigterm()
@@ -111,15 +111,15 @@ def unwind_on_sigterm() -> None:
 
 
 def ignore_sigterm() -> None:
-    """From now on SIGTERM does nothing: this rank is ending already, and knows more than that."""
+    """Ignore SIGTERM from now on, because this rank ends already and knows a better reason."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def end_if_stuck(who: str) -> Callable[[SwitokdError], None]:
-    """Make a callback for a failure noticed beside the main thread.
+    """Return a callback for a failure that another thread than the main thread notices.
 
-    The main thread may sit in a collective that will not return for a minute. If it has not
-    ended the process itself by then, the callback does, with the failure's line.
+    The main thread may wait in a collective for a minute. If the process still runs after
+    UNWIND_SECONDS, the callback prints the failure and ends the process.
     """
 
     def on_failure(error: SwitokdError) -> None:
@@ -135,7 +135,7 @@ def end_if_stuck(who: str) -> Callable[[SwitokdError], None]:
 
 
 def _exit(code: int) -> None:
-    """Leave without waiting for threads and collectives of a run that has failed."""
+    """End the process without waiting for threads and collectives of the failed run."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

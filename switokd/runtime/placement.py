@@ -1,13 +1,13 @@
-"""Which rank holds which network, and which part of each batch: a table, and nothing else knows it.
+"""The placement table: which ranks hold a network, and which shard of a batch each rank computes.
 
-    dedicated    each network on ranks of its own, one or several
-    replicated   every network on every rank, each with its part of the batch
-    (any other)  a rank may hold several networks, a network may span several ranks, evenly or not
+    dedicated    every network has ranks of its own, one or several
+    replicated   every rank holds every network, and computes a shard of the batch
+    (any other)  a rank may hold several networks; a network may have several ranks, with equal or
+                 unequal shards
 
-A network on several ranks is one network: each of its ranks computes on its shard of the batch,
-and their gradients are added up (`reducer.py`).
+The ranks of one network add up their gradients (`training/reducer.py`).
 
-Not covered: choosing the table (`cost_model.py`); a network split over ranks by layers.
+Not covered: choosing the table (`planning/cost_model.py`); splitting a network by layers.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from itertools import accumulate, pairwise
 from switokd.distillation.topology import Topology
 
 MOST = 1e6
-"""A larger weight than this is a mistake, and an infinite one has no shard."""
+"""Largest weight of a rank; an infinite weight has no shard."""
 
 Shares = Mapping[int, float]
-"""By rank: how much of each batch it takes, in proportion to the others' of the same network."""
+"""By rank: its weight. The ranks of a network share a batch in proportion to their weights."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The table: by network, in the topology's order, its ranks (ascending) with their weights."""
+    """The table: networks in the topology's order, with their ranks (ascending) and weights."""
 
     table: tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
 
     @classmethod
     def of(cls, table: Mapping[str, Sequence[int] | Shares]) -> Placement:
-        """Make a placement of {network: ranks} or {network: {rank: weight}}.
+        """Build a placement from {network: ranks} or {network: {rank: weight}}.
 
-        ValueError, with a sentence, unless ranks are 0 to world size - 1 and weights positive.
+        ValueError unless the ranks are 0 to world size - 1 and the weights are positive.
         """
         rows = {
             name: dict(row) if isinstance(row, Mapping) else dict.fromkeys(row, 1.0)
@@ -56,35 +56,35 @@ class Placement:
         return 1 + max(rank for _, row in self.table for rank, _ in row)
 
     def ranks_of(self, network: str) -> tuple[int, ...]:
-        """Ranks that hold `network`, ascending; KeyError if there is none of that name."""
+        """Return the ranks that hold `network`, ascending. KeyError for an unknown network."""
         return self._ranks[network]
 
     def networks_of(self, rank: int) -> tuple[str, ...]:
-        """Networks that `rank` holds, in the topology's order."""
+        """Return the networks that `rank` holds, in the topology's order."""
         return self._networks.get(rank, ())
 
     def shards(self, network: str, n: int) -> dict[int, slice]:
-        """By rank, ascending: its part of a batch of `n` for `network`. A part may be empty."""
+        """Return the shards of `network` in a batch of `n` samples, by rank; some may be empty."""
         return _shards(dict(self.table)[network], n)
 
-    def problem_with(self, n: int, which: str = "") -> str:
-        """What is wrong with a batch of `n`, in words; nothing if each rank of a network on several
-        has two samples.
+    def problem_with(self, n: int, suffix: str = "") -> str:
+        """Return an error message if a batch of `n` samples is too small, else an empty string.
 
-        which: of what is so many, where that is not the batch size as it is set.
+        Every rank of a network with several ranks needs two samples. suffix: text after the number
+        of images; empty if `n` is the batch size of the run file.
         """
         for name, row in self.table:
             shards = self.shards(name, n).values()
             if len(row) > 1 and min(shard.stop - shard.start for shard in shards) < 2:
-                larger = "" if which else "a larger batch, or "
+                larger = "" if suffix else "a larger batch, or "
                 return (
-                    f"data.batch_size: {n} images{which} leave a rank of {self.whose(name)} fewer "
+                    f"data.batch_size: {n} images{suffix} leave a rank of {self.whose(name)} fewer "
                     f"than 2; use {larger}fewer ranks for this network"
                 )
         return ""
 
     def part(self, rank: int, n: int) -> slice:
-        """The part of a batch of `n` that contains all shards of `rank`."""
+        """Return the slice of a batch of `n` samples that contains all shards of `rank`."""
         shards = [self.shards(name, n)[rank] for name in self.networks_of(rank)]
         shards = [s for s in shards if s.stop > s.start] or [slice(0, 0)]
         return slice(min(s.start for s in shards), max(s.stop for s in shards))
@@ -96,27 +96,30 @@ class Placement:
 
     @cached_property
     def _ranks(self) -> Mapping[str, tuple[int, ...]]:
-        """By network; every step asks for it many times."""
+        """Ranks by network; cached, because every step reads them many times."""
         return {name: tuple(rank for rank, _ in row) for name, row in self.table}
 
     @cached_property
     def _networks(self) -> Mapping[int, tuple[str, ...]]:
-        """By rank."""
+        """Networks by rank."""
         return {
             rank: tuple(name for name, ranks in self._ranks.items() if rank in ranks)
             for rank in range(self.world_size)
         }
 
     def whose(self, network: str) -> str:
-        """A network as people know it: "teacher2 (rank 1)"."""
+        """Describe a network with its ranks: "teacher2 (rank 1)"."""
         return f"{network} ({_ranks_in_words(dict(self.table)[network])})"
 
     def who(self, rank: int) -> str:
-        """A rank as people know it: "rank 1 (teacher2)"."""
+        """Describe a rank with its networks: "rank 1 (teacher2)"."""
         return f"rank {rank} ({', '.join(self.networks_of(rank))})"
 
     def __str__(self) -> str:
-        """Such as "teacher1: ranks 0-1 (34:30), teacher2: rank 2"; even shares are not named."""
+        """Return text such as "teacher1: ranks 0-1 (34:30), teacher2: rank 2".
+
+        Equal weights are omitted.
+        """
         return ", ".join(
             f"{name}: {_ranks_in_words(row)}{_shares_in_words(row)}" for name, row in self.table
         )
@@ -124,37 +127,37 @@ class Placement:
 
 @dataclass(frozen=True)
 class LocalPlacement:
-    """One rank's place in the table."""
+    """One rank's view of the placement table."""
 
     placement: Placement
     rank: int
 
     @cached_property
     def networks(self) -> tuple[str, ...]:
-        """Networks that the rank holds."""
+        """Networks that this rank holds."""
         return self.placement.networks_of(self.rank)
 
     def shard(self, network: str, n: int) -> slice:
-        """Its part of a batch of `n` for one of its networks."""
+        """Return this rank's shard of a batch of `n` samples for one of its networks."""
         return self.placement.shards(network, n)[self.rank]
 
     def shards(self, network: str, n: int) -> list[slice]:
-        """The parts of all the network's ranks, in rank order."""
+        """Return the shards of all ranks of `network`, in rank order."""
         return list(self.placement.shards(network, n).values())
 
     def part(self, n: int) -> slice:
-        """What the rank must load of a batch of `n`."""
+        """Return the slice of a batch of `n` samples that this rank must load."""
         return self.placement.part(self.rank, n)
 
     def local(self, network: str, n: int) -> slice:
-        """A network's shard within what the rank has loaded."""
+        """Return this rank's shard for `network`, relative to the loaded slice (`part`)."""
         shard, start = self.shard(network, n), self.part(n).start
         is_empty = shard.stop == shard.start
         return slice(0, 0) if is_empty else slice(shard.start - start, shard.stop - start)
 
 
 def dedicated(topology: Topology, ranks: Mapping[str, int]) -> Placement:
-    """Each network on `ranks[network]` ranks of its own, in the run file's order."""
+    """Place each network on `ranks[network]` ranks of its own, in the run file's order."""
     ends = list(accumulate((ranks[name] for name in topology), initial=0))
     return Placement.of(
         {name: range(a, b) for name, (a, b) in zip(topology, pairwise(ends), strict=True)}
@@ -162,13 +165,17 @@ def dedicated(topology: Topology, ranks: Mapping[str, int]) -> Placement:
 
 
 def replicated(topology: Topology, world_size: int) -> Placement:
-    """Every network on every rank."""
+    """Place every network on every rank."""
     return Placement.of({name: range(world_size) for name in topology})
 
 
 @cache
 def _shards(row: tuple[tuple[int, float], ...], n: int) -> dict[int, slice]:
-    """Contiguous parts in rank order. A part of one sample would leave BatchNorm no variance."""
+    """Split `n` samples by the ranks' weights into contiguous shards, by rank.
+
+    A shard of one sample would have no variance for BatchNorm; its sample goes to the largest
+    shard.
+    """
     total = sum(weight for _, weight in row)
     ends = [round(n * end / total) for end in accumulate(weight for _, weight in row)]
     sizes = [b - a for a, b in pairwise([0, *ends])]

@@ -1,6 +1,7 @@
-"""The process groups and the device.
+"""Joins the ranks of a run into process groups.
 
-Ranks that share a GPU exchange over Gloo and the host's memory: NCCL refuses two on one GPU.
+Ranks that share a GPU exchange over Gloo and the host's memory, because NCCL allows one rank per
+GPU.
 
 Not covered: starting the processes (`launcher.py`).
 """
@@ -26,57 +27,58 @@ from switokd.runtime.environment import Environment
 T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=30)
-"""How long ranks wait for each other where their work may be unequal: set-up, evaluation."""
+"""Timeout of collectives during set-up and evaluation, where ranks' work may be unequal."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others."""
+    """This rank, its device, and its process groups."""
 
     env: Environment
     device: torch.device
     timeout: timedelta = timedelta(minutes=1)
-    """How long a step's collective waits."""
+    """Timeout of the collectives in a step."""
     backend: str = "gloo"
-    """Of the steps' collectives: nccl where each rank has a GPU of its own, else gloo."""
+    """Backend of the collectives in a step: nccl if every rank has its own GPU, else gloo."""
     steps: dist.ProcessGroup | None = None
-    """Group of the steps' exchange; None in a run of one process."""
+    """Group of all ranks for the collectives in a step; None in a run of one process."""
     sharing: int = 1
-    """Ranks on this one's GPU; says nothing where there is none."""
+    """Number of ranks that share this rank's GPU; meaningless on a CPU."""
 
     @property
     def transport(self) -> torch.device | None:
-        """Where the steps' collectives need their tensors; None: on the rank's device."""
+        """Device that the collectives of a step need their tensors on; None: the rank's device."""
         via_host = self.device.type == "cuda" and self.backend == "gloo"
         return torch.device("cpu") if via_host and self.env.world_size > 1 else None
 
     @property
     def is_silent(self) -> bool:
-        """Whether a step's collective that hangs raises nothing here, but ends the process."""
+        """Whether a collective that hangs raises no error here, but ends the process (NCCL)."""
         return self.backend == "nccl"
 
     def group(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
-        """Make a group for the steps' collectives; every rank must call it for every group.
+        """Create a group of ranks for the collectives in a step; None for a single rank.
 
-        All ranks have one already: another would cost each of them a thread and a connection to
-        each other, and never run at the same time, for sums are over before the next exchange.
+        Every rank must call this for every group. The group of all ranks exists already and is
+        reused: a second one would cost each rank a thread and connections, and would never work
+        at the same time as the first one.
         """
         if len(ranks) == 1:
             return None
         if self.steps is not None and len(ranks) == self.env.world_size:
             return self.steps
-        # NCCL's watchdog ends the process without a word: give the coordinator time to say why.
-        # It hears of it by `lifecycle.Overdue`.
+        # NCCL's watchdog ends the process without a message. The longer timeout lets the
+        # coordinator report the reason first, which it learns from `watchdog.Watchdog`.
         timeout = 2 * self.timeout if self.backend == "nccl" else self.timeout
         group = dist.new_group(list(ranks), timeout=timeout, backend=self.backend)
         return group if isinstance(group, dist.ProcessGroup) else None
 
     @contextmanager
     def first(self, ranks: int) -> Iterator[World]:
-        """The first so many ranks within this world, for the steps' collectives, for a while.
+        """Yield a world of the first `ranks` ranks, for the body of the `with` statement.
 
-        Every rank must call it; what others than those get is of no use. Their group is left at
-        the end unless the body fails: its threads would stay for the whole training.
+        Every rank must call this; the other ranks must not use the yielded world. The group is
+        destroyed at the end, unless the body fails, because its threads would run on.
         """
         if ranks == self.env.world_size:
             yield self
@@ -92,7 +94,7 @@ class World:
         return self.env.rank
 
     def all_gather(self, mine: Any) -> list[Any]:
-        """Every rank's object, in rank order."""
+        """Return the objects of all ranks, in rank order."""
         if self.env.world_size == 1:
             return [mine]
         everyone: list[Any] = [None] * self.env.world_size
@@ -101,7 +103,7 @@ class World:
         return everyone
 
     def gather(self, mine: Any) -> list[Any]:
-        """Every rank's object on rank 0; nothing elsewhere."""
+        """Return the objects of all ranks on rank 0, an empty list on the other ranks."""
         if self.env.world_size == 1:
             return [mine]
         everyone: list[Any] | None = [None] * self.env.world_size if self.rank == 0 else None
@@ -110,7 +112,7 @@ class World:
         return everyone or []
 
     def broadcast(self, rank_0s: Any) -> Any:
-        """Rank 0's object, on every rank."""
+        """Return rank 0's object on every rank."""
         if self.env.world_size == 1:
             return rank_0s
         carrier = [rank_0s]
@@ -119,7 +121,10 @@ class World:
         return carrier[0]
 
     def on_rank_0(self, make: Callable[[], T]) -> T | None:
-        """What `make` gives on rank 0, None elsewhere; its SwitokdError is raised on all."""
+        """Return the result of `make` on rank 0, None elsewhere.
+
+        A SwitokdError that `make` raises is raised on every rank.
+        """
         made, problem = None, None
         if self.rank == 0:
             try:
@@ -134,25 +139,28 @@ class World:
 
 @contextmanager
 def collective_errors(doing: str) -> Iterator[None]:
-    """Turn a collective's failure into a CollectiveError that says what the rank was doing."""
+    """Turn the failure of a collective into a CollectiveError.
+
+    doing: describes what the rank was doing.
+    """
     try:
         yield
-    except torch.OutOfMemoryError:  # this rank's own
+    except torch.OutOfMemoryError:  # not a failure of the collective
         raise
     except (RuntimeError, ValueError) as error:
-        # Gloo begins with a place in its source and ends with advice.
+        # A message of Gloo begins with a source line and ends with advice.
         reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip()).splitlines()[0]
         raise CollectiveError(doing, reason.partition(". ")[0]) from error
 
 
 @contextmanager
 def join_world(env: Environment, device: torch.device, timeout: float) -> Iterator[World]:
-    """Join the process groups, and leave them at the end unless the body fails.
+    """Join the process groups; leave them at the end, unless the body fails.
 
-    The default group may take minutes and carries Python objects, so it is Gloo's; the steps'
-    collectives have one of their own. After a failure leaving would wait for peers that are
-    gone, and the process ends anyway. timeout: seconds after which a step's collective gives up.
-    PeerError if a rank does not come.
+    The default group exchanges Python objects and waits up to PATIENCE, so it uses Gloo. The
+    collectives of a step have their own group. After a failure the groups are not left, because
+    leaving would wait for lost peers. timeout: of the collectives in a step, in seconds.
+    PeerError if a rank does not join.
     """
     if env.world_size == 1:
         yield World(env, device)
@@ -171,27 +179,30 @@ def join_world(env: Environment, device: torch.device, timeout: float) -> Iterat
 
 
 def _store(env: Environment) -> Store:
-    """Where ranks find each other: apart from the world that the first of them may have left."""
+    """Return the store in which the ranks meet.
+
+    Its prefix separates it from a larger world that the same ranks may have left.
+    """
     store, _, _ = next(rendezvous("env://", env.rank, env.world_size, timeout=PATIENCE))
     return PrefixStore(f"of {env.world_size}", store)
 
 
 def _identity(device: torch.device) -> str:
-    """Which GPU of which machine this is; nothing for a CPU."""
+    """Identify a GPU by its machine and UUID; an empty string for a CPU."""
     if device.type != "cuda":
         return ""
     return f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"
 
 
 def _backend(identities: Sequence[str]) -> str:
-    """NCCL where each rank has a GPU of its own, else Gloo."""
+    """Choose NCCL if every rank has its own GPU, else Gloo."""
     return "nccl" if all(identities) and len(set(identities)) == len(identities) else "gloo"
 
 
 def check_same_configuration(world: World, mine: Mapping[str, Any]) -> None:
-    """UsageError naming the first rank, and the key, whose configuration differs from rank 0's.
+    """Raise UsageError if a rank's configuration differs from that of rank 0.
 
-    mine: this rank's configuration by dotted key.
+    The message names the first such rank and key. mine: this rank's configuration by dotted key.
     """
     first, *others = world.all_gather(dict(mine))
     for rank, theirs in enumerate(others, 1):

@@ -1,16 +1,14 @@
-"""How many threads compute, and how long one waits awake for the others: briefly.
+"""Sets the number of CPU threads, and how long an idle thread spins before it sleeps.
 
-Between two operations the threads of GNU's OpenMP, which PyTorch brings along, spin for some ten
-milliseconds before they sleep. Where another program wants the core that is what it has to
-wait for, and what a step of many short operations then consists of: beside one busy process, three
-small networks on two cores took more than a second a step instead of a tenth. Waking a thread that
-sleeps costs a little: passive waiting makes an eager step on a quiet machine a fifth longer, this
-one 2 to 4 %, and compiled ones no longer.
+PyTorch uses GNU OpenMP. Its threads spin for about ten milliseconds between two operations before
+they sleep. On a busy machine the spinning takes the core from other processes: beside one busy
+process, three small networks on two cores took more than 1 s per step instead of 0.1 s. Sleeping
+at once (OMP_WAIT_POLICY=passive) makes an eager step on a quiet machine 20 % longer. Spinning for
+one millisecond makes an eager step 2 to 4 % longer, and a compiled step no longer.
 
-Imported without torch.
+Imported without torch, because OpenMP reads its variables when PyTorch is loaded.
 
-Not covered: a process that has loaded PyTorch before (a notebook), which keeps what it has; other
-OpenMP libraries.
+Not covered: a process that has loaded PyTorch already, such as a notebook; other OpenMP libraries.
 """
 
 from __future__ import annotations
@@ -20,20 +18,24 @@ import os
 from switokd.runtime.environment import cores
 
 SPINS = "20000"
-"""About a millisecond."""
+"""Number of spins; takes about one millisecond."""
 CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+"""Variables by which the user chooses; if one is set, nothing is changed."""
 
 
 def wait_briefly() -> None:
-    """For this process, before it loads PyTorch, and those that it starts; the user's word goes."""
+    """Set a short spinning time for this process and its children, unless the user has set one.
+
+    Must be called before PyTorch is loaded.
+    """
     if not any(choice in os.environ for choice in CHOICES):
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def stay_within_limits() -> None:
-    """Compute with no more threads than there are cores for; the user's word goes.
+    """Limit PyTorch's threads to the available cores, unless OMP_NUM_THREADS is set.
 
-    PyTorch asks the machine how many there are, and a container may use fewer.
+    PyTorch counts the cores of the machine; a container may be limited to fewer cores.
     """
     import torch
 

@@ -1,4 +1,7 @@
-"""Reports a wait that takes too long."""
+"""Reports a wait that takes too long.
+
+Not covered: ending the process that waits (`lifecycle.py`).
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,30 @@ from switokd.runtime.lifecycle import WATCH_SECONDS
 
 
 class Watchdog:
-    """Tells, once, what the main thread has been waiting for too long.
+    """Calls `report` once if the main thread waits longer than `seconds`.
 
-    For what neither ends by itself nor raises: a collective in a GPU's queue. Forward and
-    evaluation are not watched: a rank that waits in SyncBatchNorm looks like one that hangs.
+    For collectives in a GPU's queue, which neither end nor raise an error when a peer hangs. The
+    forward pass and evaluation are not watched: there, a rank that waits in SyncBatchNorm looks
+    like a rank that hangs.
+    report: gets a description of the operation that the main thread waits for.
     """
 
-    def __init__(self, seconds: float, tell: Callable[[str], None]) -> None:
-        self._seconds, self._tell = seconds, tell
+    def __init__(self, seconds: float, report: Callable[[str], None]) -> None:
+        self._seconds, self._report = seconds, report
         self._waiting: tuple[float, str] | None = None
-        threading.Thread(target=self._watch, daemon=True, name="overdue").start()
+        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def begin(self, doing: str) -> None:
-        """From now on the main thread waits."""
+        """Note that the main thread starts to wait. doing: describes the operation."""
         self._waiting = time.monotonic(), doing
 
     def over(self) -> None:
-        """It waits no more."""
+        """Note that the wait is over."""
         self._waiting = None
 
     @contextmanager
     def during(self, doing: str) -> Iterator[None]:
-        """It waits in the body."""
+        """Watch the body of the `with` statement."""
         self.begin(doing)
         try:
             yield
@@ -44,5 +49,5 @@ class Watchdog:
             time.sleep(min(WATCH_SECONDS, self._seconds))
             waiting = self._waiting
             if waiting and time.monotonic() - waiting[0] > self._seconds:
-                self._tell(waiting[1])
+                self._report(waiting[1])
                 return

@@ -393,5 +393,5 @@ def test_one_of_torchruns_processes_is_sent_away(monkeypatch: pytest.MonkeyPatch
         ("MASTER_ADDR", "127.0.0.1"),
     ):
         monkeypatch.setenv(key, value)
-    with pytest.raises(UsageError, match=r"one of torchrun's; .* start -m switokd\.train"):
+    with pytest.raises(UsageError, match=r"in a process of torchrun; .* start -m switokd\.train"):
         switokd.train("digits-1t1s", FEW)

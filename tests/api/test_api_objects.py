@@ -53,7 +53,7 @@ def test_a_module_given_is_a_trained_teacher(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("teacher", "words"),
     [
-        (flat, "leaves its teachers as they come, and 'large' is a callable; give a torch"),
+        (flat, "does not train its teachers, and 'large' is a callable; give a trained torch"),
         ("wrn-10-1", r"networks\.large\.weights: strategy kd does not train its teachers"),
     ],
 )

@@ -378,7 +378,7 @@ TWO_STEPS = """
 import subprocess, sys, time
 from pathlib import Path
 
-child = subprocess.Popen([sys.executable, "-c", "import time; x = bytes(2**26); time.sleep(2)"])
+child = subprocess.Popen([sys.executable, "-c", "import time; x = b'x' * 2**26; time.sleep(2)"])
 time.sleep(1)
 folder = Path(sys.argv[-1].removeprefix("run_dir="))
 folder.mkdir()

@@ -64,7 +64,7 @@ def test_what_takes_too_long_is_told_once_and_only_while_it_lasts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def watching() -> int:
-        return sum(thread.name == "overdue" for thread in threading.enumerate())
+        return sum(thread.name == "watchdog" for thread in threading.enumerate())
 
     monkeypatch.setattr(lifecycle, "WATCH_SECONDS", 0.01)
     told: list[str] = []
