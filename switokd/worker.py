@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,7 @@ from switokd.training.build import (
 )
 from switokd.training.cuda_graphs import GraphedFunctions
 from switokd.training.exchange import Exchange
+from switokd.training.learner import Learner
 from switokd.training.observer import Observer
 from switokd.training.schedules import AccumulationWindow
 from switokd.training.step import StepContext
@@ -150,20 +151,19 @@ def _train(
     stream = images.stream(steps, part=local_placement.part)
     batches = prefetch(stream, device, config.compute.channels_last, config.compute.copy_ahead)
 
-    counts = world.gather({li.name: registry.parameter_count(li.model) for li in learners})
-    parameters = {name: n for rank_counts in counts for name, n in rank_counts.items()}
-    output = world.on_rank_0(lambda: _open_output(config, placement, parameters, steps))
+    parameters = _parameter_counts(world, learners)
+    output = world.on_rank_0(lambda: _open_output(stack, config, choice, images, parameters, steps))
     observers: tuple[Observer, ...] = output or ()
-    if output:
-        stack.callback(output[0].folder.discard_if_unused)
 
     def on_decision(decision: Decision) -> None:
         for observer in observers:
             observer.on_decision(decision)
 
-    wait = helpers.wait_for_coordinator
-    decider, where = stack.enter_context(join_decider(config, world, placement, on_decision, wait))
+    decider, where = stack.enter_context(
+        join_decider(config, world, placement, on_decision, helpers.wait_for_coordinator)
+    )
     functions = GraphedFunctions(graphs)
+    watchdog = Watchdog(config.coordinator.timeout, decider.stall) if world.is_silent else None
     exchange = Exchange(
         local_placement,
         config.digest,
@@ -172,7 +172,7 @@ def _train(
         world.transport,
         config.data.has_soft_targets,
         functions,
-        Watchdog(config.coordinator.timeout, decider.stall) if world.is_silent else None,
+        watchdog,
     )
     context = StepContext(learners, config.method, exchange, decider, functions)
     trainer = Trainer(config, world, images, batches, context, observers)
@@ -182,8 +182,6 @@ def _train(
         trainer.run()
         return None
     recorder, bar = output
-    recorder.folder.save_signature(InputSignature.of(images))
-    recorder.folder.save_profiles(choice.measured)
     with bar:
         bar.console.print(describe(config, world, placement, where))
         waiting_times = trainer.run()
@@ -191,11 +189,28 @@ def _train(
     return recorder.folder.path
 
 
+def _parameter_counts(world: World, learners: Sequence[Learner]) -> dict[str, int]:
+    """Return the number of parameters of every network of the run; empty except on rank 0."""
+    counts = world.gather({li.name: registry.parameter_count(li.model) for li in learners})
+    return {name: n for rank_counts in counts for name, n in rank_counts.items()}
+
+
 def _open_output(
-    config: Config, placement: Placement, parameters: dict[str, int], steps: int
+    stack: ExitStack,
+    config: Config,
+    choice: Choice,
+    images: Images,
+    parameters: dict[str, int],
+    steps: int,
 ) -> tuple[RunRecorder, ProgressBar]:
-    """Create the run folder and the progress bar."""
-    recorder = RunRecorder(config, placement, parameters)
+    """Create the run folder and the progress bar.
+
+    stack: removes the folder when it closes, if the run ended before its first decision.
+    """
+    recorder = RunRecorder(config, choice.placement, parameters)
+    stack.callback(recorder.folder.discard_if_unused)
+    recorder.folder.save_signature(InputSignature.of(images))
+    recorder.folder.save_profiles(choice.measured)
     return recorder, ProgressBar(config.name, steps, config.schedule.epochs, config.topology)
 
 

@@ -18,24 +18,8 @@ from tests.support import BIN, REPOSITORY, environment
 
 MODULE_LINES, CLASS_LINES, FUNCTION_LINES, PARAMETERS = 400, 200, 60, 8
 
-EXCEPTIONS = {
-    "services/coordinator/rounds.py:RunState": "to be split",
-    "services/coordinator/servicer.py:Coordinator": "to be split",
-    "switokd/config/config.py:Config": "to be split",
-    "switokd/coordination/client.py:Client": "to be split",
-    "switokd/worker.py:train": "to be split",
-}
+EXCEPTIONS: dict[str, str] = {}
 """Place (as `oversized` names it) -> reason why the limit does not hold there."""
-PRIVATE_EXCEPTIONS = {
-    "switokd/config/run_file.py: _Loader of switokd.config.yaml_loader",
-    "switokd/config/run_file.py: _explain of switokd.config.explain",
-    "switokd/config/run_file.py: _mapping_without_duplicates of switokd.config.yaml_loader",
-    "switokd/config/run_file.py: _parse of switokd.config.yaml_loader",
-    "switokd/config/sections.py: _optimizer_name of switokd.config.optimizers",
-    "switokd/runs/compare/table.py: _saving of switokd.runs.compare.statistics",
-    "switokd/runs/compare/table.py: _summary of switokd.runs.compare.statistics",
-}
-"""Imports of private names that are still to be removed."""
 
 TORCH_FREE = [
     "switokd.config.config",
@@ -213,4 +197,4 @@ def test_private_names_stay_in_their_module() -> None:
         for alias in node.names
         if alias.name.startswith("_") and not alias.name.startswith("__")
     }
-    assert private == PRIVATE_EXCEPTIONS
+    assert not private

@@ -52,8 +52,8 @@ def train(
     # Imported here: `switokd --help` needs none of these.
     from switokd.cli.worker import run_rank
     from switokd.config.run_file import load_importable
+    from switokd.planning.processes import processes_for
     from switokd.runtime.environment import check_alone, check_world_size, environment
-    from switokd.runtime.launcher import processes_for
 
     env = environment()
     if env.under_torchrun:

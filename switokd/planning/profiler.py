@@ -72,12 +72,11 @@ def profile(
 ) -> Profile:
     """Measure all networks of `config` with shards of `sizes` samples on `device`.
 
-    images_shape: channels, height, width.
-    progress: called before each stage, and at the end.
+    images_shape: channels, height, width. progress: called before each stage, and at the end.
     links: measured costs of communication; None: assumed costs.
     memory: bytes that a network may use; None: all memory of the device. A size that needs more
     memory, or more than `MAX_STEP_SECONDS`, is left out, unless it is the smallest.
-    Raises UsageError if a network cannot be built, or if none of the sizes fits into memory.
+    UsageError if a network cannot be built, or if no size fits into memory.
     """
     sizes, memory = sorted(set(sizes)), memory or device_memory(device)
     if config.compute.compile:  # compiling takes long for each size
@@ -99,7 +98,7 @@ def profile(
                     f"with {sizes[0]} images; choose a smaller data.batch_size"
                 )
             networks[name] = benchmark.summary(network, times)
-            del benchmark
+            del benchmark  # its memory is needed for the next network
             if config.compute.compile:  # PyTorch limits how often it compiles the same class
                 torch.compiler.reset()
             if on_gpu:

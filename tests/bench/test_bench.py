@@ -28,7 +28,6 @@ from bench import (
     roofline,
     runs,
     simulated,
-    starting,
 )
 from bench.__main__ import PARTS, chosen
 from bench.figures import Figure
@@ -372,45 +371,3 @@ def _check_simulated(figures: dict[str, Any]) -> None:
 
 
 FURTHER_CHECKS = {"plain": _check_plain, "simulated": _check_simulated}
-
-
-TWO_STEPS = """
-import subprocess, sys, time
-from pathlib import Path
-
-child = subprocess.Popen([sys.executable, "-c", "import time; x = b'x' * 2**26; time.sleep(2)"])
-time.sleep(1)
-folder = Path(sys.argv[-1].removeprefix("run_dir="))
-folder.mkdir()
-(folder / "decisions.jsonl").write_text("{}")
-child.wait()
-"""
-
-
-def test_a_start_is_watched_until_the_first_decision_with_all_its_processes() -> None:
-    start = starting.watch([sys.executable, "-c", TWO_STEPS])
-    assert 1 <= start.first_step_seconds < start.wall_seconds
-    assert start.wall_seconds >= 2
-    assert start.peak_mib > 64
-
-
-def test_a_start_that_fails_is_an_error_with_its_output() -> None:
-    with pytest.raises(RuntimeError, match="no such recipe"):
-        starting.watch([sys.executable, "-c", "raise SystemExit('no such recipe')"])
-
-
-def test_both_sides_of_a_start_are_run_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter([2.0, 4.0, 3.0, 4.0, 5.0, 4.0, 2.0, 4.0, 2.0, 4.0])
-    sides: list[bool] = []
-
-    def watch(command: list[str]) -> starting.Start:
-        sides.append("torch.distributed.run" in command)
-        value = next(seconds)
-        return starting.Start(value, 10 * value, 2 * value)
-
-    monkeypatch.setattr(starting, "watch", watch)
-    first, memory = starting.measure(False, lambda text: None)
-    assert sides == [False, True] * 5
-    assert (first.name, memory.name) == starting.FIGURES
-    assert first.value == memory.value == 0.5
-    assert first.details["wall_seconds of torchrun"] == [8.0] * 5

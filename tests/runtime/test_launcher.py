@@ -11,12 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from switokd.cli.main import app
-from switokd.config.run_file import load
-from switokd.runtime.environment import ProcessLayout
-from switokd.runtime.launcher import processes_for
 from tests.support import process, run, torchrun, unshare, wait_until
 
-AUTO = ["placement=auto", "device=cpu"]
 TRAIN = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "run_dir=out"]
 LARGE = """
 import torch
@@ -132,49 +128,3 @@ def test_signals(number: signal.Signals, code: int, tmp_path: Path) -> None:
     assert "Traceback" not in text
     if number == signal.SIGKILL:
         assert f"rank 1 (student), process {victim.pid}, was killed by SIGKILL" in text
-
-
-@pytest.fixture
-def twelve_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of which PyTorch would use six: two of them are one of the processor's."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("switokd.runtime.launcher.cores", lambda: 12)
-    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
-
-
-@pytest.mark.parametrize(
-    ("settings", "layouts"),
-    [
-        ([], ["12x1", "6x2", "3x4", "1x6"]),
-        (["data.batch_size=8"], ["4x3", "2x6", "1x6"]),  # two images for each at least
-        (["data.batch_size=2"], ["1x6"]),
-        (["coordinator=off"], []),
-        (["placement=replicated"], []),
-    ],
-)
-@pytest.mark.usefixtures("twelve_cores")
-def test_auto_may_choose_half_as_many_processes_and_so_on(
-    settings: list[str], layouts: list[str]
-) -> None:
-    config = load("digits-1t1s", [*AUTO, *settings])
-    count, found = processes_for(config)
-    assert [layout.code for layout in found] == layouts
-    assert [ProcessLayout.of(layout.code) for layout in found] == found
-    assert count == (found[0].processes if found else 1)
-
-
-@pytest.mark.usefixtures("twelve_cores")
-def test_threads_that_the_user_has_set_are_every_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    count, found = processes_for(load("digits-1t1s", AUTO))
-    assert (count, [layout.code for layout in found]) == (2, ["2x6", "1x6"])
-
-
-@pytest.mark.usefixtures("twelve_cores")
-def test_on_gpus_there_is_a_process_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("switokd.runtime.device.gpu_count", lambda: 3)
-    config = load("digits-1t1s", ["placement=auto"])
-    assert processes_for(config) == (3, [])
-    alone = load("digits-1t1s", ["placement=replicated", "coordinator=off"])
-    assert processes_for(alone) == (1, [])
-    assert processes_for(load("digits-1t1s", AUTO))[1]  # device=cpu
