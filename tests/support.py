@@ -123,9 +123,14 @@ def torchrun(processes: int, *arguments: str) -> list[str]:
     ]
 
 
+def switokd_train(processes: int, *arguments: str) -> list[str]:
+    """`switokd train` with this number of ranks; starts in half the CPU time of torchrun."""
+    return [sys.executable, "-m", "switokd", "train", f"--processes={processes}", *arguments]
+
+
 def train(cwd: Path, processes: int, *arguments: str, seconds: float = 100, **env: str) -> Path:
     """Train in `cwd`/out and return that folder; fails with the output if training fails."""
-    code, out, err = run(torchrun(processes, *arguments, "run_dir=out"), cwd, seconds, **env)
+    code, out, err = run(switokd_train(processes, *arguments, "run_dir=out"), cwd, seconds, **env)
     assert code == 0, f"{out}\n{err}"
     return cwd / "out"
 

@@ -16,7 +16,7 @@ from switokd.runtime.environment import Environment
 from switokd.runtime.process_group import World
 from switokd.training.build import make_learner
 from switokd.training.schedules import AccumulationWindow
-from tests.support import lines, run, torchrun
+from tests.support import lines, run, switokd_train
 
 
 def test_draws_depend_on_seed_network_step_and_position_in_the_batch() -> None:
@@ -53,8 +53,8 @@ def test_dropout_does_not_depend_on_the_placement(tmp_path: Path) -> None:
     table = "placement={teacher1: [1], teacher2: [0], student: [0]}"
     for name, command in (
         ("alone", [*alone, "coordinator=off"]),
-        ("apart", torchrun(3, *settings)),
-        ("mixed", torchrun(2, *settings, table)),
+        ("apart", switokd_train(3, *settings)),
+        ("mixed", switokd_train(2, *settings, table)),
     ):
         code, out, err = run([*command, f"run_dir={name}"], tmp_path)
         assert code == 0, f"{out}\n{err}"

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from switokd.services.coordinator.metrics import Metrics
-from tests.support import REPOSITORY, free_port, process, require, torchrun
+from tests.support import REPOSITORY, free_port, process, require, switokd_train
 
 DEPLOY = REPOSITORY / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
@@ -126,7 +126,7 @@ def test_every_panel_has_data_in_a_real_run(tmp_path: Path) -> None:
         "--log.level=warn",
     ]
     port = f"coordinator.http_port={scraped}"
-    train = torchrun(3, "digits-2t1s", "run_dir=run", port, "schedule.epochs=200")
+    train = switokd_train(3, "digits-2t1s", "run_dir=run", port, "schedule.epochs=200")
     logs = [tmp_path / "training.log", tmp_path / "prometheus.log"]
 
     empty = expressions()

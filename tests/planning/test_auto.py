@@ -281,7 +281,7 @@ def test_one_process_continues_and_decides_as_a_run_of_one(tmp_path: Path) -> No
 def test_first_processes_continue_and_decide_as_a_run_of_their_number(tmp_path: Path) -> None:
     profiles = [saved(tmp_path, threads, s) for threads, s in ((1, 0.4), (2, 0.1), (4, 0.4))]
     settings = [*FEW, "placement=auto", f"auto.profiles={profiles}", "auto.paused=0"]
-    command = torchrun(4, "--crews=4x1,2x2,1x4", "digits-1t1s", *settings, "run_dir=out")
+    command = torchrun(4, "--layouts=4x1,2x2,1x4", "digits-1t1s", *settings, "run_dir=out")
     code, out, err = run(command, tmp_path)
     assert code == 0, err
     assert out.startswith("auto: 2 processes with 2 threads each, 0.1 s a step; 4 processes with")
@@ -325,7 +325,7 @@ def test_processes_and_threads_are_measured_together(tmp_path: Path) -> None:
 def test_networks_are_compiled_for_measuring_as_in_training(tmp_path: Path) -> None:
     """Two layouts with the smallest and largest shard of each network; training compiles again."""
     settings = [*FLAT, "compute.compile=true", "data.batch_size=8", *FEW, "run_dir=out"]
-    command = torchrun(2, "--crews=2x1,1x2", "digits-1t1s", "placement=auto", *settings)
+    command = torchrun(2, "--layouts=2x1,1x2", "digits-1t1s", "placement=auto", *settings)
     code, out, err = run(command, tmp_path, 170, PYTHONPATH=str(REPOSITORY))
     assert code == 0, err
     assert re.match(r"auto: (1|2) process.*; (1|2) process", out)
