@@ -1,4 +1,4 @@
-"""The allocator's setting, in processes of their own: it lasts as long as they do."""
+"""The settings of the allocator. Each test starts a process, because the settings last."""
 
 from __future__ import annotations
 

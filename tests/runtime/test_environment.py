@@ -23,7 +23,7 @@ print(json.dumps([cores(), machine_memory(), torch.get_num_threads()]))
 
 
 def test_a_containers_limits_count(tmp_path: Path) -> None:
-    """Laid over the machine's own, in a namespace of mounts: what a container would see."""
+    """Mount files over those of the machine, as a container would see them."""
     beginning = unshare("-rm")
     limits = tmp_path / "limits"
     limits.mkdir()

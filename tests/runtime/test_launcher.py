@@ -1,4 +1,7 @@
-"""`switokd train` as a launcher: exit codes, and what it says when a rank ends badly."""
+"""`switokd train` as a launcher: exit codes and error messages.
+
+Not covered: waiting for ranks without a training (`test_fork.py`); torchrun (`test_faults.py`).
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,7 @@ def test_what_the_run_file_tells_is_refused_before_any_process_starts(
 def test_under_torchrun_its_processes_count_not_those_that_would_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two of torchrun's, on a machine with eight GPUs: 12 images are enough."""
+    """Two processes of torchrun on a machine with eight GPUs: 12 images are enough."""
     variables = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}
     for key, value in variables.items():
         monkeypatch.setenv(key, str(value))
@@ -94,7 +97,7 @@ def test_under_torchrun_its_processes_count_not_those_that_would_be_started(
 
 
 def test_a_gpu_without_memory_left_is_one_line(tmp_path: Path) -> None:
-    """In the words that a GPU's allocator has for it; there is none here to fill."""
+    """The model raises the error of a GPU's allocator; this machine may have no GPU."""
     (tmp_path / "large.py").write_text(LARGE)
     alone = ["placement=replicated", "coordinator=off", "networks.student.model=large:Net"]
     code, out, err = run([*TRAIN, *alone], tmp_path)
@@ -109,7 +112,7 @@ def test_a_gpu_without_memory_left_is_one_line(tmp_path: Path) -> None:
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, 4)]
 )
 def test_signals(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    """Ctrl-C and SIGTERM to the launcher; SIGKILL to the student's rank."""
+    """Ctrl-C and SIGTERM go to the launcher, SIGKILL to the rank of the student."""
     log = tmp_path / "log"
     with process([*TRAIN, "schedule.epochs=500"], tmp_path, log) as child:
         record = tmp_path / "out" / "decisions.jsonl"

@@ -1,4 +1,4 @@
-"""How a rank ends, without a training: what it says of a launcher that is gone.
+"""How a rank ends, without a training: the launcher is gone, a wait takes too long.
 
 Not covered: whole runs whose parts are killed (`test_faults.py`).
 """

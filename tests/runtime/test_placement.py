@@ -1,4 +1,4 @@
-"""The table of networks, ranks and parts of the batch."""
+"""The placement table: networks, ranks and shards."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How threads wait is set before PyTorch is loaded, unless the user has set it.
+"""The commands set the spinning time of threads before PyTorch is loaded.
 
-Not covered: what it saves (README, and the reason in `switokd/threads.py`).
+Not covered: the time that it saves (see the reason in `switokd/runtime/threads.py`).
 """
 
 from __future__ import annotations
