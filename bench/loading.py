@@ -37,7 +37,7 @@ AHEAD = 2
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Yield input_over_training and input_files_over_training."""
     keep_freed_memory()  # the default in training
-    steps, rounds = (20, 1) if quick else (60, 5)
+    steps, rounds = (5, 1) if quick else (60, 5)
     raw = run_file(SMALLEST, steps, **ONE_PROCESS)
     say("input against training")
     config = configured(raw)

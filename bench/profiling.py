@@ -68,7 +68,7 @@ class Measured:
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Yield the shares of a step, and kept over returned memory."""
-    rounds, steps = (1, 2) if quick else (2, 5)
+    rounds, steps = (1, 1) if quick else (2, 5)
     sides = SIDES[1:] if quick else SIDES  # compiling takes a minute the first time
     measured: dict[str, list[Measured]] = {side: [] for side in sides}
     for i in range(rounds):

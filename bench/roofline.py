@@ -43,24 +43,28 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Yield the figures for fp32, for bf16 and for unequal networks."""
     for name, (networks, dtype) in FIGURES.items():
         say(f"a plain step of {', '.join(networks)} against its convolutions alone, {dtype}")
-        yield _over_convolutions(name, networks, dtype, 1 if quick else 7)
+        rounds, repetitions = (1, 1) if quick else (7, 5)
+        yield _over_convolutions(name, networks, dtype, rounds, repetitions)
 
 
 def _over_convolutions(
-    name: str, networks: Sequence[str], dtype: torch.dtype, rounds: int
+    name: str, networks: Sequence[str], dtype: torch.dtype, rounds: int, repetitions: int
 ) -> Figure:
+    def seconds_of(run: Callable[[], object]) -> float:
+        return _seconds(run, repetitions)
+
     plain = {network: plain_step(network) for network in networks}
     alone = {network: Convolutions.of(network, dtype) for network in networks}
     taken: dict[str, list[tuple[float, float]]] = {network: [] for network in networks}
     for _ in range(rounds):
         for network, pairs in taken.items():
-            pairs.append((_seconds(plain[network]), _seconds(alone[network].run)))
+            pairs.append((seconds_of(plain[network]), seconds_of(alone[network].run)))
     by_round = zip(*taken.values(), strict=True)
     sums = [tuple(map(sum, zip(*pairs, strict=True))) for pairs in by_round]
     matrix, bytes_ = torch.randn(2048, 2048).to(dtype), torch.ones(COPIED, dtype=torch.uint8)
     other = torch.empty_like(bytes_)
-    product = min(_seconds(lambda: matrix @ matrix) for _ in range(rounds))
-    copy = min(_seconds(lambda: other.copy_(bytes_)) for _ in range(rounds))
+    product = min(seconds_of(lambda: matrix @ matrix) for _ in range(rounds))
+    copy = min(seconds_of(lambda: other.copy_(bytes_)) for _ in range(rounds))
     seconds = {n: [median(side) for side in zip(*pairs, strict=True)] for n, pairs in taken.items()}
     return Figure.of_pairs(
         name,
@@ -144,8 +148,8 @@ class Convolutions:
         return cls(run, float(operations), sum(4 * g.numel() for _, _, g in layers))
 
 
-def _seconds(run: Callable[[], object], repetitions: int = 5) -> float:
-    """Median seconds of a call, after one call to warm up."""
+def _seconds(run: Callable[[], object], repetitions: int) -> float:
+    """Median seconds of so many calls, after one call to warm up."""
     taken = []
     for _ in range(1 + repetitions):
         started = time.perf_counter()
