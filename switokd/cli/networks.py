@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 
 from switokd.cli.arguments import fail
-from switokd.config.yaml_loader import parse_yaml
 from switokd.errors import SwitokdError, UsageError
 from switokd.runtime.lifecycle import print_error
 
@@ -93,6 +92,7 @@ def networks(
 
 def _kwargs(text: str | None, names: Sequence[str]) -> dict[str, Any]:
     """Parse the option --model-kwargs; UsageError if it is no mapping, or no NAME is given."""
+    from switokd.config.yaml_loader import parse_yaml
 
     if text is None:
         return {}
