@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -21,6 +22,18 @@ from pathlib import Path
 from switokd.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, PeerError
 from switokd.runtime.environment import ProcessLayout, cores
 from switokd.runtime.lifecycle import Terminated, ignore_sigterm, print_error, unwind_on_sigterm
+
+
+def environment_of_ranks() -> dict[str, str]:
+    """Return the environment of the process that forks the ranks.
+
+    The OpenBLAS of NumPy starts its threads when it is imported, and a process with threads cannot
+    be forked. PyTorch computes with OpenBLAS on other processors than x86 only.
+    """
+    env = dict(os.environ)
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        env.setdefault("OPENBLAS_NUM_THREADS", "1")
+    return env
 
 
 def launch(
@@ -46,6 +59,7 @@ def launch(
     unwind_on_sigterm()
     parent = subprocess.Popen(
         [*command, *arguments],
+        env=environment_of_ranks(),
         pass_fds=[ranks_end.fileno()],
         start_new_session=True,  # Ctrl-C reaches the ranks only through this process
     )

@@ -6,8 +6,10 @@ Not covered: whole runs that end badly (`test_launcher.py`, `test_faults.py`).
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from switokd.runtime import fork
+from switokd.runtime.launcher import environment_of_ranks
 from tests.support import run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -128,6 +131,16 @@ def test_the_launcher_does_not_import_torch_and_a_rank_no_compiler(tmp_path: Pat
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere OpenBLAS has threads")
+def test_a_process_with_several_threads_per_rank_can_be_forked(tmp_path: Path) -> None:
+    code = (
+        "from switokd import worker; from switokd.runtime.fork import can_fork; print(can_fork())"
+    )
+    env = {**environment_of_ranks(), "OMP_NUM_THREADS": "4"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_ranks_are_new_processes_where_a_fork_is_not_safe(tmp_path: Path) -> None:
     """The user's strategy starts a thread when it is imported."""
     (tmp_path / "spy.py").write_text(SPY)
