@@ -26,7 +26,7 @@ install: $(VENV)/.installed  ## Make .venv with what training needs
 dev: $(VENV)/.installed-dev  ## Make .venv with what tests and checks need as well
 
 demo: $(VENV)/.installed  ## Train two teachers and a student on handwritten digits (2T1S)
-	$(BIN)/torchrun --standalone --local-addr=127.0.0.1 --nproc-per-node=3 -m switokd.train digits-2t1s
+	$(BIN)/switokd train digits-2t1s
 
 test: $(VENV)/.installed-dev  ## Run the tests, two at a time
 	$(BIN)/pytest -n 2 --dist worksteal

@@ -22,4 +22,6 @@ elif __name__ == "switokd.train":  # not in a child of multiprocessing, where it
     from switokd import api
 
     # The import system binds the entry of sys.modules to the name `train` of the package.
+    # importlib.util.find_spec reads the entry's __spec__.
+    api.train.__spec__ = __spec__  # type: ignore[attr-defined]
     sys.modules[__name__] = cast(ModuleType, api.train)

@@ -156,13 +156,14 @@ import runpy
 assert "worker_main" not in runpy.run_module("switokd.train", run_name="__mp_main__")
 """
 IMPORTED = """
-import importlib
+import importlib.util
 import switokd.train
 import switokd.train as alias
 from switokd import train
 
 assert switokd.train is train is alias is importlib.import_module("switokd.train")
 assert train.__module__ == "switokd.api"
+assert importlib.util.find_spec("switokd.train").name == "switokd.train"
 """
 
 

@@ -16,7 +16,16 @@ import yaml
 
 from switokd.config.run_file import load
 from switokd.models import registry
-from tests.support import REPOSITORY, lines, process, run, torchrun, train, wait_until
+from tests.support import (
+    REPOSITORY,
+    lines,
+    process,
+    run,
+    switokd_train,
+    torchrun,
+    train,
+    wait_until,
+)
 
 RUN_FOLDER = {
     *("config.yaml", "signature.json", "decisions.jsonl", "metrics.jsonl", "summary.json"),
@@ -29,7 +38,7 @@ def complaints(text: str) -> list[str]:
 
 
 def test_the_demo_command_writes_a_complete_run_folder(tmp_path: Path) -> None:
-    command = torchrun(3, "digits-2t1s", "schedule.epochs=1", "run_dir=out")
+    command = switokd_train(3, "digits-2t1s", "schedule.epochs=1", "run_dir=out")
     code, out, err = run(command, tmp_path)
     assert code == 0, err
     folder = tmp_path / "out"
