@@ -15,6 +15,7 @@ from switokd.coordination.client import Client
 from switokd.coordination.decider import Decider
 from switokd.coordination.local import LocalDecider
 from switokd.coordination.membership import Endpoint, Membership
+from switokd.coordination.process import coordinator_process
 from switokd.data.images import Images, open_images
 from switokd.data.prefetch import prefetch
 from switokd.data.signature import InputSignature
@@ -250,13 +251,15 @@ def join_decider(
             unwind_on_sigterm()
         yield LocalDecider(config, on_decision), "no coordinator"
         return
-    endpoint, run_id = agree_on_coordinator(config, world, wait_for_coordinator)
-    where = f"coordinator {endpoint}"
-    if endpoint.http:
-        where = f"live metrics http://{endpoint.http}/metrics"
-    membership = Membership(endpoint, run_id, world.rank)
-    with connected(membership, config, placement, on_decision) as client:
-        yield client, where
+    with ExitStack() as stack:
+        if config.coordinator.address == "auto" and world.rank == 0 and not wait_for_coordinator:
+            wait_for_coordinator = stack.enter_context(coordinator_process(config, world.env))
+        endpoint, run_id = agree_on_coordinator(config, world, wait_for_coordinator)
+        where = f"coordinator {endpoint}"
+        if endpoint.http:
+            where = f"live metrics http://{endpoint.http}/metrics"
+        membership = Membership(endpoint, run_id, world.rank)
+        yield stack.enter_context(connected(membership, config, placement, on_decision)), where
 
 
 def agree_on_coordinator(
@@ -267,7 +270,7 @@ def agree_on_coordinator(
     def choose() -> tuple[Endpoint, str]:
         endpoint = Endpoint(config.coordinator.address)
         if config.coordinator.address == "auto":
-            assert wait_for_coordinator is not None, "rank 0 has one, unless it is embedded"
+            assert wait_for_coordinator is not None
             endpoint = wait_for_coordinator()
         return endpoint, f"{config.name}-{uuid.uuid4().hex[:6]}"
 

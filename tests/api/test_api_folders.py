@@ -120,7 +120,7 @@ def test_own_strategies_with_frozen_teachers_need_trained_ones(project: Path) ->
     file = project / "mine.yaml"
     file.write_text(yaml.safe_dump({**content(), "import_from": ["lib"]}))
     own = "distillation.strategy=aside_strategies:"
-    words = r"networks\.teacher\.weights: strategy aside_strategies:Frozen leaves its teachers as"
+    words = r"networks\.teacher\.weights: strategy aside_strategies:Frozen does not train"
     with pytest.raises(UsageError, match=words) as found:
         load_importable(str(file), [f"{own}Frozen"])
     assert "\n" not in str(found.value)

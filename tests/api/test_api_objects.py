@@ -111,7 +111,7 @@ def test_weights_mean_the_same_to_a_run_and_to_its_export(made: Run) -> None:
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ("best", r"has no weights/best/student\.pt: no epoch is tested yet"),
+        ("best", r"has no weights/best/student\.pt: no epoch has been tested"),
         ("ema", r"has no weights/student\.ema\.pt: the run had no moving average"),
         ("initial", r"has no weights/initial/student\.pt: the run did not save them"),
     ],

@@ -251,7 +251,7 @@ def test_pauses_come_from_the_run_file(tmp_path: Path) -> None:
         (["placement=auto", "auto.paused=2"], "auto.paused: found 2; allowed: a share from 0 to 1"),
         (["placement=auto", "auto.paused={teacher: true}"], "a share from 0 to 1"),
         (["placement=auto", "auto.paused={techer: 0.5}"], "no teacher 'techer'; did you mean"),
-        (["placement=auto", "auto.run=x", "auto.paused=0"], "auto.run and auto.paused both say"),
+        (["placement=auto", "auto.run=x", "auto.paused=0"], "auto.run and auto.paused both give"),
         (["placement=auto", "auto.profiles=x"], 'auto.profiles: found "x"; allowed: a list'),
     ],
 )

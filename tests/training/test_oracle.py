@@ -4,7 +4,8 @@ Both sides compute in float32 with the same PyTorch operators on one thread of t
 rank computes a network's whole batches, the weights must be equal bit by bit after all steps. If a
 network is on several ranks, sums are rounded in another order, so weights agree to a tolerance.
 These networks have no BatchNorm, because its statistics differ between ranks. Distances agree to
-1e-5: the oracle computes them in float64, the workers in float32.
+1e-5: the oracle computes them in float64, the workers in float32. With kdcl-linear they agree to
+2e-5, because the two solvers of its weights differ in the last bits.
 
 Topologies, strategies and semantics are compared in this process, which is faster: trainer and step
 are the same, without other ranks. Two of these cases also run as several processes.
@@ -184,7 +185,7 @@ def _check_method(case: str, config: Config, folder: Path) -> None:
     networks, records = _train_reference(config, folder, METHOD_STEPS)
     strategy = config.distillation.strategy
     solved = strategy == "kdcl-linear"  # two different solvers, which do not agree to the last bit
-    modes = _check_decisions(config, folder, records, tolerance=1e-5)
+    modes = _check_decisions(config, folder, records, tolerance=2e-5 if solved else 1e-5)
     if strategy in ("switokd", "threshold"):
         assert set(modes) == {"learning", "expert"}
     else:
