@@ -4,8 +4,7 @@ Both sides compute in float32 with the same PyTorch operators on one thread of t
 rank computes a network's whole batches, the weights must be equal bit by bit after all steps. If a
 network is on several ranks, sums are rounded in another order, so weights agree to a tolerance.
 These networks have no BatchNorm, because its statistics differ between ranks. Distances agree to
-1e-5: the oracle computes them in float64, the workers in float32. With kdcl-linear they agree to
-2e-5, because the two solvers of its weights differ in the last bits.
+1e-5: the oracle computes them in float64, the workers in float32.
 
 Topologies, strategies and semantics are compared in this process, which is faster: trainer and step
 are the same, without other ranks. Two of these cases also run as several processes.
@@ -102,6 +101,9 @@ schedule: {epochs: 10, milestones: [2]}
 save_initial_weights: true
 """
 METHOD_STEPS = 25  # ends in the second epoch
+SOLVED_STEPS = 12
+"""With kdcl-linear. Two solvers differ in the last bits, and training amplifies the difference: from
+1e-8 in the first steps to 1e-3 after 25."""
 OWN = [
     "topology=2T2S",
     "distillation={temperature: 0.25, alpha: 0.5, beta: 2.0}",
@@ -154,9 +156,13 @@ def test_one_rank_per_network_equals_the_oracle(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = _method_config(case)
-    settings = [*METHODS[case], f"schedule.max_steps={METHOD_STEPS}"]
+    settings = [*METHODS[case], f"schedule.max_steps={_steps(case)}"]
     folder = train(tmp_path, config.world_size or 0, "run.yaml", *settings)
     _check_method(case, config, folder)
+
+
+def _steps(case: str) -> int:
+    return SOLVED_STEPS if case.endswith("kdcl-linear") else METHOD_STEPS
 
 
 def _method_config(case: str, *more: str) -> Config:
@@ -166,7 +172,7 @@ def _method_config(case: str, *more: str) -> Config:
         for seed, name in enumerate(("teacher1", "teacher2")):
             torch.manual_seed(seed)
             torch.save(registry.build("wrn-10-1", 1, 10).state_dict(), f"{name}.pt")
-    return load("run.yaml", [*METHODS[case], f"schedule.max_steps={METHOD_STEPS}", *more])
+    return load("run.yaml", [*METHODS[case], f"schedule.max_steps={_steps(case)}", *more])
 
 
 def _in_this_process(config: Config) -> None:
@@ -182,10 +188,10 @@ def _in_this_process(config: Config) -> None:
 
 def _check_method(case: str, config: Config, folder: Path) -> None:
     """Compare decisions, weights and paused steps with the oracle; check that pauses occur."""
-    networks, records = _train_reference(config, folder, METHOD_STEPS)
+    networks, records = _train_reference(config, folder, _steps(case))
     strategy = config.distillation.strategy
     solved = strategy == "kdcl-linear"  # two different solvers, which do not agree to the last bit
-    modes = _check_decisions(config, folder, records, tolerance=2e-5 if solved else 1e-5)
+    modes = _check_decisions(config, folder, records, tolerance=1e-5)
     if strategy in ("switokd", "threshold"):
         assert set(modes) == {"learning", "expert"}
     else:
@@ -196,7 +202,7 @@ def _check_method(case: str, config: Config, folder: Path) -> None:
         by_step[r["teacher"], r["step"]].add(r["mode"])
     summary = json.loads((folder / "summary.json").read_text())
     for teacher in config.topology.teachers:
-        paused = sum(by_step[teacher, step] == {"expert"} for step in range(1, METHOD_STEPS + 1))
+        paused = sum(by_step[teacher, step] == {"expert"} for step in range(1, _steps(case) + 1))
         assert (paused > 0) == (strategy in ("switokd", "threshold", "kd"))
         if case == "1T2S-published":
             paused = 0  # its loss was multiplied by 0 instead of a pause
