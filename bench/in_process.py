@@ -80,10 +80,14 @@ class InProcess:
             total_steps(config, self.images),
         )
         classes, soft = self.images.classes, config.data.has_soft_targets
-        graphs = make_graph_context(config.compute, self.device)
-        self.learners = make_learners(config, placement, models, world, self.images, window, graphs)
-        functions = GraphedFunctions(graphs)
-        exchange = Exchange(placement, config.digest, classes, soft_targets=soft, graphs=functions)
+        graph_context = make_graph_context(config.compute, self.device)
+        self.learners = make_learners(
+            config, placement, models, world, self.images, window, graph_context
+        )
+        functions = GraphedFunctions(graph_context)
+        exchange = Exchange(
+            placement, config.digest, classes, soft_targets=soft, functions=functions
+        )
         self.decider = decider or LocalDecider(config, lambda decision: None)
         self._context = StepContext(self.learners, config.method, exchange, self.decider, functions)
         self._done = 0

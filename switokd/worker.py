@@ -145,8 +145,8 @@ def _train(
     local_placement = LocalPlacement(placement, world.rank)
     steps = total_steps(config, images)
     window = AccumulationWindow(config.schedule.accumulate, images.steps_per_epoch, steps)
-    graphs = make_graph_context(config.compute, device)
-    learners = make_learners(config, local_placement, models, world, images, window, graphs)
+    graph_context = make_graph_context(config.compute, device)
+    learners = make_learners(config, local_placement, models, world, images, window, graph_context)
 
     images = images.on(device, config.compute.data_on_device)
     stream = images.stream(steps, part=local_placement.part)
@@ -163,17 +163,17 @@ def _train(
     decider, where = stack.enter_context(
         join_decider(config, world, placement, on_decision, helpers.wait_for_coordinator)
     )
-    functions = GraphedFunctions(graphs)
+    functions = GraphedFunctions(graph_context)
     watchdog = Watchdog(config.coordinator.timeout, decider.stall) if world.is_silent else None
     exchange = Exchange(
         local_placement,
-        config.digest,
-        images.classes,
-        world.steps,
-        world.transport,
-        config.data.has_soft_targets,
-        functions,
-        watchdog,
+        digest=config.digest,
+        classes=images.classes,
+        group=world.steps,
+        transport=world.transport,
+        soft_targets=config.data.has_soft_targets,
+        functions=functions,
+        watchdog=watchdog,
     )
     context = StepContext(learners, config.method, exchange, decider, functions)
     trainer = Trainer(config, world, images, batches, context, observers)

@@ -86,22 +86,24 @@ def make_learners(
     world: World,
     images: Images,
     window: AccumulationWindow | None = None,
-    graphs: GraphContext | None = None,
+    graph_context: GraphContext | None = None,
 ) -> list[Learner]:
     """Build the learners of this rank's networks, ready for the first step.
 
-    window: the steps that share an optimizer step; None: every step has its own. graphs: where
-    CUDA graphs are captured; None: where the run file and the device allow it. Every rank must call
-    this, because process groups are created together.
+    window: the steps that share an optimizer step; None: every step has its own. graph_context:
+    where CUDA graphs are captured; None: where the run file and the device allow it. Every rank
+    must call this, because process groups are created together.
     """
     placement = local_placement.placement
     ranks_of = {name: placement.ranks_of(name) for name in config.topology}
     group_of = {ranks: world.group(ranks) for ranks in dict.fromkeys(ranks_of.values())}
     check_batch_norm(config, placement, world)
     window = window or AccumulationWindow()
-    graphs = graphs or make_graph_context(config.compute, world.device)
+    graph_context = graph_context or make_graph_context(config.compute, world.device)
     learners = [
-        make_learner(config, name, models[name], world, group_of[ranks_of[name]], window, graphs)
+        make_learner(
+            config, name, models[name], world, group_of[ranks_of[name]], window, graph_context
+        )
         for name in local_placement.networks
     ]
     batch_sizes = {images.size_of(0), images.size_of(images.steps_per_epoch - 1)}
@@ -121,7 +123,7 @@ def make_learner(
     world: World,
     group: ProcessGroup | None,
     window: AccumulationWindow,
-    graphs: GraphContext | None = None,
+    graph_context: GraphContext | None = None,
 ) -> Learner:
     """Build one network's learner on this rank's device; see `make_learners`.
 
@@ -160,7 +162,7 @@ def make_learner(
             loss_scaler(device) if compute.precision == "fp16" and not frozen else None,
             average,
         ),
-        graphs=NetworkGraphs(graphs or make_graph_context(compute, device), captures_model),
+        graphs=NetworkGraphs(graph_context or make_graph_context(compute, device), captures_model),
         timer=Timer(device),
     )
 

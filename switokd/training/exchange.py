@@ -67,7 +67,7 @@ class Exchange:
 
     digest: the configuration's, in hexadecimal. classes: number of classes C. group: None is the
     default process group. transport: device that the collective needs its tensors on; None: the
-    logits' device. soft_targets: whether targets are distributions. graphs: captures the work
+    logits' device. soft_targets: whether targets are distributions. functions: captures the work
     before and after the collective. watchdog: reports an exchange that takes too long, for
     collectives without a timeout of their own.
     """
@@ -80,7 +80,7 @@ class Exchange:
         group: dist.ProcessGroup | None = None,
         transport: torch.device | None = None,
         soft_targets: bool = False,
-        graphs: GraphedFunctions | None = None,
+        functions: GraphedFunctions | None = None,
         watchdog: Watchdog | None = None,
     ) -> None:
         self.local_placement = local_placement
@@ -91,7 +91,7 @@ class Exchange:
         # Floats per target: a distribution, or a label's 64 bits.
         self._target_length = classes if soft_targets else 2
         self._group, self._transport = group, transport
-        self._graphs, self._watchdog = graphs or GraphedFunctions(), watchdog
+        self._functions, self._watchdog = functions or GraphedFunctions(), watchdog
         self._header: Tensor | None = None
         """Kept on the logits' device, so that no step copies it there."""
         self._layout = cache(self._make_layout)
@@ -116,7 +116,7 @@ class Exchange:
         self._header[:1].fill_(step)
         names = [name for name in self.local_placement.networks if name in z]
         shards = [tensor for name in names for tensor in (z[name].detach(), y[name])]
-        row = self._graphs(("pack", length), partial(_pack, length), self._header, *shards)
+        row = self._functions(("pack", length), partial(_pack, length), self._header, *shards)
         sent = self._for_transport(row)  # waits for a GPU's forward passes
         started = time.perf_counter()
         rows = self._gather(sent, doing)
@@ -124,7 +124,7 @@ class Exchange:
         if seconds is not None:
             self.seconds = (self.seconds or 0.0) + seconds
         rows, unpack = rows.to(row.device), partial(self._unpack, offsets)
-        health, targets, *logits = self._graphs(("unpack", n), unpack, rows)
+        health, targets, *logits = self._functions(("unpack", n), unpack, rows)
         return Gathered(dict(zip(offsets, logits, strict=True)), targets, health, seconds)
 
     def _unpack(self, offsets: Offsets, rows: Tensor) -> list[Tensor]:

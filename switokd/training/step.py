@@ -40,7 +40,7 @@ class StepContext:
     method: Method
     exchange: Exchange
     decider: Decider
-    graphs: GraphedFunctions = field(default_factory=GraphedFunctions)
+    functions: GraphedFunctions = field(default_factory=GraphedFunctions)
     """Captures the distances."""
 
 
@@ -141,7 +141,9 @@ def _measure(
         return pair_sums(pairs, logits, y, shards, taus), count_correct(logits, y, own_shards)
 
     tensors = gathered.y, *gathered.logits.values()
-    health, sums, counts = to_host(gathered.health, *context.graphs("measure", measure, *tensors))
+    health, sums, counts = to_host(
+        gathered.health, *context.functions("measure", measure, *tensors)
+    )
     exchange.check(health)
     correct = {name: int(count) for name, count in zip(own_shards, counts, strict=True)}
     return as_parts(pairs, shards, sums), correct
