@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class Noise:
+class NoiseImages:
     """Training images `[3, side, side]`, uint8, with labels; a tenth as many test images."""
 
     def __init__(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.images import Noise
+from bench.images import NoiseImages
 from bench.runs import CLASSES
 from switokd.config.config import Config
 from switokd.coordination.local import LocalDecider
@@ -42,7 +42,7 @@ def in_memory(config: Config, samples: int) -> Images:
 
     A data set that a run file names by import string would be read image by image instead.
     """
-    noise = [Noise(train, samples, CLASSES) for train in (True, False)]
+    noise = [NoiseImages(train, samples, CLASSES) for train in (True, False)]
     parts = [ArraySource(part.images, part.labels) for part in noise]
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     sources = Sources(parts[0], parts[1], CLASSES, mean, std, crop_padding=4, flip=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from bench.figures import Figure, Say, alternate
-from bench.images import Noise
+from bench.images import NoiseImages
 from bench.in_process import ONE_PROCESS, InProcess, configured, in_memory
 from bench.runs import BATCH, run_file
 from switokd.runtime.allocator import keep_freed_memory
@@ -87,7 +87,7 @@ def _pairs(ours: InProcess, steps: int, rounds: int) -> list[tuple[float, float]
 def write_pictures(root: Path) -> None:
     """Write JPEG files of noise: train/CLASS/*.jpg, and a tenth as many val/CLASS/*.jpg."""
     for part in ("train", "val"):
-        pictures = Noise(part == "train", PICTURES, CLASSES, SIDE, seen=CLASSES)
+        pictures = NoiseImages(part == "train", PICTURES, CLASSES, SIDE, seen=CLASSES)
         for i in range(len(pictures)):
             image, label = pictures[i]
             folder = root / part / str(label)

@@ -34,7 +34,7 @@ CASE = "unequal_fp32"
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictionCheck:
     """Predicted and measured step time of one configuration."""
 
     configuration: str
@@ -84,7 +84,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
 
 def _round(
     case: Case, candidates: Sequence[Candidate], steps: int, say: Say
-) -> Iterable[Prediction]:
+) -> Iterable[PredictionCheck]:
     """Profile, predict and measure every candidate once."""
     for candidate in candidates:
         say(f"planning: {candidate}, profile and run")
@@ -94,7 +94,7 @@ def _round(
         result = case.ours(candidate, steps)
         pauses = pauses_of(result.experts[result.warm_up :])
         placement, batch = config.placement_on(size), config.data.batch_size
-        yield Prediction(
+        yield PredictionCheck(
             str(candidate),
             size,
             predict(profiled, placement, batch, pauses).step_seconds,
@@ -140,9 +140,9 @@ def _profiling_rank(folder: Path, arguments: Mapping[str, Any]) -> None:
             profile.save(folder / "profile.json")
 
 
-def _choice(predictions: Sequence[Prediction]) -> dict[str, Any]:
+def _choice(predictions: Sequence[PredictionCheck]) -> dict[str, Any]:
     """The configuration that is predicted to be the fastest, and its time over the real fastest."""
-    by_name: dict[str, list[Prediction]] = {}
+    by_name: dict[str, list[PredictionCheck]] = {}
     for prediction in predictions:
         by_name.setdefault(prediction.configuration, []).append(prediction)
     predicted = {name: mean(p.predicted_seconds for p in ps) for name, ps in by_name.items()}

@@ -55,7 +55,7 @@ def run_file(
         "name": "bench",
         "device": "cpu",
         "data": {
-            "dataset": "bench.images:Noise",
+            "dataset": "bench.images:NoiseImages",
             "batch_size": batch,
             "kwargs": {"samples": steps * batch, "classes": CLASSES},
         },

@@ -198,3 +198,18 @@ def test_private_names_stay_in_their_module() -> None:
         if alias.name.startswith("_") and not alias.name.startswith("__")
     }
     assert not private
+
+
+def classes_of(file: Path) -> list[str]:
+    """Names of the classes that a file defines, inner and private ones too."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+
+
+def test_each_name_of_a_class_is_used_once() -> None:
+    places: dict[str, list[str]] = {}
+    for file in sources("switokd", "services"):
+        for name in classes_of(file):
+            places.setdefault(name, []).append(str(file.relative_to(REPOSITORY)))
+    assert len(places) > 100
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}

@@ -63,7 +63,7 @@ class PairMetrics:
 
 
 @dataclass
-class NetworkMetrics:
+class NetworkSeries:
     """Counts and last progress of one network; None for a number that no rank has sent."""
 
     paused: int | None = None
@@ -82,13 +82,13 @@ class RunMetrics:
     steps: int = 0
     round_duration: Histogram = field(default_factory=Histogram)
     pairs: dict[Pair, PairMetrics] = field(default_factory=dict)
-    networks: dict[str, NetworkMetrics] = field(default_factory=dict)
+    networks: dict[str, NetworkSeries] = field(default_factory=dict)
     exchanges: dict[int, Histogram] = field(default_factory=dict)
     """By rank."""
 
-    def network(self, name: str) -> NetworkMetrics:
+    def network(self, name: str) -> NetworkSeries:
         """Return the metrics of a network; create them if there are none."""
-        return self.networks.setdefault(name, NetworkMetrics())
+        return self.networks.setdefault(name, NetworkSeries())
 
     def decision_wait(self, teacher: str) -> Histogram:
         """Return the histogram of the times that this teacher's ranks wait for a decision."""

@@ -42,7 +42,7 @@ JSON_HELP = "Print JSON: one object per network, with numbers that are not round
 
 
 @dataclass(frozen=True)
-class Case:
+class NetworkCase:
     """A network, and the images for which it is measured."""
 
     name: str
@@ -109,25 +109,25 @@ def _kwargs(text: str | None, names: Sequence[str]) -> dict[str, Any]:
     return kwargs
 
 
-def _cases(names: Sequence[str], size: int | None, classes: int | None) -> list[Case]:
+def _cases(names: Sequence[str], size: int | None, classes: int | None) -> list[NetworkCase]:
     """List the cases to measure, without repetition: networks of the paper, or `names`."""
     from switokd.models.paper import PAPER_NETWORKS
 
-    cases: dict[Case, Case] = {}
+    cases: dict[NetworkCase, NetworkCase] = {}
     for used in PAPER_NETWORKS:
-        case = Case(used.network, size or used.size, classes or used.classes)
+        case = NetworkCase(used.network, size or used.size, classes or used.classes)
         cases.setdefault(case, case).uses.append(f"{used.data} {used.uses}")
     if not names:
         return list(cases)
-    named: list[Case] = []
+    named: list[NetworkCase] = []
     for name in dict.fromkeys(names):
         of_paper = [case for case in cases if case.name == name]
-        named += of_paper or [Case(name, size or DEFAULT_SIZE, classes or DEFAULT_CLASSES)]
+        named += of_paper or [NetworkCase(name, size or DEFAULT_SIZE, classes or DEFAULT_CLASSES)]
     return named
 
 
 def _measure(
-    cases: Sequence[Case], channels: int, kwargs: dict[str, Any], all_must_fit: bool
+    cases: Sequence[NetworkCase], channels: int, kwargs: dict[str, Any], all_must_fit: bool
 ) -> list[dict[str, Any]]:
     """Return a JSON object per case.
 

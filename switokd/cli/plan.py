@@ -70,8 +70,8 @@ def plan(
         ranked = rank_placements(measured, config.topology, data.batch, devices, pauses)
     except SwitokdError as error:
         fail(error)
-    result = plan_report.Plan(config, data.batch, measured, pauses, ranked)
+    report = plan_report.PlacementReport(config, data.batch, measured, pauses, ranked)
     if as_json:
-        print(json.dumps(plan_report.as_json(result), indent=2))
+        print(json.dumps(plan_report.as_json(report), indent=2))
     else:
-        plan_report.print_table(result, [recipe, *(settings or [])], top)
+        plan_report.print_table(report, [recipe, *(settings or [])], top)

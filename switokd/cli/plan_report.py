@@ -24,7 +24,7 @@ OTHER_COLUMNS = 56
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlacementReport:
     """The result of `switokd plan`."""
 
     config: Config
@@ -46,20 +46,20 @@ class Plan:
         return self.ranked[0].placement.world_size
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan as a JSON object: times in seconds, sizes in bytes."""
+def as_json(report: PlacementReport) -> dict[str, Any]:
+    """Return the report as a JSON object: times in seconds, sizes in bytes."""
     return {
-        "name": plan.config.name,
-        "batch_size": plan.batch,
-        "devices": plan.devices,
+        "name": report.config.name,
+        "batch_size": report.batch,
+        "devices": report.devices,
         "pauses": [
-            {"paused": sorted(paused), "share": share} for paused, share in plan.pauses.patterns
+            {"paused": sorted(paused), "share": share} for paused, share in report.pauses.patterns
         ],
         "placements": [
             {
                 "placement": str(p.placement),
                 "table": {name: dict(row) for name, row in p.placement.table},
-                "settings": placement_settings(p.placement, plan.config),
+                "settings": placement_settings(p.placement, report.config),
                 "processes": p.placement.world_size,
                 "step_seconds": p.step_seconds,
                 "images_per_second": p.images_per_second,
@@ -67,35 +67,35 @@ def as_json(plan: Plan) -> dict[str, Any]:
                 "memory_bytes": p.memory_bytes,
                 "fits": p.fits,
             }
-            for p in plan.ranked
+            for p in report.ranked
         ],
-        "chosen": plan.ranked.index(plan.recommended),
-        "profile": plan.profile.model_dump(mode="json"),
+        "chosen": report.ranked.index(report.recommended),
+        "profile": report.profile.model_dump(mode="json"),
     }
 
 
-def print_table(plan: Plan, arguments: list[str], top: int) -> None:
+def print_table(report: PlacementReport, arguments: list[str], top: int) -> None:
     """Print the assumptions, the `top` best placements, and the command for the recommended one.
 
     arguments: run file and settings as they were given to `switokd plan`.
     """
     console = Console(highlight=False, soft_wrap=True)
-    for line in _assumptions(plan):
+    for line in _assumptions(report):
         console.print(line, markup=False)
-    console.print(_table(plan, top, console.width), soft_wrap=False)
-    if len(plan.ranked) > top:
-        console.print(f"... and {len(plan.ranked) - top} more (--top, --json)", markup=False)
-    recommended = plan.recommended
+    console.print(_table(report, top, console.width), soft_wrap=False)
+    if len(report.ranked) > top:
+        console.print(f"... and {len(report.ranked) - top} more (--top, --json)", markup=False)
+    recommended = report.recommended
     console.print(f"simplest within {NOISE:.0%} of the best  {recommended.placement}", markup=False)
-    for line in _notes(recommended, plan.config):
+    for line in _notes(recommended, report.config):
         console.print(line, markup=False)
-    command = shlex.join([*arguments, *train_arguments(recommended.placement, plan.config)])
+    command = shlex.join([*arguments, *train_arguments(recommended.placement, report.config)])
     console.print(f"to use it  switokd train {command}", markup=False)
 
 
-def _assumptions(plan: Plan) -> list[str]:
+def _assumptions(report: PlacementReport) -> list[str]:
     """Describe the device, the communication and the pauses that the predictions assume."""
-    profile, devices = plan.profile, plan.devices
+    profile, devices = report.profile, report.devices
     link, sizes = profile.communication, ", ".join(str(n) for n in profile.sizes)
     threads = f"{profile.threads} thread{'s' * (profile.threads > 1)}"
     lines = [
@@ -104,7 +104,7 @@ def _assumptions(plan: Plan) -> list[str]:
         f"between ranks  {link.description}: {1e6 * link.latency_seconds:g} us, "
         f"{link.bandwidth_bytes_per_second / 1e9:g} GB/s, decisions "
         f"{1000 * link.decision_seconds:g} ms",
-        f"pauses  {plan.pauses.source}",
+        f"pauses  {report.pauses.source}",
     ]
     if profile.device == "cpu" and devices * profile.threads > cores():
         ranks = f"{devices} rank{'s' * (devices > 1)}"
@@ -112,17 +112,17 @@ def _assumptions(plan: Plan) -> list[str]:
     return lines
 
 
-def _table(plan: Plan, top: int, width: int) -> Table:
+def _table(report: PlacementReport, top: int, width: int) -> Table:
     """Make the table of the `top` best placements for a terminal of `width` characters."""
-    placements = [str(p.placement) for p in plan.ranked[:top]]
-    devices = f"{plan.devices} device{'s' * (plan.devices > 1)}"
-    title = f"{plan.config.name}: {plan.config.topology.name} on {devices}"
+    placements = [str(p.placement) for p in report.ranked[:top]]
+    devices = f"{report.devices} device{'s' * (report.devices > 1)}"
+    title = f"{report.config.name}: {report.config.topology.name} on {devices}"
     wraps = max(len(placement) for placement in placements) + OTHER_COLUMNS > width
     table = Table(title=title, show_lines=wraps)
     table.add_column("placement")
     for heading in ("step", "images/s", "efficiency", "memory/rank"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for p, placement in zip(plan.ranked, placements, strict=False):
+    for p, placement in zip(report.ranked, placements, strict=False):
         table.add_row(
             placement,
             _milliseconds(p.step_seconds),

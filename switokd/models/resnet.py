@@ -37,7 +37,7 @@ def resnet(depth: int, in_channels: int = 3, num_classes: int = 10) -> nn.Module
     return network
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """Residual block of two 3x3 convolutions, with a shortcut without weights.
 
     If the shape changes, the shortcut takes every stride-th pixel and adds channels of zeros.
@@ -73,10 +73,10 @@ class CifarResNet(nn.Module):
             raise ValueError(f"depth must be 8, 14, 20, ..., got {depth}")
         self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(16)
-        layers = [Block(16, 16, stride=1) for _ in range(blocks)]
+        layers = [BasicBlock(16, 16, stride=1) for _ in range(blocks)]
         for channels in (32, 64):
-            layers.append(Block(channels // 2, channels, stride=2))
-            layers.extend(Block(channels, channels, stride=1) for _ in range(blocks - 1))
+            layers.append(BasicBlock(channels // 2, channels, stride=2))
+            layers.extend(BasicBlock(channels, channels, stride=1) for _ in range(blocks - 1))
         self.blocks = nn.Sequential(*layers)
         self.head = nn.Linear(64, num_classes)
         for module in self.modules():

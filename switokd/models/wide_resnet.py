@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Block(nn.Module):
+class PreActivationBlock(nn.Module):
     """Pre-activation residual block of two 3x3 convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -54,8 +54,8 @@ class WideResNet(nn.Module):
         self.stem = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
         layers: list[nn.Module] = []
         for group, (c_in, c_out) in enumerate(pairwise(channels)):
-            layers.append(Block(c_in, c_out, stride=1 if group == 0 else 2))
-            layers.extend(Block(c_out, c_out, stride=1) for _ in range(blocks - 1))
+            layers.append(PreActivationBlock(c_in, c_out, stride=1 if group == 0 else 2))
+            layers.extend(PreActivationBlock(c_out, c_out, stride=1) for _ in range(blocks - 1))
         self.blocks = nn.Sequential(*layers)
         self.bn = nn.BatchNorm2d(channels[-1])
         self.head = nn.Linear(channels[-1], num_classes)

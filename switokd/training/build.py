@@ -194,7 +194,7 @@ def make_optimizer(
     """Return the optimizer of the run file's `network` section for all parameters of `model`."""
     settings = network.optimizer.model_dump(exclude={"name", "decay_norms_and_biases"})
     groups = parameter_groups(model, network.optimizer.decay_norms_and_biases)
-    by_name = {"sgd": eager.SGD, "adam": eager.Adam, "adamw": eager.AdamW}
+    by_name = {"sgd": eager.EagerSGD, "adam": eager.EagerAdam, "adamw": eager.EagerAdamW}
     make = by_name[network.optimizer.name]
     optimizer: torch.optim.Optimizer = make(groups, **settings, fused=fused or None)
     return optimizer

@@ -27,13 +27,13 @@ class _Eager(Optimizer):
         return unwrap(super().step)(self, closure)
 
 
-class SGD(_Eager, torch.optim.SGD):
+class EagerSGD(_Eager, torch.optim.SGD):
     """torch.optim.SGD with undecorated methods."""
 
 
-class Adam(_Eager, torch.optim.Adam):
+class EagerAdam(_Eager, torch.optim.Adam):
     """torch.optim.Adam with undecorated methods."""
 
 
-class AdamW(_Eager, torch.optim.AdamW):
+class EagerAdamW(_Eager, torch.optim.AdamW):
     """torch.optim.AdamW with undecorated methods."""

@@ -24,7 +24,7 @@ from switokd.data.images import open_images
 from switokd.errors import UsageError
 from switokd.models.paper import PAPER_NETWORKS
 from switokd.models.registry import build, check_output, parameter_count
-from switokd.models.resnet import Block, CifarResNet
+from switokd.models.resnet import BasicBlock, CifarResNet
 from switokd.training.build import make_model
 from tests.support import run
 
@@ -147,7 +147,7 @@ def test_every_parameter_learns(name: str) -> None:
 
 
 def test_cifar_resnets_shortcut_drops_pixels_and_adds_zero_channels() -> None:
-    block = Block(2, 5, stride=2)
+    block = BasicBlock(2, 5, stride=2)
     nn.init.zeros_(block.bn2.weight)  # the residual branch is 0
     x = torch.randn(3, 2, 6, 6)
     out = block(x)
