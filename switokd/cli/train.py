@@ -6,9 +6,9 @@ Not covered: what a rank does (`cli/worker.py`); several machines (torchrun star
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import astuple, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -99,9 +99,9 @@ def _launch(
         if config.coordinator.address == "auto":
             coordinator = stack.enter_context(coordinator_process(config, env))
 
-        def while_importing() -> Sequence[object]:
+        def while_importing() -> Mapping[str, object]:
             import matplotlib.figure  # noqa: F401 needed at the end, and this process is idle
 
-            return astuple(coordinator()) if coordinator else ()
+            return asdict(coordinator()) if coordinator else {}
 
         return launch(processes, arguments, layouts, while_importing, draw_curves)

@@ -66,7 +66,7 @@ def worker_main() -> None:
         if fork:
             fork_ranks(recipe, settings or [], allowed, fork, socket.socket(fileno=launcher))
         else:
-            endpoint = Endpoint(*json.loads(coordinator)) if coordinator else None
+            endpoint = Endpoint(**json.loads(coordinator)) if coordinator else None
             run_rank(recipe, settings or [], allowed, endpoint)
 
     worker(prog_name="torchrun ... -m switokd.train")
@@ -92,7 +92,8 @@ def fork_ranks(
         message = messages.readline()
     if not message:
         raise typer.Exit(PeerError.exit_code)  # the launcher is gone, or has printed an error
-    endpoint = Endpoint(*json.loads(message)) if json.loads(message) else None
+    addresses = json.loads(message)
+    endpoint = Endpoint(**addresses) if addresses else None
     options = [f"--layouts={','.join(layout.code for layout in layouts)}"] if layouts else []
     options += [f"--coordinator={message.strip()}"] if endpoint else []
     command = [sys.executable, "-u", "-m", "switokd.train", *options, recipe, *settings]

@@ -75,8 +75,9 @@ def start_ranks(
     )
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as torchrun sets it
     is_forking = can_fork()
-    gc.collect()
-    gc.freeze()  # a later collection would write to shared pages
+    if is_forking:
+        gc.collect()
+        gc.freeze()  # a later collection would write to shared pages
     ranks: dict[int, int] = {}
     for rank in range(world_size):
         of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -95,8 +96,14 @@ def start_ranks(
                 Path("/proc/self/comm").write_text(f"switokd rank {rank}")
             return None
         ranks[pid] = rank
-    timeout = timedelta(seconds=STOP_SECONDS)
-    store = TCPStore(ADDRESS, port, None, True, timeout, False, master_listen_fd=listener.detach())
+    store = TCPStore(
+        host_name=ADDRESS,
+        port=port,
+        is_master=True,
+        timeout=timedelta(seconds=STOP_SECONDS),
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
     return ranks, store
 
 

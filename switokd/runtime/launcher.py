@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def launch(
     world_size: int,
     arguments: Sequence[str],
     layouts: Sequence[ProcessLayout],
-    wait_for_coordinator: Callable[[], Sequence[object]],
+    wait_for_coordinator: Callable[[], Mapping[str, object]],
     draw: Callable[[Path], object],
 ) -> int:
     """Run `python -m switokd.train ARGUMENTS` once per rank; return the exit code of the run.

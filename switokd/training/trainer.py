@@ -34,7 +34,7 @@ class Trainer:
     context: StepContext
     observers: Sequence[Observer] = ()
     """Empty on all ranks but rank 0."""
-    _best: dict[str, float] = field(default_factory=dict)
+    _best: dict[str, float] = field(default_factory=dict, init=False)
     """By network: the best top-1 so far, in percent; on rank 0 only."""
 
     def run(self) -> list[WaitingTimes]:
