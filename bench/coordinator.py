@@ -45,8 +45,8 @@ class Case:
     ranks: int
     runs: int
     apart: bool = False
-    """Whether each network has ranks of its own, so that the student's third of the ranks only
-    listens. Otherwise each rank holds all networks."""
+    """True: each network has its own ranks, and the student's ranks, a third, only receive
+    decisions. False: each rank holds all networks."""
     paced: bool = False
     """Whether the load is `TARGET_PER_SECOND` reports per second, instead of the maximum."""
 

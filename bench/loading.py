@@ -1,4 +1,4 @@
-"""Whether input limits training: images per second of loading alone over those of training.
+"""Whether loading limits training: loaded images per second, divided by trained ones.
 
 Two kinds of input are measured. Images like CIFAR-100 are bytes in memory, which are cropped,
 flipped and normalised. Small JPEG files are decoded by one loader process (`data.workers`) per

@@ -225,7 +225,10 @@ def _train_in_processes(arguments: Sequence[str], processes: int | Literal["auto
 
 
 def _error(code: int, said: str) -> SwitokdError:
-    """Return the error that `switokd train` has printed, by its exit code (`errors.py`)."""
+    """Return the exception for a failed `switokd train`, from its exit code and its messages.
+
+    said: standard error of the command. The exit codes are in `errors.py`.
+    """
     kinds: dict[int, type[SwitokdError]] = {2: UsageError, 3: NonFiniteError, 4: PeerError}
     ours = [line for line in said.splitlines() if line.startswith("switokd: ")]
     if code in kinds and ours:

@@ -64,9 +64,10 @@ class Helpers:
     """What rank 0 leaves to other processes; the other ranks use none of it."""
 
     wait_for_coordinator: Callable[[], Endpoint] | None = None
-    """Waits until the coordinator of this run is ready. None if the run file names one, or none."""
+    """Waits for the coordinator that this command has started. None if the run has no such
+    coordinator."""
     draw: Callable[[Path], object] = draw_curves
-    """Draws the curves of a run folder, or has them drawn before the command ends."""
+    """Draws the curves of a run folder, or lets another process draw them."""
 
 
 def train(config: Config, env: Environment, helpers: Helpers = Helpers()) -> Path | None:

@@ -1,4 +1,4 @@
-"""Networks that hardly compute: a sleep instead, of known length, or next to nothing."""
+"""Networks for timing: they sleep for a known time, or compute almost nothing."""
 
 from __future__ import annotations
 

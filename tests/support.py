@@ -53,13 +53,13 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Poll until `condition` gives something true; fail after `seconds`."""
+    """Poll until `condition` returns a true value, and return this value; fail after `seconds`."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (value := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"not within {seconds:g} s: {what}")
         time.sleep(0.05)
-    return found
+    return value
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -72,9 +72,9 @@ def environment(**more: str) -> dict[str, str]:
 def process(
     command: Sequence[str], cwd: Path, log: Path | None = None, **env: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a program in a session of its own; kill all that is left of it at the end.
+    """Start a program in its own session; at the end, kill its remaining processes.
 
-    Output goes to `log` (standard error with it), or to pipes where there is none.
+    Standard output and standard error go to the file `log`; without a `log`, to one pipe each.
     """
     output = log.open("w") if log else None
     child = subprocess.Popen(

@@ -67,8 +67,8 @@ class Config(Section):
     run_dir: KeyText | None = None
     """Folder for the run's results; null: a new folder under runs/."""
     import_from: tuple[str, ...] = ()
-    """Folders with your own modules, relative to the run file's folder, which needs no
-    entry itself."""
+    """Folders with your own modules, relative to the run file's folder. The run file's folder
+    itself is always searched."""
     save_initial_weights: bool = False
     """Save the weights before the first step as well, in weights/initial/."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -91,7 +91,10 @@ def import_folders(config: Config, beside: Path) -> list[str]:
 
 
 def with_folders(config: Config, beside: Path) -> Config:
-    """Return the configuration with `import_folders` as import_from, if it has own modules."""
+    """Return the configuration with `import_folders` in import_from.
+
+    A configuration without modules of the user is returned unchanged.
+    """
     if not config.has_own_modules:
         return config
     return config.model_copy(update={"import_from": tuple(import_folders(config, beside))})

@@ -23,7 +23,7 @@ Batch = tuple[Tensor, Tensor]
 """Images `[B, C, H, W]` in float32, normalised; labels `[B]` or target distributions `[B, C]`."""
 
 Positions = Iterable[Sequence[tuple[int, ...]]]
-"""Batch by batch, (epoch, index) or (epoch, index, partner's index) of every sample."""
+"""By batch, a tuple for each sample: (epoch, index) or (epoch, index, partner's index)."""
 
 
 class Batches:

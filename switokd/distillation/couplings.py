@@ -36,7 +36,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Couplings:
-    """All couplings of a run."""
+    """How each network of a run learns from each of its peers."""
 
     topology: Topology
     by_network: Mapping[str, Coupling] = field(default_factory=dict)

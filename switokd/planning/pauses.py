@@ -23,8 +23,9 @@ from switokd.distillation.topology import Topology
 from switokd.errors import UsageError, nearest
 
 DEFAULT_SHARE = 0.3
-"""Share of the steps in which a teacher is paused, if nothing is known. A guess between 0, early in
-a run, and the 0.5 that the digits recipes reach; decisions of an earlier run are better."""
+"""Assumed share of the steps in which a teacher is paused, if no decisions of a run are given.
+
+The share is 0 early in a run, and the digits recipes reach 0.5; this is a guess in between."""
 
 MAX_TEACHERS_ENUMERATED = 6
 """Up to this number of teachers all combinations are listed; above it, `SAMPLED` are sampled."""

@@ -39,10 +39,10 @@ MAX_GRAPHS = 32
 def capture_error(name: str, error: Exception, remedy: str = "") -> Exception:
     """Return the error to raise after a failed capture of `name`.
 
-    An OutOfMemoryError is returned unchanged; any other error becomes a UsageError. remedy: advice
-    for the message; it ends with a comma, "or" and a space.
+    An OutOfMemoryError is returned unchanged; any other error becomes a UsageError. remedy: other
+    advice, which the message gives before "use compute.cuda_graphs=false"; ends with ", or ".
     """
-    # After a failed capture PyTorch raises a second error, with the first one as its context.
+    # A failed capture raises a second error, whose context is the error with the cause.
     while isinstance(error.__context__, Exception):
         error = error.__context__
     if isinstance(error, torch.cuda.OutOfMemoryError):
@@ -60,7 +60,7 @@ def can_capture(device: torch.device) -> bool:
 
 
 class GraphContext:
-    """One rank's device for CUDA graphs, and the memory that its graphs own.
+    """The device on which a rank captures CUDA graphs, and the memory that these graphs own.
 
     device: the GPU; None: nothing is captured.
     """
@@ -285,7 +285,7 @@ class _GraphedFunction:
 
 
 class _ScalarWithGradient(torch.autograd.Function):
-    """Makes a scalar depend on z in autograd, by its gradient dz that is known already."""
+    """Makes a scalar depend on z in autograd; the gradient dz is given, not computed."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, scalar: Tensor, dz: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Sends every network's logits and targets to every rank, by one collective per step.
 
 Each rank sends the logits and targets of its shards, behind a header with the step number and the
-configuration's digest. All ranks receive the same data, so all of them detect in the same step
-that a rank is out of step, has another configuration or other data, or has diverged. In a run of
-one process nothing is sent; the rest is the same.
+configuration's digest. All ranks receive the same data. Therefore all ranks detect an error in the
+same step: a rank that is out of step, another configuration, other data, or a network that has
+diverged. In a run of one process nothing is sent; the rest is the same.
 
 Not covered: logits that are too large to send to every rank (language models).
 """
@@ -30,7 +30,7 @@ from switokd.training.cuda_graphs import GraphedFunctions
 # PyTorch 2.14 renames the function and warns about the old name.
 all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 HEADER = 2
-"""Length of the header in int64: step and digest. An int64 takes the room of two float32."""
+"""Length of the header in int64: step and digest. One int64 needs as many bytes as two float32."""
 
 Offsets = dict[str, dict[int, tuple[int, int]]]
 """By network and rank: the start of its shard in the rank's row, and its number of samples."""

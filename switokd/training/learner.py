@@ -30,7 +30,7 @@ class ForwardPass:
     autocast_dtype: torch.dtype | None = None
     """Dtype of matrix products and convolutions; None: float32."""
     frozen: bool = False
-    """Whether the network never learns; it is in evaluation mode and has no autograd graph."""
+    """True if the network never learns. It is then in evaluation mode, with no autograd graph."""
     seed: int = 0
     """Seed of the network's random numbers (dropout), from the run's seed and its name."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = Mapping[str, Any]
-"""One network on one rank: see `EpochLog.rows`."""
+"""Measurements of one network on one rank in one epoch; the keys are in `EpochLog.rows`."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class StepResult:
 def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) -> StepResult:
     """Train on one batch of `n` samples; x `[b, ...]` and y are the part that this rank loaded.
 
-    NonFiniteError and PeerError as in `Exchange.check`; no weights were changed then.
+    NonFiniteError and PeerError as in `Exchange.check`. In these cases no weight has changed.
     """
     learners, method, decider = context.learners, context.method, context.decider
     exchange, placement = context.exchange, context.exchange.local_placement

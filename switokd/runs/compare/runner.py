@@ -215,7 +215,7 @@ def last_lines(log: Path) -> list[str]:
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for processes to end by themselves, then terminate the rest, then kill the rest."""
+    """Wait until processes end; terminate those that run on, and kill those that do not react."""
     deadline = time.monotonic() + GRACE_SECONDS
     for process in processes:
         with suppress(subprocess.TimeoutExpired):
