@@ -79,7 +79,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
 def watch(command: Sequence[str], seconds: float = 300) -> Start:
     """Run a training command to its end. RuntimeError with its output if it fails."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
-        record = Path(folder) / "out" / "decisions.jsonl"
+        decision_log = Path(folder) / "out" / "decisions.jsonl"
         started = time.monotonic()
         child = subprocess.Popen(
             [*command, f"run_dir={folder}/out"],
@@ -92,7 +92,7 @@ def watch(command: Sequence[str], seconds: float = 300) -> Start:
         while child.poll() is None:
             peak = max(peak, family_mib(child.pid))
             elapsed = time.monotonic() - started
-            if not first_step and record.exists() and record.stat().st_size:
+            if not first_step and decision_log.exists() and decision_log.stat().st_size:
                 first_step = elapsed
             if elapsed > seconds:
                 child.terminate()

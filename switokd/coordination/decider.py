@@ -58,7 +58,7 @@ class Decider(Protocol):
         """Report that this rank waits too long for the other ranks; `doing` names the operation."""
 
     def close(self, failure: str = "") -> None:
-        """Leave the run after the last decision was recorded.
+        """Leave the run after the last decision was written.
 
         failure: why this rank failed; empty if it did not fail.
         """

@@ -27,7 +27,7 @@ class LocalDecider:
         self._rule = config.method.rule
         self._on_decision = on_decision
         self._last: Decision | None = None
-        self._recorded = 0
+        self._published = 0
 
     def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
         """Decide a step. parts: by pair, the sums over the whole batch.
@@ -35,7 +35,7 @@ class LocalDecider:
         `on_decision` runs later, in `decision`, because it may write a file: the backward pass has
         begun by then. exchange_seconds is ignored.
         """
-        self._record()  # the previous step, unless `decision` has recorded it
+        self._publish()  # the previous step, unless `decision` has published it
         self._last = decide(step, means(parts), self._rule)
 
     def decide_early(self, step: int, parts: Parts) -> Decision | None:
@@ -43,15 +43,15 @@ class LocalDecider:
         return self._last
 
     def decision(self, step: int) -> Decision:
-        """Record and return the decision of `step`, the last reported step."""
+        """Publish and return the decision of `step`, the last reported step."""
         assert self._last is not None
         assert self._last.step == step
-        self._record()
+        self._publish()
         return self._last
 
-    def _record(self) -> None:
-        if self._last is not None and self._last.step > self._recorded:
-            self._recorded = self._last.step
+    def _publish(self) -> None:
+        if self._last is not None and self._last.step > self._published:
+            self._published = self._last.step
             self._on_decision(self._last)
 
     def progress(

@@ -75,7 +75,7 @@ class Sums(NamedTuple):
         return self.correct / self.samples if self.samples else None
 
 
-class MetricsFeed:
+class ProgressSender:
     """Sends one network's loss and accuracy to the coordinator at regular intervals."""
 
     def __init__(self, decider: Decider, meter: Meter, name: str) -> None:
@@ -108,7 +108,9 @@ class EpochLog:
         self._learners = {learner.name: learner for learner in learners}
         self._device = device
         self._meters = {name: Meter(name, placement, device) for name in self._learners}
-        self._feeds = [MetricsFeed(decider, meter, name) for name, meter in self._meters.items()]
+        self._senders = [
+            ProgressSender(decider, meter, name) for name, meter in self._meters.items()
+        ]
         self._paused = dict.fromkeys(self._learners, 0)
         self._tested: dict[str, tuple[int, int]] = {}
         self._tested_averages: dict[str, tuple[int, int]] = {}
@@ -124,13 +126,13 @@ class EpochLog:
         for name, meter in self._meters.items():
             meter.add(result, n)
             self._paused[name] += name in result.paused
-        for feed in self._feeds:
-            feed.send_if_due()
+        for sender in self._senders:
+            sender.send_if_due()
 
     def end_of_training(self) -> None:
         """Stop the clock before the evaluation."""
-        for feed in self._feeds:
-            feed.send()
+        for sender in self._senders:
+            sender.send()
         # On a GPU the last step's backward and optimizer step are still in the queue.
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)

@@ -238,8 +238,10 @@ def test_an_interrupt_of_this_process_alone_ends_those_that_it_started(tmp_path:
     program += "'schedule.epochs': 500}, processes='auto')"
     log = tmp_path / "log"
     with process([sys.executable, "-c", program], tmp_path, log) as child:
-        record = tmp_path / "out" / "decisions.jsonl"
-        wait_until(lambda: record.exists() and record.stat().st_size > 999, 80, "some steps")
+        decision_log = tmp_path / "out" / "decisions.jsonl"
+        wait_until(
+            lambda: decision_log.exists() and decision_log.stat().st_size > 999, 80, "some steps"
+        )
         family = psutil.Process(child.pid).children(recursive=True)
         child.send_signal(signal.SIGINT)
         assert child.wait(30) != 0

@@ -146,8 +146,10 @@ def test_interrupted_comparison_leaves_no_process(
 ) -> None:
     settings = ["schedule.epochs=500", *SMALL[1:], "--strategies=dml", "--seeds=2"]
     with process([*COMPARE, *settings], tmp_path, tmp_path / "log") as child:
-        record = tmp_path / "out" / "dml-0" / "decisions.jsonl"
-        wait_until(lambda: record.exists() and record.stat().st_size, 100, "a first step")
+        decision_log = tmp_path / "out" / "dml-0" / "decisions.jsonl"
+        wait_until(
+            lambda: decision_log.exists() and decision_log.stat().st_size, 100, "a first step"
+        )
         runs = psutil.Process(child.pid).children(recursive=True)
         if number == signal.SIGINT:  # a terminal signals the whole process group
             os.killpg(child.pid, number)

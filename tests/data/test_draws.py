@@ -59,10 +59,10 @@ def test_dropout_does_not_depend_on_the_placement(tmp_path: Path) -> None:
         code, out, err = run([*command, f"run_dir={name}"], tmp_path)
         assert code == 0, f"{out}\n{err}"
     first, *others = (tmp_path / name for name in ("alone", "apart", "mixed"))
-    record = lines(first / "decisions.jsonl")
-    assert {d["mode"] for d in record} == {"learning", "expert"}
+    decision_log = lines(first / "decisions.jsonl")
+    assert {d["mode"] for d in decision_log} == {"learning", "expert"}
     for other in others:
-        assert lines(other / "decisions.jsonl") == record
+        assert lines(other / "decisions.jsonl") == decision_log
         for name in ("teacher1", "teacher2", "student"):
             expected, state = (torch.load(f / "weights" / f"{name}.pt") for f in (first, other))
             assert all(torch.equal(expected[key], state[key]) for key in expected)

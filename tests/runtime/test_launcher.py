@@ -115,8 +115,10 @@ def test_signals(number: signal.Signals, code: int, tmp_path: Path) -> None:
     """Ctrl-C and SIGTERM go to the launcher, SIGKILL to the rank of the student."""
     log = tmp_path / "log"
     with process([*TRAIN, "schedule.epochs=500"], tmp_path, log) as child:
-        record = tmp_path / "out" / "decisions.jsonl"
-        wait_until(lambda: record.exists() and record.stat().st_size > 999, 60, "some steps")
+        decision_log = tmp_path / "out" / "decisions.jsonl"
+        wait_until(
+            lambda: decision_log.exists() and decision_log.stat().st_size > 999, 60, "some steps"
+        )
         family = psutil.Process(child.pid).children(recursive=True)
         if number == signal.SIGKILL:
             (victim,) = [p for p in family if p.name() == "switokd rank 1"]

@@ -39,9 +39,12 @@ def running(folder: Path, *settings: str) -> Iterator[Running]:
     log = folder / "log"
     command = torchrun(3, "digits-2t1s", "run_dir=out", "schedule.epochs=500", *settings)
     with process(command, folder, log) as child:
-        record = folder / "out" / "decisions.jsonl"
+        decision_log = folder / "out" / "decisions.jsonl"
         wait_until(
-            lambda: child.poll() is not None or (record.exists() and len(lines(record)) > 20),
+            lambda: (
+                child.poll() is not None
+                or (decision_log.exists() and len(lines(decision_log)) > 20)
+            ),
             60,
             "ten steps",
         )
@@ -237,8 +240,8 @@ def test_sigterm_ends_all_processes_and_keeps_the_decision_log(tmp_path: Path) -
     with running(tmp_path) as run:
         run.torchrun.send_signal(signal.SIGTERM)
         assert_all_end(run)
-        record = tmp_path / "out" / "decisions.jsonl"
-        assert lines(record)
+        decision_log = tmp_path / "out" / "decisions.jsonl"
+        assert lines(decision_log)
         assert not (tmp_path / "out" / "summary.json").exists()
 
 
