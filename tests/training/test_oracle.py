@@ -102,8 +102,8 @@ save_initial_weights: true
 """
 METHOD_STEPS = 25  # ends in the second epoch
 SOLVED_STEPS = 12
-"""With kdcl-linear. Two solvers differ in the last bits, and training amplifies the difference: from
-1e-8 in the first steps to 1e-3 after 25."""
+"""With kdcl-linear. Its two solvers differ in the last bits, and training amplifies the difference:
+from 1e-8 in the first steps to 1e-3 after 25."""
 OWN = [
     "topology=2T2S",
     "distillation={temperature: 0.25, alpha: 0.5, beta: 2.0}",
