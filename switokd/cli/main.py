@@ -22,7 +22,12 @@ from switokd.cli.networks import networks
 from switokd.cli.plan import plan
 from switokd.cli.settings import recipes, settings
 from switokd.cli.train import train
+from switokd.errors import UsageError
+from switokd.runtime.lifecycle import print_error
 from switokd.runtime.threads import wait_briefly
+
+LEFT_OUT = ("torch", "torchvision", "numpy", "matplotlib", "yaml", "joblib", "PIL", "sklearn")
+"""Dependencies of training, which the distribution switokd-coordinator does not install."""
 
 app = typer.Typer(
     help="Train networks that teach each other: switchable online knowledge distillation.",
@@ -62,4 +67,13 @@ def _root(
 def main() -> None:
     """Run the command `switokd`."""
     wait_briefly()
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if error.name not in LEFT_OUT:
+            raise
+        print_error(
+            f"this command needs {error.name}, which switokd-coordinator leaves out; "
+            "pip uninstall switokd-coordinator, then pip install switokd"
+        )
+        raise SystemExit(UsageError.exit_code) from None

@@ -133,3 +133,17 @@ def test_settings_lists_every_setting() -> None:
         return result
 
     assert listed - {"networks.NAME.optimizer.betas"} == keys(config)
+
+
+def test_a_command_without_its_dependencies_says_what_to_install(tmp_path: Path) -> None:
+    program = """
+import sys
+sys.modules["torch"] = None  # as where only switokd-coordinator is installed
+from switokd.cli.main import main
+sys.argv = ["switokd", "train", "digits-1t1s", "placement=replicated", "coordinator=off"]
+main()
+"""
+    code, out, err = run([sys.executable, "-c", program], tmp_path)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("switokd: this command needs torch, which switokd-coordinator leaves")
