@@ -32,6 +32,9 @@ from switokd.runtime.lifecycle import print_error
 POLL_SECONDS = 0.05
 """How often the ranks are checked."""
 
+CAUSE_SECONDS = 0.5
+"""How long a rank that was noticed as lost may take to end by itself."""
+
 STOP_SECONDS = 30.0
 """How long a rank may take to end after a signal, before SIGKILL."""
 
@@ -130,10 +133,13 @@ def wait_for_ranks(
             readable, _, _ = select.select([launcher], [], [], POLL_SECONDS)
             if readable and not launcher.recv(1):
                 return PeerError.exit_code
-            failures = {pid: code for pid, code in _ended(running).items() if code}
+            failures = _failures(running)
             if failures:
-                # Of several failures within one poll, a killed rank is the cause of the others.
-                pid = min(failures, key=lambda pid: failures[pid] > 0)
+                # A killed rank is the cause of the others' failures, a lost peer the consequence.
+                pid = min(
+                    failures,
+                    key=lambda pid: (failures[pid] > 0, failures[pid] == PeerError.exit_code),
+                )
                 if failures[pid] < 0:
                     name = signal.Signals(-failures[pid]).name
                     print_error(f"{who(ranks[pid])}, process {pid}, was killed by {name}")
@@ -144,6 +150,21 @@ def wait_for_ranks(
         is_interrupt = stopped.number == signal.SIGINT
         return EXIT_INTERRUPTED if is_interrupt else 128 + stopped.number
     return 0
+
+
+def _failures(running: dict[int, int]) -> dict[int, int]:
+    """Return the exit codes of the processes that have failed since the last call.
+
+    If they only report a lost peer, this waits up to `CAUSE_SECONDS` for that peer's exit code.
+    """
+    failures: dict[int, int] = {}
+    deadline = time.monotonic() + CAUSE_SECONDS
+    while True:
+        failures |= {pid: code for pid, code in _ended(running).items() if code}
+        is_cause_known = any(code != PeerError.exit_code for code in failures.values())
+        if not failures or is_cause_known or not running or time.monotonic() > deadline:
+            return failures
+        time.sleep(POLL_SECONDS / 5)
 
 
 def _ended(running: dict[int, int]) -> dict[int, int]:

@@ -71,6 +71,8 @@ def start(*programs: str) -> dict[int, int]:
         (["sleep 60", "exit 3"], 3, ""),
         (["sleep 60", "kill -9 $$"], 4, "process {}, was killed by SIGKILL"),
         (["exit 4", "kill -9 $$"], 4, "process {}, was killed by SIGKILL"),
+        # The rank that reports a lost peer ends before that peer.
+        (["exit 4", "sleep 0.4; exit 2"], 2, ""),
     ],
 )
 def test_the_first_failure_is_the_exit_code_and_stops_the_other_ranks(
