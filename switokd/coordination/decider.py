@@ -1,4 +1,7 @@
-"""The interface between a training loop and the part that decides which teachers pause."""
+"""The interface between a training loop and the part that decides which teachers pause.
+
+Not covered: how a decision is made (`distillation/decision.py`).
+"""
 
 from __future__ import annotations
 

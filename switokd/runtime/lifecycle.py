@@ -61,13 +61,12 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
         yield
     except SwitokdError as error:
         if isinstance(error, CollectiveError) and env.under_torchrun:
-            # Ranks meet in a store of the launcher's, whose end may show before the launcher's
-            # own: then it is `follow_launcher` that says so, and ends this process.
+            # The launcher owns the store in which the ranks meet. If the launcher has ended, the
+            # collective may fail first; `follow_launcher` then names the cause and ends this rank.
             ignore_sigterm()
             time.sleep(2 * WATCH_SECONDS)
         if error.seen_by_every_rank and env.local_rank > 0:
-            # One line is enough. torchrun ends all ranks when the first one ends, so wait for
-            # the one that prints it, and for SIGTERM.
+            # One line is enough: local rank 0 prints the error. The launcher then sends SIGTERM.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(PRECEDENCE_SECONDS)
         print_error(str(error), "" if error.seen_by_every_rank else who)
