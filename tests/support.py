@@ -87,21 +87,26 @@ def process(
         text=True,
         start_new_session=True,
     )
-    family: list[psutil.Process] = []
     try:
         yield child
     finally:
-        with suppress(psutil.NoSuchProcess):
-            family = psutil.Process(child.pid).children(recursive=True)
-        for each in family:  # by process id: ranks and coordinators have sessions of their own
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
+        kill_family(child.pid)
         child.wait(10)
         for stream in (child.stdin, child.stdout, child.stderr, output):
             if stream:
                 stream.close()
+
+
+def kill_family(leader: int) -> None:
+    """Kill a process that leads a session, and all processes that it has started."""
+    family: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        family = psutil.Process(leader).children(recursive=True)
+    for each in family:  # by process id: ranks and coordinators have sessions of their own
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def run(command: Sequence[str], cwd: Path, seconds: float = 90, **env: str) -> tuple[int, str, str]:

@@ -15,7 +15,8 @@ from switokd.data.augment import mix
 from switokd.data.images import Images, open_images
 from switokd.data.sources import ArraySource
 from switokd.errors import UsageError
-from tests.support import lines, train
+from tests.preloaded import train
+from tests.support import lines
 
 # kdcl-general that also writes what it observes and its weights to a file.
 MODULE = """

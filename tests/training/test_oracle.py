@@ -34,7 +34,8 @@ from switokd.data.loader import Batch
 from switokd.models import registry
 from switokd.runtime.environment import environment
 from tests import reference
-from tests.support import lines, train
+from tests.preloaded import train
+from tests.support import lines
 
 STEPS = 60
 SHARED = [f"schedule.max_steps={STEPS}", "schedule.milestones=[2]", "save_initial_weights=true"]
