@@ -34,14 +34,17 @@ MODULES = ["tests.preloaded", "switokd.worker"]
 
 @cache
 def _context() -> ForkServerContext:
-    """Start this test process's server: with one thread, because only then a rank may be forked."""
+    """Start this test process's server: with one thread, because only then a rank may be forked.
+
+    Threads that the ranks start sleep at once when idle: other tests need the cores.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ[name] for name in names if name in os.environ}
-    os.environ.update(dict.fromkeys(names, "1"))
+    needed = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}
+    before = {name: os.environ[name] for name in needed if name in os.environ}
+    os.environ.update(needed)
     forkserver.ensure_running()
-    for name in names:
+    for name in needed:
         del os.environ[name]
     os.environ.update(before)
     return context

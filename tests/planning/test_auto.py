@@ -34,11 +34,14 @@ from switokd.planning.profile import Communication, NetworkTimes, Profile
 from switokd.runtime.environment import Environment, ProcessLayout, cores
 from switokd.runtime.placement import Placement, replicated
 from switokd.runtime.process_group import World
-from tests.support import REPOSITORY, lines, process, run, torchrun, wait_until
+from tests.preloaded import call, forked, train, train_ranks
+from tests.support import REPOSITORY, lines, run, wait_until
 
 TRAIN = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "placement=auto"]
-CONFIG = load("digits-1t1s")
-FEW = ["schedule.max_steps=8", "schedule.evaluate_every=20"]
+AUTO = ["--layouts=2x1,1x1", "digits-1t1s", "placement=auto"]  # as TRAIN on two cores
+SMALL = "networks.teacher.model=wrn-10-1"
+CONFIG = load("digits-1t1s", [SMALL])
+FEW = [SMALL, "schedule.max_steps=8", "schedule.evaluate_every=20"]
 ONE, TWO = ProcessLayout(1, 2), ProcessLayout(2, 1)
 SLEEPERS = [
     *(f"networks.{name}.model=tests.sleepers:Sleeper" for name in CONFIG.topology),
@@ -75,7 +78,7 @@ def _threads() -> Iterator[None]:
 def saved(
     folder: Path, threads: int, seconds: float, latency: float = 0.0, device: str = "cpu"
 ) -> str:
-    """Save a profile of digits-1t1s: each network takes `seconds` for a batch of 64."""
+    """Save a profile of CONFIG: each network takes `seconds` for a batch of 64."""
 
     def network(name: str) -> NetworkTimes:
         return NetworkTimes(
@@ -113,7 +116,8 @@ def saved(
 
 def chosen(layouts: Sequence[ProcessLayout], profiles: Sequence[str], *settings: str) -> Placement:
     """Return the placement that rank 0 chooses from profiles; there are no other ranks."""
-    config = load("digits-1t1s", ["placement=auto", f"auto.profiles={list(profiles)}", *settings])
+    told = ["placement=auto", f"auto.profiles={list(profiles)}"]
+    config = load("digits-1t1s", [SMALL, *told, *settings])
     world = World(Environment(layouts=tuple(layouts)), torch.device("cpu"))
     choice = choose_placement(config, world, open_images(config.data, config.seed))
     assert not choice.measured
@@ -267,22 +271,20 @@ def test_mistakes_in_the_run_file(settings: list[str], words: str) -> None:
 
 def test_one_process_continues_and_decides_as_a_run_of_one(tmp_path: Path) -> None:
     slow_link = saved(tmp_path, threads=1, seconds=0.01, latency=1.0)
-    command = [*TRAIN, *FEW, "run_dir=out", f"auto.profiles=[{slow_link}]"]
-    code, out, err = run(command, tmp_path)
+    arguments = (*AUTO, *FEW, "run_dir=out", f"auto.profiles=[{slow_link}]")
+    code, out, err = call(tmp_path, train_ranks, 2, arguments)
     assert (code, err) == (0, "")
     assert out.startswith("auto: 1 process with 1 thread, 0.0")
     assert "1 process on cpu, live metrics" in out
-    alone = [*TRAIN, *FEW, "placement=replicated", "run_dir=alone"]
-    code, out, err = run(alone, tmp_path)
-    assert (code, err) == (0, "")
-    assert_same_run(tmp_path / "out", tmp_path / "alone")
+    alone = train(tmp_path / "alone", 1, "digits-1t1s", *FEW, "placement=replicated")
+    assert_same_run(tmp_path / "out", alone)
 
 
 def test_first_processes_continue_and_decide_as_a_run_of_their_number(tmp_path: Path) -> None:
     profiles = [saved(tmp_path, threads, s) for threads, s in ((1, 0.4), (2, 0.1), (4, 0.4))]
     settings = [*FEW, "placement=auto", f"auto.profiles={profiles}", "auto.paused=0"]
-    command = torchrun(4, "--layouts=4x1,2x2,1x4", "digits-1t1s", *settings, "run_dir=out")
-    code, out, err = run(command, tmp_path)
+    arguments = ("--layouts=4x1,2x2,1x4", "digits-1t1s", *settings, "run_dir=out")
+    code, out, err = call(tmp_path, train_ranks, 4, arguments)
     assert code == 0, err
     assert out.startswith("auto: 2 processes with 2 threads each, 0.1 s a step; 4 processes with")
     assert "2 processes on cpu" in out
@@ -312,8 +314,9 @@ def test_more_processes_are_chosen_if_they_are_measured_to_be_faster(tmp_path: P
 @pytest.mark.timeout(120)
 def test_processes_and_threads_are_measured_together(tmp_path: Path) -> None:
     """OMP_NUM_THREADS is not set: a process per core is compared with one that uses all cores."""
-    free = ["env", "-u", "OMP_NUM_THREADS", *TRAIN, "schedule.max_steps=2", "run_dir=out"]
-    code, out, err = run(free, tmp_path, OMP_WAIT_POLICY="passive")
+    free = ["env", "-u", "OMP_NUM_THREADS", "OMP_WAIT_POLICY=passive", *TRAIN, *FLAT]
+    command = [*free, "schedule.max_steps=2", "run_dir=out"]
+    code, out, err = run(command, tmp_path, PYTHONPATH=str(REPOSITORY))
     assert (code, err) == (0, "")
     (line,) = [line for line in out.splitlines() if line.startswith("auto: ")]
     assert f"{cores()} processes with 1 thread each" in line
@@ -324,9 +327,9 @@ def test_processes_and_threads_are_measured_together(tmp_path: Path) -> None:
 @pytest.mark.timeout(180)
 def test_networks_are_compiled_for_measuring_as_in_training(tmp_path: Path) -> None:
     """Two layouts with the smallest and largest shard of each network; training compiles again."""
-    settings = [*FLAT, "compute.compile=true", "data.batch_size=8", *FEW, "run_dir=out"]
-    command = torchrun(2, "--layouts=2x1,1x2", "digits-1t1s", "placement=auto", *settings)
-    code, out, err = run(command, tmp_path, 170, PYTHONPATH=str(REPOSITORY))
+    settings = [*FEW, *FLAT, "compute.compile=true", "data.batch_size=8", "run_dir=out"]
+    arguments = ("--layouts=2x1,1x2", "digits-1t1s", "placement=auto", *settings)
+    code, out, err = call(tmp_path, train_ranks, 2, arguments, seconds=170)
     assert code == 0, err
     assert re.match(r"auto: (1|2) process.*; (1|2) process", out)
     assert len(lines(tmp_path / "out" / "decisions.jsonl")) == 8
@@ -348,7 +351,7 @@ def test_networks_are_compiled_for_measuring_as_in_training(tmp_path: Path) -> N
 def test_mistakes_are_one_line_and_exit_code_2(
     settings: list[str], words: str, tmp_path: Path
 ) -> None:
-    code, out, err = run([*TRAIN, *settings, "run_dir=out"], tmp_path)
+    code, out, err = call(tmp_path, train_ranks, 2, (*AUTO, *settings, "run_dir=out"))
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
     assert line.startswith("switokd: ")
@@ -356,11 +359,12 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_torchrun_takes_pauses_and_profile_from_the_run_file(tmp_path: Path) -> None:
+def test_a_fixed_number_takes_pauses_and_profile_from_the_run_file(tmp_path: Path) -> None:
     before = [{"step": 1, "teacher": "teacher", "student": "student", "mode": "expert"}]
     (tmp_path / "decisions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in before))
     given = [f"auto.profiles=[{saved(tmp_path, 8, 0.1)}]", "auto.run=.", "placement=auto"]
-    code, out, err = run(torchrun(2, "digits-1t1s", *given, *FEW, "run_dir=out"), tmp_path)
+    arguments = ("digits-1t1s", *given, *FEW, "run_dir=out")
+    code, out, err = call(tmp_path, train_ranks, 2, arguments)
     assert code == 0, err
     assert re.match(
         r"auto: 2 processes with 1 thread each, 0\.\d+ s a step; pauses: in the 1 steps of \.: "
@@ -372,8 +376,8 @@ def test_torchrun_takes_pauses_and_profile_from_the_run_file(tmp_path: Path) -> 
 def test_ctrl_c_while_measuring(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     log, started = tmp_path / "log", tmp_path / "started"
-    command = [*TRAIN, "networks.student.model=slow:Net", "run_dir=out"]
-    with process(command, tmp_path, log) as child:
+    arguments = (*AUTO, "networks.student.model=slow:Net", "run_dir=out")
+    with forked(train_ranks, 2, arguments, cwd=tmp_path, out=log) as child:
         wait_until(started.exists, 60, "a network is measured")
         family = psutil.Process(child.pid).children(recursive=True)
         child.send_signal(signal.SIGINT)
