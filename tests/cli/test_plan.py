@@ -1,4 +1,4 @@
-"""`switokd plan`, started as by a user, and the settings that it recommends.
+"""`switokd plan`, in a process of its own, and the settings that it recommends.
 
 Not covered: the predictions themselves (`tests/planning/test_cost_model.py`).
 """
@@ -23,9 +23,9 @@ from switokd.planning.placement_settings import placement_settings, train_argume
 from switokd.planning.profile import Communication, NetworkTimes, Profile
 from switokd.runtime.environment import cores
 from switokd.runtime.placement import Placement, dedicated, replicated
-from tests.support import BIN, run
+from tests.preloaded import call, switokd_command
+from tests.support import run
 
-PLAN = [str(BIN / "switokd"), "plan"]
 CONFIG = load("digits-2t1s")
 
 
@@ -67,8 +67,14 @@ def saved_profile(folder: Path) -> str:
     return "p.json"
 
 
+def plan(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run `switokd plan digits-2t1s`: exit code, standard output, standard error."""
+    words = ("plan", "digits-2t1s", *arguments)
+    return call(folder, switokd_command, *words, COLUMNS="160", CUDA_VISIBLE_DEVICES="")
+
+
 def planned(folder: Path, *arguments: str) -> Any:
-    code, out, err = run([*PLAN, "digits-2t1s", *arguments, "--json"], folder)
+    code, out, err = plan(folder, *arguments, "--json")
     assert (code, err) == (0, "")
     return json.loads(out)
 
@@ -92,8 +98,8 @@ def test_planning_from_a_profile_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_saved_profile_gives_the_same_plan_again(tmp_path: Path) -> None:
-    command = [*PLAN, "digits-2t1s", "data.batch_size=16", "--devices", "2"]
-    code, out, err = run([*command, "--save-profile", "p.json"], tmp_path, COLUMNS="160")
+    told = ["data.batch_size=16", "--devices", "2"]
+    code, out, err = plan(tmp_path, *told, "--save-profile", "p.json")
     assert (code, err.strip()) == (0, "")
     for words in ("profiled on  cpu, 1 thread", "shards of 8, 16", "assumed", "teacher1 30%"):
         assert words in out
@@ -102,8 +108,7 @@ def test_saved_profile_gives_the_same_plan_again(tmp_path: Path) -> None:
     profile = Profile.load(tmp_path / "p.json")
     assert list(profile.networks) == list(CONFIG.topology)
     assert profile.sizes == (8, 16)
-    again = run([*command, "--profile", "p.json"], tmp_path, COLUMNS="160")
-    assert again == (0, out, "")
+    assert plan(tmp_path, *told, "--profile", "p.json") == (0, out, "")
 
 
 def test_json_output(tmp_path: Path) -> None:
@@ -127,7 +132,7 @@ def test_recommended_command_uses_the_recommended_placement(
 ) -> None:
     """placement=replicated fits any number of processes, so the command contains the number."""
     told = ["--profile", saved_profile(tmp_path), f"--devices={devices}", "--paused=0"]
-    code, out, err = run([*PLAN, "digits-2t1s", *told], tmp_path, COLUMNS="160")
+    code, out, err = plan(tmp_path, *told)
     assert (code, err) == (0, "")
     placements = {
         1: "placement=replicated --processes=1",
@@ -138,7 +143,7 @@ def test_recommended_command_uses_the_recommended_placement(
     note = "note  BatchNorm layers use the statistics of each rank's own images"
     assert (note in out) == is_spread
     sync = [*told, "compute.batch_norm=sync"]
-    code, out, err = run([*PLAN, "digits-2t1s", *sync], tmp_path, COLUMNS="160")
+    code, out, err = plan(tmp_path, *sync)
     assert (code, err) == (0, "")
     assert ("note  compute.batch_norm=sync needs a GPU per rank" in out) == is_spread
     assert note not in out
@@ -217,8 +222,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     saved_profile(tmp_path)
-    command = [*PLAN, "digits-2t1s", "--devices=2", *arguments]
-    code, out, err = run(command, tmp_path, CUDA_VISIBLE_DEVICES="")
+    code, out, err = plan(tmp_path, "--devices=2", *arguments)
     assert code == 2
     assert out == ""
     assert words in err
@@ -243,7 +247,7 @@ def test_mistakes_are_reported_before_measuring(
         ("--devices=2", "--save-profile=none/p.json"): "none/p.json cannot be written; name a file",
         ("--devices=2", "--save-profile=."): "--save-profile: . cannot be written; name a file",
     }.items():
-        code, out, err = run([*PLAN, "digits-2t1s", *told], tmp_path, CUDA_VISIBLE_DEVICES="")
+        code, out, err = plan(tmp_path, *told)
         assert (code, out) == (2, "")
         assert err.startswith("switokd: ")
         assert words in err
@@ -256,30 +260,28 @@ def test_batch_is_limited_by_the_training_images(tmp_path: Path) -> None:
     assert found["batch_size"] == 6
     three_each = "teacher1: ranks 0-1, teacher2: rank 0, student: rank 1"
     assert three_each in [p["placement"] for p in found["placements"]]
-    code, _, err = run(
-        [*PLAN, "digits-2t1s", *told, "--devices=10", "data.train_samples=6"], tmp_path
-    )
+    code, _, err = plan(tmp_path, *told, "--devices=10", "data.train_samples=6")
     assert (code, "a batch of 6 images is too small for 10 devices" in err) == (2, True)
 
 
 def test_notes_on_cores_and_memory(tmp_path: Path) -> None:
     path = tmp_path / saved_profile(tmp_path)
     text = path.read_text()
-    told = [*PLAN, "digits-2t1s", "--devices=1", "--profile", path.name]
+    told = ["--devices=1", "--profile", path.name]
     path.write_text(text.replace('"threads": 1', f'"threads": {cores() + 1}'))
     path.write_text(path.read_text().replace('"a device"', '"cpu"'))
-    code, out, err = run(told, tmp_path, COLUMNS="160")
+    code, out, err = plan(tmp_path, *told)
     assert (code, err) == (0, "")
     slow = f"each: slower on the {cores()} cores here"
     assert f"note  1 rank with {cores() + 1} threads {slow}" in out
     assert "fits into memory" not in out
     path.write_text(text.replace('"device_memory_bytes": null', '"device_memory_bytes": 100'))
-    code, out, err = run(told, tmp_path, COLUMNS="160")
+    code, out, err = plan(tmp_path, *told)
     assert (code, err) == (0, "")
     assert "note  no placement fits into memory; this one needs 0.00919 MB on a rank" in out
     assert "slower" not in out
     path.write_text(text.replace('"a device"', '"cpu"'))
-    code, out, err = run([*told, f"--devices={cores() + 1}"], tmp_path, COLUMNS="160")
+    code, out, err = plan(tmp_path, *told, f"--devices={cores() + 1}")
     assert (code, err) == (0, "")
     assert f"note  {cores() + 1} ranks with 1 thread {slow}" in out
 

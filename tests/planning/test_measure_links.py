@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 from switokd.planning import measure_links
 from switokd.runtime.environment import Environment
 from switokd.runtime.process_group import World
-from tests.support import TORCHRUN, run
+from tests.preloaded import call, run_script
 
 SCRIPT = """
 import json, os, torch
@@ -29,8 +29,7 @@ with join_world(env, torch.device("cpu"), 60) as world:
 
 def test_latency_and_bandwidth_are_measured_on_every_rank(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [TORCHRUN, "--standalone", "--nproc-per-node=2", "script.py"]
-    code, out, err = run(command, tmp_path)
+    code, out, err = call(tmp_path, run_script, 2, "script.py", ())
     assert code == 0, err
     found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert len(found) == 2
@@ -67,9 +66,7 @@ with join_world(env, torch.device("cpu"), 60) as world:
 
 def test_process_group_of_some_ranks_is_removed_afterwards(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(THREADS)
-    code, out, err = run(
-        [TORCHRUN, "--standalone", "--nproc-per-node=3", "script.py"], tmp_path, OMP_NUM_THREADS="1"
-    )
+    code, out, err = call(tmp_path, run_script, 3, "script.py", ())
     assert code == 0, err
     assert sorted(out.splitlines()) == [f"{rank}: 0 threads too many" for rank in range(3)]
 
@@ -88,5 +85,5 @@ def test_latency_and_bandwidth_predict_the_measured_times(monkeypatch: pytest.Mo
 
 def test_one_rank_has_no_links(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT.replace("found.model_dump_json()", "repr(found)"))
-    code, out, err = run([sys.executable, "script.py"], tmp_path)
+    code, out, err = call(tmp_path, runpy.run_path, "script.py")
     assert (code, out.strip()) == (0, "None"), err
