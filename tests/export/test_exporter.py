@@ -30,10 +30,9 @@ from switokd.export.exporter import export, make_reference, write_checked
 from switokd.export.manifest import Manifest, sha256
 from switokd.export.trained import load_trained
 from switokd.models import registry
-from tests.support import run
+from tests.preloaded import train
 
-TRAIN = [sys.executable, "-m", "switokd", "train"]
-ALONE = ["placement=replicated", "coordinator=off", "schedule.max_steps=5", "run_dir=out"]
+ALONE = ["placement=replicated", "coordinator=off", "schedule.max_steps=5"]
 DIGITS = torch.from_numpy(load_digits().images)[1500:1571, None].float() / 16  # [71, 1, 8, 8]
 
 
@@ -41,9 +40,7 @@ DIGITS = torch.from_numpy(load_digits().images)[1500:1571, None].float() / 16  #
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     cwd = tmp_path_factory.mktemp("run")
-    code, out, err = run([*TRAIN, "digits-1t1s", *ALONE], cwd)
-    assert code == 0, f"{out}\n{err}"
-    return cwd / "out"
+    return train(cwd, 1, "digits-1t1s", *ALONE)
 
 
 @pytest.fixture(scope="module")
@@ -304,14 +301,13 @@ def test_own_network_and_data_from_another_folder(
         "networks": {"big": {"role": "teacher", **model}, "small": {"role": "student", **model}},
     }
     (project / "mine.yaml").write_text(yaml.safe_dump(mine))
-    code, out, err = run([*TRAIN, str(project / "mine.yaml"), *ALONE], tmp_path)
-    assert code == 0, f"{out}\n{err}"
+    train(tmp_path, 1, str(project / "mine.yaml"), *ALONE)
 
     monkeypatch.chdir(elsewhere)
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert "outside_nets" not in sys.modules
     command, wanted = ("export", tmp_path / "out"), "--formats=state-dict,torch-export"
-    code, out, err = invoke(*command, "--mean=0.25", "--std=0.5", wanted)
+    code, _, err = invoke(*command, "--mean=0.25", "--std=0.5", wanted)
     monkeypatch.delitem(sys.modules, "outside_nets")
     assert (code, err) == (0, "")
     manifest = Manifest.load(tmp_path / "out" / "export" / "small")

@@ -24,6 +24,7 @@ from switokd.export.artefact import load_artefact
 from switokd.export.exporter import export
 from switokd.export.manifest import Format, Manifest
 from switokd.models import registry
+from tests.preloaded import train
 from tests.support import REPOSITORY, run
 
 DIGITS = (load_digits().images[1700:1704] * 255 / 16).round().astype(np.uint8)  # [4, 8, 8]
@@ -34,10 +35,8 @@ FORMATS: tuple[Format, ...] = ("onnx", "torch-export", "state-dict")
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exported student of a real run, moved to another folder; the run is deleted."""
     cwd = tmp_path_factory.mktemp("predict")
-    settings = ["placement=replicated", "coordinator=off", "schedule.max_steps=5", "run_dir=out"]
-    code, out, err = run([sys.executable, "-m", "switokd", "train", "digits-1t1s", *settings], cwd)
-    assert code == 0, f"{out}\n{err}"
-    moved = export(cwd / "out").rename(cwd / "moved")
+    settings = ["placement=replicated", "coordinator=off", "schedule.max_steps=5"]
+    moved = export(train(cwd, 1, "digits-1t1s", *settings)).rename(cwd / "moved")
     shutil.rmtree(cwd / "out")
     return moved
 

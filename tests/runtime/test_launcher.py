@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from switokd.cli.main import app
+from tests.preloaded import call, switokd_command
 from tests.support import process, run, torchrun, unshare, wait_until
 
 TRAIN = [sys.executable, "-m", "switokd", "train", "digits-1t1s", "run_dir=out"]
@@ -100,7 +101,7 @@ def test_a_gpu_without_memory_left_is_one_line(tmp_path: Path) -> None:
     """The model raises the error of a GPU's allocator; this machine may have no GPU."""
     (tmp_path / "large.py").write_text(LARGE)
     alone = ["placement=replicated", "coordinator=off", "networks.student.model=large:Net"]
-    code, out, err = run([*TRAIN, *alone], tmp_path)
+    code, out, err = call(tmp_path, switokd_command, "train", "digits-1t1s", "run_dir=out", *alone)
     assert (code, "epoch" in out) == (2, False)
     (line,) = err.splitlines()
     assert line.startswith("switokd: rank 0 (teacher, student): CUDA out of memory. Tried to ")
