@@ -9,6 +9,7 @@ import copy
 import logging
 import os
 import random
+import runpy
 import signal
 import sys
 import threading
@@ -30,7 +31,8 @@ import switokd
 from switokd.config.run_file import load
 from switokd.errors import NonFiniteError, SwitokdError, UsageError
 from switokd.runs.run import Run
-from tests.support import REPOSITORY, process, run, wait_until
+from tests.preloaded import forked
+from tests.support import REPOSITORY, run, wait_until
 
 FEW = {"schedule.max_steps": 3}
 ONE = "digits-1t1s"
@@ -41,7 +43,7 @@ OFF = ["placement=replicated", "coordinator=off"]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("trained") / "out"
     settings = {"schedule.epochs": 2, "run_dir": folder, "save_initial_weights": True}
-    return switokd.train("digits-1t1s", settings)
+    return switokd.train("digits-1t1s", {**settings, "networks.teacher.model": "wrn-10-1"})
 
 
 class Squares(Dataset[tuple[Tensor, int]]):
@@ -237,7 +239,8 @@ def test_an_interrupt_of_this_process_alone_ends_those_that_it_started(tmp_path:
     program = "import switokd; switokd.train('digits-1t1s', {'run_dir': 'out', "
     program += "'schedule.epochs': 500}, processes='auto')"
     log = tmp_path / "log"
-    with process([sys.executable, "-c", program], tmp_path, log) as child:
+    (tmp_path / "program.py").write_text(program)
+    with forked(runpy.run_path, "program.py", cwd=tmp_path, out=log) as child:
         decision_log = tmp_path / "out" / "decisions.jsonl"
         wait_until(
             lambda: decision_log.exists() and decision_log.stat().st_size > 999, 80, "some steps"

@@ -76,7 +76,8 @@ def test_activation_bytes_of_a_linear_network() -> None:
 
 def test_sizes_that_do_not_fit_into_memory_are_not_tried() -> None:
     """An operating system without free memory would kill the process."""
-    config = load("digits-2t1s", SLEEPERS)
+    flat = [f"networks.{name}.model=tests.sleepers:Flat" for name in ("teacher1", "teacher2")]
+    config = load("digits-2t1s", flat)
     limit = measured(config, (2, 4, 64)).networks["student"].memory(8)
     assert measured(config, (2, 4, 64), memory=limit).networks["student"].samples == (2, 4)
     assert measured(config, (2, 4, 64), memory=1).sizes == (
@@ -118,7 +119,7 @@ def test_progress_is_reported_per_size() -> None:
 
 
 def test_measures_with_the_precision_of_the_run_file() -> None:
-    small = [f"networks.{name}.model=wrn-10-1" for name in ("teacher1", "teacher2")]
+    small = [f"networks.{name}.model=tests.sleepers:Flat" for name in ("teacher1", "teacher2")]
     fp32, tf32, bf16 = (
         measured(load("digits-2t1s", [*small, f"compute.precision={p}"]), (8, 32)).networks[
             "student"

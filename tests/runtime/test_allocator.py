@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import run
+from tests.preloaded import call, run_script
 
 # Faults per large tensor that is made, written, and freed again, as a step does.
 FAULTS = """
@@ -49,9 +48,9 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 
-def run_script(folder: Path, how: str) -> dict[str, Any]:
+def found_by(folder: Path, how: str) -> dict[str, Any]:
     (folder / "faults.py").write_text(FAULTS)
-    code, out, err = run([sys.executable, "faults.py", how], folder)
+    code, out, err = call(folder, run_script, 1, "faults.py", (how,))
     assert code == 0, err
     found: dict[str, Any] = json.loads(out)
     return found
@@ -59,7 +58,7 @@ def run_script(folder: Path, how: str) -> dict[str, Any]:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_is_there_for_the_next_step(tmp_path: Path) -> None:
-    found = {how: run_script(tmp_path, how) for how in ("keep", "return")}
+    found = {how: found_by(tmp_path, how) for how in ("keep", "return")}
     assert found["keep"]["kept"]
     pages = 64 * 2**20 / 4096
     assert found["return"]["faults"] > pages / 600  # even where a page is 2 MiB
@@ -74,9 +73,9 @@ def test_freed_memory_is_there_for_the_next_step(tmp_path: Path) -> None:
     reason="needs glibc, and a Linux that gives huge pages to those who ask",
 )
 def test_kept_memory_is_in_huge_pages(tmp_path: Path) -> None:
-    found = run_script(tmp_path, "keep")
+    found = found_by(tmp_path, "keep")
     large = 256 * 1024 // 2  # kB: half of the tensor at least, the rest may lie in a hole
     assert found["huge"] > large
     assert found["huge after giving back"] < large
     assert found["huge again"] > large
-    assert run_script(tmp_path, "return")["huge"] == 0
+    assert found_by(tmp_path, "return")["huge"] == 0

@@ -18,6 +18,7 @@ import pytest
 
 from switokd.runtime import fork
 from switokd.runtime.launcher import environment_of_ranks
+from tests.preloaded import call, train_ranks
 from tests.support import run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -43,7 +44,7 @@ threading.Thread(target=threading.Event().wait, daemon=True).start()
 Strategy = STRATEGIES["vanilla"]
 """
 SPIED = ["networks.teacher.model=spy:build", "networks.student.model=spy:build"]
-ONE_STEP = ["train", "digits-1t1s", "schedule.epochs=1", "schedule.max_steps=1", "run_dir=out"]
+ONE_STEP = ["digits-1t1s", "schedule.epochs=1", "schedule.max_steps=1", "run_dir=out"]
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_a_rank_that_ignores_the_signal_is_killed(
 def test_the_launcher_does_not_import_torch_and_a_rank_no_compiler(tmp_path: Path) -> None:
     """Only the launcher itself prints import times."""
     (tmp_path / "spy.py").write_text(SPY)
-    command = [sys.executable, "-X", "importtime", "-m", "switokd", *ONE_STEP, *SPIED]
+    command = [sys.executable, "-X", "importtime", "-m", "switokd", "train", *ONE_STEP, *SPIED]
     code, _, err = run(command, tmp_path)
     assert code == 0, err
     imported = {line.rpartition("|")[2].strip() for line in err.splitlines()}
@@ -148,8 +149,7 @@ def test_ranks_are_new_processes_where_a_fork_is_not_safe(tmp_path: Path) -> Non
     (tmp_path / "spy.py").write_text(SPY)
     (tmp_path / "mine.py").write_text(THREADED_STRATEGY)
     strategy = "distillation.strategy=mine:Strategy"
-    command = [sys.executable, "-m", "switokd", *ONE_STEP, *SPIED, strategy]
-    code, _, err = run(command, tmp_path)
+    code, _, err = call(tmp_path, train_ranks, 2, (*ONE_STEP, *SPIED, strategy))
     assert code == 0, err
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
     for rank in (0, 1):
