@@ -236,15 +236,12 @@ def test_processes_are_started_as_the_command_line_does(
 
 def test_an_interrupt_of_this_process_alone_ends_those_that_it_started(tmp_path: Path) -> None:
     """What a notebook's stop button does."""
-    program = "import switokd; switokd.train('digits-1t1s', {'run_dir': 'out', "
-    program += "'schedule.epochs': 500}, processes='auto')"
-    log = tmp_path / "log"
+    program = "import switokd; switokd.train('digits-1t1s', {'run_dir': 'out'}, processes='auto')"
     (tmp_path / "program.py").write_text(program)
+    log = tmp_path / "log"
     with forked(runpy.run_path, "program.py", cwd=tmp_path, out=log) as child:
-        decision_log = tmp_path / "out" / "decisions.jsonl"
-        wait_until(
-            lambda: decision_log.exists() and decision_log.stat().st_size > 999, 80, "some steps"
-        )
+        record = tmp_path / "out" / "decisions.jsonl"
+        wait_until(lambda: record.exists() and record.stat().st_size > 999, 80, "some steps")
         family = psutil.Process(child.pid).children(recursive=True)
         child.send_signal(signal.SIGINT)
         assert child.wait(30) != 0
