@@ -9,6 +9,7 @@ real commands (`support.py`).
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -125,7 +126,10 @@ def _run(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Loader processes come from a server of their own, not from that of the tests.
     forkserver._forkserver.__init__()  # type: ignore[misc]
-    function(*arguments)
+    try:
+        function(*arguments)
+    finally:
+        atexit._run_exitfuncs()  # before Python 3.13, multiprocessing leaves them out
 
 
 def train_ranks(world_size: int, arguments: tuple[str, ...]) -> None:

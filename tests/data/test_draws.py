@@ -5,7 +5,6 @@ Not covered: a network on several ranks, where every rank draws for its part of 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -16,7 +15,8 @@ from switokd.runtime.environment import Environment
 from switokd.runtime.process_group import World
 from switokd.training.build import make_learner
 from switokd.training.schedules import AccumulationWindow
-from tests.support import lines, run, switokd_train
+from tests.preloaded import train
+from tests.support import lines
 
 
 def test_draws_depend_on_seed_network_step_and_position_in_the_batch() -> None:
@@ -46,19 +46,20 @@ def net():
 
 
 def test_dropout_does_not_depend_on_the_placement(tmp_path: Path) -> None:
-    (tmp_path / "mynets.py").write_text(DROPOUT)
     settings = ["digits-2t1s", "schedule.max_steps=30", "distillation.temperature=0.5"]
     settings += [f"networks.{n}.model=mynets:net" for n in ("teacher1", "teacher2", "student")]
-    alone = [sys.executable, "-m", "switokd.train", *settings, "placement=replicated"]
+    one_process = ["placement=replicated", "coordinator=off"]
     table = "placement={teacher1: [1], teacher2: [0], student: [0]}"
-    for name, command in (
-        ("alone", [*alone, "coordinator=off"]),
-        ("apart", switokd_train(3, *settings)),
-        ("mixed", switokd_train(2, *settings, table)),
+    folders = []
+    for name, processes, more in (
+        ("alone", 1, one_process),
+        ("apart", 3, []),
+        ("mixed", 2, [table]),
     ):
-        code, out, err = run([*command, f"run_dir={name}"], tmp_path)
-        assert code == 0, f"{out}\n{err}"
-    first, *others = (tmp_path / name for name in ("alone", "apart", "mixed"))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mynets.py").write_text(DROPOUT)
+        folders.append(train(tmp_path / name, processes, *settings, *more))
+    first, *others = folders
     decision_log = lines(first / "decisions.jsonl")
     assert {d["mode"] for d in decision_log} == {"learning", "expert"}
     for other in others:

@@ -20,7 +20,7 @@ from switokd.runtime.process_group import World
 from switokd.training.build import make_learner
 from switokd.training.schedules import AccumulationWindow
 from switokd.worker import describe
-from tests.support import train
+from tests.preloaded import train
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 

@@ -11,7 +11,7 @@ import torch
 
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.training.exchange import Exchange
-from tests.support import BIN, run
+from tests.preloaded import call, run_script
 
 # Runs on two ranks; `case` makes rank 1 differ. Prints each rank's logits or error.
 SCRIPT = """
@@ -52,8 +52,7 @@ os.write(1, (json.dumps({"rank": rank, "outcome": outcome}) + "\\n").encode())
 
 def outcomes(case: str, folder: Path) -> dict[int, Any]:
     (folder / "script.py").write_text(SCRIPT)
-    command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=2", "script.py", case]
-    _, out, err = run(command, folder)
+    _, out, err = call(folder, run_script, 2, "script.py", (case,))
     ranks = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert ranks, err
     return {rank["rank"]: rank["outcome"] for rank in ranks}
@@ -125,8 +124,7 @@ dist.destroy_process_group()
 @pytest.mark.parametrize("targets", ["labels", "soft"])
 def test_shards_of_any_size_come_together(targets: str, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SHARDS)
-    command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=3", "script.py", targets]
-    code, out, err = run(command, tmp_path)
+    code, out, err = call(tmp_path, run_script, 3, "script.py", (targets,))
     assert code == 0, err
     ranks = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert sorted(rank["rank"] for rank in ranks) == [0, 1, 2]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from switokd.training.reducer import BUCKET_BYTES, Bucket, buckets
-from tests.support import TORCHRUN, run
+from tests.preloaded import call, run_script
 
 # In the first step rank 1 has no sample. The loss depends on `second` on both ranks in the second
 # step, on rank 1 in the third, on no rank in the fourth. It never depends on `unused`.
@@ -42,8 +42,7 @@ dist.destroy_process_group()
 
 def test_a_parameter_has_a_gradient_if_the_loss_of_any_rank_depends_on_it(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [TORCHRUN, "--standalone", "--nproc-per-node=2", "script.py"]
-    code, out, err = run(command, tmp_path)
+    code, out, err = call(tmp_path, run_script, 2, "script.py", ())
     assert code == 0, err
     ranks: list[dict[str, Any]] = [
         json.loads(line) for line in out.splitlines() if line.startswith("{")

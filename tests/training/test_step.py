@@ -25,7 +25,8 @@ from bench.in_process import ONE_PROCESS, InProcess
 from switokd.config.config import Config
 from switokd.training import meters
 from switokd.training.meters import EpochLog
-from tests.support import REPOSITORY, TORCHRUN, lines, run
+from tests.preloaded import call, run_script
+from tests.support import lines
 
 STEPS = 6
 NETWORKS = {
@@ -152,7 +153,8 @@ def counted(*arguments):
     return result
 
 trainer.train_step = counted
-worker.train(load("digits-2t1s", sys.argv[1:]), environment(os.environ))
+helpers = worker.Helpers(draw=lambda folder: folder)
+worker.train(load("digits-2t1s", sys.argv[1:]), environment(os.environ), helpers)
 with open(f"rank{os.environ['RANK']}.json", "w") as file:
     json.dump(counts, file)
 """
@@ -163,8 +165,7 @@ def test_a_rank_with_shared_networks_reads_once_per_step(tmp_path: Path) -> None
     settings = ["placement=replicated", "data.batch_size=16"]
     settings += [f"networks.{name}.model=wrn-10-1" for name in ("teacher1", "teacher2", "student")]
     settings += ["distillation.temperature=0.25", f"schedule.max_steps={STEPS}", "run_dir=out"]
-    command = [TORCHRUN, "--standalone", "--nproc-per-node=2", "script.py", *settings]
-    code, _, err = run(command, tmp_path, 110, PYTHONPATH=str(REPOSITORY))
+    code, _, err = call(tmp_path, run_script, 2, "script.py", tuple(settings))
     assert code == 0, err
     decisions = lines(tmp_path / "out" / "decisions.jsonl")
     assert {d["teacher"] for d in decisions if d["mode"] == "learning"} == {"teacher1", "teacher2"}

@@ -24,8 +24,8 @@ from switokd.runtime.environment import Environment
 from switokd.training import step
 from switokd.worker import train as train_rank
 from tests import reference
+from tests.preloaded import train as train_processes
 from tests.support import lines
-from tests.support import train as train_processes
 
 ONE_PROCESS = [
     *("placement=replicated", "coordinator=off"),
