@@ -6,7 +6,6 @@ Not covered: the real images.
 from __future__ import annotations
 
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +24,8 @@ from switokd.data.tiny_imagenet import (
 )
 from switokd.errors import UsageError
 from switokd.models.registry import build
-from tests.support import lines, run
+from tests.preloaded import train
+from tests.support import lines
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -115,14 +115,12 @@ def test_pixels_do_not_depend_on_loader_processes(root: Path) -> None:
 
 def test_recipe_trains(root: Path) -> None:
     settings = [f"data.root={root}", "data.batch_size=4", "schedule.max_steps=3", "data.workers=0"]
-    one_process = ["placement=replicated", "coordinator=off", "run_dir=out"]
-    command = [sys.executable, "-m", "switokd.train", "tiny-imagenet-wrn-1t1s"]
-    code, _, err = run([*command, *settings, *one_process], root)
-    assert code == 0, err
-    assert [line["n"] for line in lines(root / "out" / "decisions.jsonl")] == [4, 4, 4]
-    metrics = lines(root / "out" / "metrics.jsonl")
+    one_process = ["placement=replicated", "coordinator=off"]
+    folder = train(root, 1, "tiny-imagenet-wrn-1t1s", *settings, *one_process)
+    assert [line["n"] for line in lines(folder / "decisions.jsonl")] == [4, 4, 4]
+    metrics = lines(folder / "metrics.jsonl")
     assert [m["network"] for m in metrics] == ["teacher", "student"]
-    state = torch.load(root / "out" / "weights" / "student.pt", weights_only=True)
+    state = torch.load(folder / "weights" / "student.pt", weights_only=True)
     build("resnet-20", in_channels=3, num_classes=3).load_state_dict(state)
 
 

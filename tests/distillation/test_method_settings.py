@@ -24,7 +24,7 @@ from switokd.distillation.topology import Pair
 from switokd.errors import UsageError
 from switokd.models import registry
 from switokd.models.registry import load_weights
-from tests.support import run
+from tests.preloaded import call, train_ranks
 
 TEMPLATES = """
 name: many
@@ -270,9 +270,8 @@ def test_weights_of_another_network_are_one_line_before_the_first_step(
 ) -> None:
     wrong = weights_file(tmp_path / "t.pt", "wrn-10-1")
     settings = ["topology=1T1S", "distillation.strategy=kd", f"networks.teacher.weights={wrong}"]
-    command = [sys.executable, "-m", "switokd.train", run_file, *settings]
     alone = ["placement=replicated", "coordinator=off", "run_dir=out"]
-    code, _, err = run([*command, *alone], tmp_path)
+    code, _, err = call(tmp_path, train_ranks, 1, (run_file, *settings, *alone))
     assert code == 2, err
     (line,) = err.splitlines()
     assert line.startswith("switokd: ")

@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from switokd.cli.main import app
-from tests.support import lines, process, run
+from tests.preloaded import call, switokd_command, train_ranks
+from tests.support import lines, process
 
 STRATEGY = """
 import collections
@@ -48,7 +49,6 @@ distillation: {strategy: "mine:Ahead", strategy_kwargs: {factor: 0.99}}
 schedule: {max_steps: 15}
 run_dir: out
 """
-TRAIN = [sys.executable, "-m", "switokd", "train"]
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def check_decisions(folder: Path) -> None:
 
 
 def test_the_coordinator_in_rank_0_imports_the_strategy(run_file: str, tmp_path: Path) -> None:
-    code, out, err = run([*TRAIN, run_file], tmp_path)
+    code, out, err = call(tmp_path, train_ranks, 2, (run_file,))
     assert code == 0, err
     assert "2 processes on cpu, live metrics" in out
     check_decisions(tmp_path / "out")
@@ -87,7 +87,8 @@ def test_a_separate_coordinator_refuses_strategies_it_was_not_started_with(
     with process(command, Path(run_file).parent) as coordinator:
         assert coordinator.stdout is not None
         address = json.loads(coordinator.stdout.readline())["grpc"]
-        code, _, err = run([*TRAIN, run_file, f"coordinator.address={address}"], tmp_path)
+        words = (run_file, f"coordinator.address={address}")
+        code, _, err = call(tmp_path, train_ranks, 2, words)
         assert coordinator.poll() is None
     assert code == 2, err
     (line,) = err.splitlines()
@@ -127,8 +128,8 @@ def test_a_mistake_is_one_line_before_any_process_starts(
 
 
 def test_a_coordinator_does_not_start_with_a_missing_strategy(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "switokd", "coordinator", "--strategy", "mine:Ahead"]
-    code, out, err = run(command, tmp_path)
+    words = ("coordinator", "--strategy", "mine:Ahead")
+    code, out, err = call(tmp_path, switokd_command, *words)
     assert (code, out) == (2, "")
     assert err.splitlines() == [err.strip()]
     assert "--strategy mine:Ahead: there is no module 'mine'" in err
