@@ -1,4 +1,7 @@
-"""If one process of a run is killed or hangs, the others end soon with a line that names it."""
+"""If one process of a run is killed or hangs, the others end soon with a line that names it.
+
+Where the launcher matters it is torchrun; otherwise the ranks are forked as by `switokd train`.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.preloaded import Forked, call, forked, train_ranks
 from tests.support import lines, process, torchrun, wait_until
 
 END_SECONDS = 30
+SMALL = [f"networks.{teacher}.model=wrn-10-1" for teacher in ("teacher1", "teacher2")]
 NETWORKS = {0: "teacher1", 1: "teacher2", 2: "student"}
 
 
@@ -25,7 +30,7 @@ NETWORKS = {0: "teacher1", 1: "teacher2", 2: "student"}
 class Running:
     """A 2T1S run that is training."""
 
-    torchrun: subprocess.Popen[str]
+    launcher: subprocess.Popen[str] | Forked
     ranks: dict[int, psutil.Process]
     coordinator: psutil.Process
     everyone: list[psutil.Process]
@@ -34,11 +39,15 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, *settings: str) -> Iterator[Running]:
+def running(folder: Path, *settings: str, by_torchrun: bool = False) -> Iterator[Running]:
     """Start a run that would take minutes, and wait until it has decided ten steps."""
     log = folder / "log"
-    command = torchrun(3, "digits-2t1s", "run_dir=out", "schedule.epochs=500", *settings)
-    with process(command, folder, log) as child:
+    words = ("digits-2t1s", "run_dir=out", "schedule.epochs=500", *SMALL, *settings)
+    with (
+        process(torchrun(3, *words), folder, log)
+        if by_torchrun
+        else forked(train_ranks, 3, words, cwd=folder, out=log)
+    ) as child:
         decision_log = folder / "out" / "decisions.jsonl"
         wait_until(
             lambda: (
@@ -49,16 +58,10 @@ def running(folder: Path, *settings: str) -> Iterator[Running]:
             "ten steps",
         )
         assert child.poll() is None, log.read_text()
-        ranks, coordinators = {}, []
         family = psutil.Process(child.pid).children(recursive=True)
-        for member in family:
-            words = member.cmdline()
-            if "coordinator" in words:
-                coordinators.append(member)
-            elif "switokd.train" in words:
-                ranks[int(member.environ()["RANK"])] = member
+        ranks = {rank: member for member in family if (rank := rank_of(member)) is not None}
         assert sorted(ranks) == [0, 1, 2]
-        (coordinator,) = coordinators
+        (coordinator,) = (member for member in family if "coordinator" in member.cmdline())
         everyone = [psutil.Process(child.pid), *family]
         try:
             yield Running(child, ranks, coordinator, everyone, log)
@@ -68,6 +71,13 @@ def running(folder: Path, *settings: str) -> Iterator[Running]:
                     member.kill()
 
 
+def rank_of(member: psutil.Process) -> int | None:
+    """Return the rank of a process; None if it is not a rank."""
+    if member.name().startswith("switokd rank "):  # forked: its command line is another process's
+        return int(member.name().rpartition(" ")[2])
+    return int(member.environ()["RANK"]) if "switokd.train" in member.cmdline() else None
+
+
 def assert_all_end(run: Running, *, but: psutil.Process | None = None) -> None:
     waited = [process for process in run.everyone if process != but]
     run_ended = wait_until(lambda: all_ended(run, waited), END_SECONDS, "all processes ended")
@@ -75,7 +85,7 @@ def assert_all_end(run: Running, *, but: psutil.Process | None = None) -> None:
 
 
 def all_ended(run: Running, processes: list[psutil.Process]) -> bool:
-    run.torchrun.poll()  # so that it is no zombie
+    run.launcher.poll()  # so that it is no zombie
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
@@ -85,16 +95,20 @@ def complaints(run: Running) -> list[str]:
 
 @pytest.mark.parametrize(("rank", "workers"), [(0, 0), (1, 1), (2, 0)])
 def test_killing_a_rank_ends_the_run_and_names_it(rank: int, workers: int, tmp_path: Path) -> None:
-    with running(tmp_path, f"data.workers={workers}") as run:
-        # torchrun, three ranks, the coordinator, and the process that draws the curves
-        assert (len(run.everyone) > 6) == (workers > 0)
+    by_torchrun = rank == 0
+    with running(tmp_path, f"data.workers={workers}", by_torchrun=by_torchrun) as run:
+        # The launcher, three ranks and the coordinator; under torchrun one that draws the curves.
+        assert (len(run.everyone) > 5 + by_torchrun) == (workers > 0)
         run.ranks[rank].kill()
         assert_all_end(run)
         named = f"rank {rank} ({NETWORKS[rank]}) went away after reporting step"
         others = [line for line in complaints(run) if named in line]
         assert others, run.log.read_text()
-        assert not any(line.startswith(f"switokd: rank {rank} ") for line in others)
-        assert run.torchrun.returncode != 0
+        own = [line for line in complaints(run) if line.startswith(f"switokd: rank {rank} ")]
+        victim = f"rank {rank} ({NETWORKS[rank]}), process {run.ranks[rank].pid},"
+        by_launcher = [f"switokd: {victim} was killed by SIGKILL"]
+        assert own == ([] if by_torchrun else by_launcher)
+        assert run.launcher.poll() != 0
 
 
 @pytest.mark.parametrize(
@@ -115,7 +129,7 @@ def test_killing_one_of_a_networks_ranks_ends_the_run_and_names_it(
 
 def test_the_lost_rank_is_named_after_torchruns_sigterm_too(tmp_path: Path) -> None:
     """On a busy machine torchrun may notice the loss before the coordinator."""
-    with running(tmp_path) as run:
+    with running(tmp_path, by_torchrun=True) as run:
         run.coordinator.suspend()
         run.ranks[1].kill()
         wait_until(lambda: "signal SIGTERM" in run.log.read_text(), 10, "torchrun has noticed")
@@ -134,11 +148,11 @@ def test_killing_the_coordinator_ends_the_run_and_names_it(tmp_path: Path) -> No
 
 
 def test_killing_torchrun_ends_the_run_and_names_it(tmp_path: Path) -> None:
-    with running(tmp_path) as run:
-        run.torchrun.kill()
+    with running(tmp_path, by_torchrun=True) as run:
+        run.launcher.kill()
         assert_all_end(run)
         assert any(
-            f"the launcher (process {run.torchrun.pid}) is gone" in line for line in complaints(run)
+            f"the launcher (process {run.launcher.pid}) is gone" in line for line in complaints(run)
         )
 
 
@@ -165,7 +179,7 @@ def test_a_hanging_rank_is_named_after_the_timeout(tmp_path: Path) -> None:
     with running(tmp_path, "coordinator.timeout=4.0") as run:
         run.ranks[1].suspend()
         wait_until(lambda: complaints(run), END_SECONDS, "a complaint")
-        run.ranks[1].resume()  # torchrun waits for this rank before it ends
+        run.ranks[1].resume()  # the launcher waits for this rank before it ends
         assert_all_end(run)
         assert any(
             "rank 1 (teacher2)" in line and re.search("no report of step|did not answer", line)
@@ -225,20 +239,18 @@ def test_a_hanging_rank_is_named_if_no_collective_fails(
     model: str, placement: str, who: str, doing: str, tmp_path: Path
 ) -> None:
     (tmp_path / "silent.py").write_text(SILENT)
-    log, words = tmp_path / "log", ["coordinator.timeout=3.0", "schedule.max_steps=20"]
+    words = ["digits-1t1s", "run_dir=out", "coordinator.timeout=3.0", "schedule.max_steps=20"]
     words += ["networks.teacher.model=silent:Teacher", f"networks.student.model=silent:{model}"]
     words.append(f"placement={placement}")
-    with process(torchrun(2, "digits-1t1s", *words, "run_dir=out"), tmp_path, log) as child:
-        assert child.wait(60) != 0
-    text = log.read_text()
+    code, _, text = call(tmp_path, train_ranks, 2, tuple(words), seconds=60)
+    assert code == 4, text
     named = f"rank 1 ({who}) did not answer while the other ranks were {doing}: it hangs"
     assert named in text, text
-    assert re.search(r"exitcode\s*: 4 ", text)
 
 
 def test_sigterm_ends_all_processes_and_keeps_the_decision_log(tmp_path: Path) -> None:
-    with running(tmp_path) as run:
-        run.torchrun.send_signal(signal.SIGTERM)
+    with running(tmp_path, by_torchrun=True) as run:
+        run.launcher.send_signal(signal.SIGTERM)
         assert_all_end(run)
         decision_log = tmp_path / "out" / "decisions.jsonl"
         assert lines(decision_log)
@@ -263,15 +275,12 @@ def test_a_killed_loader_process_is_named(tmp_path: Path) -> None:
 
 
 def test_a_diverging_network_is_named_once_with_exit_code_3(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    settings = ["networks.teacher2.optimizer.lr=1e30", "run_dir=out"]
-    with process(torchrun(3, "digits-2t1s", *settings), tmp_path, log) as child:
-        assert child.wait(90) != 0
-    text = log.read_text()
+    words = ("digits-2t1s", "networks.teacher2.optimizer.lr=1e30", "run_dir=out")
+    code, _, text = call(tmp_path, train_ranks, 3, words)
+    assert code == 3, text
     messages = [line for line in text.splitlines() if line.startswith("switokd: ")]
     assert len(messages) == 1, text
     assert "network teacher2 (rank 1) has logits that are not finite at step" in messages[0]
-    assert re.search(r"exitcode\s*: 3 ", text)
     decisions = lines(tmp_path / "out" / "decisions.jsonl")
     for line in decisions:
         assert all(json.dumps(line[k]) not in ("NaN", "Infinity") for k in ("gap", "e_s", "e_t"))

@@ -186,7 +186,8 @@ def test_auto_measures_and_trains(tmp_path: Path) -> None:
 
 
 def test_one_process_without_a_coordinator_writes_the_same_decision_log(tmp_path: Path) -> None:
-    settings = ["digits-1t2s", "schedule.max_steps=12", "placement=replicated"]
+    settings = ["digits-1t2s", "networks.teacher.model=wrn-10-1", "schedule.max_steps=12"]
+    settings.append("placement=replicated")
     command = [sys.executable, "-m", "switokd.train", *settings]
     code, out, err = run([*command, "coordinator=off", "run_dir=alone"], tmp_path)
     assert code == 0, err
@@ -246,8 +247,9 @@ def test_fashion_mnist_from_debians_package(tmp_path: Path) -> None:
         content = gzip.decompress(file.read_bytes())
         is_test = file.name.startswith("t10k")  # its first 1,000 images are enough
         (raw / file.stem).write_bytes(_first(content, 1_000) if is_test else content)
-    slim = ["networks.teacher1.model=wrn-10-1", "networks.teacher2.model=wrn-10-1"]
-    folder = train(tmp_path, 3, "fashion-2t1s", "schedule.max_steps=4", "data.workers=1", *slim)
+    settings = ["networks.teacher1.model=wrn-10-1", "networks.teacher2.model=wrn-10-1"]
+    settings += ["placement=replicated", "coordinator=off"]
+    folder = train(tmp_path, 1, "fashion-2t1s", "schedule.max_steps=4", "data.workers=1", *settings)
     assert len(lines(folder / "decisions.jsonl")) == 8
     summary = json.loads((folder / "summary.json").read_text())
     assert all(n["top1_last"] > 0 for n in summary["networks"].values())
@@ -331,8 +333,8 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_run_folder(tmp_path: P
 
 def test_a_full_disk_ends_the_run_with_one_line(tmp_path: Path) -> None:
     train_command = "-m switokd train digits-1t1s run_dir=out networks.teacher.model=wrn-10-1"
-    # The shell limits files to 16 KiB: some 30 steps of the decision log.
-    limited = ["bash", "-c", f"ulimit -f 16; trap '' XFSZ; exec {sys.executable} {train_command}"]
+    # The shell limits files to 8 KiB: some 15 steps of the decision log.
+    limited = ["bash", "-c", f"ulimit -f 8; trap '' XFSZ; exec {sys.executable} {train_command}"]
     code, _, err = run(limited, tmp_path, seconds=60)
     assert code == 2, err
     assert "switokd: run_dir: out cannot be written: File too large" in err
