@@ -133,13 +133,6 @@ def switokd_train(processes: int, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "switokd", "train", f"--processes={processes}", *arguments]
 
 
-def train(cwd: Path, processes: int, *arguments: str, seconds: float = 100, **env: str) -> Path:
-    """Train in `cwd`/out and return that folder; fails with the output if training fails."""
-    code, out, err = run(switokd_train(processes, *arguments, "run_dir=out"), cwd, seconds, **env)
-    assert code == 0, f"{out}\n{err}"
-    return cwd / "out"
-
-
 def lines(path: Path) -> list[dict[str, Any]]:
     """All lines of a .jsonl file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
