@@ -116,11 +116,12 @@ class Case:
     """Semantics of our side; the plain loop with two students follows the published code."""
     searched: bool = False
     """Whether to search for the best candidate; else the best one of another case is used."""
+    batch: int = runs.BATCH
 
     def run_file(self, steps: int) -> dict[str, Any]:
         """Run file of our side, without placement and compute settings."""
         method = {"strategy": self.strategy, "semantics": self.semantics}
-        return runs.run_file(self.networks, steps, distillation=method)
+        return runs.run_file(self.networks, steps, self.batch, distillation=method)
 
     def ours(self, candidate: Candidate, steps: int) -> runs.RunResult:
         """Train with switokd in one configuration."""
@@ -175,7 +176,8 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
         tried: dict[str, float] = {}
         if quick:
             if case.figure == QUICK:
-                yield compare(case, case.candidates[0], 2, 1, tried, say)
+                small = replace(case, batch=runs.QUICK_BATCH)
+                yield compare(small, small.candidates[0], 2, 1, tried, say)
             continue
         if case.searched:
             best[kind] = fastest(case, SEARCH_STEPS, tried, say)
@@ -229,7 +231,7 @@ def compare(
             "tried_seconds_per_step": tried,
             "expert_plain_and_ours": experts,
             "paused_ours": paused,
-            "batch_size": runs.BATCH,
+            "batch_size": case.batch,
             "steps": steps,
             "strategy": case.strategy,
             "semantics": case.semantics,

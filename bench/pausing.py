@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.figures import Figure, Say
 from bench.in_process import ONE_PROCESS, InProcess, configured
-from bench.runs import run_file
+from bench.runs import BATCH, QUICK_BATCH, run_file
 from switokd.coordination.local import LocalDecider
 from switokd.distillation.decision import Mode, Rule, decide
 from switokd.distillation.distances import Parts, means
@@ -40,13 +40,15 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     keep_freed_memory()  # the default in training
     for name, precision in zip(FIGURES, ("fp32", "bf16"), strict=True):
         say(f"paused against learning, {precision}")
-        yield _measure(name, precision, 1 if quick else 7)
+        yield _measure(name, precision, *(1, 1, QUICK_BATCH) if quick else (7, 3, BATCH))
 
 
-def _measure(name: str, precision: str, rounds: int) -> Figure:
+def _measure(name: str, precision: str, rounds: int, steps: int, batch: int) -> Figure:
+    """steps: number of steps of each mode in a round; their median counts."""
     raw: dict[str, Any] = run_file(
         {"t": ("teacher", "wrn-16-2"), "s": ("student", "bench.simulated:SimulatedNetwork")},
         steps=1,
+        batch=batch,
         compute={"precision": precision},
         **ONE_PROCESS,
     )
@@ -56,7 +58,7 @@ def _measure(name: str, precision: str, rounds: int) -> Figure:
     for mode in Mode:
         step(mode)
     pairs = [
-        tuple(median(step(mode) for _ in range(3)) for mode in (Mode.EXPERT, Mode.LEARNING))
+        tuple(median(step(mode) for _ in range(steps)) for mode in (Mode.EXPERT, Mode.LEARNING))
         for _ in range(rounds)
     ]
     return Figure.of_pairs(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,6 +23,7 @@ from bench import ranks
 from bench.against import Candidate, Case, cases
 from bench.figures import Figure, Say
 from bench.in_process import configured
+from bench.runs import QUICK_BATCH
 from switokd.config.config import Config
 from switokd.planning.cost_model import predict
 from switokd.planning.pauses import Pauses
@@ -62,6 +63,7 @@ class PredictionCheck:
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Yield plan_error_real."""
     (case,) = (case for case in cases() if case.figure == CASE)
+    case = replace(case, batch=QUICK_BATCH) if quick else case
     steps, rounds = (3, 1) if quick else (8, 2)
     candidates = [c for c in case.candidates if not quick or c.processes == 1]
     predictions = [p for _ in range(rounds) for p in _round(case, candidates, steps, say)]

@@ -1,6 +1,8 @@
 """Parts of a step's time, and the effect of keeping freed memory: WRN-16-2, batch 64, fp32.
 
-    python -m bench.profiling SIDE KEEP STEPS PROFILE    # compiled, eager or plain; 0/1; n; 0/1
+    python -m bench.profiling SIDE KEEP STEPS BATCH PROFILE    # SIDE: compiled, eager or plain
+
+KEEP and PROFILE are 0 or 1.
 
 A teacher and a student learn in every step (`dml`), in one process with all cores. Each measurement
 has a process of its own, because the allocator's settings hold for the whole life of a process.
@@ -55,6 +57,14 @@ NO_NETWORK = re.compile("Optimizer\\.|AccumulateGrad")
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How much is measured: number of steps, and size of their batches."""
+
+    steps: int = 5
+    batch: int = runs.BATCH
+
+
+@dataclass(frozen=True)
 class Measured:
     """Measurements of one process."""
 
@@ -68,17 +78,17 @@ class Measured:
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Yield the shares of a step, and kept over returned memory."""
-    rounds, steps = (1, 1) if quick else (2, 5)
+    rounds, extent = (1, Extent(1, runs.QUICK_BATCH)) if quick else (2, Extent())
     sides = SIDES[1:] if quick else SIDES  # compiling takes a minute the first time
     measured: dict[str, list[Measured]] = {side: [] for side in sides}
     for i in range(rounds):
         for side in sides:
             say(f"parts of a step's time: {side}, round {i + 1} of {rounds}")
-            measured[side].append(_start(side, False, steps, with_profiler=True))
+            measured[side].append(_start(side, False, extent, with_profiler=True))
     yield from _shares(measured)
     for side in sides[:-1]:
         say(f"kept against returned memory: {side}")
-        yield _kept_over_returned(side, 1 if quick else 3, steps)
+        yield _kept_over_returned(side, 1 if quick else 3, extent)
 
 
 def _shares(measured: dict[str, list[Measured]]) -> Iterable[Figure]:
@@ -105,9 +115,9 @@ def _shares(measured: dict[str, list[Measured]]) -> Iterable[Figure]:
             details = {}
 
 
-def _kept_over_returned(side: str, rounds: int, steps: int) -> Figure:
+def _kept_over_returned(side: str, rounds: int, extent: Extent) -> Figure:
     def seconds(keep: bool) -> float:
-        return _start(side, keep, steps).seconds
+        return _start(side, keep, extent).seconds
 
     return Figure.of_pairs(
         f"memory_kept_over_returned_{side}",
@@ -117,18 +127,19 @@ def _kept_over_returned(side: str, rounds: int, steps: int) -> Figure:
     )
 
 
-def _start(side: str, keep: bool, steps: int, with_profiler: bool = False) -> Measured:
+def _start(side: str, keep: bool, extent: Extent, with_profiler: bool = False) -> Measured:
     """Call `run` in a new process."""
-    flags = [str(int(keep)), str(steps), str(int(with_profiler))]
-    command = [sys.executable, "-m", "bench.profiling", side, *flags]
+    flags = [int(keep), extent.steps, extent.batch, int(with_profiler)]
+    command = [sys.executable, "-m", "bench.profiling", side, *map(str, flags)]
     return Measured(**json.loads(runs.output(command, seconds=600).splitlines()[-1]))
 
 
-def run(side: str, keep: bool, steps: int, with_profiler: bool) -> Measured:
-    """Measure `steps` steps in this process, after the same number of steps to warm up."""
+def run(side: str, keep: bool, extent: Extent, with_profiler: bool) -> Measured:
+    """Measure some steps in this process, after the same number of steps to warm up."""
+    steps = extent.steps
     if keep:
         keep_freed_memory()
-    train_steps = _side(side, steps, with_profiler)
+    train_steps = _side(side, extent, with_profiler)
     train_steps()
     seconds = _seconds(train_steps) / steps
     if not with_profiler:
@@ -144,18 +155,19 @@ def run(side: str, keep: bool, steps: int, with_profiler: bool) -> Measured:
     return Measured(seconds, profiled, by_kind)
 
 
-def _side(side: str, steps: int, with_profiler: bool) -> Callable[[], None]:
-    """Function that trains `steps` steps of one side, always on the same batches."""
+def _side(side: str, extent: Extent, with_profiler: bool) -> Callable[[], None]:
+    """Function that trains some steps of one side, always on the same batches."""
     if with_profiler:  # so that compiled kernels have names in the profile
         torch._inductor.config.cpp.enable_kernel_profile = True
     raw = runs.run_file(
         EQUAL["1T1S"],
-        steps,
+        extent.steps,
+        extent.batch,
         distillation={"strategy": "dml"},
         compute={"compile": side == "compiled"},
         **ONE_PROCESS,
     )
-    return _plain(raw, steps) if side == "plain" else _ours(raw, steps)
+    return (_plain if side == "plain" else _ours)(raw, extent.steps)
 
 
 def _plain(raw: Mapping[str, Any], steps: int) -> Callable[[], None]:
@@ -205,5 +217,6 @@ def _seconds(steps: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    flags = [int(text) for text in sys.argv[2:]]
-    print(json.dumps(asdict(run(sys.argv[1], bool(flags[0]), flags[1], bool(flags[2])))))
+    keep, steps, batch, with_profiler = (int(text) for text in sys.argv[2:])
+    measured = run(sys.argv[1], bool(keep), Extent(steps, batch), bool(with_profiler))
+    print(json.dumps(asdict(measured)))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bench.against import LARGE, LARGEST, SMALLER, SMALLEST
 from bench.figures import Figure, Say
-from bench.runs import BATCH, CLASSES
+from bench.runs import BATCH, CLASSES, QUICK_BATCH
 from switokd.models.registry import build
 
 FIGURES: dict[str, tuple[tuple[str, ...], torch.dtype]] = {
@@ -34,8 +34,21 @@ FIGURES: dict[str, tuple[tuple[str, ...], torch.dtype]] = {
 }
 """By figure: networks, and data type of their convolutions."""
 SIDE = 32
-COPIED = 2**28
-"""Bytes to copy: more than any cache holds."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured."""
+
+    rounds: int = 7
+    repetitions: int = 5
+    batch: int = BATCH
+    matrix_side: int = 2048
+    copied: int = 2**28
+    """Bytes to copy: more than any cache holds."""
+
+
+QUICK = Extent(1, 1, QUICK_BATCH, matrix_side=256, copied=2**24)
 convolution_backward = torch.ops.aten.convolution_backward
 
 
@@ -43,29 +56,32 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Yield the figures for fp32, for bf16 and for unequal networks."""
     for name, (networks, dtype) in FIGURES.items():
         say(f"a plain step of {', '.join(networks)} against its convolutions alone, {dtype}")
-        rounds, repetitions = (1, 1) if quick else (7, 5)
-        yield _over_convolutions(name, networks, dtype, rounds, repetitions)
+        yield _over_convolutions(name, networks, dtype, QUICK if quick else Extent())
 
 
 def _over_convolutions(
-    name: str, networks: Sequence[str], dtype: torch.dtype, rounds: int, repetitions: int
+    name: str, networks: Sequence[str], dtype: torch.dtype, extent: Extent
 ) -> Figure:
     def seconds_of(run: Callable[[], object]) -> float:
-        return _seconds(run, repetitions)
+        return _seconds(run, extent.repetitions)
 
-    plain = {network: plain_step(network) for network in networks}
-    alone = {network: Convolutions.of(network, dtype) for network in networks}
+    plain = {network: plain_step(network, extent.batch) for network in networks}
+    alone = {network: Convolutions.of(network, dtype, extent.batch) for network in networks}
     taken: dict[str, list[tuple[float, float]]] = {network: [] for network in networks}
-    for _ in range(rounds):
+    for _ in range(extent.rounds):
         for network, pairs in taken.items():
             pairs.append((seconds_of(plain[network]), seconds_of(alone[network].run)))
     by_round = zip(*taken.values(), strict=True)
     sums = [tuple(map(sum, zip(*pairs, strict=True))) for pairs in by_round]
-    matrix, bytes_ = torch.randn(2048, 2048).to(dtype), torch.ones(COPIED, dtype=torch.uint8)
+    side = extent.matrix_side
+    matrix = torch.randn(side, side).to(dtype)
+    bytes_ = torch.ones(extent.copied, dtype=torch.uint8)
     other = torch.empty_like(bytes_)
-    product = min(seconds_of(lambda: matrix @ matrix) for _ in range(rounds))
-    copy = min(seconds_of(lambda: other.copy_(bytes_)) for _ in range(rounds))
-    seconds = {n: [median(side) for side in zip(*pairs, strict=True)] for n, pairs in taken.items()}
+    product = min(seconds_of(lambda: matrix @ matrix) for _ in range(extent.rounds))
+    copy = min(seconds_of(lambda: other.copy_(bytes_)) for _ in range(extent.rounds))
+    seconds = {
+        n: [median(taken) for taken in zip(*pairs, strict=True)] for n, pairs in taken.items()
+    }
     return Figure.of_pairs(
         name,
         [(a, b) for a, b in sums],
@@ -82,19 +98,19 @@ def _over_convolutions(
                 }
                 for network in networks
             ],
-            "batch_size": BATCH,
+            "batch_size": extent.batch,
             "threads": torch.get_num_threads(),
-            "gflops_of_a_matrix_product": 2 * 2048**3 / product / 1e9,
-            "gbytes_per_second_read_and_written": 2 * COPIED / copy / 1e9,
+            "gflops_of_a_matrix_product": 2 * side**3 / product / 1e9,
+            "gbytes_per_second_read_and_written": 2 * extent.copied / copy / 1e9,
         },
     )
 
 
-def plain_step(name: str) -> Callable[[], None]:
+def plain_step(name: str, batch: int = BATCH) -> Callable[[], None]:
     """Step of a single network in the plain loop."""
     network = build(name, 3, CLASSES)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    x, y = torch.randn(BATCH, 3, SIDE, SIDE), torch.randint(CLASSES, (BATCH,))
+    x, y = torch.randn(batch, 3, SIDE, SIDE), torch.randint(CLASSES, (batch,))
 
     def step() -> None:
         optimizer.zero_grad()
@@ -116,7 +132,7 @@ class Convolutions:
     """Bytes of all outputs in float32, which BatchNorm and ReLU must read."""
 
     @classmethod
-    def of(cls, name: str, dtype: torch.dtype = torch.float32) -> Convolutions:
+    def of(cls, name: str, dtype: torch.dtype = torch.float32, batch: int = BATCH) -> Convolutions:
         """Convolutions of the network `name`, on a batch of noise."""
         network = build(name, 3, CLASSES).to(memory_format=torch.channels_last)
         layers: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
@@ -128,7 +144,7 @@ class Convolutions:
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.register_forward_hook(keep)
-        x = torch.randn(BATCH, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
+        x = torch.randn(batch, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             network(x)
         network = network.to(dtype)

@@ -24,6 +24,8 @@ import yaml
 from bench.machine import REPOSITORY
 
 BATCH, CLASSES = 64, 100
+QUICK_BATCH = 8
+"""Batch size with --quick."""
 LEARNING_RATES = {"teacher": 0.1, "student": 0.01}
 """Students learn slowly, so that teachers get ahead and pause."""
 

@@ -1,8 +1,8 @@
 """Time to the first step and memory of a run: `switokd train` over torchrun with the same recipe.
 
-Both sides train digits-2t1s for one epoch, in turn. The first step ends when the first line is in
-decisions.jsonl. Memory is the peak of the proportional set sizes (PSS) of all processes of the run:
-a page that several processes share counts once.
+Both sides train digits-2t1s for one epoch, in turn; with --quick, two steps of digits-1t1s. The
+first step ends when the first line is in decisions.jsonl. Memory is the peak of the proportional
+set sizes (PSS) of all processes of the run: a page that several processes share counts once.
 
 Not covered: GPUs; several machines; a cold file cache.
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,20 +26,19 @@ from bench.runs import environment
 
 FIGURES = ("time_to_first_step", "memory_of_a_run")
 RECIPE = ("digits-2t1s", "schedule.epochs=1")
+QUICK_RECIPE = ("digits-1t1s", "schedule.max_steps=2")
 POLL_SECONDS = 0.05
-MODULE_PROGRAM = [sys.executable, "-m"]
-COMMANDS: Mapping[str, Sequence[str]] = {
-    "switokd train": [*MODULE_PROGRAM, "switokd", "train"],
-    "torchrun": [
-        *MODULE_PROGRAM,
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=3",
-        "-m",
-        "switokd.train",
-    ],
-}
-"""The two sides, in the order of the ratio."""
+
+
+def commands(quick: bool) -> dict[str, list[str]]:
+    """The commands of both sides, in the order of the ratio."""
+    recipe, processes = (QUICK_RECIPE, 2) if quick else (RECIPE, 3)
+    python = [sys.executable, "-m"]
+    torchrun = [*python, "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return {
+        "switokd train": [*python, "switokd", "train", *recipe],
+        "torchrun": [*torchrun, "-m", "switokd.train", *recipe],
+    }
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,17 @@ class Start:
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
     """Give time_to_first_step and memory_of_a_run."""
-    starts: dict[str, list[Start]] = {side: [] for side in COMMANDS}
+    by_side = commands(quick)
+    starts: dict[str, list[Start]] = {side: [] for side in by_side}
 
     def run(side: str) -> float:
         say(f"start of a run with {side}")
-        starts[side].append(watch([*COMMANDS[side], *RECIPE]))
+        starts[side].append(watch(by_side[side]))
         return starts[side][-1].first_step_seconds
 
-    ours, theirs = COMMANDS
+    ours, theirs = by_side
     pairs = alternate(1 if quick else 5, lambda: run(ours), lambda: run(theirs))
-    what = f"{{}}, {' '.join(RECIPE)}, {ours} over {theirs}"
+    what = f"{{}}, {' '.join(QUICK_RECIPE if quick else RECIPE)}, {ours} over {theirs}"
     walls = {
         f"wall_seconds of {side}": [run.wall_seconds for run in runs]
         for side, runs in starts.items()

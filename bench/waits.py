@@ -62,7 +62,7 @@ def _measure(case: Case, quick: bool, say: Say) -> Iterable[Figure]:
     results, bare, paced, gathers = [], [], [], []
     for i in range(rounds):
         say(f"waits for decisions, {case.distillation['strategy']}, round {i + 1} of {rounds}")
-        config = run_file(3 if quick else 10, case.distillation)
+        config = run_file(2 if quick else 10, case.distillation)
         results.append(ranks.train(config, len(NETWORKS)))
         bare.append(round_trip(300))
         paced.append(round_trip(100, FORWARD + BACKWARD))

@@ -5,32 +5,28 @@ Not covered: the values of the figures.
 
 from __future__ import annotations
 
-import json
 import socket
-import sys
 
 import pytest
 
-from bench.load import Load, Rank
-from tests.support import REPOSITORY, run
-
-PROGRAM = """
-import json
-from dataclasses import asdict
 from bench.coordinator import Case, measure_case
-print(json.dumps(asdict(measure_case(Case({case}), 0.2))))
-"""
+from bench.load import Load, Rank
+
+CASES = {
+    "1, 1": Case(1, 1),
+    "6, 2": Case(6, 2),
+    "6, 1, apart=True": Case(6, 1, apart=True),
+    "6, 1, paced=True": Case(6, 1, paced=True),
+}
 
 
-@pytest.mark.parametrize("case", ["1, 1", "6, 2", "6, 1, apart=True", "6, 1, paced=True"])
-def test_every_kind_of_case_is_measured(case: str) -> None:
-    code, out, err = run([sys.executable, "-c", PROGRAM.format(case=case)], REPOSITORY, 60)
-    assert code == 0, err
-    result = json.loads(out)
-    assert 10 < result["reports_per_second"] < 1e6
-    assert 0 < result["p50_ms"] <= result["p99_ms"] < 10_000
-    assert result["cpu_us_per_report"] > 0
-    assert result["resident_mib"] > 10
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_kind_of_case_is_measured(case: Case) -> None:
+    result = measure_case(case, 0.2)
+    assert 10 < result.reports_per_second < 1e6
+    assert 0 < result.p50_ms <= result.p99_ms < 10_000
+    assert result.cpu_us_per_report > 0
+    assert result.resident_mib > 10
 
 
 @pytest.mark.parametrize(("goal", "sent"), [(None, 5), ({"run": 4}, 4)])
