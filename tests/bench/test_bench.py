@@ -5,11 +5,8 @@ Not covered: the values of the figures.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,16 +40,12 @@ from switokd.planning.profile import GLOO_LOOPBACK, NetworkTimes, Profile
 from switokd.runtime.environment import cores
 from switokd.runtime.placement import replicated
 from tests import reference
-from tests.support import REPOSITORY, run
 
 TOPOLOGIES = {
     "1T1S": {"t": "teacher", "s": "student"},
     "2T1S": {"t1": "teacher", "t2": "teacher", "s": "student"},
     "1T2S": {"t": "teacher", "s1": "student", "s2": "student"},
 }
-
-PASSIVE = "passive"
-"""Value of OMP_WAIT_POLICY. Busy-waiting threads would be ten times slower on shared cores."""
 
 
 def network(name: str, classes: int = 4) -> nn.Module:
@@ -311,27 +304,6 @@ def test_kinds_of_operations(names: list[str], kind: str) -> None:
 
 GROUPS = (tuple(PARTS)[:6], tuple(PARTS)[6:])
 """Parts that one process measures: starting it takes longer than most of them."""
-
-
-@pytest.fixture(scope="session")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], Path]:
-    """Function that measures a group once, also for several test processes; the folder with it."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def measured(group: Sequence[str]) -> Path:
-        folder = shared / f"quick-{group[0]}"
-        folder.mkdir(exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / "ended.json").exists():
-                options = ["--only", ",".join(group), "--out", str(folder / "results.json")]
-                command = [sys.executable, "-m", "bench", "--quick", *options]
-                ended = run(command, REPOSITORY, seconds=280, OMP_WAIT_POLICY=PASSIVE)
-                (folder / "ended.json").write_text(json.dumps(ended))
-        return folder
-
-    return measured
 
 
 @pytest.mark.timeout(300)

@@ -16,7 +16,6 @@ import importlib.util
 import json
 import re
 import shlex
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,9 @@ from switokd.config.config import known_settings
 from switokd.config.recipes import recipes
 from switokd.config.run_file import load
 from switokd.errors import SwitokdError
-from tests.support import BIN, REPOSITORY, run
+from tests.docs.commands import run_blocks
+from tests.preloaded import call
+from tests.support import BIN, REPOSITORY
 
 CODE = {"python", "sh", "yaml"}
 LANGUAGES = {*CODE, "text"}
@@ -45,23 +46,6 @@ DOCUMENTS = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "deploy/README.md")),
     *sorted((REPOSITORY / "docs").rglob("*.md")),
 ]
-
-SESSION = """
-import json, subprocess, sys
-from pathlib import Path
-
-sys.path.insert(0, "")  # as in an interactive session
-names = {"__name__": "__main__"}
-for language, line, code in json.loads(Path(sys.argv[1]).read_text()):
-    first = code.partition("\\n")[0]
-    if first.startswith("# ") and first.endswith((".py", ".yaml")):  # a file to be written
-        Path(first[2:]).write_text(code)
-    elif language == "sh":
-        print(f"{sys.argv[2]}:{line}", flush=True)
-        subprocess.run(["bash", "-euc", code], check=True)
-    elif language == "python":
-        exec(compile("\\n" * line + code, sys.argv[2], "exec"), names)
-"""
 
 
 @dataclass(frozen=True)
@@ -121,9 +105,8 @@ def session(document: Path, folder: Path, seconds: float = 240) -> str:
             GIVEN[name](work)
     listed = [(block.language, block.line, block.executed) for block in found]
     (folder / "blocks.json").write_text(json.dumps(listed))
-    (folder / "session.py").write_text(SESSION)
-    command = [sys.executable, folder / "session.py", folder / "blocks.json", document]
-    code, out, err = run([str(word) for word in command], work, seconds)
+    arguments = (folder / "blocks.json", str(document))
+    code, out, err = call(work, run_blocks, *arguments, seconds=seconds)
     assert code == 0, f"{out}\n{err}"
     return out
 
