@@ -30,7 +30,7 @@ from switokd.cli.worker import worker_main
 from switokd.runtime import fork
 from tests.support import environment, kill_family
 
-MODULES = ["tests.preloaded", "switokd.worker"]
+MODULES = ["tests.preloaded", "switokd.worker", "matplotlib.figure"]
 
 
 @cache
@@ -49,6 +49,11 @@ def _context() -> ForkServerContext:
         del os.environ[name]
     os.environ.update(before)
     return context
+
+
+def start() -> None:
+    """Start the server, so that no other code starts it with other modules or more threads."""
+    _context()
 
 
 class Forked:

@@ -14,10 +14,17 @@ from pathlib import Path
 
 import pytest
 
+from tests import preloaded
 from tests.support import REPOSITORY, run
 
 PASSIVE = "passive"
 """Value of OMP_WAIT_POLICY. Busy-waiting threads would be ten times slower on shared cores."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server() -> None:
+    """The benchmark's ranks are forked from the same server as other tests' processes."""
+    preloaded.start()
 
 
 @pytest.fixture(scope="session")

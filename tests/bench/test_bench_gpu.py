@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import gpu, in_process, plain, runs
+from bench import gpu, in_process, plain, ranks, runs
 from bench.figures import Figure, one_by_one
 
 
@@ -96,6 +97,8 @@ def test_all_figures_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gpu, "CASES", cases)
     monkeypatch.setattr(gpu, "TRACED", {"gpu_waits_per_step": ("fp32", gpu.FP32)})
     monkeypatch.setattr(gpu, "TRACES", tmp_path)
+    monkeypatch.setattr(runs, "train", ranks.train)  # forked, in half the CPU time
+    monkeypatch.setattr(runs, "run_file", partial(runs.run_file, batch=runs.QUICK_BATCH))
     said: list[str] = []
     by_name = {f.name: f for f in gpu.figures(torch.device("cpu"), 2, 1, said.append)}
     assert set(by_name) == {*cases, "gpu_waits_per_step", "gpu_ranks_over_one_process"}

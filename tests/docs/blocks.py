@@ -4,7 +4,7 @@ A block is run in the order of its page, in one folder per page that is empty at
 before the block changes that:
 
     <!-- not run: REASON -->      the block is only checked (`problems_of`)
-    <!-- run with: SETTINGS -->   training commands of the block get these settings as well
+    <!-- run with: SETTINGS -->   training commands, or the run file, get these settings as well
     <!-- given: images -->        the folder holds what the reader is said to have (`GIVEN`)
 
 Not covered: what a page says a command prints (`test_tutorial.py` does it for the tutorial).
@@ -65,7 +65,9 @@ class Block:
     @property
     def executed(self) -> str:
         """The code as the test executes it, with the settings of `run with`."""
-        return with_settings(self.code, self.markers.get("run with", ""))
+        settings = self.markers.get("run with", "")
+        change = run_file_with_settings if self.language == "yaml" else with_settings
+        return change(self.code, settings)
 
 
 def blocks(document: Path) -> Iterator[Block]:
@@ -93,6 +95,18 @@ def with_settings(code: str, settings: str) -> str:
         code.replace("\\\n", " "),
         flags=re.MULTILINE,
     )
+
+
+def run_file_with_settings(text: str, settings: str) -> str:
+    """A run file with `settings`, each a section's key; the first line, its name, stays."""
+    if not settings:
+        return text
+    content = yaml.safe_load(text)
+    for setting in settings.split():
+        key, _, value = setting.partition("=")
+        section, _, name = key.partition(".")
+        content.setdefault(section, {})[name] = yaml.safe_load(value)
+    return f"{text.partition(chr(10))[0]}\n{yaml.safe_dump(content, sort_keys=False)}"
 
 
 def session(document: Path, folder: Path, seconds: float = 240) -> str:

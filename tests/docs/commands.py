@@ -1,37 +1,72 @@
-"""Runs the blocks of a document, with each `switokd` command in a fork of the same process.
+"""Runs the blocks of a document, with each command of the package in a fork of the same process.
 
 The process has imported PyTorch already (`tests/preloaded.py`), which takes longer than most
-commands. Everything that a command itself starts is a new interpreter.
+commands. This holds for the processes that the commands start as well.
 
-Not covered: the script that pip installs as `switokd` (`tests/packaging`).
+Not covered: the script that pip installs as `switokd` (`tests/packaging`); new interpreters, as
+which the tests of the launcher and the blocks with torchrun start the ranks.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import runpy
+import signal
 import socket
 import subprocess
 import sys
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
-from tests.preloaded import switokd_command
+import psutil
 
 CLIENT = """#!{python} -IS
-import json, os, socket, sys
+import json, os, signal, socket, sys
+
+name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
+module = ["switokd"] if name == "switokd" else [word for word in words[:3] if word[:7] == "switokd"]
+if not module:
+    os.execv({python!r}, [{python!r}, *words])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-socket.send_fds(server, [b"."], [0, 1, 2])
-server.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode())
+arguments = words if name == "switokd" else words[words.index(module[0]) + 1:]
+files = []
+for file in map(int, os.listdir("/proc/self/fd")):
+    try:
+        os.fstat(file)
+        files += [file] if file != server.fileno() else []
+    except OSError:  # the listed folder itself
+        pass
+socket.send_fds(server, [b"."], files)
+request = [name, module[0], arguments, os.getcwd(), dict(os.environ), files]
+server.sendall(json.dumps(request).encode())
 server.shutdown(socket.SHUT_WR)
-os._exit(int(server.recv(9) or b"1"))
+for file in files:  # the end of a pipe must be seen by its other side
+    os.close(file)
+answers = server.makefile()
+process = int(answers.readline())
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: os.kill(process, number))
+os._exit(int(answers.readline() or 1))
 """
-"""The program `switokd` of a document's shells: the server runs its arguments."""
+"""The programs `switokd` and `python`: the server runs modules of the package for them."""
 
 
 def run_blocks(listed: Path, document: str) -> None:
     """Run blocks of (language, line, code) in order, all Python blocks with the same names."""
-    _serve_commands(listed.parent)
+    server = _serve_commands(listed.parent)
+    try:
+        _run_blocks(listed, document)
+    finally:
+        for process in (*server.children(recursive=True), server):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _run_blocks(listed: Path, document: str) -> None:
     sys.path.insert(0, "")  # as in an interactive session
     names = {"__name__": "__main__"}
     for language, line, code in json.loads(listed.read_text()):
@@ -46,55 +81,74 @@ def run_blocks(listed: Path, document: str) -> None:
     sys.stdout.flush()
 
 
-def _serve_commands(folder: Path) -> None:
-    """Put a program `switokd` into the search path, and start the process that runs its commands.
+def _serve_commands(folder: Path) -> psutil.Process:
+    """Put `switokd` and `python` into the search path, and start the process that runs commands.
 
     The process is forked now, because blocks may start threads.
     """
-    address, program = folder / "commands.sock", folder / "bin" / "switokd"
-    program.parent.mkdir()
-    program.write_text(CLIENT.format(python=sys.executable, address=str(address)))
-    program.chmod(0o755)
-    os.environ["PATH"] = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    address, programs = folder / "commands.sock", folder / "bin"
+    programs.mkdir()
+    for name in ("switokd", "python"):
+        (programs / name).write_text(CLIENT.format(python=sys.executable, address=str(address)))
+        (programs / name).chmod(0o755)
+    os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(address))
     server.listen()
-    if os.fork() == 0:
+    process = os.fork()
+    if process == 0:
+        sys.executable = str(programs / "python")
         while True:
             client, _ = server.accept()
             if os.fork() == 0:
                 server.close()
                 _answer(client)
             client.close()
+    server.close()
+    return psutil.Process(process)
 
 
 def _answer(client: socket.socket) -> None:
-    """Run the command of a client, send its exit code, and end this process."""
-    _, streams, _, _ = socket.recv_fds(client, 1, 3)
-    with client.makefile() as words:
-        arguments, folder, environment = json.load(words)
+    """Run the module of a client, send its process id and exit code, and end this process."""
+    _, received, _, _ = socket.recv_fds(client, 1, 250)
+    with client.makefile() as request:
+        name, module, arguments, folder, environment, numbers = json.load(request)
     child = os.fork()
     if child == 0:
         client.close()
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-            os.close(stream)
+        apart = [fcntl.fcntl(file, fcntl.F_DUPFD, 1 + max(numbers + received)) for file in received]
+        for file in received:
+            os.close(file)
+        for file, number in zip(apart, numbers, strict=True):
+            os.dup2(file, number)
+            os.close(file)
+        sys.stdin = open(0)  # noqa: SIM115 open until the process ends
+        os.setsid()
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
-        _end(arguments)
+        if name != "switokd":
+            sys.path.insert(0, folder)
+        _run_module(module, arguments)
+    for file in received:
+        os.close(file)
+    client.sendall(f"{child}\n".encode())
     _, status = os.waitpid(child, 0)
-    client.sendall(str(os.waitstatus_to_exitcode(status) % 256).encode())
+    client.sendall(f"{os.waitstatus_to_exitcode(status) % 256}\n".encode())
     os._exit(0)
 
 
-def _end(arguments: list[str]) -> None:
-    """Run `switokd ARGUMENTS` and end this process with the exit code."""
+def _run_module(module: str, arguments: list[str]) -> None:
+    """Run `python -m MODULE ARGUMENTS` and end this process with the exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = [module, *arguments]
     try:
-        switokd_command(*arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # the module is imported already
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
-    except SystemExit as exit:
-        code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1

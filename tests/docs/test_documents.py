@@ -17,7 +17,16 @@ import yaml
 from switokd.config.config import known_settings
 from switokd.config.recipes import recipes
 from switokd.distillation.strategies import STRATEGIES
-from tests.docs.blocks import CODE, DOCUMENTS, Block, blocks, problems_of, session, with_settings
+from tests.docs.blocks import (
+    CODE,
+    DOCUMENTS,
+    Block,
+    blocks,
+    problems_of,
+    run_file_with_settings,
+    session,
+    with_settings,
+)
 from tests.support import REPOSITORY, lines
 
 OWN_TESTS = ("docs/tutorial.md", "docs/python.md")
@@ -95,6 +104,15 @@ def test_a_mistake_in_settings_is_found() -> None:
 )
 def test_settings_go_behind_the_arguments_of_training_commands(code: str, executed: str) -> None:
     assert executed in with_settings(code, "x=2")
+
+
+def test_settings_are_added_to_a_run_file() -> None:
+    text = run_file_with_settings("# a.yaml\ndata: {dataset: digits}\n", "data.seed=3 schedule.a=b")
+    assert text.startswith("# a.yaml\n")
+    assert yaml.safe_load(text) == {
+        "data": {"dataset": "digits", "seed": 3},
+        "schedule": {"a": "b"},
+    }
 
 
 @pytest.mark.parametrize("marker", ["<!-- norun: why -->", "<!-- run with x -->"])
