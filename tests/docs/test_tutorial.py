@@ -34,9 +34,9 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     assert [d["gap"] for d in here] == pytest.approx([d["gap"] for d in there], abs=0.02)
     assert "2 processes on cpu" in out  # by the command line
     assert "1 process on cpu, no coordinator" in out
-    assert (
-        f"small: {top1['mine-002']:.1f} % of the test images, paused in 0 of 88" in out
-    )  # of half the images
+    steps = 4 * (720 // 32)  # `run with` in the page: half the images
+    paused = f"paused in 0 of {steps} steps"
+    assert f"small: {top1['mine-002']:.1f} % of the test images, {paused}" in out
     assert re.search(r"^the teacher was paused at [1-9]\d* steps", out, re.MULTILINE)
     assert f"vanilla: student {top1['mine-003']:.1f} %" in out
     assert re.search(r"digit-6/\d+\.png is taken for digit-\d$", out, re.MULTILINE)
