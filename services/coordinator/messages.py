@@ -55,6 +55,7 @@ def plan_from_wire(message: pb.RunPlan) -> Plan:
         round_timeout=message.round_timeout_seconds,
         strategy_kwargs=message.strategy_kwargs or "{}",
         semantics=message.semantics or "paper",
+        first_step=message.first_step or 1,
     )
 
 
@@ -70,6 +71,7 @@ def plan_to_wire(plan: Plan) -> pb.RunPlan:
         round_timeout_seconds=plan.round_timeout,
         strategy_kwargs=plan.strategy_kwargs,
         semantics=plan.semantics,
+        first_step=plan.first_step,
         switched_off=[
             pb.Pair(teacher=p.teacher, student=p.student) for p in sorted(plan.topology.off)
         ],

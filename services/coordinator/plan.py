@@ -41,6 +41,8 @@ class Plan:
     strategy_kwargs: str = "{}"
     """Arguments of the strategy, as JSON."""
     semantics: str = "paper"
+    first_step: int = 1
+    """The step that every rank reports first."""
 
     @cached_property
     def networks_of(self) -> dict[int, tuple[str, ...]]:

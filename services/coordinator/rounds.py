@@ -58,7 +58,8 @@ class Rounds:
         self._ranks = ranks
         self._rule = rule
         self._reports_needed = sum(1 for pairs in plan.pairs_of.values() if pairs)
-        self._step_of = dict.fromkeys(plan.networks_of, 0)
+        self._before = plan.first_step - 1
+        self._step_of = dict.fromkeys(plan.networks_of, self._before)
         self._open: dict[int, Round] = {}
         self._last_decision: Decision | None = None
 
@@ -70,7 +71,7 @@ class Rounds:
     @property
     def have_begun(self) -> bool:
         """Whether any rank has reported a step."""
-        return any(self._step_of.values())
+        return any(step > self._before for step in self._step_of.values())
 
     @property
     def oldest(self) -> OldestRound | None:
@@ -81,7 +82,7 @@ class Rounds:
         return OldestRound(step, round_.opened_at, round_.reported)
 
     def step_of(self, rank: int) -> int:
-        """Last step that a rank has reported; 0 if none."""
+        """Last step that a rank has reported; before its first report, the plan's step before."""
         return self._step_of[rank]
 
     def report(

@@ -39,16 +39,19 @@ class Client:
         placement: Placement,
         on_decision: Callable[[Decision], None] = lambda decision: None,
         on_failure: Callable[[SwitokdError], None] = lambda error: None,
+        first_step: int = 1,
     ) -> None:
         """Join the run and open the stream.
 
         on_decision: called for every decision, in order, on a thread of its own; only `close`
         waits for it. If it raises, the stream fails. on_failure: called on the thread that has
-        noticed a failure. CoordinatorError if the coordinator does not answer in time or refuses
-        this rank; UsageError if it refuses the run's plan.
+        noticed a failure. first_step: the step that is reported first. CoordinatorError if the
+        coordinator does not answer in time or refuses this rank; UsageError if it refuses the run's
+        plan.
         """
         self._coordinator = membership.coordinator
         self._rule = config.method.rule
+        self._first_step = first_step
         self._reported = {
             pair: placement.ranks_of(pair.teacher).index(membership.rank)
             for pair in config.topology.pairs
@@ -62,7 +65,7 @@ class Client:
         """By step: seconds that this rank waited for the decision. Empty if it has no teacher."""
         self._early_decision: Decision | None = None
         self._stream = CoordinatorStream(membership, config.coordinator.timeout, on_failure)
-        self._stream.join(_plan_to_wire(config, placement))
+        self._stream.join(_plan_to_wire(config, placement, first_step))
         self._writer = DecisionWriter(on_decision, self._stream.fail)
         self._stream.attach(self._writer.put)
 
@@ -76,7 +79,7 @@ class Client:
 
         exchange_seconds: duration of this step's exchange of logits, for the metrics.
         """
-        if self.pairs and step > 1:
+        if self.pairs and step > self._first_step:
             self.decision(step - 1)
         sums = {pair: parts[pair][index] for pair, index in self._reported.items()}
         report = pb.Report(
@@ -171,7 +174,7 @@ class Client:
                 )
 
 
-def _plan_to_wire(config: Config, placement: Placement) -> pb.RunPlan:
+def _plan_to_wire(config: Config, placement: Placement, first_step: int) -> pb.RunPlan:
     return pb.RunPlan(
         networks=[
             pb.Network(name=name, role=ROLE_TO_WIRE[role], ranks=placement.ranks_of(name))
@@ -186,4 +189,5 @@ def _plan_to_wire(config: Config, placement: Placement) -> pb.RunPlan:
         ],
         config_digest=config.digest,
         round_timeout_seconds=config.coordinator.timeout,
+        first_step=first_step,
     )

@@ -127,6 +127,7 @@ class RunPlan(_message.Message):
     STRATEGY_KWARGS_FIELD_NUMBER: _builtins.int
     SEMANTICS_FIELD_NUMBER: _builtins.int
     SWITCHED_OFF_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
     """Name of the strategy, such as "switokd" or "dml", or an import string that
     the coordinator was told it may import.
@@ -139,6 +140,10 @@ class RunPlan(_message.Message):
     """Arguments of the strategy, a JSON object; empty means none."""
     semantics: _builtins.str
     """Whose form of the method: "paper" or "published"; empty means paper."""
+    first_step: _builtins.int
+    """The step that every rank reports first; 0 means 1. Later than 1 if the run
+    continues from a checkpoint.
+    """
     @_builtins.property
     def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Network]: ...
     @_builtins.property
@@ -155,10 +160,11 @@ class RunPlan(_message.Message):
         strategy_kwargs: _builtins.str = ...,
         semantics: _builtins.str = ...,
         switched_off: _abc.Iterable[Global___Pair] | None = ...,
+        first_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "networks", b"networks", "round_timeout_seconds", b"round_timeout_seconds", "semantics", b"semantics", "strategy", b"strategy", "strategy_kwargs", b"strategy_kwargs", "switched_off", b"switched_off"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "first_step", b"first_step", "networks", b"networks", "round_timeout_seconds", b"round_timeout_seconds", "semantics", b"semantics", "strategy", b"strategy", "strategy_kwargs", b"strategy_kwargs", "switched_off", b"switched_off"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -134,7 +134,7 @@ def test_a_run_from_join_to_leave(server: Server) -> None:
     assert status.last_decision.step == 2
     expected = plan()
     # The coordinator fills in the defaults of fields that are not set.
-    expected.strategy_kwargs, expected.semantics = "{}", "paper"
+    expected.strategy_kwargs, expected.semantics, expected.first_step = "{}", "paper", 1
     assert status.plan == expected
 
     for stream in (teacher, student):
