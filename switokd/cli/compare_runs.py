@@ -116,6 +116,9 @@ def train_all(
     with locked(out) as lock:
         # Read all states first: an error must leave every folder untouched.
         states = {trial.folder: trial.state() for trial in trials}
+        for trial in trials:
+            if states[trial.folder] is TrialState.UNFINISHED and trial.has_checkpoint:
+                console.print(f"{trial.folder} continues from its checkpoint", markup=False)
         for trial in clear_unfinished(trials):
             console.print(f"{trial.folder} is unfinished: removed and trained again", markup=False)
         to_do = [trial for trial in trials if states[trial.folder] is not TrialState.FINISHED]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def test_comparison_is_trained_resumed_and_reported(tmp_path: Path) -> None:
     # The same command again: only unfinished runs are trained, and the CSV does not change.
     before, saved = changed(folder), (folder / "compare.csv").read_text()
     (folder / "kd-0" / "summary.json").unlink()
+    shutil.rmtree(folder / "kd-0" / "checkpoints")
     (folder / "kd-0" / "stale").touch()
     code, out, err = run(command, tmp_path, 200)
     assert (code, err) == (0, ""), out
@@ -162,6 +164,24 @@ def test_interrupted_comparison_leaves_no_process(
     assert words.splitlines()[-1].startswith("switokd: stopped; run the same command again")
     assert "Traceback" not in words
     assert not (tmp_path / "out" / "dml-1").exists()
+
+
+@pytest.mark.timeout(240)
+def test_a_killed_comparison_leaves_no_training_and_continues_it(tmp_path: Path) -> None:
+    settings = [*SMALL, "schedule.max_steps=100", "checkpoint.every_steps=2"]
+    settings += ["--strategies=dml", "--seeds=1"]
+    folder = tmp_path / "out" / "dml-0"
+    with process([*COMPARE, *settings], tmp_path, tmp_path / "log") as child:
+        wait_until(lambda: any(folder.glob("checkpoints/step-*")), 100, "a checkpoint")
+        runs = psutil.Process(child.pid).children(recursive=True)
+        child.kill()
+        _, alive = psutil.wait_procs(runs, timeout=30)
+        assert alive == []
+    assert not (folder / "summary.json").exists()
+    code, out, err = run([*COMPARE, *settings], tmp_path, 100)
+    assert (code, err) == (0, ""), out
+    assert "out/dml-0 continues from its checkpoint" in out
+    assert json.loads((folder / "summary.json").read_text())["restarts"] == 1
 
 
 @pytest.mark.parametrize(

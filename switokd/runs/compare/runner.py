@@ -24,7 +24,7 @@ from typing import Protocol
 from switokd.errors import PeerError, UsageError
 from switokd.runs.compare.trials import Trial, TrialState
 from switokd.runtime.environment import cores
-from switokd.runtime.lifecycle import Terminated
+from switokd.runtime.lifecycle import PARENT, Terminated
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
@@ -95,14 +95,14 @@ def locked(out: Path) -> Iterator[int]:
 
 
 def clear_unfinished(trials: Iterable[Trial]) -> list[Trial]:
-    """Remove the folders of unfinished trials and return these trials.
+    """Remove the folders of unfinished trials without a checkpoint, and return these trials.
 
-    Folders of finished trials are kept. UsageError if a folder holds another configuration, or
-    cannot be removed.
+    Folders of finished trials, and of trials that can be continued, are kept. UsageError if a
+    folder holds another configuration, or cannot be removed.
     """
     cleared = []
     for trial in trials:
-        if trial.state() is TrialState.UNFINISHED:
+        if trial.state() is TrialState.UNFINISHED and not trial.has_checkpoint:
             try:
                 shutil.rmtree(trial.folder)
             except OSError as error:
@@ -165,7 +165,7 @@ def _without_teachers(waiting: Sequence[Trial], failed: dict[Path, Failure]) -> 
 def start(trial: Trial, jobs: int, logs: Path, lock: int) -> RunningTrial:
     """Start one trial; its output goes to a file in `logs`."""
     log = logs / f"{trial.folder.name}.log"
-    command = [sys.executable, "-m", "switokd", "train", *trial.arguments]
+    command = [sys.executable, "-m", "switokd", "train", *trial.arguments, "resume=auto"]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file:
         file.write(f"$ {shlex.join(['switokd', *command[3:]])}\n")
@@ -175,7 +175,12 @@ def start(trial: Trial, jobs: int, logs: Path, lock: int) -> RunningTrial:
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**threads(trial, jobs), **os.environ, "PYTHONUNBUFFERED": "1"},
+            env={
+                **threads(trial, jobs),
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+                PARENT: str(os.getpid()),
+            },
             pass_fds=(lock,),
         )
     return RunningTrial(trial, process, log, time.monotonic())

@@ -95,6 +95,11 @@ class Trial:
         """Name in messages, for example "dml, seed 0"."""
         return f"{self.variant.label}, seed {self.seed}"
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the run can be continued."""
+        return any(self.folder.glob("checkpoints/step-*"))
+
     def state(self) -> TrialState:
         """Read the progress from the run folder.
 
@@ -132,6 +137,7 @@ class Trial:
     def _comparable(self, config: Config) -> dict[str, Any]:
         """Settings by dotted key, without the paths of folders, data and modules."""
         settings = config.must_agree()
+        del settings["resume"]  # an interrupted trial continues
         if self.teachers_from is not None:  # the whole comparison may have been moved
             for key, value in settings.items():
                 if re.fullmatch(r"networks\.[^.]+\.weights", key) and value is not None:
