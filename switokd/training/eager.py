@@ -1,6 +1,6 @@
 """PyTorch's optimizers, without the import of its compiler.
 
-PyTorch decorates `add_param_group` and `step`, so that Dynamo does not trace them. The decorators
+PyTorch decorates an optimizer's methods, so that Dynamo does not trace them. The decorators
 import Dynamo, Inductor, SymPy and ONNX: seconds, and about 150 MiB in every rank. switokd compiles
 networks (`compute.compile`), but no optimizer, so these classes call the undecorated functions.
 
@@ -20,6 +20,8 @@ class _Eager(Optimizer):
     """Mixin for an optimizer class of PyTorch."""
 
     add_param_group = unwrap(Optimizer.add_param_group)
+    state_dict = unwrap(Optimizer.state_dict)
+    load_state_dict = unwrap(Optimizer.load_state_dict)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
