@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,17 +22,20 @@ from switokd.data.images import Images, open_images
 from switokd.data.prefetch import prefetch
 from switokd.data.signature import InputSignature
 from switokd.distillation.decision import Decision
-from switokd.errors import CollectiveError, PeerError, first_line
+from switokd.errors import CollectiveError, PeerError, UsageError, first_line
 from switokd.models import registry
 from switokd.planning.auto import Choice, choose_placement
-from switokd.runs import run_folder
+from switokd.runs import resume, run_folder
 from switokd.runs.curves import draw_curves
 from switokd.runs.progress import ProgressBar
 from switokd.runs.recorder import RunRecorder
+from switokd.runs.resume import Resumption
 from switokd.runtime.allocator import keep_freed_memory
 from switokd.runtime.device import choose_device
 from switokd.runtime.environment import Environment
 from switokd.runtime.lifecycle import (
+    Preempted,
+    StopFlag,
     Terminated,
     end_if_stuck,
     ignore_sigterm,
@@ -48,6 +53,7 @@ from switokd.training.build import (
     make_models,
     tf32,
 )
+from switokd.training.checkpoint import CheckpointClock, SavedState, State, restore
 from switokd.training.cuda_graphs import GraphedFunctions
 from switokd.training.exchange import Exchange
 from switokd.training.learner import Learner
@@ -68,6 +74,8 @@ class Helpers:
     coordinator."""
     draw: Callable[[Path], object] = draw_curves
     """Draws the curves of a run folder, or lets another process draw them."""
+    on_folder: Callable[[Path], object] = lambda folder: None
+    """Receives the run folder as soon as it exists."""
 
 
 def train(config: Config, env: Environment, helpers: Helpers = Helpers()) -> Path | None:
@@ -149,24 +157,63 @@ def _train(
     graph_context = make_graph_context(config.compute, device)
     learners = make_learners(config, local_placement, models, world, images, window, graph_context)
 
+    resumption = world.on_rank_0(lambda: resume.find(config))
+    resumed = resumed_part(world, placement, resumption, steps)
+    done = resumed["step"] if resumed else 0
+    if resumed:
+        restore(learners, resumed)
     images = images.on(device, config.compute.data_on_device)
-    stream = images.stream(steps, part=local_placement.part)
+    stream = images.stream(steps, first=done, part=local_placement.part)
     batches = prefetch(stream, device, config.compute.channels_last, config.compute.copy_ahead)
 
     parameters = _parameter_counts(world, learners)
-    output = world.on_rank_0(lambda: _open_output(stack, config, choice, images, parameters, steps))
-    observers: tuple[Observer, ...] = output or ()
-
-    def on_decision(decision: Decision) -> None:
-        for observer in observers:
-            observer.on_decision(decision)
-
-    decider, where = stack.enter_context(
-        join_decider(config, world, placement, on_decision, helpers.wait_for_coordinator)
+    output = world.on_rank_0(
+        lambda: _open_output(stack, config, choice, images, parameters, resumption)
     )
+    observers: tuple[Observer, ...] = output or ()
+    on_decision = partial(_tell, observers)
+    decider, where = stack.enter_context(
+        join_decider(config, world, placement, on_decision, helpers.wait_for_coordinator, done + 1)
+    )
+    stops = StopFlag()
+    if config.checkpoint.keep and not world.env.embedded:
+        stops.install()
     functions = GraphedFunctions(graph_context)
-    watchdog = Watchdog(config.coordinator.timeout, decider.stall) if world.is_silent else None
-    exchange = Exchange(
+    exchange = _make_exchange(config, world, local_placement, images, functions, decider)
+    context = StepContext(learners, config.method, exchange, decider, functions)
+    clock = CheckpointClock(config.checkpoint, world.rank, stops)
+    trainer = Trainer(config, world, images, batches, context, clock, observers, resumed)
+    if config.save_initial_weights and not resumed:
+        trainer.save_weights("weights/initial")
+    if output is None:
+        trainer.run()
+        return None
+    recorder, bar = output
+    helpers.on_folder(recorder.folder.path)
+    with bar, how_to_continue(recorder.folder.path):
+        for line in resumption.describe(steps) if resumption else ():
+            bar.console.print(line, markup=False)
+        bar.console.print(describe(config, world, placement, where))
+        waiting_times = trainer.run()
+    recorder.finish(waiting_times, bar.console, helpers.draw)
+    return recorder.folder.path
+
+
+def _tell(observers: Sequence[Observer], decision: Decision) -> None:
+    for observer in observers:
+        observer.on_decision(decision)
+
+
+def _make_exchange(
+    config: Config,
+    world: World,
+    local_placement: LocalPlacement,
+    images: Images,
+    functions: GraphedFunctions,
+    decider: Decider,
+) -> Exchange:
+    """Return the exchange of the training steps; `decider` hears of one that takes too long."""
+    return Exchange(
         local_placement,
         digest=config.digest,
         classes=images.classes,
@@ -174,21 +221,8 @@ def _train(
         transport=world.transport,
         soft_targets=config.data.has_soft_targets,
         functions=functions,
-        watchdog=watchdog,
+        watchdog=Watchdog(config.coordinator.timeout, decider.stall) if world.is_silent else None,
     )
-    context = StepContext(learners, config.method, exchange, decider, functions)
-    trainer = Trainer(config, world, images, batches, context, observers)
-    if config.save_initial_weights:
-        trainer.save_weights("weights/initial")
-    if output is None:
-        trainer.run()
-        return None
-    recorder, bar = output
-    with bar:
-        bar.console.print(describe(config, world, placement, where))
-        waiting_times = trainer.run()
-    recorder.finish(waiting_times, bar.console, helpers.draw)
-    return recorder.folder.path
 
 
 def _parameter_counts(world: World, learners: Sequence[Learner]) -> dict[str, int]:
@@ -203,17 +237,54 @@ def _open_output(
     choice: Choice,
     images: Images,
     parameters: dict[str, int],
-    steps: int,
+    resumption: Resumption | None,
 ) -> tuple[RunRecorder, ProgressBar]:
-    """Create the run folder and the progress bar.
+    """Create the run folder, or open that of a run that continues; and the progress bar.
 
-    stack: removes the folder when it closes, if the run ended before its first decision.
+    stack: waits for queued checkpoints when it closes, and removes the folder if the run ended
+    before its first decision.
     """
-    recorder = RunRecorder(config, choice.placement, parameters)
+    recorder = RunRecorder(config, choice.placement, parameters, resumption)
     stack.callback(recorder.folder.discard_if_unused)
+    stack.callback(recorder.settle)  # a run that fails keeps its last checkpoints
     recorder.folder.save_signature(InputSignature.of(images))
     recorder.folder.save_profiles(choice.measured)
-    return recorder, ProgressBar(config.name, steps, config.schedule.epochs, config.topology)
+    steps, epochs = total_steps(config, images), config.schedule.epochs
+    paused = resume.paused_by_step(recorder.folder.path) if resumption else {}
+    return recorder, ProgressBar(config.name, steps, epochs, config.topology, paused)
+
+
+def resumed_part(
+    world: World, placement: Placement, resumption: Resumption | None, steps: int
+) -> State | None:
+    """Return this rank's part of the checkpoint that rank 0 has read; None if there is none.
+
+    steps: of the whole run. UsageError if the checkpoint is behind them.
+    """
+
+    def parts() -> list[State | None]:
+        if resumption is None or not resumption.state:
+            return [None] * world.env.world_size
+        if resumption.step > steps:
+            raise UsageError(
+                f"run_dir: the run in {resumption.folder} has made {resumption.step} steps "
+                f"already, and the schedule asks for {steps}; use more schedule.epochs"
+            )
+        saved = SavedState.of(resumption.state)
+        return [saved.for_rank(rank, placement) for rank in range(world.env.world_size)]
+
+    part: State | None = world.scatter(world.on_rank_0(parts))
+    return part
+
+
+@contextmanager
+def how_to_continue(folder: Path) -> Iterator[None]:
+    """Add the command that continues the run to the message of Preempted."""
+    try:
+        yield
+    except Preempted as stopped:
+        command = shlex.join(["switokd", "train", "--resume", str(folder)])
+        raise Preempted(f"{stopped}; continue with: {command}") from None
 
 
 def describe(config: Config, world: World, placement: Placement, where: str) -> str:
@@ -240,11 +311,12 @@ def join_decider(
     placement: Placement,
     on_decision: OnDecision,
     wait_for_coordinator: Callable[[], Endpoint] | None = None,
+    first_step: int = 1,
 ) -> Iterator[tuple[Decider, str]]:
     """Connect to the coordinator, or decide in this process if the run file says so.
 
     Yields the decider, and a description of where it runs. on_decision: called for each decision.
-    wait_for_coordinator: see `Helpers`.
+    wait_for_coordinator: see `Helpers`. first_step: the step that is decided first.
     """
     if config.coordinator.address == "off":
         assert world.env.world_size == 1, "the configuration requires a coordinator otherwise"
@@ -260,7 +332,8 @@ def join_decider(
         if endpoint.http:
             where = f"live metrics http://{endpoint.http}/metrics"
         membership = Membership(endpoint, run_id, world.rank)
-        yield stack.enter_context(connected(membership, config, placement, on_decision)), where
+        client = connected(membership, config, placement, on_decision, first_step)
+        yield stack.enter_context(client), where
 
 
 def agree_on_coordinator(
@@ -281,7 +354,11 @@ def agree_on_coordinator(
 
 @contextmanager
 def connected(
-    membership: Membership, config: Config, placement: Placement, on_decision: OnDecision
+    membership: Membership,
+    config: Config,
+    placement: Placement,
+    on_decision: OnDecision,
+    first_step: int = 1,
 ) -> Iterator[Client]:
     """Yield a connected client; if the body fails, send the reason to the coordinator.
 
@@ -294,10 +371,14 @@ def connected(
         placement,
         on_decision=on_decision,
         on_failure=end_if_stuck(placement.who(membership.rank)),
+        first_step=first_step,
     )
     unwind_on_sigterm()
     try:
         yield client
+    except Preempted:
+        client.close()
+        raise
     except (PeerError, Terminated) as error:
         ignore_sigterm()  # torchrun's SIGTERM may arrive before the coordinator's message
         reason = client.why(error.doing if isinstance(error, CollectiveError) else "")

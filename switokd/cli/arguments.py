@@ -16,15 +16,16 @@ from switokd.runtime.lifecycle import print_error
 
 EPILOG = (
     "Exit codes: 0 success, 2 a mistake in the run file, the arguments or the data, "
-    "3 a network diverged, 4 a process of the run was lost."
+    "3 a network diverged, 4 a process of the run was lost, 143 SIGTERM: the run can be continued."
 )
 
-RunFile = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE_OR_FILE", help="Name of a recipe (see 'switokd recipes'), or a run file."
-    ),
-]
+_RUN_FILE = typer.Argument(
+    metavar="RECIPE_OR_FILE", help="Name of a recipe (see 'switokd recipes'), or a run file."
+)
+
+RunFile = Annotated[str, _RUN_FILE]
+
+OptionalRunFile = Annotated[Optional[str], _RUN_FILE]  # noqa: UP045
 
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045, typer reads it at run time, on Python 3.10 as well

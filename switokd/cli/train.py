@@ -5,17 +5,22 @@ Not covered: what a rank does (`cli/worker.py`); several machines (torchrun star
 
 from __future__ import annotations
 
+import json
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from switokd.cli.arguments import RunFile, Settings, fail
-from switokd.errors import SwitokdError
-from switokd.runtime.environment import ProcessLayout
+from switokd.cli.arguments import OptionalRunFile, Settings, fail
+from switokd.errors import PeerError, SwitokdError, UsageError
+from switokd.runtime.environment import Environment, ProcessLayout
+from switokd.runtime.lifecycle import end_with_parent, print_error
 
 if TYPE_CHECKING:
     from switokd.config.config import Config
@@ -26,13 +31,26 @@ PROCESSES_HELP = (
 )
 
 
+MAX_RESTARTS_HELP = (
+    "How often a run that has lost a process starts again by itself, from its last checkpoint."
+)
+
+LONGEST_PAUSE = 30.0
+"""Longest wait before a restart, in seconds; the first is 1 second, and each later one doubles."""
+
+
 def train(
-    recipe: RunFile,
+    recipe: OptionalRunFile = None,
     settings: Settings = None,
     processes: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--processes", "-n", min=1, help=PROCESSES_HELP),
     ] = None,
+    resume: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="RUN", help="Continue the run in this folder from its checkpoint."),
+    ] = None,
+    max_restarts: Annotated[int, typer.Option(min=0, help=MAX_RESTARTS_HELP)] = 3,
 ) -> None:
     """Train the networks of a recipe or run file on this machine.
 
@@ -45,52 +63,106 @@ def train(
     placement=auto chooses the fastest number. Prints a line per epoch with the test accuracies and
     a table at the end. Writes weights, curves and decisions into the run folder.
 
+    To continue a run that was interrupted, or to train it for longer:
+
+    switokd train --resume runs/first schedule.epochs=10
+
     On several machines, or to choose the processes yourself, use torchrun:
 
     torchrun --nproc-per-node=N -m switokd.train RECIPE_OR_FILE [KEY.KEY=VALUE]...
     """
     # Imported here: `switokd --help` needs none of these.
     from switokd.cli.worker import run_rank
-    from switokd.config.run_file import load_importable
-    from switokd.planning.processes import processes_for
-    from switokd.runtime.environment import check_alone, check_world_size, environment
+    from switokd.runtime.environment import environment
 
     env = environment()
-    if env.under_torchrun:
-        run_rank(recipe, settings or [])
-        return
+    end_with_parent()
+    try:
+        recipe, settings = _to_resume(recipe, settings or [], resume)
+        if env.under_torchrun:
+            run_rank(recipe, settings)
+            return
+        config, world_size, layouts = _check(recipe, settings, processes, env)
+        if world_size > 1:
+            arguments = [recipe, *settings]
+            raise typer.Exit(_launch(config, world_size, arguments, layouts, max_restarts))
+    except SwitokdError as error:
+        fail(error)
+    run_rank(recipe, settings)
+
+
+def _check(
+    recipe: str, settings: list[str], processes: int | None, env: Environment
+) -> tuple[Config, int, Sequence[ProcessLayout]]:
+    """Return the configuration, the number of ranks and what `placement: auto` may choose from.
+
+    UsageError if these do not fit together.
+    """
+    from switokd.config.run_file import load_importable
+    from switokd.planning.processes import processes_for
+    from switokd.runtime.environment import check_alone, check_world_size
+
     layouts: Sequence[ProcessLayout] = ()
-    try:
-        config = load_importable(recipe, settings or [])
-        needed = config.world_size
-        if needed and processes:
-            command = shlex.join([recipe, *(settings or [])])
-            requested = replace(env, world_size=processes)
-            check_world_size(needed, config.topology.name, command, requested)
-        count = needed or processes
-        if count is None:
-            count, layouts = processes_for(config)
-        if config.coordinator.address == "off":
-            check_alone(replace(env, world_size=count))
-        config.check_batch(count)
-    except SwitokdError as error:
-        fail(error)
-    if count == 1:
-        run_rank(recipe, settings or [])
-        return
-    try:
-        raise typer.Exit(_launch(config, count, [recipe, *(settings or [])], layouts))
-    except SwitokdError as error:
-        fail(error)
+    config = load_importable(recipe, settings)
+    needed = config.world_size
+    if needed and processes:
+        command = shlex.join([recipe, *settings])
+        check_world_size(needed, config.topology.name, command, replace(env, world_size=processes))
+    world_size = needed or processes
+    if world_size is None:
+        world_size, layouts = processes_for(config)
+    if config.coordinator.address == "off":
+        check_alone(replace(env, world_size=world_size))
+    config.check_batch(world_size)
+    return config, world_size, layouts
+
+
+def _to_resume(
+    recipe: str | None, settings: list[str], resume: Path | None
+) -> tuple[str, list[str]]:
+    """Return run file and settings; with --resume, those that continue the run in this folder."""
+    if resume is None:
+        if recipe is None:
+            raise UsageError("name a recipe (see 'switokd recipes') or a run file, or --resume RUN")
+        return recipe, settings
+    if recipe is not None and "=" not in recipe:
+        raise UsageError(f"--resume takes the run file from {resume}: leave {recipe!r} out")
+    file = resume / "config.yaml"
+    if not file.is_file():
+        raise UsageError(f"--resume {resume}: this is no run folder: it has no config.yaml")
+    given = [recipe] if recipe else []
+    return str(file), [*given, *settings, f"run_dir={json.dumps(str(resume))}", "resume=auto"]
 
 
 def _launch(
-    config: Config, processes: int, arguments: Sequence[str], layouts: Sequence[ProcessLayout]
+    config: Config,
+    processes: int,
+    arguments: Sequence[str],
+    layouts: Sequence[ProcessLayout],
+    max_restarts: int,
 ) -> int:
-    """Start the coordinator and the ranks; return the exit code of the run."""
+    """Run the job, again if it loses a process; return its exit code."""
+    for restart in count(1):
+        code, folder = _launch_once(config, processes, arguments, layouts)
+        if code != PeerError.exit_code or folder is None or restart > max_restarts:
+            return code
+        seconds = min(2.0 ** (restart - 1), LONGEST_PAUSE)
+        print_error(
+            f"the run has lost a process and starts again in {seconds:g} s from its last "
+            f"checkpoint (restart {restart} of {max_restarts})"
+        )
+        time.sleep(seconds)
+        run_dir = f"run_dir={json.dumps(str(folder))}"
+        arguments = [*arguments, run_dir, "resume=auto"]
+    raise AssertionError("unreachable")
+
+
+def _launch_once(
+    config: Config, processes: int, arguments: Sequence[str], layouts: Sequence[ProcessLayout]
+) -> tuple[int, Path | None]:
+    """Start the coordinator and the ranks; return the exit code, and the run folder if any."""
     from switokd.coordination.process import coordinator_process
     from switokd.runs.curves import draw_curves
-    from switokd.runtime.environment import Environment
     from switokd.runtime.launcher import launch
 
     env = Environment(world_size=processes, local_world_size=processes)

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,6 +36,9 @@ from switokd.runtime.environment import (
 )
 from switokd.runtime.lifecycle import follow_launcher, one_line_errors
 from switokd.runtime.threads import wait_briefly
+
+if TYPE_CHECKING:
+    from switokd.worker import Helpers
 
 
 def worker_main() -> None:
@@ -85,7 +88,7 @@ def fork_ranks(
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to print before the ranks start
     config = load_importable(recipe, settings)
-    from switokd import worker  # noqa: F401 imported once for all ranks
+    from switokd import worker
     from switokd.runtime.fork import start_ranks, wait_for_ranks
 
     with launcher.makefile(encoding="utf-8") as messages:
@@ -103,10 +106,11 @@ def fork_ranks(
         raise typer.Exit(wait_for_ranks(ranks, launcher, lambda rank: config.who(rank, world_size)))
     follow_launcher(environment())
 
-    def draw(folder: Path) -> None:
-        launcher.sendall(json.dumps(str(folder.absolute())).encode() + b"\n")
+    def send(message: str, folder: Path) -> None:
+        launcher.sendall(json.dumps({message: str(folder)}).encode() + b"\n")
 
-    run_rank(recipe, settings, layouts, endpoint, draw)
+    to_launcher = worker.Helpers(draw=partial(send, "draw"), on_folder=partial(send, "folder"))
+    run_rank(recipe, settings, layouts, endpoint, to_launcher)
 
 
 def run_rank(
@@ -114,13 +118,13 @@ def run_rank(
     settings: list[str],
     layouts: Sequence[ProcessLayout] = (),
     endpoint: Endpoint | None = None,
-    draw: Callable[[Path], object] | None = None,
+    helpers: Helpers | None = None,
 ) -> None:
     """Train as one rank; an error is printed in one line and ends the process.
 
     layouts: numbers of processes and threads that `placement: auto` may choose from. endpoint: the
-    coordinator, if the launcher has started one. draw: has the curves drawn by the launcher. Rank 0
-    starts a process for the coordinator or the drawing if these are None.
+    coordinator, if the launcher has started one. helpers: what the launcher does. Rank 0 starts a
+    process for the coordinator or the drawing if these are None.
     """
     env = replace(environment(), layouts=tuple(layouts))
     with one_line_errors(env):
@@ -131,13 +135,16 @@ def run_rank(
             check_alone(env)
     with one_line_errors(env, config.who(env.rank, env.world_size)), ExitStack() as stack:
         wait_for_coordinator: Callable[[], Endpoint] | None = None
+        draw: Callable[[Path], object] | None = None
         if env.rank == 0:  # these processes start while this one imports PyTorch
-            draw = draw or stack.enter_context(drawing_process())
+            draw = helpers.draw if helpers else stack.enter_context(drawing_process())
             if endpoint is not None:
                 wait_for_coordinator = partial(replace, endpoint)
             elif config.coordinator.address == "auto":
                 wait_for_coordinator = stack.enter_context(coordinator_process(config, env))
         from switokd import worker
 
-        helpers = worker.Helpers(wait_for_coordinator, draw) if draw else worker.Helpers()
+        helpers = helpers or worker.Helpers()
+        if draw:
+            helpers = replace(helpers, wait_for_coordinator=wait_for_coordinator, draw=draw)
         worker.train(config, env, helpers)

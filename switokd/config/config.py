@@ -34,6 +34,7 @@ from switokd.config.optimizers import SGD, Adam, AdamW
 from switokd.config.placement_setting import PlacementSetting, ranks_of_row
 from switokd.config.sections import (
     Auto,
+    Checkpoint,
     Compute,
     Coordinator,
     Data,
@@ -66,6 +67,8 @@ class Config(Section):
     """Seed of initial weights, order of the images and augmentation."""
     run_dir: KeyText | None = None
     """Folder for the run's results; null: a new folder under runs/."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: continue the run in run_dir from its last checkpoint, if the folder holds a run."""
     import_from: tuple[str, ...] = ()
     """Folders with your own modules, relative to the run file's folder. The run file's folder
     itself is always searched."""
@@ -84,11 +87,14 @@ class Config(Section):
     distillation: Distillation = Distillation()
     schedule: Schedule = Schedule()
     compute: Compute = Compute()
+    checkpoint: Checkpoint = Checkpoint()
     coordinator: Coordinator = Coordinator()
 
     @model_validator(mode="after")
     def _check_sections(self) -> Config:
         """Run the checks between sections; ValueError for the first problem."""
+        if self.resume == "auto" and self.run_dir is None:
+            raise ValueError("resume: auto needs run_dir, the folder of the run to continue")
         check_placement(self.placement, self.networks)
         check_pairs(self.pairs, self.networks)
         check_method(self.distillation, self.topology, self.networks)
@@ -220,7 +226,10 @@ class Config(Section):
     @cached_property
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of all settings that the training's result depends on."""
-        no_effect = ("auto", "coordinator", "save_initial_weights", "device")
+        no_effect = (
+            *("auto", "coordinator", "save_initial_weights", "device"),
+            *("checkpoint", "resume"),
+        )
         settings = {key: value for key, value in self._shared().items() if key not in no_effect}
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
@@ -245,6 +254,7 @@ def known_settings(
         "distillation": ((Distillation, ""),),
         "schedule": ((Schedule, ""),),
         "compute": ((Compute, ""),),
+        "checkpoint": ((Checkpoint, ""),),
         "coordinator": ((Coordinator, ""),),
     }
     for key, field in section.model_fields.items():

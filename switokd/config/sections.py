@@ -255,6 +255,18 @@ class Compute(Section):
     (over all its ranks; GPUs only)."""
 
 
+class Checkpoint(Section):
+    """When the state of the whole run is saved, so that the run can be continued."""
+
+    every_minutes: Annotated[float, Field(gt=0)] | None = 5.0
+    """Save a checkpoint when this many minutes have passed since the last one; null: never."""
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Save a checkpoint after every so many steps as well; null: never."""
+    keep: Annotated[int, Field(ge=0)] = 2
+    """Number of checkpoints that stay on the disk; 0: none is saved, also not after the last step
+    and on SIGTERM."""
+
+
 class Coordinator(Section):
     """The coordinator: address, port for metrics, and timeout."""
 

@@ -175,6 +175,12 @@ class Images:
         begin = step % self.steps_per_epoch * self.config.batch_size
         return min(self.config.batch_size, self.samples - begin)
 
+    def index_of(self, step: int, position: int) -> int:
+        """Return the index, in the data set, of the image at a position of the batch of `step`."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        shuffled = order(self.seed, epoch, self.samples)
+        return self.split[0][shuffled[batch * self.config.batch_size + position]]
+
     def stream(
         self, steps: int, first: int = 0, part: Callable[[int], slice] = lambda n: slice(0, n)
     ) -> Iterator[Batch]:

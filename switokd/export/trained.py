@@ -21,6 +21,7 @@ from switokd.data.signature import InputSignature
 from switokd.errors import UsageError, nearest
 from switokd.export.manifest import WeightsChoice
 from switokd.models import registry
+from switokd.runtime.durable import check_sum
 
 WEIGHTS_FILES: Mapping[WeightsChoice, str] = {
     "last": "weights/{}.pt",
@@ -82,6 +83,7 @@ def load_with_config(run: Path, config: Config, name: str | None, weights: str) 
     signature = signature_of(run, config)
     model = config.networks[name]
     network = build(model.model, model.model_kwargs, signature)
+    check_sum(file)
     registry.load_weights(network, file, f"{run.name}, network {name}")
     network.eval()
     top1 = _top1(run, name, choice)

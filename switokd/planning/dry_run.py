@@ -173,6 +173,7 @@ def _step(
         checked[learner.name] = network
         forward_pass = replace(learner.forward_pass, module=network)
         learners.append(replace(learner, forward_pass=forward_pass))
+        learner.optimizer_step.apply_unchecked()  # they are described below
         if learner.optimizer_step.scaler:  # its initial scale can make gradients overflow
             learner.optimizer_step.scaler.update(1.0)
     size = min(batch, config.data.batch_size)

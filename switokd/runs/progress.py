@@ -6,7 +6,9 @@ Not covered: the measurements (`meters.py`), the closing table (`summary.py`).
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch.nn.functional as F
 from rich.console import Console
@@ -28,10 +30,10 @@ class PausedShare:
     paused: dict[str, int] = field(default_factory=dict)
     """Number of paused steps by teacher."""
 
-    def add(self, decision: Decision) -> None:
-        """Count the decision of one step."""
-        self.steps = decision.step
-        for teacher in decision.paused:
+    def add(self, step: int, teachers: Iterable[str]) -> None:
+        """Count one step with its paused teachers."""
+        self.steps = step
+        for teacher in teachers:
             self.paused[teacher] = self.paused.get(teacher, 0) + 1
 
     @property
@@ -47,9 +49,19 @@ class ProgressBar(Observer):
     If the output is not a terminal, lines replace the bar: one per epoch, and one every 30 s.
     """
 
-    def __init__(self, name: str, steps: int, epochs: int, topology: Topology) -> None:
+    def __init__(
+        self,
+        name: str,
+        steps: int,
+        epochs: int,
+        topology: Topology,
+        paused: Mapping[int, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
+        """paused: paused teachers of the steps before, if the run continues."""
         self.console = Console(highlight=False, soft_wrap=True)
         self._steps, self._epochs, self._paused = steps, epochs, PausedShare(topology)
+        for step, teachers in paused.items():
+            self._paused.add(step, teachers)
         self._student = topology.students[0]
         self._shown = time.monotonic()
         self._started: float | None = None
@@ -77,7 +89,7 @@ class ProgressBar(Observer):
 
     def on_decision(self, decision: Decision) -> None:
         """Count the teachers that the decision pauses."""
-        self._paused.add(decision)
+        self._paused.add(decision.step, decision.paused)
 
     def on_step(self, step: int, epoch: int, result: StepResult) -> None:
         """Show the step if the last shown step is old enough."""

@@ -19,9 +19,12 @@ from rich.console import Console
 from switokd.config.config import Config
 from switokd.distillation.decision import Decision
 from switokd.runs import savings
+from switokd.runs.checkpoints import CheckpointWriter
 from switokd.runs.curves import draw_curves
+from switokd.runs.resume import Resumption, paused_by_step
 from switokd.runs.run_folder import RunFolder
 from switokd.runs.summary import print_table
+from switokd.runtime.lifecycle import print_error
 from switokd.runtime.placement import Placement
 from switokd.training.meters import WaitingTimes
 from switokd.training.metrics import EpochMetrics, NetworkMetrics, Row
@@ -63,11 +66,22 @@ class NetworkSummary:
 class RunRecorder(Observer):
     """Writes one run's folder.
 
-    parameters: number of parameters by network. UsageError if the folder cannot be created.
+    parameters: number of parameters by network. resumption: where the run continues; None: it is
+    new. on_warning: receives a sentence for the user. UsageError if the folder cannot be written.
     """
 
-    def __init__(self, config: Config, placement: Placement, parameters: Mapping[str, int]) -> None:
-        self.folder = RunFolder(config)
+    def __init__(
+        self,
+        config: Config,
+        placement: Placement,
+        parameters: Mapping[str, int],
+        resumption: Resumption | None = None,
+        on_warning: Callable[[str], None] = print_error,
+    ) -> None:
+        self.folder = RunFolder(config, resumption)
+        self._checkpoints = CheckpointWriter(
+            self.folder.path, config.checkpoint.keep, self.folder.sync_record, on_warning
+        )
         self._config, self._placement = config, placement
         self._started = time.monotonic()
         self._training_seconds = 0.0
@@ -79,6 +93,9 @@ class RunRecorder(Observer):
         self._paused: dict[int, Sequence[str]] = {}
         """By step: the paused teachers."""
         self._rows: list[Row] = []
+        self._restarts = 0
+        if resumption and resumption.state:
+            self._restore(resumption)
 
     def on_decision(self, decision: Decision) -> None:
         """Append the decision to the decision log."""
@@ -102,6 +119,49 @@ class RunRecorder(Observer):
     def on_weights(self, folder: str, states: Mapping[str, Mapping[str, Any]]) -> None:
         """Save state dicts to `folder` within the run folder."""
         self.folder.save_weights(states, folder)
+
+    def on_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
+        """Queue the checkpoint of `step` together with this recorder's own sums."""
+        own = {
+            "training_seconds": self._training_seconds,
+            "wall_seconds": self._wall_seconds,
+            "summaries": {name: asdict(summary) for name, summary in self._summaries.items()},
+            "rows": [dict(row) for row in self._rows],
+            "exchanged_at": [
+                {
+                    "steps": torch.tensor(list(epoch), dtype=torch.int64),
+                    "seconds": torch.tensor(list(epoch.values()), dtype=torch.float64),
+                }
+                for epoch in self._exchanged_at
+            ],
+            "restarts": self._restarts,
+        }
+        run = {"step": step, "name": self._config.name, "placement": str(self._placement)}
+        whole = {**state, "run": {**state["run"], "recorder": own}}
+        self._checkpoints.put(step, whole, run)
+
+    def settle(self) -> None:
+        """Wait until all queued checkpoints are written; no later one is."""
+        self._checkpoints.close()
+
+    def _restore(self, resumption: Resumption) -> None:
+        """Continue with the sums of the checkpoint and the decisions of the record."""
+        own = resumption.state["run"]["recorder"]
+        self._training_seconds = own["training_seconds"]
+        self._started -= own["wall_seconds"]
+        self._restarts = own["restarts"] + 1
+        self._summaries = {name: NetworkSummary(**s) for name, s in own["summaries"].items()}
+        self._rows = own["rows"]
+        self._exchanged_at = [
+            dict(zip(epoch["steps"].tolist(), epoch["seconds"].tolist(), strict=True))
+            for epoch in own["exchanged_at"]
+        ]
+        self._exchanged_at.append({})  # times of two processes cannot be compared
+        self._paused.update(paused_by_step(self.folder.path))
+
+    @property
+    def _wall_seconds(self) -> float:
+        return time.monotonic() - self._started
 
     def _line(self, metrics: EpochMetrics, network: NetworkMetrics) -> dict[str, Any]:
         """Return one network's line of metrics.jsonl."""
@@ -129,6 +189,7 @@ class RunRecorder(Observer):
 
         draw: draws curves.png into the run folder, or has it drawn by another process.
         """
+        self.settle()
         summary = self._summary(waiting_times)
         self.folder.finish(summary)
         draw(self.folder.path)
@@ -153,7 +214,8 @@ class RunRecorder(Observer):
             "placement": str(self._placement),
             "placement_table": {name: dict(row) for name, row in self._placement.table},
             "samples_per_second": student.samples / self._training_seconds,
-            "wall_seconds": time.monotonic() - self._started,
+            "wall_seconds": self._wall_seconds,
+            "restarts": self._restarts,
             "training_seconds": self._training_seconds,
             "saved_by_pauses": {
                 "wall_seconds": savings.wall_seconds(self._exchanged_at, self._paused),

@@ -9,22 +9,30 @@
     weights/NAME.ema.pt    moving average of the weights
     weights/best/NAME.pt   state dict of the epoch with the best test top-1
     weights/initial/       state dicts before the first step, if requested
+    checkpoints/step-N/    what the run continues from (`checkpoints.py`)
     summary.json           written last
     curves.png             gap, threshold and accuracy (`curves.py`)
 
-Not covered: checkpoints to resume from.
+Folders of weights and checkpoints hold checksums in SHA256SUMS (`durable.py`).
+
+Not covered: cutting the record of a run that continues (`resume.py`).
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import shutil
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -34,22 +42,42 @@ from switokd.data.signature import InputSignature
 from switokd.distillation.decision import Decision, PairDecision
 from switokd.errors import UsageError
 from switokd.planning.profile import Profile
+from switokd.runs.resume import Resumption, cut
+from switokd.runtime.durable import replace_file, write_with_sum
 from switokd.runtime.environment import ProcessLayout
+
+RECORD_SECONDS = 60.0
+"""How long a checkpoint waits for the record of its step."""
+
+LOCK_SECONDS = 10.0
+"""How long a run waits for the last process of an earlier one in the same folder."""
 
 
 class RunFolder:
-    """Folder of a new run. Every method raises UsageError if the folder cannot be written."""
+    """Folder of one run. Every method raises UsageError if the folder cannot be written."""
 
-    def __init__(self, config: Config) -> None:
-        """Create the folder and write config.yaml. UsageError if the folder is not empty."""
-        self.path = _make(config)
+    def __init__(self, config: Config, resumption: Resumption | None = None) -> None:
+        """Create the folder and write config.yaml, or cut back the folder of a run that continues.
+
+        UsageError if the folder of a new run is not empty, or if another process trains in it.
+        """
+        self.path = resumption.folder if resumption else _make(config)
+        self._is_resumed = resumption is not None
+        self._recorded = threading.Condition()
+        self._last_step = resumption.step if resumption else 0
         with _writing(self.path):
+            path = self.path / "config.yaml"
             # Mode "x": if two runs start in the same empty folder, one of them fails here.
             try:
-                with (self.path / "config.yaml").open("x", encoding="utf-8") as file:
-                    file.write(config.dump())
+                self._lock = path.open("r+" if resumption else "x", encoding="utf-8")
             except FileExistsError:
                 raise _taken(self.path) from None
+            _lock(self._lock, self.path)
+            if resumption:
+                cut(self.path, resumption.step)
+            self._lock.write(config.dump())
+            self._lock.truncate()
+            self._lock.flush()
             self._decisions = (self.path / "decisions.jsonl").open("a", encoding="utf-8")
 
     def save_signature(self, signature: InputSignature) -> None:
@@ -71,6 +99,21 @@ class RunFolder:
             for p in decision.pairs:
                 self._decisions.write(json.dumps(_decision_line(decision.step, p)) + "\n")
             self._decisions.flush()
+        with self._recorded:
+            self._last_step = decision.step
+            self._recorded.notify_all()
+
+    def sync_record(self, step: int) -> None:
+        """Put the record up to `step` on the disk; waits until the decision of `step` is written.
+
+        Called on another thread than `add_decision`. OSError if the decision does not come.
+        """
+        with self._recorded:
+            if not self._recorded.wait_for(lambda: self._last_step >= step, RECORD_SECONDS):
+                raise OSError(errno.ETIMEDOUT, f"the decision of step {step} was not recorded")
+        os.fsync(self._decisions.fileno())
+        with suppress(FileNotFoundError), (self.path / "metrics.jsonl").open("rb") as file:
+            os.fsync(file.fileno())
 
     def add_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Append the numbers of one epoch to metrics.jsonl, one line per network."""
@@ -81,33 +124,34 @@ class RunFolder:
     def save_weights(self, states: Mapping[str, Mapping[str, Tensor]], folder: str) -> None:
         """Write the state dict of each network to `folder`/NAME.pt, for `torch.load`.
 
-        states: state dicts by network. An existing file is replaced after the new file is complete.
+        states: state dicts by network. An existing file is replaced after the new file is complete,
+        and the file's checksum is noted in SHA256SUMS.
         """
         with _writing(self.path):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
             for name, state in states.items():
-                path = self.path / folder / f"{name}.pt"
-                partial = path.with_suffix(".partial")
                 buffer = BytesIO()  # torch.save to a file would hide the OSError of a full disk
                 torch.save(dict(state), buffer)
-                partial.write_bytes(buffer.getbuffer())
-                partial.replace(path)
+                write_with_sum(self.path / folder, f"{name}.pt", buffer.getbuffer())
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Close decisions.jsonl and write summary.json."""
         with _writing(self.path):
             self.close()
-            (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+            replace_file(
+                self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode()
+            )
 
     def close(self) -> None:
         """Close decisions.jsonl; its lines stay."""
         self._decisions.close()
+        self._lock.close()
 
     def discard_if_unused(self) -> None:
         """Remove the folder if the run ended before its first decision."""
         with suppress(OSError):
             self.close()
-            if not (self.path / "decisions.jsonl").stat().st_size:
+            if not (self.path / "decisions.jsonl").stat().st_size and not self._is_resumed:
                 shutil.rmtree(self.path)
 
 
@@ -136,11 +180,33 @@ def _decision_line(step: int, p: PairDecision) -> dict[str, Any]:
     }
 
 
+def _lock(file: IO[str], folder: Path) -> None:
+    """Lock the folder's config.yaml until it is closed; the lock ends with this process.
+
+    A run that was just killed may need a moment to end. UsageError if the lock is not free then.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise UsageError(
+                    f"run_dir: another process trains in {folder}; wait for its end, or choose "
+                    "another folder"
+                ) from None
+        time.sleep(0.1)
+
+
 def check_run_dir(config: Config) -> None:
     """UsageError if the setting `run_dir` names a file or a folder that is not empty."""
     if config.run_dir is None:
         return
     path = Path(config.run_dir)
+    if config.resume == "auto" and (path / "config.yaml").exists():
+        return
     if path.exists() and not path.is_dir():
         raise UsageError(f"run_dir: {path} is a file; choose a new or an empty folder")
     with _writing(path):

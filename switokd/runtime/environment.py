@@ -84,6 +84,11 @@ def environment(variables: Mapping[str, str] = os.environ) -> Environment:
     )
 
 
+def restart_count() -> str:
+    """Return how often torchrun has started the ranks again, as it tells them: "0" at first."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
 def check_world_size(needed: int, topology: str, command: str, env: Environment) -> None:
     """Raise UsageError, with the right torchrun command, if the number of processes is wrong.
 

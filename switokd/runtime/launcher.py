@@ -42,11 +42,12 @@ def launch(
     layouts: Sequence[ProcessLayout],
     wait_for_coordinator: Callable[[], Mapping[str, object]],
     draw: Callable[[Path], object],
-) -> int:
-    """Run `python -m switokd.train ARGUMENTS` once per rank; return the exit code of the run.
+) -> tuple[int, Path | None]:
+    """Run `python -m switokd.train ARGUMENTS` once per rank; return exit code and run folder.
 
-    The code is 0, or that of the rank that failed first. layouts: numbers of processes and threads
-    that the ranks may choose from, if the run may continue with fewer processes.
+    The folder is None if the ranks have not made one. The code is 0, or that of the rank that
+    failed first. layouts: numbers of processes and threads that the ranks may choose from, if the
+    run may continue with fewer processes.
     wait_for_coordinator: called while PyTorch is imported; its result goes to every rank as JSON.
     draw: called with the run folder when training is complete, while the ranks end.
     """
@@ -64,15 +65,18 @@ def launch(
         start_new_session=True,  # Ctrl-C reaches the ranks only through this process
     )
     ranks_end.close()
-    is_started = False
+    is_started, folder = False, None
     try:
         with suppress(BrokenPipeError):  # the exit code says why
             connection.sendall(json.dumps(wait_for_coordinator()).encode() + b"\n")
         is_started = True
         with connection.makefile(encoding="utf-8") as messages:
-            folder = messages.readline()  # empty if the run fails
-        if folder:
-            draw(Path(json.loads(folder)))
+            for line in messages:  # until the ranks end
+                message = json.loads(line)
+                if "folder" in message:
+                    folder = Path(message["folder"])
+                if "draw" in message:
+                    draw(Path(message["draw"]))
         code = parent.wait()
     except (KeyboardInterrupt, Terminated) as stopped:
         ignore_sigterm()
@@ -81,7 +85,7 @@ def launch(
         # Without ranks there is nothing to interrupt, and SIGTERM leaves no traceback.
         parent.send_signal(signal.SIGINT if is_interrupt and is_started else signal.SIGTERM)
         parent.wait()
-        return EXIT_INTERRUPTED if is_interrupt else EXIT_TERMINATED
+        return (EXIT_INTERRUPTED if is_interrupt else EXIT_TERMINATED), folder
     finally:
         connection.close()
         if parent.poll() is None:
@@ -90,5 +94,5 @@ def launch(
     if code < 0:
         name = signal.Signals(-code).name
         print_error(f"process {parent.pid}, which started the ranks, was killed by {name}")
-        return PeerError.exit_code
-    return code
+        return PeerError.exit_code, folder
+    return code, folder

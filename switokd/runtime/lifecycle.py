@@ -1,6 +1,6 @@
 """How the process of a rank ends: signals, a lost launcher, one-line errors, exit codes.
 
-Not covered: checkpoints on SIGTERM.
+Not covered: saving a checkpoint (`training/trainer.py`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,14 @@ LESS_MEMORY = (
 UNWIND_SECONDS = 5.0
 """How long the main thread may take to end after a failure, before the process is ended."""
 
+GRACE_SECONDS = 20.0
+"""How long after SIGTERM a rank may take to end its step and to save a checkpoint."""
+
 PRECEDENCE_SECONDS = 10.0
 """How long a rank waits for the machine's first rank to print an error that all ranks raise."""
+
+PARENT = "SWITOKD_PARENT"
+"""Environment variable with the process without which `switokd train` must not go on."""
 
 WATCH_SECONDS = 0.5
 """How often a rank checks that its launcher is running."""
@@ -41,6 +47,10 @@ WATCH_SECONDS = 0.5
 
 class Terminated(BaseException):
     """Raised on SIGTERM; a BaseException, so that `except Exception` does not catch it."""
+
+
+class Preempted(Terminated):
+    """SIGTERM was obeyed after a whole step, by all ranks together; the message says what to do."""
 
 
 def print_error(sentence: str, who: str = "") -> None:
@@ -80,6 +90,10 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
             raise
         print_error(f"{str(error).partition('. GPU')[0]}; {LESS_MEMORY}", who)
         _exit(UsageError.exit_code)
+    except Preempted as stopped:
+        if env.local_rank == 0:
+            print_error(str(stopped))
+        _exit(EXIT_TERMINATED)
     except Terminated:
         print_error("stopped by SIGTERM", who)
         _exit(EXIT_TERMINATED)
@@ -99,6 +113,19 @@ def follow_launcher(env: Environment) -> None:
         threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
+def end_with_parent() -> None:
+    """Send SIGTERM to this process when the process that the variable `PARENT` names has ended."""
+    parent = int(os.environ.get(PARENT) or 0)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent:
+        threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
 def unwind_on_sigterm() -> None:
     """Make the first SIGTERM raise Terminated in the main thread; ignore further ones."""
 
@@ -107,6 +134,31 @@ def unwind_on_sigterm() -> None:
         raise Terminated
 
     signal.signal(signal.SIGTERM, on_sigterm)
+
+
+class StopFlag:
+    """Is set by the first SIGTERM, so that a rank can end after a whole step.
+
+    A second SIGTERM, or `GRACE_SECONDS` after the first one, raises Terminated in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def __call__(self) -> bool:
+        """Return whether SIGTERM has arrived."""
+        return self._is_set
+
+    def install(self) -> None:
+        """Handle SIGTERM from now on; call this on the main thread."""
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self._is_set = True
+        unwind_on_sigterm()
+        timer = threading.Timer(GRACE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
 
 
 def ignore_sigterm() -> None:

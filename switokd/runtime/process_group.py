@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from switokd.errors import CollectiveError, SwitokdError, UsageError
-from switokd.runtime.environment import Environment
+from switokd.runtime.environment import Environment, restart_count
 
 T = TypeVar("T")
 
@@ -111,6 +111,16 @@ class World:
             dist.gather_object(mine, everyone)
         return everyone or []
 
+    def scatter(self, rank_0s: Sequence[Any] | None) -> Any:
+        """Return this rank's object of rank 0's list; the other ranks pass None."""
+        if self.env.world_size == 1:
+            assert rank_0s is not None
+            return rank_0s[0]
+        mine: list[Any] = [None]
+        with collective_errors("waiting for rank 0"):
+            dist.scatter_object_list(mine, None if rank_0s is None else list(rank_0s))
+        return mine[0]
+
     def broadcast(self, rank_0s: Any) -> Any:
         """Return rank 0's object on every rank."""
         if self.env.world_size == 1:
@@ -181,10 +191,11 @@ def join_world(env: Environment, device: torch.device, timeout: float) -> Iterat
 def _store(env: Environment) -> Store:
     """Return the store in which the ranks meet.
 
-    Its prefix separates it from a larger world that the same ranks may have left.
+    Its prefix separates it from a larger world that the same ranks may have left, and from the
+    processes that torchrun has started before: it keeps its store when it starts them again.
     """
     store, _, _ = next(rendezvous("env://", env.rank, env.world_size, timeout=PATIENCE))
-    return PrefixStore(f"of {env.world_size}", store)
+    return PrefixStore(f"of {env.world_size}, restart {restart_count()}", store)
 
 
 def _identity(device: torch.device) -> str:

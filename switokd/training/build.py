@@ -20,6 +20,7 @@ from switokd.data.images import Images
 from switokd.distillation.topology import Role
 from switokd.errors import UsageError
 from switokd.models import registry
+from switokd.runtime.durable import check_sum
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import World
 from switokd.training import eager
@@ -68,6 +69,7 @@ def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
         if not any(p.requires_grad for p in model.parameters()):
             raise UsageError(f"model {network.model} has no parameter to train")
         if network.weights is not None:
+            check_sum(Path(network.weights))
             registry.load_weights(model, Path(network.weights), f"networks.{name}.weights")
     except UsageError as error:  # the other ranks build other networks
         raise error.seen_by(every_rank=False) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,15 @@ class MovingAverage:
         if averages:
             self._mix(averages, values, None)
         self._is_new = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average and whether it is new; tensors are not copied."""
+        return {"module": self.module.state_dict(), "is_new": self._is_new}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.module.load_state_dict(state["module"])
+        self._is_new = state["is_new"]
 
 
 def moving_average(name: str, model: nn.Module, decay: float) -> MovingAverage:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cache, partial
 
 import torch
@@ -29,8 +30,20 @@ from switokd.training.cuda_graphs import GraphedFunctions
 
 # PyTorch 2.14 renames the function and warns about the old name.
 all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-HEADER = 2
-"""Length of the header in int64: step and digest. One int64 needs as many bytes as two float32."""
+HEADER = 3
+"""Length of the header in int64: step, digest and request. One int64 needs as many bytes as two
+float32."""
+
+
+class Request(IntEnum):
+    """What a rank asks of all ranks after a step; the largest request of all ranks holds."""
+
+    NOTHING = 0
+    CHECKPOINT = 1
+    """Save a checkpoint."""
+    STOP = 2
+    """Save a checkpoint and end the run."""
+
 
 Offsets = dict[str, dict[int, tuple[int, int]]]
 """By network and rank: the start of its shard in the rank's row, and its number of samples."""
@@ -94,7 +107,18 @@ class Exchange:
         self._functions, self._watchdog = functions or GraphedFunctions(), watchdog
         self._header: Tensor | None = None
         """Kept on the logits' device, so that no step copies it there."""
+        self._request = Request.NOTHING
+        self.asked = Request.NOTHING
+        """The largest request of all ranks in the last exchange; the same on all ranks."""
         self._layout = cache(self._make_layout)
+
+    def ask(self, request: Request) -> None:
+        """Send a request to all ranks with the next exchange, and with all later ones."""
+        if request is self._request:
+            return
+        self._request = request
+        if self._header is not None:
+            self._header[2:].fill_(request)
 
     def __call__(
         self, step: int, z: Mapping[str, Tensor], y: Mapping[str, Tensor], n: int
@@ -112,7 +136,7 @@ class Exchange:
             self._watchdog.begin(doing)
         if self._header is None:
             device = next(iter(y.values())).device
-            self._header = to_device(device, torch.tensor([step, self._digest]))
+            self._header = to_device(device, torch.tensor([step, self._digest, self._request]))
         self._header[:1].fill_(step)
         names = [name for name in self.local_placement.networks if name in z]
         shards = [tensor for name in names for tensor in (z[name].detach(), y[name])]
@@ -145,7 +169,7 @@ class Exchange:
         return [torch.cat([headers, not_finite, different]).double(), targets[0], *logits]
 
     def check(self, health: Sequence[float]) -> None:
-        """Raise an error if ranks are out of step, or if a network has diverged.
+        """Raise an error if ranks are out of step, or if a network has diverged; set `asked`.
 
         health: the values of `Gathered.health`.
         NonFiniteError and PeerError are raised on all ranks in the same step.
@@ -157,7 +181,7 @@ class Exchange:
         headers, counts = health[:header_length], health[header_length:]
         step = int(headers[0])
         for rank in range(placement.world_size):
-            rank_step, digest = headers[HEADER * rank : HEADER * (rank + 1)]
+            rank_step, digest, _ = headers[HEADER * rank : HEADER * (rank + 1)]
             who, problem = placement.who(rank), None
             if digest != headers[1]:
                 problem = f"{who} was started with another configuration than rank 0"
@@ -179,6 +203,7 @@ class Exchange:
                     f"{step}; the step was not applied. The usual remedy is a lower "
                     f"networks.{name}.optimizer.lr"
                 )
+        self.asked = Request(int(max(headers[2::HEADER])))
 
     def watched(self, doing: str) -> AbstractContextManager[None]:
         """Watch a block that may wait for other ranks; `doing` names the operation in the report.

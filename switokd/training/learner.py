@@ -137,8 +137,9 @@ class Learner:
     def update(self, step: int) -> None:
         """Make the optimizer step if `step` ends an accumulation window.
 
-        Call this in every step, also if the network is paused.
+        Call this in every step, also if the network is paused. NonFiniteError as in
+        `OptimizerStep.apply`.
         """
         if self.optimizer_step.is_due(step):
             with self.timer:
-                self.optimizer_step.apply(self.model)
+                self.optimizer_step.apply(self.model, self.name, step)

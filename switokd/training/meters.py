@@ -7,7 +7,7 @@ writing them (`run_folder.py`).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,6 +43,11 @@ class Meter:
         if self._name in result.losses:
             self._loss.add_(result.losses[self._name], alpha=n)  # mean over n samples -> sum
             self._learned += size
+
+    def restore(self, sums: Sums) -> None:
+        """Continue from the sums of an earlier process."""
+        self._loss.fill_(sums.loss)
+        self._correct, self._learned, self._samples = int(sums.correct), sums.learned, sums.samples
 
     def sums(self) -> Sums:
         """Return the sums over all steps so far; waits for the device."""
@@ -150,6 +155,31 @@ class EpochLog:
         """Return each network's sums so far; waits for the device."""
         return {name: meter.sums() for name, meter in self._meters.items()}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the measurements of an epoch's training so far; waits for the device."""
+        return {
+            "steps": self._steps,
+            "seconds": time.monotonic() - self._started,
+            "networks": {
+                name: {
+                    "sums": list(sums),
+                    "paused": self._paused[name],
+                    "learning_seconds": self._learners[name].timer.seconds
+                    - self._learning_seconds[name],
+                }
+                for name, sums in self.sums().items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue an epoch that another process has begun."""
+        self._steps = state["steps"]
+        self._started -= state["seconds"]
+        for name, network in state["networks"].items():
+            self._meters[name].restore(Sums(*network["sums"]))
+            self._paused[name] = network["paused"]
+            self._learning_seconds[name] -= network["learning_seconds"]
+
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per network, to be combined with the rows of the network's other ranks."""
         rows = []
@@ -184,6 +214,18 @@ class WaitingTimes:
     decision_seconds: tuple[float, ...]
 
     @classmethod
-    def of(cls, exchange: Exchange, decider: Decider) -> WaitingTimes:
-        """Read both at the end of a run."""
-        return cls(exchange.seconds, tuple(decider.waits))
+    def of(
+        cls, exchange: Exchange, decider: Decider, before: Mapping[str, Any] | None = None
+    ) -> WaitingTimes:
+        """Read both. before: `state_dict` of an earlier process of the run."""
+        seconds, waits = exchange.seconds, tuple(decider.waits)
+        if before is not None:
+            waits = (*before["decision_seconds"].tolist(), *waits)
+            if before["exchange_seconds"] is not None:
+                seconds = (seconds or 0.0) + before["exchange_seconds"]
+        return cls(seconds, waits)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return both for a checkpoint."""
+        waits = torch.tensor(self.decision_seconds, dtype=torch.float64)
+        return {"exchange_seconds": self.exchange_seconds, "decision_seconds": waits}

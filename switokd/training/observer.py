@@ -32,6 +32,17 @@ class Observer(Protocol):
         """Receive an epoch's metrics, after its evaluation."""
         return
 
+    def on_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
+        """Receive the state of the whole run after `step`, to be saved; must not wait for a disk.
+
+        state: tensors, numbers, texts, lists and dicts, as in `checkpoint.py`.
+        """
+        return
+
+    def settle(self) -> None:
+        """Wait until everything received is saved; the run ends."""
+        return
+
     def on_weights(self, folder: str, states: Mapping[str, Mapping[str, Any]]) -> None:
         """Receive networks' state dicts by file name, and the folder that they belong to.
 

@@ -8,12 +8,14 @@ Not covered: this sum (`reducer.py`); the learning rate (`schedules.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from switokd.errors import NonFiniteError
 from switokd.training.ema import MovingAverage
 from switokd.training.reducer import GradientReducer
 from switokd.training.schedules import AccumulationWindow
@@ -46,8 +48,13 @@ class OptimizerStep:
         self.optimizer, self.reducer = optimizer, reducer
         self.scaler, self.average = scaler, average
         self._window, self._clip_norm = window or AccumulationWindow(), clip_norm
+        self._checks_gradients = True
         self._has_gradients = False
         """Whether gradients wait for the end of their window."""
+
+    def apply_unchecked(self) -> None:
+        """Apply gradients that are not finite as well: the caller looks at them afterwards."""
+        self._checks_gradients = False
 
     def begin(self, step: int) -> None:
         """Prepare for the backward pass of `step`; only a window's last step sends gradients."""
@@ -66,12 +73,19 @@ class OptimizerStep:
         """Return whether `step` ends a window in which the network was not always paused."""
         return self._has_gradients and self._is_last(step)
 
-    def apply(self, model: nn.Module) -> None:
-        """Apply the gradients of all ranks to the weights, and the weights to the average."""
+    def apply(self, model: nn.Module, name: str = "", step: int = 0) -> None:
+        """Apply the gradients of all ranks to the weights, and the weights to the average.
+
+        name, step: name the network and the step in an error. NonFiniteError if a gradient is not
+        finite, before any weight has changed; on a GPU, where this would wait for the device, and
+        with a loss scaler, which skips the step, gradients are not checked.
+        """
         self._has_gradients = False
         self.reducer.set_sync(True)
         self.reducer.complete()  # if the network was paused in the window's last step
         self.reducer.finish()
+        if self.scaler is None and self._checks_gradients:
+            check_gradients(self.reducer.parameters, name, step)
         if not self.optimizer.state:
             _init_momentum(self.optimizer)
         if self.scaler is not None:
@@ -86,8 +100,54 @@ class OptimizerStep:
         if self.average is not None:
             self.average.update(model)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is equal on all ranks of the network; tensors are not copied."""
+        average = self.average
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "average": None if average is None else average.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+    @property
+    def pending(self) -> list[Tensor | None] | None:
+        """This rank's gradients that wait for the end of their window; None if none wait."""
+        return [p.grad for p in self.reducer.parameters] if self._has_gradients else None
+
+    def restore_pending(self, gradients: Sequence[Tensor | None]) -> None:
+        """Restore gradients that wait for the end of their window."""
+        self.reducer.start()
+        self._has_gradients = True
+        for parameter, gradient in zip(self.reducer.parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+
     def _is_last(self, step: int) -> bool:
         return step == self._window.of(step)[-1]
+
+
+def check_gradients(parameters: Sequence[nn.Parameter], name: str, step: int) -> None:
+    """NonFiniteError if a gradient on the CPU is NaN or infinite."""
+    gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_cuda]
+    if not gradients:
+        return
+    # The sum is not finite if a term is not; a sum of finite terms that overflows is looked at.
+    total = torch.stack([gradient.sum() for gradient in gradients]).sum()
+    if not total.isfinite() and not all(gradient.isfinite().all() for gradient in gradients):
+        raise NonFiniteError(
+            f"network {name} has a gradient that is not finite at step {step}; it was not applied. "
+            f"The usual remedy is a lower networks.{name}.optimizer.lr, or "
+            f"networks.{name}.clip_norm",
+            every_rank=False,
+        )
 
 
 def _init_momentum(optimizer: Optimizer) -> None:

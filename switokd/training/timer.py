@@ -52,6 +52,10 @@ class Timer:
             self._add_first()
         return self._seconds
 
+    def restart(self, seconds: float) -> None:
+        """Continue from the sum of an earlier process."""
+        self._seconds = seconds
+
     def _add_first(self) -> None:
         begin, end = self._pending.popleft()
         self._seconds += begin.elapsed_time(end) / 1000

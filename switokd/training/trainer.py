@@ -1,6 +1,6 @@
 """The training loop of one rank, around the step in `step.py`.
 
-Not covered: building its parts (`worker.py`); checkpoints and resuming.
+Not covered: building its parts (`worker.py`); the content of a checkpoint (`checkpoint.py`).
 """
 
 from __future__ import annotations
@@ -8,13 +8,24 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from switokd.config.config import Config
 from switokd.data.images import Images
 from switokd.data.loader import Batch
+from switokd.errors import NonFiniteError
+from switokd.runtime.lifecycle import Preempted, ignore_sigterm
 from switokd.runtime.process_group import World
 from switokd.training.build import set_learning_rate
+from switokd.training.checkpoint import (
+    CheckpointClock,
+    SavedState,
+    State,
+    capture,
+    copied,
+)
 from switokd.training.evaluate import Evaluator
-from switokd.training.exchange import gradient_sum
+from switokd.training.exchange import Request, gradient_sum
 from switokd.training.held_out import HeldOut
 from switokd.training.meters import EpochLog, WaitingTimes
 from switokd.training.metrics import EpochMetrics, Row
@@ -32,8 +43,11 @@ class Trainer:
     images: Images
     batches: Iterator[Batch]
     context: StepContext
+    clock: CheckpointClock
     observers: Sequence[Observer] = ()
     """Empty on all ranks but rank 0."""
+    resumed: State | None = None
+    """This rank's part of a checkpoint; the learners have its weights already."""
     _best: dict[str, float] = field(default_factory=dict, init=False)
     """By network: the best top-1 so far, in percent; on rank 0 only."""
 
@@ -46,52 +60,136 @@ class Trainer:
         )
         evaluator = Evaluator(learners, exchange.local_placement, self.images, self.world)
         held_out = HeldOut.of(self.images, self.config.method.strategy, exchange)
-        last = total_steps(self.config, self.images)
-        for epoch, first in enumerate(range(1, last + 1, self.images.steps_per_epoch)):
+        last, per_epoch = total_steps(self.config, self.images), self.images.steps_per_epoch
+        done = self._restore()
+        if done:  # the rest of the epoch, or its evaluation alone
+            epoch = (done - 1) // per_epoch
+            end = min((epoch + 1) * per_epoch, last)
+            self._epoch(epoch, range(done + 1, end + 1), evaluator, self.resumed)
+            done = end
+        for first in range(done + 1, last + 1, per_epoch):
             held_out.observe(learners, first)
-            end = min(first + self.images.steps_per_epoch, last + 1)
-            self._epoch(epoch, range(first, end), evaluator)
-        decider.decision(last)  # students do not wait for decisions, but the log needs the last one
+            end = min(first + per_epoch, last + 1)
+            self._epoch((first - 1) // per_epoch, range(first, end), evaluator)
+        if not self.resumed or self.resumed["step"] < last:
+            decider.decision(last)  # students do not wait, but the record needs the last decision
         self.save_weights("weights", averages=True)
-        waiting_times = self.world.gather(WaitingTimes.of(exchange, decider))
+        waiting_times = self.world.gather(self._waiting_times)
         decider.close()
         return waiting_times
 
-    def _epoch(self, epoch: int, steps: range, evaluator: Evaluator) -> None:
-        """Train one epoch; evaluate the networks if the run file asks for it in this epoch."""
-        log = self._train(epoch, steps)
-        is_last = steps[-1] == total_steps(self.config, self.images)
+    def _epoch(
+        self, epoch: int, steps: range, evaluator: Evaluator, resumed: State | None = None
+    ) -> None:
+        """Train one epoch; evaluate the networks if the run file asks for it in this epoch.
+
+        resumed: the state that another process has left in the middle of the epoch.
+        """
+        log = self._train(epoch, steps, resumed)
+        end = steps.stop - 1
+        is_last = end == total_steps(self.config, self.images)
         is_tested = is_last or (epoch + 1) % self.config.schedule.evaluate_every == 0
         if is_tested:
             check_finite(self.context.learners, self.world.rank)
             evaluator.test(log)
         rows = [row for rank_rows in self.world.gather(log.rows()) for row in rank_rows]
-        improved = self._publish(epoch, steps[-1], rows) if self.world.rank == 0 else None
+        improved = self._publish(epoch, end, rows) if self.world.rank == 0 else None
         if is_tested:
             # Only rank 0 has the complete test results.
             improved = self.world.broadcast(improved)
             if improved:
                 self.save_weights("weights/best", improved)
 
-    def _train(self, epoch: int, steps: range) -> EpochLog:
+    def _train(self, epoch: int, steps: range, resumed: State | None) -> EpochLog:
         """Run the steps of an epoch; return this rank's measurements."""
         context, exchange = self.context, self.context.exchange
         log = EpochLog(
             context.learners, exchange.local_placement, context.decider, self.world.device
         )
+        if resumed:
+            log.load_state_dict(resumed["epoch"])
+        last = total_steps(self.config, self.images)
         for step in steps:
             for learner in context.learners:
                 set_learning_rate(self.config, learner, step, self.images.steps_per_epoch)
             x, y = next(self.batches)
             n = self.images.size_of(step - 1)
-            result = train_step(context, step, x, y, n)
+            exchange.ask(self.clock.request)
+            try:
+                result = train_step(context, step, x, y, n)
+            except NonFiniteError as error:
+                raise self._explained(error, step, x) from None
             with exchange.watched(gradient_sum(step)):
                 log.add(result, n)
             for observer in self.observers:
                 observer.on_step(step, epoch, result)
-        with exchange.watched(gradient_sum(steps[-1])):
+            if self.clock.is_due(step, exchange.asked, step == last):
+                self._save_checkpoint(step, log)
+        with exchange.watched(gradient_sum(steps.stop - 1)):
             log.end_of_training()
         return log
+
+    def _explained(self, error: NonFiniteError, step: int, x: Tensor) -> NonFiniteError:
+        """Return the error, or one that names the images if these are the cause."""
+        if not error.seen_by_every_rank:
+            return error
+        part = self.context.exchange.local_placement.part(self.images.size_of(step - 1))
+        bad = (~x.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+        found = {part.start + i for i in bad}
+        positions = sorted(set().union(*self.world.all_gather(found)))
+        if not positions:
+            return error
+        indices = [self.images.index_of(step - 1, position) for position in positions]
+        names = ", ".join(map(str, indices[:3])) + (", ..." if len(indices) > 3 else "")
+        which = f"image {names} has" if len(indices) == 1 else f"images {names} have"
+        return NonFiniteError(
+            f"training {which} values that are not finite (used at step {step}, which was not "
+            f"applied): repair {self.config.data.dataset}, or leave them out"
+        )
+
+    def _save_checkpoint(self, step: int, log: EpochLog) -> None:
+        """Collect the state of all ranks, and hand it to the observers on rank 0.
+
+        Preempted if the ranks were asked to stop, as soon as the checkpoint is on the disk.
+        """
+        context, world = self.context, self.world
+        context.decider.decision(step)  # students do not wait for it, but the record needs it
+        check_finite(context.learners, world.rank)
+        local_placement = context.exchange.local_placement
+        with context.exchange.watched(gradient_sum(step)):
+            part = capture(context.learners, local_placement)
+            part["epoch"] = log.state_dict()
+        part["waiting"] = self._waiting_times.state_dict()
+        parts = world.gather(part)
+        if parts:
+            strategy = copied(self.config.method.strategy.state_dict())
+            run = {"strategy": strategy, "best": dict(self._best)}
+            state = SavedState(step, local_placement.placement, parts, run).state_dict()
+            for observer in self.observers:
+                observer.on_checkpoint(step, state)
+        self.clock.saved()
+        if context.exchange.asked is Request.STOP:
+            world.on_rank_0(self._settle)
+            ignore_sigterm()
+            raise Preempted(f"stopped by SIGTERM after step {step}")
+
+    def _restore(self) -> int:
+        """Restore what belongs to the loop; return the number of steps that are done."""
+        if self.resumed is None:
+            return 0
+        run = self.resumed["run"]
+        self._best.update(run["best"])
+        self.config.method.strategy.load_state_dict(run["strategy"])
+        return int(self.resumed["step"])
+
+    @property
+    def _waiting_times(self) -> WaitingTimes:
+        before = self.resumed["waiting"] if self.resumed else None
+        return WaitingTimes.of(self.context.exchange, self.context.decider, before)
+
+    def _settle(self) -> None:
+        for observer in self.observers:
+            observer.settle()
 
     def _publish(self, epoch: int, step: int, rows: Sequence[Row]) -> list[str]:
         """Hand an epoch's metrics to the observers; return the networks with a new best top-1."""

@@ -36,12 +36,13 @@ def gather_weights(
 
 
 def check_finite(learners: Sequence[Learner], rank: int) -> None:
-    """Raise NonFiniteError if weights are not finite after the last step.
+    """Raise NonFiniteError if weights or buffers are not finite after the last step.
 
     A step checks only logits, which show the weights of the step before.
     """
     for learner in learners:
-        if not all(value.isfinite().all() for value in learner.model.parameters()):
+        values = [*learner.model.parameters(), *learner.model.buffers()]
+        if not all(value.isfinite().all() for value in values):
             raise NonFiniteError(
                 f"network {learner.name} (rank {rank}) has weights that are not "
                 "finite after its last step; they were not saved",

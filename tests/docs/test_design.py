@@ -84,6 +84,7 @@ def test_the_page_of_settings_has_each_with_its_default_and_what_is_allowed() ->
         assert row in page
     listed = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
     sections = {"auto", "data", "distillation", "schedule", "compute", "coordinator", "networks"}
+    sections |= {"checkpoint"}
     known = {key for key, _ in hooks.known_settings()}
     assert known - listed == sections | {"pairs", "networks.NAME.optimizer"}
     assert set(hooks.OWN_WORDS) <= known

@@ -57,7 +57,9 @@ def test_a_folder_contains_all_files_of_a_run(tmp_path: Path) -> None:
         "decisions.jsonl",
         "metrics.jsonl",
         "summary.json",
+        "weights/initial/SHA256SUMS",
         "weights/initial/student.pt",
+        "weights/SHA256SUMS",
         "weights/student.pt",
     }
     assert load(str(folder.path / "config.yaml")) == given
@@ -105,7 +107,8 @@ def test_better_weights_replace_the_previous_weights(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         folder.save_weights({"student": {"w": torch.tensor(value)}}, "weights/best")
     folder.close()
-    (file,) = (tmp_path / "weights/best").iterdir()  # no partial file is left
+    file = tmp_path / "weights/best/student.pt"
+    assert set(file.parent.iterdir()) == {file, file.parent / "SHA256SUMS"}  # no partial file
     assert torch.load(file, weights_only=True) == {"w": torch.tensor(2.0)}
 
 

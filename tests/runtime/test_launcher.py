@@ -115,7 +115,8 @@ def test_a_gpu_without_memory_left_is_one_line(tmp_path: Path) -> None:
 def test_signals(number: signal.Signals, code: int, tmp_path: Path) -> None:
     """Ctrl-C and SIGTERM go to the launcher, SIGKILL to the rank of the student."""
     log = tmp_path / "log"
-    with process([*TRAIN, "schedule.epochs=500"], tmp_path, log) as child:
+    command = [*TRAIN, "schedule.epochs=500", "--max-restarts=0"]
+    with process(command, tmp_path, log) as child:
         decision_log = tmp_path / "out" / "decisions.jsonl"
         wait_until(
             lambda: decision_log.exists() and decision_log.stat().st_size > 999, 60, "some steps"

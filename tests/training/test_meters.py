@@ -140,7 +140,7 @@ def test_paused_share_is_over_all_teachers_steps() -> None:
     share = PausedShare(TOPOLOGY)
     assert share.share == 0.0
     for step, paused in enumerate([(), ("a",), ("a", "b"), ()], 1):
-        share.add(Decision(step, (), paused))
+        share.add(step, paused)
     assert share.share == pytest.approx(3 / 8)
     assert share.paused == {"a": 2, "b": 1}
 

@@ -207,7 +207,7 @@ def test_a_frozen_teacher_has_no_moving_average(tmp_path: Path) -> None:
     first = train(tmp_path / "first", *short)
     given = f"networks.teacher.weights={first}/weights/teacher.pt"
     folder = train(tmp_path / "second", *short, "distillation.strategy=kd", given)
-    files = {str(p.relative_to(folder / "weights")) for p in folder.rglob("*.pt")}
+    files = {str(p.relative_to(folder / "weights")) for p in folder.glob("weights/**/*.pt")}
     last = {"teacher.pt", "student.pt", "student.ema.pt"}
     assert files == last | {"best/teacher.pt", "best/student.pt"}
     assert summary(folder)["teacher"]["top1_ema_last"] is None

@@ -9,7 +9,7 @@ Not covered: the form of the KL terms (`losses.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from switokd.distillation.couplings import Couplings, Term
 from switokd.distillation.decision import Decision, Mode
@@ -64,6 +64,17 @@ class Strategy:
 
         logits: `[N, C]` by network, for N held-out images. y: labels `[N]` or targets `[N, C]`.
         """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold so that an interrupted run continues with the same results.
+
+        Tensors, numbers, texts, lists and dicts. Override it, and `load_state_dict`, if the
+        strategy changes from step to step.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
 
 
 def all_peers(network: str, couplings: Couplings) -> list[str]:

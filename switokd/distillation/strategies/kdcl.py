@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from switokd.distillation.couplings import Couplings, Term
 from switokd.distillation.decision import Decision
@@ -153,6 +153,14 @@ class General(KDCL):
         covariance += 1e-6 * covariance.diagonal().mean() * torch.eye(len(z), device=z.device)
         solution = torch.linalg.solve(covariance, covariance.new_ones(len(z)))
         self.weights = solution / solution.sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights of this epoch; they are computed before its first step only."""
+        return {} if self.weights is None else {"weights": self.weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the weights."""
+        self.weights = state.get("weights")
 
     def teacher(self, z: Tensor, y: Tensor) -> Tensor:
         """See `KDCL`."""
