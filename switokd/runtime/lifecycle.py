@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from switokd.errors import (
@@ -118,12 +119,24 @@ def end_with_parent() -> None:
     parent = int(os.environ.get(PARENT) or 0)
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while _is_running(parent):
             time.sleep(WATCH_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
     if parent:
         threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+def _is_running(pid: int) -> bool:
+    """Return whether a process exists and has not ended; it need not be this one's parent."""
+    try:
+        if os.path.isdir("/proc/self"):
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            return stat.rpartition(") ")[2][:1] not in "ZX"  # a zombie has ended
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def unwind_on_sigterm() -> None:

@@ -5,6 +5,7 @@ Not covered: whole runs whose parts are killed (`test_faults.py`).
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
@@ -83,3 +84,19 @@ def test_what_takes_too_long_is_told_once_and_only_while_it_lasts(
     impatient.begin("another")
     wait_until(lambda: watching() == before + 1, 10, "the end of watching")
     assert told == ["the last"]
+
+
+CHILD = "import sys, time; from switokd.runtime.lifecycle import end_with_parent; end_with_parent()"
+CHILD += "; print('ready', flush=True); time.sleep(60)"
+
+
+def test_a_process_ends_soon_after_the_one_that_it_must_not_outlive(tmp_path: Path) -> None:
+    """Also while the other one is a zombie, and if it is not the parent."""
+    log = tmp_path / "log"
+    with process(["sleep", "60"], tmp_path) as other:
+        command = [sys.executable, "-c", CHILD]
+        with process(command, tmp_path, log, SWITOKD_PARENT=str(other.pid)) as child:
+            wait_until(lambda: "ready" in log.read_text(), 30, "the child has started")
+            assert child.poll() is None
+            other.kill()
+            assert child.wait(10) == -signal.SIGTERM
