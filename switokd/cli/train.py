@@ -30,7 +30,6 @@ PROCESSES_HELP = (
     "the number."
 )
 
-
 MAX_RESTARTS_HELP = (
     "How often a run that has lost a process starts again by itself, from its last checkpoint."
 )
@@ -131,7 +130,12 @@ def _to_resume(
     if not file.is_file():
         raise UsageError(f"--resume {resume}: this is no run folder: it has no config.yaml")
     given = [recipe] if recipe else []
-    return str(file), [*given, *settings, f"run_dir={json.dumps(str(resume))}", "resume=auto"]
+    return str(file), [*given, *settings, *_settings_to_continue(resume)]
+
+
+def _settings_to_continue(folder: Path) -> list[str]:
+    """Return the settings with which a run goes on in its folder."""
+    return [f"run_dir={json.dumps(str(folder))}", "resume=auto"]
 
 
 def _launch(
@@ -142,8 +146,9 @@ def _launch(
     max_restarts: int,
 ) -> int:
     """Run the job, again if it loses a process; return its exit code."""
+    continuing: list[str] = []
     for restart in count(1):
-        code, folder = _launch_once(config, processes, arguments, layouts)
+        code, folder = _launch_once(config, processes, [*arguments, *continuing], layouts)
         if code != PeerError.exit_code or folder is None or restart > max_restarts:
             return code
         seconds = min(2.0 ** (restart - 1), LONGEST_PAUSE)
@@ -152,8 +157,7 @@ def _launch(
             f"checkpoint (restart {restart} of {max_restarts})"
         )
         time.sleep(seconds)
-        run_dir = f"run_dir={json.dumps(str(folder))}"
-        arguments = [*arguments, run_dir, "resume=auto"]
+        continuing = _settings_to_continue(folder)
     raise AssertionError("unreachable")
 
 

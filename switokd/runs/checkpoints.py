@@ -148,6 +148,6 @@ class CheckpointWriter:
             reason = error.strerror if isinstance(error, OSError) else first_line(error)
             last = next(iter(stored(self._folder)), None)
             self._on_error(
-                f"the checkpoint of step {step} cannot be written: {reason}; training goes on, and "
-                f"the last checkpoint is {f'of step {last.step}' if last else 'none'}"
+                f"the checkpoint of step {step} cannot be written: {reason}; "
+                + (f"the last checkpoint is of step {last.step}" if last else "there is none yet")
             )

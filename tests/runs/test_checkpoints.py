@@ -94,7 +94,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(tmp_path: Path) -> No
     assert checkpoint.step == 5
     checkpoint.read()
     assert errors == [
-        "the checkpoint of step 6 cannot be written: File too large; training goes on, and the "
-        "last checkpoint is of step 5"
+        "the checkpoint of step 6 cannot be written: File too large; the last checkpoint is of "
+        "step 5"
     ]
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000000005"]
