@@ -299,3 +299,15 @@ def test_mistakes_in_the_arguments(arguments: list[str], words: str) -> None:
     assert result.exit_code == 2
     assert words in result.output
     assert result.output.count("\n") == 1
+
+
+def test_one_flipped_bit_of_the_weights_is_not_exported(tmp_path: Path) -> None:
+    folder = train(tmp_path, 1, "digits-1t1s", *SMALL, *ALONE, "schedule.max_steps=2")
+    file = folder / "weights" / "student.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    code, out, err = call(tmp_path, switokd_command, "export", "out")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "out/weights/student.pt is damaged" in err
+    assert not (folder / "export").exists()
