@@ -1,9 +1,5 @@
 """Parts of a step's time, and the effect of keeping freed memory: WRN-16-2, batch 64, fp32.
 
-    python -m bench.profiling SIDE KEEP STEPS BATCH PROFILE    # SIDE: compiled, eager or plain
-
-KEEP and PROFILE are 0 or 1.
-
 A teacher and a student learn in every step (`dml`), in one process with all cores. Each measurement
 has a process of its own, because the allocator's settings hold for the whole life of a process.
 
@@ -18,23 +14,24 @@ The additions of losses count as additions in networks; they take almost no time
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
-from bench import plain, runs
+from bench import plain, ranks, runs
 from bench.against import EQUAL, plain_inputs
 from bench.figures import Figure, Say, alternate
 from bench.in_process import ONE_PROCESS, InProcess, configured
 from switokd.runtime.allocator import keep_freed_memory
+from switokd.runtime.environment import cores
 
 SIDES = ("compiled", "eager", "plain")
 KINDS = {
@@ -128,14 +125,16 @@ def _kept_over_returned(side: str, rounds: int, extent: Extent) -> Figure:
 
 
 def _start(side: str, keep: bool, extent: Extent, with_profiler: bool = False) -> Measured:
-    """Call `run` in a new process."""
-    flags = [int(keep), extent.steps, extent.batch, int(with_profiler)]
-    command = [sys.executable, "-m", "bench.profiling", side, *map(str, flags)]
-    return Measured(**json.loads(runs.output(command, seconds=600).splitlines()[-1]))
+    """Call `run` in a new process, forked from one that has imported PyTorch but used nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(ranks.PRELOADED)
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(run, side, keep, extent, with_profiler).result(timeout=600)
 
 
 def run(side: str, keep: bool, extent: Extent, with_profiler: bool) -> Measured:
     """Measure some steps in this process, after the same number of steps to warm up."""
+    torch.set_num_threads(cores())  # independent of OMP_NUM_THREADS
     steps = extent.steps
     if keep:
         keep_freed_memory()
@@ -214,9 +213,3 @@ def _seconds(steps: Callable[[], None]) -> float:
     started = time.perf_counter()
     steps()
     return time.perf_counter() - started
-
-
-if __name__ == "__main__":
-    keep, steps, batch, with_profiler = (int(text) for text in sys.argv[2:])
-    measured = run(sys.argv[1], bool(keep), Extent(steps, batch), bool(with_profiler))
-    print(json.dumps(asdict(measured)))

@@ -17,6 +17,10 @@ starts them, for they see none any more.
 """
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+# Test processes start hundreds of interpreters: the package's modules are compiled only once.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # A shell ignores SIGINT for what it starts in the background, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -192,6 +192,12 @@ def test_another_placement_continues_with_the_same_state(tmp_path: Path) -> None
 LONG = [*SMALL, "schedule.epochs=6", "checkpoint.every_steps=5"]
 
 
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks with `LONG` that was not interrupted."""
+    return train(tmp_path_factory.mktemp("long"), 2, "digits-1t1s", *LONG)
+
+
 def run_until(folder: Path, step: int, child: Forked) -> dict[int, psutil.Process]:
     """Wait until a run has decided `step`; return its ranks."""
     log = folder / "out" / "decisions.jsonl"
@@ -204,8 +210,9 @@ def run_until(folder: Path, step: int, child: Forked) -> dict[int, psutil.Proces
 
 
 @pytest.mark.parametrize("stop", ["rank 0", "rank 1", "coordinator", "SIGTERM"])
-def test_an_interrupted_run_continues_to_the_same_bits(stop: str, tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole", 2, "digits-1t1s", *LONG)
+def test_an_interrupted_run_continues_to_the_same_bits(
+    stop: str, long_run: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "cut"
     folder.mkdir()
     words = ("digits-1t1s", *LONG, "run_dir=out", "resume=auto")
@@ -227,7 +234,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(stop: str, tmp_path: Path
     code, out, err = call(folder, train_ranks, 2, words)
     assert code == 0, err
     assert "continuing out after step" in out
-    assert_equal_runs(whole, folder / "out")
+    assert_equal_runs(long_run, folder / "out")
 
 
 def test_a_longer_schedule_continues_a_finished_run(tmp_path: Path) -> None:
@@ -255,8 +262,9 @@ def ranks_below(pid: int) -> list[psutil.Process]:
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("launcher", ["switokd train", "torchrun"])
-def test_the_launcher_starts_a_lost_job_again(launcher: str, tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole", 2, "digits-1t1s", *LONG)
+def test_the_launcher_starts_a_lost_job_again(
+    launcher: str, long_run: Path, tmp_path: Path
+) -> None:
     if launcher == "torchrun":
         program, *words = torchrun(2, "digits-1t1s", *LONG, "run_dir=out", "resume=auto")
         command = [program, "--max-restarts=2", *words]
@@ -271,7 +279,7 @@ def test_the_launcher_starts_a_lost_job_again(launcher: str, tmp_path: Path) -> 
     if launcher == "switokd train":
         again = "starts again in 1 s from its last checkpoint (restart 1 of 3)"
         assert again in log.read_text()
-    assert_equal_runs(whole, tmp_path / "out")
+    assert_equal_runs(long_run, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["restarts"] == 1
 
 
