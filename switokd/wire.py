@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 
 from switokd.distillation.decision import Decision, Mode, PairDecision
 from switokd.distillation.gap import Distances, PairSums
@@ -22,17 +23,32 @@ MODE_TO_WIRE = {Mode.LEARNING: pb.MODE_LEARNING, Mode.EXPERT: pb.MODE_EXPERT}
 MODE_FROM_WIRE = {wire: mode for mode, wire in MODE_TO_WIRE.items()}
 
 
-def sums_to_wire(pairs: Mapping[Pair, PairSums]) -> list[pb.PairSums]:
-    """Return one message per pair, in the same order."""
-    return [
+def sums_to_wire(
+    pairs: Mapping[Pair, PairSums], modes: Mapping[Pair, Mode] = MappingProxyType({})
+) -> list[pb.PairSums]:
+    """Return one message per pair, in the same order. modes: those that hold in any case."""
+    messages = [
         pb.PairSums(teacher=p.teacher, student=p.student, gap=s.gap, e_s=s.e_s, e_t=s.e_t, n=s.n)
         for p, s in pairs.items()
     ]
+    for message in messages if modes else ():
+        mode = modes.get(_pair(message.teacher, message.student))
+        message.mode = MODE_TO_WIRE[mode] if mode else pb.MODE_UNSPECIFIED
+    return messages
 
 
 def sums_from_wire(report: pb.Report) -> dict[Pair, PairSums]:
     """Return the sums in a report by pair, in the same order."""
     return {_pair(m.teacher, m.student): PairSums(m.gap, m.e_s, m.e_t, m.n) for m in report.pairs}
+
+
+def modes_from_wire(report: pb.Report) -> dict[Pair, Mode]:
+    """Return the modes in a report, by pair; nearly always none."""
+    return {
+        _pair(m.teacher, m.student): MODE_FROM_WIRE[m.mode]
+        for m in report.pairs
+        if m.mode in MODE_FROM_WIRE
+    }
 
 
 @lru_cache(maxsize=1024)

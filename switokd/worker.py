@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,16 +12,14 @@ from pathlib import Path
 import torch
 
 from switokd.config.config import Config
-from switokd.coordination.client import Client
 from switokd.coordination.decider import Decider
-from switokd.coordination.local import LocalDecider
-from switokd.coordination.membership import Endpoint, Membership
-from switokd.coordination.process import coordinator_process
+from switokd.coordination.join import Joining, join_decider
+from switokd.coordination.membership import Endpoint
 from switokd.data.images import Images, open_images
 from switokd.data.prefetch import prefetch
 from switokd.data.signature import InputSignature
 from switokd.distillation.decision import Decision
-from switokd.errors import CollectiveError, PeerError, UsageError, first_line
+from switokd.errors import UsageError
 from switokd.models import registry
 from switokd.planning.auto import Choice, choose_placement
 from switokd.runs import resume, run_folder
@@ -36,10 +33,6 @@ from switokd.runtime.environment import Environment
 from switokd.runtime.lifecycle import (
     Preempted,
     StopFlag,
-    Terminated,
-    end_if_stuck,
-    ignore_sigterm,
-    unwind_on_sigterm,
 )
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import World, check_same_configuration, join_world
@@ -61,8 +54,6 @@ from switokd.training.observer import Observer
 from switokd.training.schedules import AccumulationWindow
 from switokd.training.step import StepContext
 from switokd.training.trainer import Trainer, total_steps
-
-OnDecision = Callable[[Decision], None]
 
 
 @dataclass(frozen=True)
@@ -172,9 +163,9 @@ def _train(
     )
     observers: tuple[Observer, ...] = output or ()
     on_decision = partial(_tell, observers)
-    decider, where = stack.enter_context(
-        join_decider(config, world, placement, on_decision, helpers.wait_for_coordinator, done + 1)
-    )
+    joining = Joining(config, world, placement, helpers.wait_for_coordinator, done + 1)
+    folder = output[0].folder.path if output else None
+    decider, where = stack.enter_context(join_decider(joining, on_decision, folder))
     stops = StopFlag()
     if config.checkpoint.keep and not world.env.embedded:
         stops.install()
@@ -302,88 +293,3 @@ def describe(config: Config, world: World, placement: Placement, where: str) -> 
         scope = "all of a network's ranks" if config.compute.batch_norm == "sync" else "each rank"
         lines += f"\nBatchNorm statistics: over {scope}"
     return lines
-
-
-@contextmanager
-def join_decider(
-    config: Config,
-    world: World,
-    placement: Placement,
-    on_decision: OnDecision,
-    wait_for_coordinator: Callable[[], Endpoint] | None = None,
-    first_step: int = 1,
-) -> Iterator[tuple[Decider, str]]:
-    """Connect to the coordinator, or decide in this process if the run file says so.
-
-    Yields the decider, and a description of where it runs. on_decision: called for each decision.
-    wait_for_coordinator: see `Helpers`. first_step: the step that is decided first.
-    """
-    if config.coordinator.address == "off":
-        assert world.env.world_size == 1, "the configuration requires a coordinator otherwise"
-        if not world.env.embedded:
-            unwind_on_sigterm()
-        yield LocalDecider(config, on_decision), "no coordinator"
-        return
-    with ExitStack() as stack:
-        if config.coordinator.address == "auto" and world.rank == 0 and not wait_for_coordinator:
-            wait_for_coordinator = stack.enter_context(coordinator_process(config, world.env))
-        endpoint, run_id = agree_on_coordinator(config, world, wait_for_coordinator)
-        where = f"coordinator {endpoint}"
-        if endpoint.http:
-            where = f"live metrics http://{endpoint.http}/metrics"
-        membership = Membership(endpoint, run_id, world.rank)
-        client = connected(membership, config, placement, on_decision, first_step)
-        yield stack.enter_context(client), where
-
-
-def agree_on_coordinator(
-    config: Config, world: World, wait_for_coordinator: Callable[[], Endpoint] | None
-) -> tuple[Endpoint, str]:
-    """Return the coordinator's endpoint and the run id, which are the same on all ranks."""
-
-    def choose() -> tuple[Endpoint, str]:
-        endpoint = Endpoint(config.coordinator.address)
-        if config.coordinator.address == "auto":
-            assert wait_for_coordinator is not None
-            endpoint = wait_for_coordinator()
-        return endpoint, f"{config.name}-{uuid.uuid4().hex[:6]}"
-
-    agreed: tuple[Endpoint, str] = world.broadcast(world.on_rank_0(choose))
-    return agreed
-
-
-@contextmanager
-def connected(
-    membership: Membership,
-    config: Config,
-    placement: Placement,
-    on_decision: OnDecision,
-    first_step: int = 1,
-) -> Iterator[Client]:
-    """Yield a connected client; if the body fails, send the reason to the coordinator.
-
-    This rank may notice a lost peer first as a failed collective, or as torchrun's SIGTERM. The
-    coordinator may know the cause; in this case its PeerError is raised instead.
-    """
-    client = Client(
-        membership,
-        config,
-        placement,
-        on_decision=on_decision,
-        on_failure=end_if_stuck(placement.who(membership.rank)),
-        first_step=first_step,
-    )
-    unwind_on_sigterm()
-    try:
-        yield client
-    except Preempted:
-        client.close()
-        raise
-    except (PeerError, Terminated) as error:
-        ignore_sigterm()  # torchrun's SIGTERM may arrive before the coordinator's message
-        reason = client.why(error.doing if isinstance(error, CollectiveError) else "")
-        client.close(failure=str(error) or "stopped by SIGTERM")
-        raise reason or error from error
-    except BaseException as error:
-        client.close(failure=first_line(error))
-        raise

@@ -4,8 +4,10 @@
       plan.py         the run's networks, ranks and strategy
       ranks.py        ranks that have joined, are connected, have finished
       rounds.py       reports of the open steps, and their decisions
+      steps.py        a set of steps, as ranges
       hangs.py        ranks that the run has waited for too long
     registry.py     all runs of this process
+    journal.py      decisions on the disk, for the next coordinator
     session.py      one rank's stream; its responses wait in outbox.py
     servicer.py     the gRPC methods; messages.py converts their messages
     metrics.py      Prometheus metrics, served by http_server.py

@@ -1,6 +1,9 @@
-"""Finds the ranks that a run waits for: ranks that hang or are cut off.
+"""Finds the ranks that a run waits for: ranks that hang, are gone or are cut off.
 
-Not covered: ranks whose stream breaks (`run.py`).
+A rank whose stream breaks may open a new one. While the others report new steps the rank is there,
+because every step needs all ranks.
+
+Not covered: a rank that lives but cannot reach the coordinator while the others evaluate.
 """
 
 from __future__ import annotations
@@ -12,6 +15,10 @@ from switokd.services.coordinator.rounds import Rounds
 
 STALL_SECONDS = 1.0
 """Within this time of each other, all ranks notice that a collective has failed."""
+
+
+LOST_SECONDS = 5.0
+"""How long a rank whose stream has broken may stay away, from the last report of any rank on."""
 
 
 class HangDetector:
@@ -40,6 +47,8 @@ class HangDetector:
 
         is_joining: whether the run still waits for streams.
         """
+        if lost := self._describe_lost(now):
+            return lost
         if self._stalled:
             return self._describe_silent() if now - self._stalled_at > STALL_SECONDS else None
         if is_joining:
@@ -50,11 +59,21 @@ class HangDetector:
             )
         return None
 
+    def _describe_lost(self, now: float) -> str | None:
+        """Name the first rank that is away for too long, or that the other ranks miss already."""
+        for rank, lost_at in self._ranks.lost.items():
+            alive_at = max(lost_at, self._rounds.reported_at)
+            if self._stalled.keys() - {rank} or now - alive_at > LOST_SECONDS:
+                step = self._rounds.step_of(rank)
+                return f"{self._ranks.describe(rank)} went away after reporting step {step}"
+        return None
+
     def _describe_late(
         self, missing: str, waiting_since: float, present: Set[int], now: float
     ) -> str | None:
-        """Name the ranks that are not in `present`, if the timeout is over."""
-        if now - waiting_since <= self._timeout:
+        """Name the ranks that are neither in `present` nor lost, if the timeout is over."""
+        present = present | self._ranks.lost.keys()
+        if now - waiting_since <= self._timeout or len(present) == self._ranks.world_size:
             return None
         return (
             f"{missing} from {self._ranks.describe_others(present)} within {self._timeout:g} s of "

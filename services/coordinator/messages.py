@@ -27,8 +27,8 @@ def status_code(refusal: Refusal) -> grpc.StatusCode:
     return grpc.StatusCode[refusal.kind.name]
 
 
-def status_to_wire(run: CoordinatedRun) -> pb.GetRunStatusResponse:
-    """Describe a run for GetRunStatus."""
+def status_to_wire(run: CoordinatedRun, recorded: int = 0) -> pb.GetRunStatusResponse:
+    """Describe a run for GetRunStatus. recorded: last step in the journal on the disk."""
     last = run.last_decision
     return pb.GetRunStatusResponse(
         state=STATE_TO_WIRE[run.state],
@@ -36,6 +36,9 @@ def status_to_wire(run: CoordinatedRun) -> pb.GetRunStatusResponse:
         connected_ranks=sorted(run.connected),
         last_decision=decision_to_wire(last) if last else None,
         failure=run.failure,
+        epoch=run.epoch,
+        recorded_step=recorded,
+        decided_alone_steps=run.decided_alone,
     )
 
 

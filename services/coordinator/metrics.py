@@ -146,6 +146,11 @@ FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "switches": ("counter", "Changes of a pair's mode.", PAIR),
     "pair_steps": ("counter", "Steps of a pair by mode.", (*PAIR, "mode")),
     "steps": ("counter", "Steps decided.", ("run",)),
+    "decided_alone_steps": (
+        "counter",
+        "Steps that ranks applied without waiting for the coordinator.",
+        ("run",),
+    ),
     "paused_steps": ("counter", "Steps in which a teacher was paused.", NETWORK),
     "paused_ratio": ("gauge", "Share of all steps in which a teacher was paused.", NETWORK),
     "loss": ("gauge", "Mean training loss of the last progress.", NETWORK),
@@ -228,6 +233,8 @@ def _series(metrics: RunMetrics) -> Iterator[Series]:
     yield "expected_ranks", (run_id,), run.world_size
     for state in RunState:
         yield "run_state", (run_id, state.value), state is run.state
+    if run.decided_alone:
+        yield "decided_alone_steps", (run_id,), run.decided_alone
     if steps:
         yield "steps", (run_id,), steps
         yield "round_duration_seconds", (run_id,), metrics.round_duration

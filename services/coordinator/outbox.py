@@ -56,7 +56,13 @@ class RunStreams:
 
     def add(self, rank: int, outbox: Outbox) -> None:
         """Send all later responses of the run to this rank as well."""
+        if before := self._outboxes.get(rank):
+            before.put(StreamEnd(grpc.StatusCode.UNAVAILABLE, "the rank has a newer stream"))
         self._outboxes[rank] = outbox
+
+    def is_open(self, rank: int, outbox: Outbox) -> bool:
+        """Whether this is the rank's stream, and no newer one has replaced it."""
+        return self._outboxes.get(rank) is outbox
 
     def remove(self, rank: int) -> None:
         """Send this rank nothing more."""
@@ -66,6 +72,11 @@ class RunStreams:
         """Send one serialized response to every rank."""
         for outbox in self._outboxes.values():
             outbox.put(response)
+
+    def drain(self) -> None:
+        """End every stream with UNAVAILABLE: its rank is to try again elsewhere, or later."""
+        for outbox in self._outboxes.values():
+            outbox.put(StreamEnd(grpc.StatusCode.UNAVAILABLE, "the coordinator stops"))
 
     def fail(self, reason: str) -> bool:
         """End every stream with ABORTED; return False if this has been done before."""

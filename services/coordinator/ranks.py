@@ -1,14 +1,26 @@
-"""The ranks of one run: which have joined, are connected, have finished.
+"""The ranks of one run: which have joined, are connected, are lost, have finished.
 
-Not covered: the ranks' reports (`rounds.py`), ranks that reconnect.
+Not covered: the ranks' reports (`rounds.py`), how long a lost rank may stay away (`hangs.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
 
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who opens a stream. client: identifies the process; attempt: counts its streams."""
+
+    client: str = ""
+    attempt: int = 0
+
+
+NOBODY = Caller()
 
 
 class Ranks:
@@ -18,7 +30,8 @@ class Ranks:
         self._run_id = run_id
         self._plan = plan
         self._joined: set[int] = set()
-        self._connected: set[int] = set()
+        self._connected: dict[int, Caller] = {}
+        self._lost: dict[int, float] = {}
         self._finished: set[int] = set()
 
     @property
@@ -34,12 +47,17 @@ class Ranks:
     @property
     def connected(self) -> Set[int]:
         """Ranks with an open stream."""
-        return self._connected
+        return self._connected.keys()
+
+    @property
+    def lost(self) -> Mapping[int, float]:
+        """Ranks whose stream has broken, with the time at which it broke."""
+        return self._lost
 
     @property
     def all_attached(self) -> bool:
         """Whether every rank has an open stream or has finished."""
-        return len(self._connected | self._finished) == self.world_size
+        return len(self._connected.keys() | self._finished) == self.world_size
 
     @property
     def all_finished(self) -> bool:
@@ -83,25 +101,37 @@ class Ranks:
             )
         self._joined.add(rank)
 
-    def attach(self, rank: int) -> None:
-        """Note a rank's open stream; Refusal if the rank has not joined or has a stream already."""
+    def attach(self, rank: int, caller: Caller) -> None:
+        """Note a rank's open stream, which replaces an earlier one of the same process.
+
+        Refusal if the rank has not joined, or if its stream belongs to another process or is newer.
+        """
         if rank not in self._joined:
             raise Refusal(
                 Refusal.Kind.FAILED_PRECONDITION,
                 f"{self.describe(rank)} must join before its stream",
             )
-        if rank in self._connected or rank in self._finished:
+        now = self._connected.get(rank)
+        is_newer = now and now.client == caller.client and now.attempt < caller.attempt
+        if (now and not is_newer) or rank in self._finished:
             raise Refusal(
                 Refusal.Kind.ALREADY_EXISTS,
                 f"{self.describe(rank)} of run {self._run_id!r} has its stream already",
             )
-        self._connected.add(rank)
+        self._connected[rank] = caller
+        self._lost.pop(rank, None)
+
+    def lose(self, rank: int, now: float) -> None:
+        """Note that a rank's stream has broken."""
+        if self._connected.pop(rank, None):
+            self._lost[rank] = now
 
     def detach(self, rank: int) -> None:
-        """Note that a rank's stream has ended."""
-        self._connected.discard(rank)
+        """Note that a rank's stream has ended for good."""
+        self._connected.pop(rank, None)
+        self._lost.pop(rank, None)
 
     def finish(self, rank: int) -> None:
         """Note that a rank has finished its training."""
-        self._connected.discard(rank)
+        self.detach(rank)
         self._finished.add(rank)

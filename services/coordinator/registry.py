@@ -1,6 +1,8 @@
 """Keeps all runs of one coordinator: creates, finds, watches and forgets them.
 
-Not covered: runs from before a restart of the coordinator; limits on the number of runs.
+Runs of an earlier coordinator come from its journal.
+
+Not covered: limits on the number of runs.
 """
 
 from __future__ import annotations
@@ -8,14 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from switokd.distillation.decision import Decision
+from switokd.services.coordinator.journal import NO_JOURNAL, Journal
 from switokd.services.coordinator.metrics import Metrics, RunMetrics
 from switokd.services.coordinator.outbox import RunStreams
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.refusal import Refusal
 from switokd.services.coordinator.run import CoordinatedRun
+
+ASLEEP_SECONDS = 2.0
+"""If the watch was not called for longer than this, the whole process was stopped."""
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +34,24 @@ class RunEntry:
     run: CoordinatedRun
     streams: RunStreams
     metrics: RunMetrics
+    journal: Journal
+
+    def check(self, now: float) -> None:
+        """End the run if one of its ranks hangs or is gone."""
+        if reason := self.run.hang(now):
+            self.run.fail(reason, now)
+        self.announce_failure()
 
     def announce_failure(self) -> None:
         """If the run has failed, log the reason and end all its streams with it, once."""
         if self.run.failure and self.streams.fail(self.run.failure):
             log.warning("run %s: %s", self.run.run_id, self.run.failure)
+            self.journal.end(self.run.run_id, self.run.failure)
+
+    def add(self, decision: Decision, duration: float, alone: bool = False) -> None:
+        """Count and write down a decision. duration, alone: as for metrics and journal."""
+        self.metrics.add_decision(decision, duration)
+        self.journal.add(self.run.run_id, decision, alone)
 
 
 class RunRegistry:
@@ -39,36 +59,86 @@ class RunRegistry:
 
     strategies: import strings that a plan may name. The coordinator refuses all others, because a
     plan may come from anyone who reaches its port. forget_after: seconds from a run's end until
-    its status and metrics disappear.
+    its status and metrics disappear. journal: holds the runs of earlier coordinators. clock:
+    returns seconds.
     """
 
     def __init__(
-        self, metrics: Metrics, strategies: Collection[str] = (), forget_after: float = 600.0
+        self,
+        metrics: Metrics,
+        strategies: Collection[str] = (),
+        forget_after: float = 600.0,
+        journal: Journal = NO_JOURNAL,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics = metrics
         self._strategies = frozenset(strategies)
         self._forget_after = forget_after
         self._entries: dict[str, RunEntry] = {}
+        self._journal = journal
+        self._clock = clock
+        self._asleep = 0.0
+        self._watched_at = clock()
+        for stored in journal.stored():
+            run = CoordinatedRun(
+                stored.run_id, stored.plan, self.now(), self._strategies, stored.epoch
+            )
+            run.restore(stored.settled, stored.decisions, stored.steps)
+            self._add(run, self._metrics.add_run(run))
+            log.info("run %s: continues from the journal", run.run_id)
+
+    def now(self) -> float:
+        """Return the time in seconds, without the times at which this process was stopped.
+
+        Otherwise all ranks would seem to have been silent for so long.
+        """
+        return self._clock() - self._asleep
 
     @property
     def open_streams(self) -> int:
         """Number of open streams of all runs."""
         return sum(len(entry.streams) for entry in self._entries.values())
 
-    def join(self, run_id: str, rank: int, plan: Plan, now: float) -> CoordinatedRun:
+    def join(
+        self, run_id: str, rank: int, plan: Plan, now: float, epoch: int = 0
+    ) -> CoordinatedRun:
         """Add a rank to its run, and create the run for its first rank.
 
-        Refusal if no run can follow the plan, or if the run has another plan.
+        epoch: a higher one than the run's replaces the run. Refusal if no run can follow the plan,
+        if the run has another plan, or if the epoch is over.
         """
         if not run_id:
             raise Refusal(Refusal.Kind.INVALID_ARGUMENT, "a run needs an id")
         entry = self._entries.get(run_id)
-        run = entry.run if entry else CoordinatedRun(run_id, plan, now, self._strategies)
+        if entry and epoch < entry.run.epoch:
+            raise Refusal(
+                Refusal.Kind.FAILED_PRECONDITION,
+                f"{entry.run.describe(rank)} belongs to start {epoch} of run {run_id!r}, but start "
+                f"{entry.run.epoch} has taken over",
+            )
+        is_new = entry is None or epoch > entry.run.epoch
+        run = (
+            CoordinatedRun(run_id, plan, now, self._strategies, epoch)
+            if entry is None or is_new
+            else entry.run
+        )
         run.join(rank, plan)
-        if entry is None:
-            log.info("run %s: new, %s, %d ranks", run_id, plan.topology.name, run.world_size)
-            self._entries[run_id] = RunEntry(run, RunStreams(), self._metrics.add_run(run))
+        if is_new:
+            self._replace(entry, run)
         return run
+
+    def _replace(self, entry: RunEntry | None, run: CoordinatedRun) -> None:
+        """Take in a new run, or the new epoch of a run."""
+        metrics = entry.metrics if entry else self._metrics.add_run(run)
+        if entry:
+            entry.streams.fail(f"start {run.epoch} of run {run.run_id!r} has taken over")
+            metrics.run = run
+        log.info("run %s: new, %s, %d ranks", run.run_id, run.plan.topology.name, run.world_size)
+        self._journal.begin(run.run_id, run.epoch, run.plan)
+        self._add(run, metrics)
+
+    def _add(self, run: CoordinatedRun, metrics: RunMetrics) -> None:
+        self._entries[run.run_id] = RunEntry(run, RunStreams(), metrics, self._journal)
 
     def find(self, run_id: str) -> RunEntry:
         """Return a run; Refusal if there is none with this id."""
@@ -80,22 +150,37 @@ class RunRegistry:
             )
         return entry
 
+    def drain(self) -> None:
+        """End all streams, because this coordinator stops."""
+        for entry in self._entries.values():
+            entry.streams.drain()
+
     async def watch(self, interval: float = 0.5) -> None:
         """Check all runs every `interval` seconds, forever."""
         while True:
             await asyncio.sleep(interval)
             try:
-                self.check(time.monotonic())
+                self._note_sleep()
+                self.check(self.now())
             except Exception:  # the check must go on for the other runs
                 log.exception("watching runs failed")
+
+    def _note_sleep(self) -> None:
+        """Take the time for which this process was stopped out of `now`."""
+        now = self._clock()
+        if now - self._watched_at > ASLEEP_SECONDS:
+            self._asleep += now - self._watched_at
+        self._watched_at = now
+
+    def recorded(self, run_id: str) -> int:
+        """Return the last step of a run that is in the journal, on the disk."""
+        return self._journal.recorded(run_id)
 
     def check(self, now: float) -> None:
         """End runs whose ranks hang; forget runs that ended more than `forget_after` ago."""
         for run_id, entry in list(self._entries.items()):
             run = entry.run
-            if reason := run.hang(now):
-                run.fail(reason, now)
-                entry.announce_failure()
+            entry.check(now)
             if run.ended_at is not None and now - run.ended_at > self._forget_after:
                 del self._entries[run_id]
                 self._metrics.forget(run_id)

@@ -3,22 +3,24 @@
 Dataclasses in, dataclasses out: no wire messages, no clock, no tasks. Therefore tests need no
 server. Times are seconds of the caller's clock.
 
-Not covered: a run that outlives this process, ranks that reconnect.
+Not covered: writing its decisions down (`journal.py`), starting the run's processes again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from enum import Enum
+from types import MappingProxyType
 
-from switokd.distillation.decision import Decision
+from switokd.distillation.decision import Decision, Mode
 from switokd.distillation.gap import PairSums
 from switokd.distillation.topology import Pair
 from switokd.services.coordinator.hangs import HangDetector
 from switokd.services.coordinator.plan import Plan
-from switokd.services.coordinator.ranks import Ranks
+from switokd.services.coordinator.ranks import NOBODY, Caller, Ranks
 from switokd.services.coordinator.refusal import Refusal
-from switokd.services.coordinator.rounds import DecidedRound, Rounds
+from switokd.services.coordinator.rounds import DecidedRound, Needs, Rounds
+from switokd.services.coordinator.steps import StepSet
 
 
 class RunState(Enum):
@@ -34,15 +36,25 @@ class CoordinatedRun:
     """One run: its ranks, its rounds, its end. A method that raises `Refusal` changes nothing."""
 
     def __init__(
-        self, run_id: str, plan: Plan, now: float, strategies: Collection[str] = ()
+        self,
+        run_id: str,
+        plan: Plan,
+        now: float,
+        strategies: Collection[str] = (),
+        epoch: int = 0,
     ) -> None:
         """Create the run; Refusal if no run can follow the plan.
 
-        strategies: import strings of strategies that the coordinator may import.
+        strategies: import strings of strategies that the coordinator may import. epoch: how often
+        the run's processes were started, as they count it.
         """
         plan.check()
         self.run_id = run_id
         self.plan = plan
+        self.epoch = epoch
+        self.decided_alone = 0
+        """Number of steps that ranks have applied without waiting for their decisions."""
+        self._alone = StepSet()
         self._ranks = Ranks(run_id, plan)
         self._rounds = Rounds(plan, self._ranks, plan.rule(strategies))
         self._hangs = HangDetector(self._ranks, self._rounds, plan.round_timeout, now)
@@ -98,17 +110,56 @@ class CoordinatedRun:
         self._check(rank)
         self._ranks.join(rank, plan)
 
-    def attach(self, rank: int) -> None:
-        """Note a rank's open stream; Refusal if the rank has not joined or has a stream already."""
+    def restore(self, settled: int, decisions: Sequence[Decision], steps: Iterable[int]) -> None:
+        """Continue after the decisions of a journal; see `Rounds.restore`."""
+        self._rounds.restore(settled, decisions, steps)
+
+    def attach(
+        self,
+        rank: int,
+        caller: Caller = NOBODY,
+        settled: int = 0,
+        received: int | None = None,
+    ) -> Needs:
+        """Note a rank's open stream; return what is needed. Refusal as `Ranks.attach`.
+
+        settled, received: as in `Rounds.acknowledge`.
+        """
         self._check(rank)
-        self._ranks.attach(rank)
+        self._ranks.attach(rank, caller)
+        return self._rounds.attach(rank, settled, received)
 
     def report(
-        self, rank: int, step: int, pairs: Mapping[Pair, PairSums], now: float
+        self,
+        rank: int,
+        step: int,
+        pairs: Mapping[Pair, PairSums],
+        now: float,
+        modes: Mapping[Pair, Mode] = MappingProxyType({}),
     ) -> DecidedRound | None:
         """Add one rank's sums of a step; see `Rounds.report`."""
         self._check(rank)
-        return self._rounds.report(rank, step, pairs, now)
+        return self._rounds.report(rank, step, pairs, now, modes)
+
+    def acknowledge(self, rank: int, settled: int, received: int | None) -> None:
+        """Forget decisions that no rank needs again; see `Rounds.acknowledge`."""
+        self._rounds.acknowledge(rank, settled, received)
+
+    def add_settled(self, decision: Decision) -> bool:
+        """Take over a decision that rank 0 has made; return whether it was missing."""
+        return self._rounds.add_settled(decision)
+
+    def note_alone(self, step: int) -> bool:
+        """Note that a rank has applied a step without its decision; return whether it is new."""
+        if step in self._alone:
+            return False
+        self._alone.add(step)
+        self.decided_alone += 1
+        return True
+
+    def was_alone(self, step: int) -> bool:
+        """Return whether a rank has said that it applied a step without its decision."""
+        return step in self._alone
 
     def stall(self, rank: int, doing: str, now: float) -> None:
         """Note that a rank's collective failed; `hang` will name the rank at fault.
@@ -123,6 +174,11 @@ class CoordinatedRun:
             return None
         return self._hangs.describe(self.state is RunState.JOINING, now)
 
+    @property
+    def settled(self) -> int:
+        """Last step that is known to be in rank 0's record."""
+        return self._rounds.settled
+
     def leave(self, rank: int, failure: str, now: float) -> None:
         """Note a rank's Leave message. failure: why the rank failed; empty if it has finished."""
         if failure:
@@ -134,10 +190,8 @@ class CoordinatedRun:
                 self._ended_at = now
 
     def lose(self, rank: int, now: float) -> None:
-        """Note that a rank's stream broke without a Leave message: the run fails."""
-        self._ranks.detach(rank)
-        step = self._rounds.step_of(rank)
-        self.fail(f"{self._ranks.describe(rank)} went away after reporting step {step}", now)
+        """Note that a rank's stream broke without a Leave message; the rank may come back."""
+        self._ranks.lose(rank, now)
 
     def fail(self, reason: str, now: float) -> None:
         """End the run; the first reason stays."""

@@ -25,6 +25,7 @@ from grpc_reflection.v1alpha import reflection
 
 from switokd.errors import UsageError
 from switokd.services.coordinator.http_server import serve_http
+from switokd.services.coordinator.journal import NO_JOURNAL, Journal
 from switokd.services.coordinator.metrics import Metrics
 from switokd.services.coordinator.registry import RunRegistry
 from switokd.services.coordinator.servicer import SERVICE, CoordinatorServicer
@@ -43,11 +44,17 @@ GRACE_SECONDS = 5.0
 
 
 async def serve(
-    host: str, port: int, http_port: int, follow_stdin: bool, strategies: Collection[str] = ()
+    host: str,
+    port: int,
+    http_port: int,
+    follow_stdin: bool,
+    strategies: Collection[str] = (),
+    journal: Journal = NO_JOURNAL,
 ) -> None:
     """Serve until SIGTERM or SIGINT; with `follow_stdin` also until standard input closes.
 
     port, http_port: 0 chooses a free port. strategies: import strings that a run may name.
+    journal: where decisions are written down; it is closed at the end.
     UsageError if a port is in use, or if `host` is not an address of this machine.
     """
     stop = asyncio.Event()
@@ -58,7 +65,7 @@ async def serve(
     # them and delay every rank by some 5 ms.
     gc.freeze()
     metrics = Metrics()
-    runs = RunRegistry(metrics, strategies)
+    runs = RunRegistry(metrics, strategies, journal=journal)
     server = grpc.aio.server(options=CHANNEL_OPTIONS)
     health = _add_services(server, runs)
     port, http_port, http_server = _open_ports(server, metrics, host, port, http_port)
@@ -77,8 +84,12 @@ async def serve(
     logging.getLogger(__name__).info("stopping")
     watch.cancel()
     await health.enter_graceful_shutdown()
-    await server.stop(grace=1.0)
+    stopping = asyncio.create_task(server.stop(grace=1.0))  # accepts no new stream from here on
+    await asyncio.sleep(0)
+    runs.drain()
+    await stopping
     http_server.shutdown()
+    journal.close()
 
 
 def _add_services(server: grpc.aio.Server, runs: RunRegistry) -> HealthServicer:

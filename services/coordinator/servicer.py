@@ -1,7 +1,7 @@
 """The gRPC service: its three methods, as `proto/switokd/v1/coordinator.proto` describes them.
 
 A refused call or stream ends with a gRPC status and one sentence, and harms no other run. If a
-rank's stream breaks without a Leave message, the rank's run fails.
+rank's stream breaks without a Leave message and the rank does not come back, its run fails.
 
 Not covered: TLS, authentication, commands of an operator.
 """
@@ -9,7 +9,6 @@ Not covered: TLS, authentication, commands of an operator.
 from __future__ import annotations
 
 import asyncio
-import time
 
 import grpc
 
@@ -56,7 +55,8 @@ class CoordinatorServicer:
         """Add a rank to its run."""
         try:
             plan = plan_from_wire(request.plan)
-            run = self._runs.join(request.run_id, request.rank, plan, time.monotonic())
+            now = self._runs.now()
+            run = self._runs.join(request.run_id, request.rank, plan, now, request.epoch)
         except Refusal as refusal:
             await context.abort(status_code(refusal), str(refusal))
         return pb.JoinResponse(joined_ranks=len(run.joined))
@@ -69,7 +69,7 @@ class CoordinatorServicer:
             entry = self._runs.find(request.run_id)
         except Refusal as refusal:
             await context.abort(status_code(refusal), str(refusal))
-        return status_to_wire(entry.run)
+        return status_to_wire(entry.run, self._runs.recorded(request.run_id))
 
     async def Train(self, _: object, context: Context) -> None:
         """Serve one rank's stream: its messages are read in one task, responses sent in another."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -19,6 +20,7 @@ HOST_HELP = "Address to listen on; 0.0.0.0 listens on all interfaces."
 PORT_HELP = "gRPC port; 0 chooses a free one."
 HTTP_PORT_HELP = "HTTP port of /metrics and /healthz; 0 chooses a free one."
 STRATEGY_HELP = "A strategy of your own that runs may use. May be given several times."
+JOURNAL_HELP = "SQLite file that keeps the decisions; started with it again, its runs are known."
 FOLLOW_STDIN_HELP = "Stop when standard input is closed."
 
 
@@ -29,6 +31,10 @@ def coordinator(
     strategy: Annotated[
         Optional[list[str]],  # noqa: UP045, typer reads it at run time
         typer.Option(metavar="PACKAGE.MODULE:CALLABLE", help=STRATEGY_HELP),
+    ] = None,
+    journal: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help=JOURNAL_HELP),
     ] = None,
     follow_stdin: Annotated[
         bool, typer.Option("--follow-stdin", hidden=True, help=FOLLOW_STDIN_HELP)
@@ -49,6 +55,7 @@ def coordinator(
     import asyncio
 
     from switokd.plugins import import_callable
+    from switokd.services.coordinator.journal import NO_JOURNAL, SqliteJournal
     from switokd.services.coordinator.server import serve
 
     level = logging.ERROR if follow_stdin else logging.INFO
@@ -57,6 +64,7 @@ def coordinator(
         sys.path.append(os.getcwd())  # for the user's own strategies, as in training
         for name in strategy or []:
             import_callable(name, "--strategy")
-        asyncio.run(serve(host, port, http_port, follow_stdin, strategy or []))
+        kept = SqliteJournal(journal) if journal else NO_JOURNAL
+        asyncio.run(serve(host, port, http_port, follow_stdin, strategy or [], kept))
     except SwitokdError as error:
         fail(error)

@@ -277,6 +277,11 @@ class Coordinator(Section):
     """Port for /metrics of the coordinator that rank 0 starts; 0: any free port."""
     timeout: Positive = 60.0
     """Seconds without a message from a rank or the coordinator after which the run stops."""
+    on_loss: Literal["decide_alone", "wait", "stop"] = "decide_alone"
+    """If the coordinator is lost or slow. decide_alone: a teacher's ranks decide by themselves, in
+    the same way, until it is back; wait: they wait up to `timeout`; stop: the run stops."""
+    deadline: Positive = 1.0
+    """Seconds that a teacher waits for a decision before its ranks decide alone."""
 
     @model_validator(mode="before")
     @classmethod

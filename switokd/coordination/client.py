@@ -2,10 +2,13 @@
 
 A rank reports its sums of every step and waits for the coordinator's decision. A rank that can
 decide early starts its backward pass before the decision arrives, but applies no update before
-the coordinator has decided the same.
+the coordinator has decided the same. If the coordinator is late, the rank decides alone: every rank
+has all sums of its teachers, and the function is pure, so that all come to the same decision.
 
-Not covered: reconnecting; deciding without the coordinator when it is lost (`local.py` is for runs
-that have none).
+If rounding might matter, because ranks may have different processors, the first rank of the teacher
+decides in every case: its report has the mode, which the coordinator adopts.
+
+Not covered: the stream (`stream.py`); runs that have no coordinator (`local.py`).
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from collections.abc import Callable
 from switokd.config.config import Config
 from switokd.coordination.decision_writer import DecisionWriter
 from switokd.coordination.membership import Membership
+from switokd.coordination.own import OwnDecisions, first_difference
+from switokd.coordination.settling import Peers, decide_reports
 from switokd.coordination.stream import CoordinatorStream
-from switokd.distillation.decision import Decision, decide_early
-from switokd.distillation.distances import Parts, means
+from switokd.distillation.decision import Decision
+from switokd.distillation.distances import Parts
 from switokd.errors import CoordinatorError, SwitokdError
 from switokd.runtime.placement import Placement
 from switokd.v1 import coordinator_pb2 as pb
@@ -40,34 +45,33 @@ class Client:
         on_decision: Callable[[Decision], None] = lambda decision: None,
         on_failure: Callable[[SwitokdError], None] = lambda error: None,
         first_step: int = 1,
+        peers: Peers | None = None,
     ) -> None:
         """Join the run and open the stream.
 
         on_decision: called for every decision, in order, on a thread of its own; only `close`
         waits for it. If it raises, the stream fails. on_failure: called on the thread that has
-        noticed a failure. first_step: the step that is reported first. CoordinatorError if the
-        coordinator does not answer in time or refuses this rank; UsageError if it refuses the run's
-        plan.
+        noticed a failure. first_step: the step that is reported first. peers: the other ranks;
+        without them no step is settled. CoordinatorError if the coordinator does not answer in time
+        or refuses this rank; UsageError if it refuses the run's plan.
         """
-        self._coordinator = membership.coordinator
-        self._rule = config.method.rule
-        self._first_step = first_step
-        self._reported = {
-            pair: placement.ranks_of(pair.teacher).index(membership.rank)
-            for pair in config.topology.pairs
-            if membership.rank in placement.ranks_of(pair.teacher)
-        }
-        """Pairs of this rank's teachers, with this rank's index among the teacher's ranks."""
-        sources = [self._rule.epsilon_from.get(pair, pair) for pair in self._reported]
-        self.pairs = list(dict.fromkeys([*self._reported, *sources]))
+        self._member, self._settings = membership, config.coordinator
+        self._rule, self._peers, self._first_step = config.method.rule, peers, first_step
+        self._own = OwnDecisions(membership.rank, config, placement, peers)
+        self.pairs = self._own.measured
         """Pairs that this rank measures: those it reports, and those it needs to decide early."""
         self.waits: list[float] = []
         """By step: seconds that this rank waited for the decision. Empty if it has no teacher."""
-        self._early_decision: Decision | None = None
-        self._stream = CoordinatorStream(membership, config.coordinator.timeout, on_failure)
-        self._stream.join(_plan_to_wire(config, placement, first_step))
+        self._alone: dict[int, Decision] = {}
+        """Decisions since the last settled step that were applied without the coordinator's."""
+        self.alone_steps: list[int] = []
+        """Steps that this rank has decided alone."""
+        self._plan = _plan_to_wire(config, placement, first_step)
+        self._stream = CoordinatorStream(
+            membership, config.coordinator, self._plan, on_failure, first_step
+        )
         self._writer = DecisionWriter(on_decision, self._stream.fail)
-        self._stream.attach(self._writer.put)
+        self._stream.attach(self._on_decision)
 
     @property
     def failure(self) -> SwitokdError | None:
@@ -81,10 +85,11 @@ class Client:
         """
         if self.pairs and step > self._first_step:
             self.decision(step - 1)
-        sums = {pair: parts[pair][index] for pair, index in self._reported.items()}
+        modes = self._own.decide(step, parts)
+        sums = {pair: parts[pair][index] for pair, index in self._own.reported.items()}
         report = pb.Report(
             step=step,
-            pairs=sums_to_wire(sums),
+            pairs=sums_to_wire(sums, modes),
             decision_wait_seconds=self.waits[-1] if self.waits else None,
             exchange_seconds=exchange_seconds,
         )
@@ -93,26 +98,53 @@ class Client:
             self.waits.append(0.0)
 
     def decide_early(self, step: int, parts: Parts) -> Decision | None:
-        """Decide the pairs of this rank, if rounding cannot make the coordinator's decision differ.
+        """Return this rank's decision, unless rounding could make another rank's differ.
 
-        None otherwise. `decision` compares the result with the coordinator's decision.
+        `decision` compares it with the coordinator's decision.
         """
-        self._early_decision = decide_early(step, means(parts), self._rule) if parts else None
-        return self._early_decision
+        return self._own.safe
 
     def decision(self, step: int) -> Decision:
         """Wait for the decision of `step`, the last step that this rank has reported.
 
-        CoordinatorError if the coordinator does not decide in time, or decides otherwise than
-        `decide_early`.
+        CoordinatorError if the coordinator does not decide in time and the run must not go on
+        without it, or if it decides otherwise than this rank.
         """
+        if step in self._alone:
+            return self._alone[step]
         started = time.perf_counter()
-        decision = self._stream.decision(step)
+        decision = self._stream.wait(step, self._patience)
+        if decision is None:
+            decision = self._decide_alone(step)
         if self.pairs:
             assert decision.step == step, "decisions come in order, one per reported step"
             self.waits[-1] += time.perf_counter() - started
         self._check_early_decision(decision)
         return decision
+
+    def settle(self, step: int) -> None:
+        """Make rank 0's record complete up to `step`; all ranks call this together.
+
+        CoordinatorError as `decision`.
+        """
+        if self.pairs:
+            self.decision(step)
+        if self._peers is None:
+            return
+        missing = 0
+        if self._member.rank == 0 and not self._stream.wait(step, self._patience):
+            if not self._decides_alone:
+                raise _late(self._member, step, self._settings.timeout)
+            self._stream.decide_alone(step)
+            missing = self._stream.protocol.decided + 1
+        missing = self._peers.broadcast(missing)
+        decisions = []
+        if 0 < missing <= step:
+            mine = [r.SerializeToString() for r in self._stream.undecided(missing, step)]
+            reports = self._peers.gather(mine)
+            decisions = decide_reports(self._plan, self._rule, reports) if reports else []
+        self._stream.settle(step, decisions)
+        self._alone = {s: decision for s, decision in self._alone.items() if s >= step}
 
     def progress(
         self,
@@ -124,7 +156,7 @@ class Client:
     ) -> None:
         """Send numbers for the metrics; does not wait. accuracy, test_accuracy: from 0 to 1."""
         progress = pb.Progress(
-            step=self._stream.step,
+            step=self._stream.protocol.reported,
             network=network,
             samples=samples,
             loss=loss,
@@ -161,17 +193,57 @@ class Client:
         if error and not failure:
             raise error
 
+    @property
+    def _decides_alone(self) -> bool:
+        return self._settings.on_loss == "decide_alone"
+
+    @property
+    def _patience(self) -> float:
+        """Seconds to wait for a decision."""
+        if not self._decides_alone:
+            return self._settings.timeout
+        return 0.0 if self._stream.protocol.is_alone else self._settings.deadline
+
+    def _decide_alone(self, step: int) -> Decision:
+        """Return this rank's own decision, because the coordinator's is late."""
+        decision = self._own.settled(self._settings.timeout) if self._decides_alone else None
+        if decision is None:
+            raise _late(self._member, step, self._settings.timeout)
+        self._stream.decide_alone(step)
+        self._alone[step] = decision
+        self.alone_steps.append(step)
+        return decision
+
+    def _on_decision(self, decision: Decision) -> None:
+        """Write a decision down; compare it with what was applied without it."""
+        self._writer.put(decision)
+        applied = self._alone.get(decision.step)
+        if applied and (problem := _difference(self._member, applied, decision)):
+            self._stream.fail(problem)
+
     def _check_early_decision(self, decision: Decision) -> None:
-        early = self._early_decision
+        early = self._own.safe
         if early is None or early.step != decision.step:
             return
-        for pair, mode in ((p.pair, p.mode) for p in early.pairs):
-            if decision.mode(pair) is not mode:
-                raise CoordinatorError(
-                    f"the coordinator at {self._coordinator} decided step {decision.step} for "
-                    f"{pair.teacher} and {pair.student} differently than this rank, from the same "
-                    "distances: it is faulty, or another version of switokd"
-                )
+        if problem := _difference(self._member, early, decision):
+            raise problem
+
+
+def _late(member: Membership, step: int, timeout: float) -> CoordinatorError:
+    return CoordinatorError(
+        f"the coordinator at {member.coordinator} did not decide step {step} within {timeout:g} s "
+        "(coordinator.timeout)"
+    )
+
+
+def _difference(member: Membership, ours: Decision, theirs: Decision) -> CoordinatorError | None:
+    if (pair := first_difference(ours, theirs)) is None:
+        return None
+    return CoordinatorError(
+        f"the coordinator at {member.coordinator} decided step {ours.step} for {pair.teacher} and "
+        f"{pair.student} differently than this rank, from the same distances: it is faulty, or "
+        "another version of switokd"
+    )
 
 
 def _plan_to_wire(config: Config, placement: Placement, first_step: int) -> pb.RunPlan:

@@ -43,6 +43,9 @@ class Decider(Protocol):
         """Wait for the decision of `step`, which must be the last reported step."""
         ...
 
+    def settle(self, step: int) -> None:
+        """Have the record complete up to `step`, the last reported one; all ranks together."""
+
     def progress(
         self,
         network: str,

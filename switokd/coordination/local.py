@@ -49,6 +49,10 @@ class LocalDecider:
         self._publish()
         return self._last
 
+    def settle(self, step: int) -> None:
+        """Publish the decision of `step`."""
+        self.decision(step)
+
     def _publish(self) -> None:
         if self._last is not None and self._last.step > self._published:
             self._published = self._last.step

@@ -30,3 +30,5 @@ class Membership:
     coordinator: Endpoint
     run_id: str
     rank: int
+    epoch: int = 0
+    """How often the run's processes were started."""

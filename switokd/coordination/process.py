@@ -1,9 +1,10 @@
 """Starts a coordinator as a child process, for runs whose run file names no coordinator.
 
 The child serves until its standard input closes. The operating system closes it when this process
-ends, so the child never outlives this process.
+ends, so the child never outlives this process. A child that dies is started again on the same
+ports; the run goes on meanwhile, and tells it again what it has forgotten.
 
-Not covered: restarting a coordinator that dies.
+Not covered: a child that hangs.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ import os
 import select
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from switokd.config.config import Config
 from switokd.coordination.membership import Endpoint
-from switokd.errors import CoordinatorError, UsageError
+from switokd.errors import CoordinatorError, SwitokdError, UsageError
 from switokd.runtime.environment import Environment
+from switokd.runtime.lifecycle import print_error
 
 START_SECONDS = 30.0
 """Longest wait for the coordinator to be ready."""
+
+PAUSES = (0.0, 0.2, 1.0, 5.0, 20.0)
+"""Seconds before each attempt to start a coordinator again; after the last one, none follows."""
 
 
 @contextmanager
@@ -36,36 +42,82 @@ def coordinator_process(config: Config, env: Environment) -> Iterator[Callable[[
     The function raises UsageError if `coordinator.http_port` is in use, and CoordinatorError if the
     coordinator does not start.
     """
-    http_port, strategy = config.coordinator.http_port, config.distillation.strategy
-    host = "127.0.0.1" if env.one_host else "0.0.0.0"
-    command = [sys.executable, "-m", "switokd", "coordinator", "--follow-stdin"]
-    command += ["--host", host, "--port", "0", "--http-port", str(http_port)]
-    env_of_child = dict(os.environ)
-    if ":" in strategy:
-        command += ["--strategy", strategy]
-        env_of_child["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    child = subprocess.Popen(
-        command,
-        env=env_of_child,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C must not stop it: it tells the other ranks that one ended
-    )
-    assert child.stdin is not None
+    process = CoordinatorProcess(config, env)
     try:
-        yield lambda: _wait_until_ready(child, http_port, env)
+        yield process.wait_until_ready
     finally:
+        process.close()
+
+
+class CoordinatorProcess:
+    """The child process, and the thread that starts it again."""
+
+    def __init__(self, config: Config, env: Environment) -> None:
+        self._strategy, self._env = config.distillation.strategy, env
+        self._host = "127.0.0.1" if env.one_host else "0.0.0.0"
+        self._http_port = config.coordinator.http_port
+        self._is_closing = threading.Event()
+        self._child = self._start(0, self._http_port)
+
+    def wait_until_ready(self) -> Endpoint:
+        """Return the addresses once the coordinator serves; errors as `coordinator_process`."""
+        ready = _ready(self._child, self._http_port)
+        reachable = "127.0.0.1" if self._env.one_host else self._env.master_addr
+        port, http_port = (int(ready[key].rpartition(":")[2]) for key in ("grpc", "http"))
+        threading.Thread(
+            target=self._keep_running, args=(port, http_port), daemon=True, name="coordinator"
+        ).start()
+        return Endpoint(f"{reachable}:{port}", f"{reachable}:{http_port}", self._child.pid)
+
+    def close(self) -> None:
+        """Stop the coordinator, once the run's streams have ended."""
+        self._is_closing.set()
+        assert self._child.stdin is not None
         with suppress(OSError):
-            child.stdin.close()
+            self._child.stdin.close()
         try:
-            child.wait(timeout=10.0)
+            self._child.wait(timeout=10.0)
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            self._child.kill()
+            self._child.wait()
+
+    def _start(self, port: int, http_port: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "switokd", "coordinator", "--follow-stdin"]
+        command += ["--host", self._host, "--port", str(port), "--http-port", str(http_port)]
+        env_of_child = dict(os.environ)
+        if ":" in self._strategy:
+            command += ["--strategy", self._strategy]
+            env_of_child["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        return subprocess.Popen(
+            command,
+            env=env_of_child,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C must not stop it: it tells the others that one ended
+        )
+
+    def _keep_running(self, port: int, http_port: int) -> None:
+        """Start the child again whenever it dies, until `close`."""
+        for pause in PAUSES:
+            self._child.wait()
+            if self._is_closing.wait(pause):
+                return
+            print_error(f"the coordinator (process {self._child.pid}) is gone and starts again")
+            child = self._start(port, http_port)
+            self._child, before = child, self._child
+            if before.stdout is not None:
+                before.stdout.close()
+            if self._is_closing.is_set():  # `close` may have seen the one before
+                child.kill()
+            with suppress(SwitokdError):
+                _ready(child, http_port)
+        self._child.wait()
+        if not self._is_closing.is_set():
+            print_error("the coordinator has died too often: the run goes on without it")
 
 
-def _wait_until_ready(child: subprocess.Popen[bytes], http_port: int, env: Environment) -> Endpoint:
-    """Return the addresses that the coordinator prints when it is ready."""
+def _ready(child: subprocess.Popen[bytes], http_port: int) -> dict[str, str]:
+    """Return what the coordinator prints when it is ready."""
     assert child.stdout is not None
     readable, _, _ = select.select([child.stdout], [], [], START_SECONDS)
     line = child.stdout.readline() if readable else b""
@@ -78,7 +130,5 @@ def _wait_until_ready(child: subprocess.Popen[bytes], http_port: int, env: Envir
             f"ended with code {code}" if readable else f"was not ready within {START_SECONDS:g} s"
         )
         raise CoordinatorError(f"the coordinator did not start: it {state}")
-    ready = json.loads(line)
-    reachable = "127.0.0.1" if env.one_host else env.master_addr
-    port, http = (ready[key].rpartition(":")[2] for key in ("grpc", "http"))
-    return Endpoint(f"{reachable}:{port}", f"{reachable}:{http}", ready["pid"])
+    ready: dict[str, str] = json.loads(line)
+    return ready

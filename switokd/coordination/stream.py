@@ -1,127 +1,129 @@
-"""A rank's connection to the coordinator: it joins the run, sends messages, receives decisions.
+"""A rank's stream of messages, which outlives the connections that carry it.
 
-The stream stays open for the whole run. Messages are sent without waiting. A thread receives the
-decisions. If the stream ends early, `failure` says why.
+Messages are sent without waiting. A thread receives the decisions, and opens a new stream whenever
+one breaks. Only a refusal is final, or a loss if the run must not go on without a coordinator; then
+`failure` says why.
 
-Not covered: TLS, credentials, reconnecting.
+Not covered: what is sent again after a loss (`protocol.py`); the connection (`connection.py`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+import uuid
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 import grpc
 
+from switokd.config.sections import Coordinator
+from switokd.coordination.connection import FINAL, Connection, Outgoing
 from switokd.coordination.membership import Membership
+from switokd.coordination.protocol import Messages, RankProtocol
 from switokd.distillation.decision import Decision
-from switokd.errors import CoordinatorError, PeerError, SwitokdError, UsageError
+from switokd.errors import CoordinatorError, PeerError, SwitokdError
 from switokd.v1 import coordinator_pb2 as pb
-from switokd.v1 import coordinator_pb2_grpc as pb_grpc
-from switokd.wire import decision_from_wire
-
-CHANNEL_OPTIONS = [
-    # A coordinator whose machine vanishes closes no connection. Pings detect this within 20 s.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    # The address is on loopback or in the cluster: a proxy for the web must not be used.
-    ("grpc.enable_http_proxy", 0),
-]
 
 CLOSE_SECONDS = 2.0
 """How long a rank waits at its end for the coordinator to close the stream."""
+
+RETURN_SECONDS = 0.5
+"""How long a rank waits at its end for a lost coordinator."""
+
+REJOIN_SECONDS = 5.0
+"""Longest wait for one answer of a coordinator that was lost."""
+
+PAUSE_SECONDS = 0.05
+"""Pause between a stream that has broken and the next one, so that no loop is busy."""
 
 
 class CoordinatorStream:
     """One rank's stream. Waiting methods raise `failure` once the stream has failed.
 
-    timeout: seconds to wait for the coordinator's answer to Join, and for a decision. on_failure:
-    called once the stream has failed, on the thread that has noticed the failure.
+    settings: what to do without a coordinator, and how long to wait. on_failure: called once the
+    stream has failed, on the thread that has noticed it. first_step: the step reported first.
     """
 
     def __init__(
-        self, membership: Membership, timeout: float, on_failure: Callable[[SwitokdError], None]
+        self,
+        membership: Membership,
+        settings: Coordinator,
+        plan: pb.RunPlan,
+        on_failure: Callable[[SwitokdError], None],
+        first_step: int = 1,
     ) -> None:
-        self._membership = membership
-        self._timeout = timeout
+        """Join the run; errors as `Connection.join_first`."""
+        self._settings = settings
         self._on_failure = on_failure
-        self._coordinator = f"the coordinator at {membership.coordinator}"
-        self._channel = grpc.insecure_channel(membership.coordinator.grpc, options=CHANNEL_OPTIONS)
-        self._stub = pb_grpc.CoordinatorServiceStub(self._channel)
-        self._outgoing: SimpleQueue[pb.TrainRequest | None] = SimpleQueue()
+        self._connection = Connection(membership, plan)
+        self._connection.join_first(settings.timeout)
+        self._outgoing: Outgoing = SimpleQueue()
         self._receiver: threading.Thread | None = None
+        self._on_decision: Callable[[Decision], None] = lambda decision: None
         self._changed = threading.Condition()
+        self.protocol = RankProtocol(
+            membership.run_id, membership.rank, membership.epoch, uuid.uuid4().hex[:12], first_step
+        )
+        """For reading only."""
         self._last_decision: Decision | None = None
         self._failure: SwitokdError | None = None
         self._is_closing = False
-        self._step = 0
+        self._lost_at: float | None = None
 
     @property
     def failure(self) -> SwitokdError | None:
-        """Why the stream failed; None while it works."""
+        """Why the stream failed; None while it works, or may work again."""
         return self._failure
-
-    @property
-    def step(self) -> int:
-        """Last step that this rank has reported; 0 before the first one."""
-        return self._step
-
-    def join(self, plan: pb.RunPlan) -> None:
-        """Add this rank to the run.
-
-        UsageError if the coordinator refuses the plan. CoordinatorError if it refuses this rank or
-        does not answer within the timeout.
-        """
-        member = self._membership
-        request = pb.JoinRequest(run_id=member.run_id, rank=member.rank, plan=plan)
-        try:
-            self._stub.Join(request, timeout=self._timeout, wait_for_ready=True)
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:  # every rank sends the same plan
-                reason = f"{self._coordinator} refuses the run: {error.details()}"
-                raise UsageError(reason) from None
-            raise self._error_of(error) from None
 
     def attach(self, on_decision: Callable[[Decision], None]) -> None:
         """Open the stream; does not wait.
 
-        on_decision: called for every decision, in order, on the receiving thread.
+        on_decision: called for every decision, in order; must not wait. Mostly on the receiving
+        thread.
         """
-        member = self._membership
-        attach = pb.Attach(run_id=member.run_id, rank=member.rank)
-        self._outgoing.put(pb.TrainRequest(attach=attach))
+        self._on_decision = on_decision
         self._receiver = threading.Thread(
-            target=self._receive,
-            args=(self._stub.Train(self._requests()), on_decision),
-            daemon=True,
-            name="decisions",
+            target=self._receive_always, daemon=True, name="decisions"
         )
         self._receiver.start()
 
     def report(self, report: pb.Report) -> None:
         """Send this rank's report of a step; does not wait."""
         self.raise_if_failed()
-        self._step = report.step
-        self._outgoing.put(pb.TrainRequest(report=report))
+        with self._changed:
+            self._send(self.protocol.report(report))
 
     def send(self, request: pb.TrainRequest) -> None:
-        """Send any other message; does not wait."""
-        self._outgoing.put(request)
-
-    def decision(self, step: int) -> Decision:
-        """Wait for the decision of `step`, or of a later step; return the last decision."""
+        """Send any other message; does not wait. It is lost while there is no coordinator."""
         with self._changed:
-            self._changed.wait_for(lambda: self._failure or self._has_decided(step), self._timeout)
-            decision = self._last_decision
+            if self.protocol.is_attached:
+                self._outgoing.put(request)
+
+    def decide_alone(self, step: int) -> None:
+        """Note that this rank does not wait any longer for the decision of `step`."""
+        with self._changed:
+            self.protocol.decide_alone(step)
+
+    def undecided(self, first: int, last: int) -> list[pb.Report]:
+        """Return this rank's reports of these steps."""
+        with self._changed:
+            return self.protocol.undecided(first, last)
+
+    def settle(self, step: int, decisions: Sequence[Decision] = ()) -> None:
+        """Forget the reports up to `step`. decisions: those that rank 0 has made for all ranks."""
+        with self._changed:
+            new = [d for d in decisions if d.step > self.protocol.decided]
+            for decision in new:
+                self._on_decision(decision)
+            self._send(self.protocol.settle(step, new))
+
+    def wait(self, step: int, seconds: float) -> Decision | None:
+        """Wait for the decision of `step`; return the last decision, or None if it is older."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or self._has_decided(step), seconds)
+            decision = self._last_decision if self._has_decided(step) else None
         self.raise_if_failed()
-        if decision is None or decision.step < step:
-            raise CoordinatorError(
-                f"{self._coordinator} did not decide step {step} within {self._timeout:g} s "
-                "(coordinator.timeout)"
-            )
         return decision
 
     def wait_for_failure(self, seconds: float) -> SwitokdError | None:
@@ -150,49 +152,81 @@ class CoordinatorStream:
 
     def close(self, failure: str) -> None:
         """Send Leave, then close the connection. failure: why the rank failed, or empty."""
-        self.ignore_failures()
-        self._outgoing.put(pb.TrainRequest(leave=pb.Leave(failure=failure)))
-        self._outgoing.put(None)
-        if self._receiver is not None:
+        with self._changed:
+            if not failure and not self._failure:
+                self._changed.wait_for(lambda: self.protocol.is_attached, RETURN_SECONDS)
+            self._is_closing = True
+            self._outgoing.put(pb.TrainRequest(leave=pb.Leave(failure=failure)))
+            self._outgoing.put(None)
+        if self._receiver is not None and self.protocol.is_attached:
             self._receiver.join(CLOSE_SECONDS)
-        self._channel.close()
+        self._connection.close()
 
     def _has_decided(self, step: int) -> bool:
         return self._last_decision is not None and self._last_decision.step >= step
 
-    def _requests(self) -> Iterator[pb.TrainRequest]:
-        while (request := self._outgoing.get()) is not None:
-            yield request
+    def _send(self, messages: Messages) -> None:
+        for message in messages:
+            self._outgoing.put(message)
 
-    def _receive(
-        self, responses: Iterator[pb.TrainResponse], on_decision: Callable[[Decision], None]
-    ) -> None:
-        """Receive decisions until the stream ends."""
-        try:
-            for response in responses:
-                if response.WhichOneof("event") == "decision":
-                    decision = decision_from_wire(response.decision)
-                    on_decision(decision)
-                    with self._changed:
-                        self._last_decision = decision
-                        self._changed.notify_all()
-            error: PeerError = CoordinatorError(f"{self._coordinator} ended the stream")
-        except grpc.RpcError as rpc_error:
-            error = self._error_of(rpc_error)
-        self.fail(error)
+    def _receive_always(self) -> None:
+        """Receive decisions; open a new stream whenever one breaks, until a final answer."""
+        has_joined = True
+        while not self._failure:
+            error: PeerError = CoordinatorError(f"{self._connection.coordinator} ended the stream")
+            try:
+                if not has_joined:
+                    self._connection.join(REJOIN_SECONDS)
+                has_joined = False
+                self._receive()
+            except grpc.RpcError as rpc_error:
+                error = self._connection.explain(rpc_error, self.protocol.reported)
+                if rpc_error.code() in FINAL:
+                    self.fail(error)
+                    return
+            except ValueError:  # the connection was closed: this rank is at its end
+                return
+            if self._is_closing:
+                return
+            self._lose(error)
 
-    def _error_of(self, error: grpc.RpcError) -> PeerError:
-        """Explain a gRPC error in one sentence."""
-        code, details = error.code(), error.details()
-        if code is grpc.StatusCode.ABORTED:  # the coordinator describes another rank's failure
-            return PeerError(details)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED and not self._step:
-            return CoordinatorError(
-                f"{self._coordinator} does not answer within {self._timeout:g} s; is "
-                "coordinator.address right, and 'switokd coordinator' running there?"
-            )
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-            return CoordinatorError(
-                f"{self._coordinator} went away at step {self._step} ({details})"
-            )
-        return CoordinatorError(f"{self._coordinator} refuses this rank: {details} ({code.name})")
+    def _lose(self, error: SwitokdError) -> None:
+        """Note that the stream has broken; it is a failure if the run needs the coordinator."""
+        now = time.monotonic()
+        self._lost_at = self._lost_at or now
+        limits = {"stop": 0.0, "wait": self._settings.timeout}
+        limit = limits.get(self._settings.on_loss)
+        if limit is not None and now - self._lost_at >= limit:
+            self.fail(error)
+        with self._changed:
+            self.protocol.lose()
+        time.sleep(PAUSE_SECONDS)
+
+    def _receive(self) -> None:
+        """Open a stream and receive decisions until it ends."""
+        outgoing: Outgoing = SimpleQueue()
+        with self._changed:
+            if self._is_closing:
+                return
+            self._outgoing.put(None)  # ends the thread that sends on the old stream
+            self._outgoing = outgoing
+            self._send(self.protocol.attach())
+            attempt = self.protocol.attempt
+        stream = self._connection.open(outgoing)
+        for response in stream:
+            if not self._handle(response, attempt):
+                stream.cancel()
+                return
+
+    def _handle(self, response: pb.TrainResponse, attempt: int) -> bool:
+        """Handle one message; return whether the stream can go on."""
+        with self._changed:
+            received = self.protocol.receive(response, attempt)
+            self._send(received.messages)
+            for decision in received.decisions:
+                self._on_decision(decision)
+                self._last_decision = decision
+            if self.protocol.is_attached:
+                self._lost_at = None
+            self._changed.notify_all()
+        return not received.is_broken

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import product
+from types import MappingProxyType
 
 from switokd.distillation.gap import Distances, delta, epsilon
 from switokd.distillation.topology import Pair
@@ -81,15 +82,23 @@ class Decision:
         return all(p.mode is Mode.EXPERT for p in self.pairs if p.pair.teacher == teacher)
 
 
-def decide(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> Decision:
+def decide(
+    step: int,
+    distances: Mapping[Pair, Distances],
+    rule: Rule,
+    settled: Mapping[Pair, Mode] = MappingProxyType({}),
+) -> Decision:
     """Decide one step for all pairs in `distances`; the result keeps their order.
 
+    settled: modes that hold whatever the distances are (see `unsafe_pairs`).
     KeyError if `rule.epsilon_from` names a pair that `distances` does not contain.
     """
     pairs = tuple(
         _decide(pair, d, epsilon(distances[rule.epsilon_from.get(pair, pair)]), rule)
         for pair, d in distances.items()
     )
+    if settled:
+        pairs = tuple(replace(p, mode=settled.get(p.pair, p.mode)) for p in pairs)
     decision = Decision(step, pairs, ())
     teachers = dict.fromkeys(p.pair.teacher for p in pairs) if rule.pauses else ()
     return replace(decision, paused=tuple(t for t in teachers if decision.is_expert(t)))
@@ -107,29 +116,36 @@ The absolute part is needed because 1 - p[label] of a confident prediction has f
 """
 
 
-def decide_early(step: int, distances: Mapping[Pair, Distances], rule: Rule) -> Decision | None:
-    """Decide a step before the coordinator's decision arrives, if rounding cannot change it.
+def unsafe_pairs(
+    decision: Decision,
+    distances: Mapping[Pair, Distances],
+    rule: Rule,
+    rounding: float = ROUNDING,
+) -> tuple[Pair, ...]:
+    """Return the pairs for which another processor might compute the other mode.
 
-    Returns None if a pair is so close to its threshold that a rank on another processor might
-    compute the other mode. Returns None too if the distances for a pair's epsilon are missing.
+    These are so close to their threshold that rounding matters. decision: made from `distances`.
+    rounding: largest relative and absolute difference.
     """
-    if not all(rule.epsilon_from.get(pair, pair) in distances for pair in distances):
-        return None
-    decision = decide(step, distances, rule)
-    for pair in decision.pairs:
-        epsilon_pair = rule.epsilon_from.get(pair.pair)
-        for d in _rounding_corners(pair.distances):
-            corners = _rounding_corners(distances[epsilon_pair]) if epsilon_pair else [d]
-            thresholds = (rule.delta(d, epsilon(corner)) for corner in corners)
-            if any(rule.switch(d, threshold) is not pair.mode for threshold in thresholds):
-                return None
-    return decision
+    return tuple(p.pair for p in decision.pairs if not _is_safe(p, distances, rule, rounding))
 
 
-def _rounding_corners(d: Distances) -> list[Distances]:
+def _is_safe(
+    decided: PairDecision, distances: Mapping[Pair, Distances], rule: Rule, rounding: float
+) -> bool:
+    epsilon_pair = rule.epsilon_from.get(decided.pair)
+    for d in _rounding_corners(decided.distances, rounding):
+        corners = _rounding_corners(distances[epsilon_pair], rounding) if epsilon_pair else [d]
+        thresholds = (rule.delta(d, epsilon(corner)) for corner in corners)
+        if any(rule.switch(d, threshold) is not decided.mode for threshold in thresholds):
+            return False
+    return True
+
+
+def _rounding_corners(d: Distances, rounding: float) -> list[Distances]:
     """The 8 corner cases of the distances within the rounding error."""
     bounds = []
     for distance in (d.gap, d.e_s, d.e_t):
-        margin = ROUNDING * (1 + distance)
+        margin = rounding * (1 + distance)
         bounds.append((max(distance - margin, 0.0), distance + margin))
     return [Distances(gap, e_s, e_t, d.n) for gap, e_s, e_t in product(*bounds)]

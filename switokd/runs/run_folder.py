@@ -1,6 +1,7 @@
 """The run folder: files that a run leaves behind. Only rank 0 writes them.
 
     config.yaml            the effective configuration
+    run.json               the run's id, and how often it was started (`coordination/join.py`)
     signature.json         input format of the networks, and the classes (`data/signature.py`)
     profiles/NxT.json      measurements of placement: auto on N processes with T threads
     decisions.jsonl        the decision log: one line per step and pair

@@ -44,6 +44,8 @@ class World:
     """Group of all ranks for the collectives in a step; None in a run of one process."""
     sharing: int = 1
     """Number of ranks that share this rank's GPU; meaningless on a CPU."""
+    store: Store | None = None
+    """Where the ranks have met; None in a run of one process."""
 
     @property
     def transport(self) -> torch.device | None:
@@ -130,6 +132,21 @@ class World:
             dist.broadcast_object_list(carrier)
         return carrier[0]
 
+    def publish(self, key: str, text: str) -> None:
+        """Let the other ranks `read` a text; does not wait for them."""
+        if self.store is not None:
+            self.store.set(f"text/{key}", text)
+
+    def read(self, key: str, seconds: float) -> str | None:
+        """Wait for a text that a rank publishes; None if none comes in time."""
+        if self.store is None:
+            return None
+        try:
+            self.store.wait([f"text/{key}"], timedelta(seconds=seconds))
+        except RuntimeError:  # DistStoreError
+            return None
+        return self.store.get(f"text/{key}").decode()
+
     def on_rank_0(self, make: Callable[[], T]) -> T | None:
         """Return the result of `make` on rank 0, None elsewhere.
 
@@ -179,8 +196,9 @@ def join_world(env: Environment, device: torch.device, timeout: float) -> Iterat
         torch.cuda.set_device(device)
     mine = _identity(device)
     with collective_errors("joining the process group"):
-        dist.init_process_group("gloo", None, PATIENCE, env.world_size, env.rank, store=_store(env))
-        world = World(env, device, timedelta(seconds=timeout))
+        store = _store(env)
+        dist.init_process_group("gloo", None, PATIENCE, env.world_size, env.rank, store=store)
+        world = World(env, device, timedelta(seconds=timeout), store=store)
         everyone = world.all_gather(mine)
         world = replace(world, backend=_backend(everyone), sharing=everyone.count(mine))
         world = replace(world, steps=world.group(range(env.world_size)))

@@ -71,8 +71,6 @@ class Trainer:
             held_out.observe(learners, first)
             end = min(first + per_epoch, last + 1)
             self._epoch((first - 1) // per_epoch, range(first, end), evaluator)
-        if not self.resumed or self.resumed["step"] < last:
-            decider.decision(last)  # students do not wait, but the record needs the last decision
         self.save_weights("weights", averages=True)
         waiting_times = self.world.gather(self._waiting_times)
         decider.close()
@@ -87,6 +85,8 @@ class Trainer:
         """
         log = self._train(epoch, steps, resumed)
         end = steps.stop - 1
+        if steps:
+            self.context.decider.settle(end)
         is_last = end == total_steps(self.config, self.images)
         is_tested = is_last or (epoch + 1) % self.config.schedule.evaluate_every == 0
         if is_tested:
@@ -153,7 +153,7 @@ class Trainer:
         Preempted if the ranks were asked to stop, as soon as the checkpoint is on the disk.
         """
         context, world = self.context, self.world
-        context.decider.decision(step)  # students do not wait for it, but the record needs it
+        context.decider.settle(step)  # the checkpoint goes with a record that is complete
         check_finite(context.learners, world.rank)
         local_placement = context.exchange.local_placement
         with context.exchange.watched(gradient_sum(step)):

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cswitokd/v1/coordinator.proto\x12\nswitokd.v1\"F\n\x07Network\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x04role\x18\x02 \x01(\x0e\x32\x10.switokd.v1.Role\x12\r\n\x05ranks\x18\x03 \x03(\x05\"\xe0\x01\n\x07RunPlan\x12%\n\x08networks\x18\x01 \x03(\x0b\x32\x13.switokd.v1.Network\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x15\n\rconfig_digest\x18\x03 \x01(\t\x12\x1d\n\x15round_timeout_seconds\x18\x04 \x01(\x01\x12\x17\n\x0fstrategy_kwargs\x18\x05 \x01(\t\x12\x11\n\tsemantics\x18\x06 \x01(\t\x12&\n\x0cswitched_off\x18\x07 \x03(\x0b\x32\x10.switokd.v1.Pair\x12\x12\n\nfirst_step\x18\x08 \x01(\x03\"(\n\x04Pair\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\"N\n\x0bJoinRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12!\n\x04plan\x18\x03 \x01(\x0b\x32\x13.switokd.v1.RunPlan\"$\n\x0cJoinResponse\x12\x14\n\x0cjoined_ranks\x18\x01 \x01(\x05\"\xd5\x01\n\x0cTrainRequest\x12$\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x12.switokd.v1.AttachH\x00\x12$\n\x06report\x18\x02 \x01(\x0b\x32\x12.switokd.v1.ReportH\x00\x12(\n\x08progress\x18\x03 \x01(\x0b\x32\x14.switokd.v1.ProgressH\x00\x12\"\n\x05leave\x18\x04 \x01(\x0b\x32\x11.switokd.v1.LeaveH\x00\x12\"\n\x05stall\x18\x05 \x01(\x0b\x32\x11.switokd.v1.StallH\x00\x42\x07\n\x05\x65vent\"&\n\x06\x41ttach\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\"\xad\x01\n\x06Report\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12#\n\x05pairs\x18\x02 \x03(\x0b\x32\x14.switokd.v1.PairSums\x12\"\n\x15\x64\x65\x63ision_wait_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10\x65xchange_seconds\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x18\n\x16_decision_wait_secondsB\x13\n\x11_exchange_seconds\"^\n\x08PairSums\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0b\n\x03gap\x18\x03 \x01(\x01\x12\x0b\n\x03\x65_s\x18\x04 \x01(\x01\x12\x0b\n\x03\x65_t\x18\x05 \x01(\x01\x12\t\n\x01n\x18\x06 \x01(\x03\"\xa8\x01\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\x11\n\x04loss\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x61\x63\x63uracy\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rtest_accuracy\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x0f\n\x07network\x18\x06 \x01(\tB\x07\n\x05_lossB\x0b\n\t_accuracyB\x10\n\x0e_test_accuracy\"\x18\n\x05Leave\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\"\x16\n\x05Stall\x12\r\n\x05\x64oing\x18\x01 \x01(\t\"l\n\rTrainResponse\x12(\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x14.switokd.v1.AttachedH\x00\x12(\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x14.switokd.v1.DecisionH\x00\x42\x07\n\x05\x65vent\"\n\n\x08\x41ttached\"Q\n\x08\x44\x65\x63ision\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\'\n\x05pairs\x18\x02 \x03(\x0b\x32\x18.switokd.v1.PairDecision\x12\x0e\n\x06paused\x18\x03 \x03(\t\"\xa2\x01\n\x0cPairDecision\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0b\n\x03gap\x18\x03 \x01(\x01\x12\x0b\n\x03\x65_s\x18\x04 \x01(\x01\x12\x0b\n\x03\x65_t\x18\x05 \x01(\x01\x12\x0f\n\x07\x65psilon\x18\x06 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x07 \x01(\x01\x12\x1e\n\x04mode\x18\x08 \x01(\x0e\x32\x10.switokd.v1.Mode\x12\t\n\x01n\x18\t \x01(\x03\"%\n\x13GetRunStatusRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xb5\x01\n\x14GetRunStatusResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.switokd.v1.RunState\x12!\n\x04plan\x18\x02 \x01(\x0b\x32\x13.switokd.v1.RunPlan\x12\x17\n\x0f\x63onnected_ranks\x18\x03 \x03(\x05\x12+\n\rlast_decision\x18\x04 \x01(\x0b\x32\x14.switokd.v1.Decision\x12\x0f\n\x07\x66\x61ilure\x18\x05 \x01(\t*@\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_TEACHER\x10\x01\x12\x10\n\x0cROLE_STUDENT\x10\x02*@\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x11\n\rMODE_LEARNING\x10\x01\x12\x0f\n\x0bMODE_EXPERT\x10\x02*\x82\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_JOINING\x10\x01\x12\x16\n\x12RUN_STATE_TRAINING\x10\x02\x12\x16\n\x12RUN_STATE_FINISHED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x32\xe4\x01\n\x12\x43oordinatorService\x12\x39\n\x04Join\x12\x17.switokd.v1.JoinRequest\x1a\x18.switokd.v1.JoinResponse\x12@\n\x05Train\x12\x18.switokd.v1.TrainRequest\x1a\x19.switokd.v1.TrainResponse(\x01\x30\x01\x12Q\n\x0cGetRunStatus\x12\x1f.switokd.v1.GetRunStatusRequest\x1a .switokd.v1.GetRunStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cswitokd/v1/coordinator.proto\x12\nswitokd.v1\"F\n\x07Network\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x04role\x18\x02 \x01(\x0e\x32\x10.switokd.v1.Role\x12\r\n\x05ranks\x18\x03 \x03(\x05\"\xe0\x01\n\x07RunPlan\x12%\n\x08networks\x18\x01 \x03(\x0b\x32\x13.switokd.v1.Network\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x15\n\rconfig_digest\x18\x03 \x01(\t\x12\x1d\n\x15round_timeout_seconds\x18\x04 \x01(\x01\x12\x17\n\x0fstrategy_kwargs\x18\x05 \x01(\t\x12\x11\n\tsemantics\x18\x06 \x01(\t\x12&\n\x0cswitched_off\x18\x07 \x03(\x0b\x32\x10.switokd.v1.Pair\x12\x12\n\nfirst_step\x18\x08 \x01(\x03\"(\n\x04Pair\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\"]\n\x0bJoinRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12!\n\x04plan\x18\x03 \x01(\x0b\x32\x13.switokd.v1.RunPlan\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\"$\n\x0cJoinResponse\x12\x14\n\x0cjoined_ranks\x18\x01 \x01(\x05\"\xfd\x01\n\x0cTrainRequest\x12$\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x12.switokd.v1.AttachH\x00\x12$\n\x06report\x18\x02 \x01(\x0b\x32\x12.switokd.v1.ReportH\x00\x12(\n\x08progress\x18\x03 \x01(\x0b\x32\x14.switokd.v1.ProgressH\x00\x12\"\n\x05leave\x18\x04 \x01(\x0b\x32\x11.switokd.v1.LeaveH\x00\x12\"\n\x05stall\x18\x05 \x01(\x0b\x32\x11.switokd.v1.StallH\x00\x12&\n\x07settled\x18\x06 \x01(\x0b\x32\x13.switokd.v1.SettledH\x00\x42\x07\n\x05\x65vent\"\x9a\x01\n\x06\x41ttach\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0e\n\x06\x63lient\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x03\x12\x14\n\x0csettled_step\x18\x06 \x01(\x03\x12\x1a\n\rreceived_step\x18\x07 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_received_step\"\x91\x02\n\x06Report\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12#\n\x05pairs\x18\x02 \x03(\x0b\x32\x14.switokd.v1.PairSums\x12\"\n\x15\x64\x65\x63ision_wait_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10\x65xchange_seconds\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0csettled_step\x18\x05 \x01(\x03\x12\x1a\n\rreceived_step\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x1e\n\x16previous_decided_alone\x18\x07 \x01(\x08\x42\x18\n\x16_decision_wait_secondsB\x13\n\x11_exchange_secondsB\x10\n\x0e_received_step\"~\n\x08PairSums\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0b\n\x03gap\x18\x03 \x01(\x01\x12\x0b\n\x03\x65_s\x18\x04 \x01(\x01\x12\x0b\n\x03\x65_t\x18\x05 \x01(\x01\x12\t\n\x01n\x18\x06 \x01(\x03\x12\x1e\n\x04mode\x18\x07 \x01(\x0e\x32\x10.switokd.v1.Mode\"\xa8\x01\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\x11\n\x04loss\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x61\x63\x63uracy\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rtest_accuracy\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x0f\n\x07network\x18\x06 \x01(\tB\x07\n\x05_lossB\x0b\n\t_accuracyB\x10\n\x0e_test_accuracy\"\x18\n\x05Leave\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\"\x16\n\x05Stall\x12\r\n\x05\x64oing\x18\x01 \x01(\t\"@\n\x07Settled\x12&\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x14.switokd.v1.Decision\x12\r\n\x05\x61lone\x18\x02 \x01(\x08\"l\n\rTrainResponse\x12(\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x14.switokd.v1.AttachedH\x00\x12(\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x14.switokd.v1.DecisionH\x00\x42\x07\n\x05\x65vent\"V\n\x08\x41ttached\x12\x11\n\tnext_step\x18\x01 \x01(\x03\x12\"\n\x07missing\x18\x02 \x03(\x0b\x32\x11.switokd.v1.Steps\x12\x13\n\x0bhas_journal\x18\x03 \x01(\x08\"$\n\x05Steps\x12\r\n\x05\x66irst\x18\x01 \x01(\x03\x12\x0c\n\x04last\x18\x02 \x01(\x03\"h\n\x08\x44\x65\x63ision\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\'\n\x05pairs\x18\x02 \x03(\x0b\x32\x18.switokd.v1.PairDecision\x12\x0e\n\x06paused\x18\x03 \x03(\t\x12\x15\n\rrecorded_step\x18\x04 \x01(\x03\"\xa2\x01\n\x0cPairDecision\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0b\n\x03gap\x18\x03 \x01(\x01\x12\x0b\n\x03\x65_s\x18\x04 \x01(\x01\x12\x0b\n\x03\x65_t\x18\x05 \x01(\x01\x12\x0f\n\x07\x65psilon\x18\x06 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x07 \x01(\x01\x12\x1e\n\x04mode\x18\x08 \x01(\x0e\x32\x10.switokd.v1.Mode\x12\t\n\x01n\x18\t \x01(\x03\"%\n\x13GetRunStatusRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xf8\x01\n\x14GetRunStatusResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.switokd.v1.RunState\x12!\n\x04plan\x18\x02 \x01(\x0b\x32\x13.switokd.v1.RunPlan\x12\x17\n\x0f\x63onnected_ranks\x18\x03 \x03(\x05\x12+\n\rlast_decision\x18\x04 \x01(\x0b\x32\x14.switokd.v1.Decision\x12\x0f\n\x07\x66\x61ilure\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x15\n\rrecorded_step\x18\x07 \x01(\x03\x12\x1b\n\x13\x64\x65\x63ided_alone_steps\x18\x08 \x01(\x03*@\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_TEACHER\x10\x01\x12\x10\n\x0cROLE_STUDENT\x10\x02*@\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x11\n\rMODE_LEARNING\x10\x01\x12\x0f\n\x0bMODE_EXPERT\x10\x02*\x82\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_JOINING\x10\x01\x12\x16\n\x12RUN_STATE_TRAINING\x10\x02\x12\x16\n\x12RUN_STATE_FINISHED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x32\xe4\x01\n\x12\x43oordinatorService\x12\x39\n\x04Join\x12\x17.switokd.v1.JoinRequest\x1a\x18.switokd.v1.JoinResponse\x12@\n\x05Train\x12\x18.switokd.v1.TrainRequest\x1a\x19.switokd.v1.TrainResponse(\x01\x30\x01\x12Q\n\x0cGetRunStatus\x12\x1f.switokd.v1.GetRunStatusRequest\x1a .switokd.v1.GetRunStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'switokd.v1.coordinator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1845
-  _globals['_ROLE']._serialized_end=1909
-  _globals['_MODE']._serialized_start=1911
-  _globals['_MODE']._serialized_end=1975
-  _globals['_RUNSTATE']._serialized_start=1978
-  _globals['_RUNSTATE']._serialized_end=2108
+  _globals['_ROLE']._serialized_start=2419
+  _globals['_ROLE']._serialized_end=2483
+  _globals['_MODE']._serialized_start=2485
+  _globals['_MODE']._serialized_end=2549
+  _globals['_RUNSTATE']._serialized_start=2552
+  _globals['_RUNSTATE']._serialized_end=2682
   _globals['_NETWORK']._serialized_start=44
   _globals['_NETWORK']._serialized_end=114
   _globals['_RUNPLAN']._serialized_start=117
@@ -44,35 +44,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAIR']._serialized_start=343
   _globals['_PAIR']._serialized_end=383
   _globals['_JOINREQUEST']._serialized_start=385
-  _globals['_JOINREQUEST']._serialized_end=463
-  _globals['_JOINRESPONSE']._serialized_start=465
-  _globals['_JOINRESPONSE']._serialized_end=501
-  _globals['_TRAINREQUEST']._serialized_start=504
-  _globals['_TRAINREQUEST']._serialized_end=717
-  _globals['_ATTACH']._serialized_start=719
-  _globals['_ATTACH']._serialized_end=757
-  _globals['_REPORT']._serialized_start=760
-  _globals['_REPORT']._serialized_end=933
-  _globals['_PAIRSUMS']._serialized_start=935
-  _globals['_PAIRSUMS']._serialized_end=1029
-  _globals['_PROGRESS']._serialized_start=1032
-  _globals['_PROGRESS']._serialized_end=1200
-  _globals['_LEAVE']._serialized_start=1202
-  _globals['_LEAVE']._serialized_end=1226
-  _globals['_STALL']._serialized_start=1228
-  _globals['_STALL']._serialized_end=1250
-  _globals['_TRAINRESPONSE']._serialized_start=1252
-  _globals['_TRAINRESPONSE']._serialized_end=1360
-  _globals['_ATTACHED']._serialized_start=1362
-  _globals['_ATTACHED']._serialized_end=1372
-  _globals['_DECISION']._serialized_start=1374
-  _globals['_DECISION']._serialized_end=1455
-  _globals['_PAIRDECISION']._serialized_start=1458
-  _globals['_PAIRDECISION']._serialized_end=1620
-  _globals['_GETRUNSTATUSREQUEST']._serialized_start=1622
-  _globals['_GETRUNSTATUSREQUEST']._serialized_end=1659
-  _globals['_GETRUNSTATUSRESPONSE']._serialized_start=1662
-  _globals['_GETRUNSTATUSRESPONSE']._serialized_end=1843
-  _globals['_COORDINATORSERVICE']._serialized_start=2111
-  _globals['_COORDINATORSERVICE']._serialized_end=2339
+  _globals['_JOINREQUEST']._serialized_end=478
+  _globals['_JOINRESPONSE']._serialized_start=480
+  _globals['_JOINRESPONSE']._serialized_end=516
+  _globals['_TRAINREQUEST']._serialized_start=519
+  _globals['_TRAINREQUEST']._serialized_end=772
+  _globals['_ATTACH']._serialized_start=775
+  _globals['_ATTACH']._serialized_end=929
+  _globals['_REPORT']._serialized_start=932
+  _globals['_REPORT']._serialized_end=1205
+  _globals['_PAIRSUMS']._serialized_start=1207
+  _globals['_PAIRSUMS']._serialized_end=1333
+  _globals['_PROGRESS']._serialized_start=1336
+  _globals['_PROGRESS']._serialized_end=1504
+  _globals['_LEAVE']._serialized_start=1506
+  _globals['_LEAVE']._serialized_end=1530
+  _globals['_STALL']._serialized_start=1532
+  _globals['_STALL']._serialized_end=1554
+  _globals['_SETTLED']._serialized_start=1556
+  _globals['_SETTLED']._serialized_end=1620
+  _globals['_TRAINRESPONSE']._serialized_start=1622
+  _globals['_TRAINRESPONSE']._serialized_end=1730
+  _globals['_ATTACHED']._serialized_start=1732
+  _globals['_ATTACHED']._serialized_end=1818
+  _globals['_STEPS']._serialized_start=1820
+  _globals['_STEPS']._serialized_end=1856
+  _globals['_DECISION']._serialized_start=1858
+  _globals['_DECISION']._serialized_end=1962
+  _globals['_PAIRDECISION']._serialized_start=1965
+  _globals['_PAIRDECISION']._serialized_end=2127
+  _globals['_GETRUNSTATUSREQUEST']._serialized_start=2129
+  _globals['_GETRUNSTATUSREQUEST']._serialized_end=2166
+  _globals['_GETRUNSTATUSRESPONSE']._serialized_start=2169
+  _globals['_GETRUNSTATUSRESPONSE']._serialized_end=2417
+  _globals['_COORDINATORSERVICE']._serialized_start=2685
+  _globals['_COORDINATORSERVICE']._serialized_end=2913
 # @@protoc_insertion_point(module_scope)

@@ -199,8 +199,14 @@ class JoinRequest(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     rank: _builtins.int
+    epoch: _builtins.int
+    """Counts how often the run's processes were started; 0 where nobody counts.
+    A higher epoch takes the run over from plan.first_step on; a lower one is
+    refused.
+    """
     @_builtins.property
     def plan(self) -> Global___RunPlan: ...
     def __init__(
@@ -209,10 +215,11 @@ class JoinRequest(_message.Message):
         run_id: _builtins.str = ...,
         rank: _builtins.int = ...,
         plan: Global___RunPlan | None = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "rank", b"rank", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "plan", b"plan", "rank", b"rank", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -247,6 +254,7 @@ class TrainRequest(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     LEAVE_FIELD_NUMBER: _builtins.int
     STALL_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attach(self) -> Global___Attach:
         """First message of every stream, and only the first."""
@@ -267,6 +275,10 @@ class TrainRequest(_message.Message):
     def stall(self) -> Global___Stall:
         """This rank's collective with the others has failed or timed out."""
 
+    @_builtins.property
+    def settled(self) -> Global___Settled:
+        """Only from rank 0: a step in its record that the coordinator lacks."""
+
     def __init__(
         self,
         *,
@@ -275,12 +287,13 @@ class TrainRequest(_message.Message):
         progress: Global___Progress | None = ...,
         leave: Global___Leave | None = ...,
         stall: Global___Stall | None = ...,
+        settled: Global___Settled | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "leave", b"leave", "progress", b"progress", "report", b"report", "stall", b"stall"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "leave", b"leave", "progress", b"progress", "report", b"report", "settled", b"settled", "stall", b"stall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "leave", b"leave", "progress", b"progress", "report", b"report", "stall", b"stall"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "leave", b"leave", "progress", b"progress", "report", b"report", "settled", b"settled", "stall", b"stall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attach", "report", "progress", "leave", "stall"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attach", "report", "progress", "leave", "stall", "settled"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -288,23 +301,51 @@ Global___TrainRequest: _TypeAlias = TrainRequest  # noqa: Y015
 
 @_typing.final
 class Attach(_message.Message):
+    """A rank whose stream has broken joins and attaches again."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    SETTLED_STEP_FIELD_NUMBER: _builtins.int
+    RECEIVED_STEP_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     rank: _builtins.int
+    epoch: _builtins.int
+    client: _builtins.str
+    """Identifies the process; a stream replaces an earlier one of the same
+    process, which has a lower attempt.
+    """
+    attempt: _builtins.int
+    settled_step: _builtins.int
+    """Steps up to here are in rank 0's record. The rank can report again all
+    later steps that it has reported.
+    """
+    received_step: _builtins.int
+    """Last step whose decision this rank has; later ones are sent again. Absent
+    where the rank needs no decision twice.
+    """
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         rank: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        client: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        settled_step: _builtins.int = ...,
+        received_step: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_received_step", b"_received_step", "received_step", b"received_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rank", b"rank", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_received_step", b"_received_step", "attempt", b"attempt", "client", b"client", "epoch", b"epoch", "rank", b"rank", "received_step", b"received_step", "run_id", b"run_id", "settled_step", b"settled_step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__received_step: _TypeAlias = _typing.Literal["received_step"]  # noqa: Y015
+    _WhichOneofArgType__received_step: _TypeAlias = _typing.Literal["_received_step", b"_received_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__received_step) -> _WhichOneofReturnType__received_step | None: ...
 
 Global___Attach: _TypeAlias = Attach  # noqa: Y015
 
@@ -318,8 +359,11 @@ class Report(_message.Message):
     PAIRS_FIELD_NUMBER: _builtins.int
     DECISION_WAIT_SECONDS_FIELD_NUMBER: _builtins.int
     EXCHANGE_SECONDS_FIELD_NUMBER: _builtins.int
+    SETTLED_STEP_FIELD_NUMBER: _builtins.int
+    RECEIVED_STEP_FIELD_NUMBER: _builtins.int
+    PREVIOUS_DECIDED_ALONE_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """Counted from 1; every rank reports each step once, in order."""
+    """Counted from 1, in order. A step that was reported before is ignored."""
     decision_wait_seconds: _builtins.float
     """How long this rank waited for the previous decision; absent where there
     was none to wait for. Shown for each of the rank's teachers.
@@ -327,6 +371,13 @@ class Report(_message.Message):
     exchange_seconds: _builtins.float
     """How long this rank's collective of logits took in this step, with what it
     waited for slower ranks. Shown for the rank.
+    """
+    settled_step: _builtins.int
+    """See Attach; kept up to date, so that no decision is kept for too long."""
+    received_step: _builtins.int
+    previous_decided_alone: _builtins.bool
+    """The rank has applied the step before this one without waiting any longer
+    for its decision.
     """
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PairSums]:
@@ -341,19 +392,26 @@ class Report(_message.Message):
         pairs: _abc.Iterable[Global___PairSums] | None = ...,
         decision_wait_seconds: _builtins.float | None = ...,
         exchange_seconds: _builtins.float | None = ...,
+        settled_step: _builtins.int = ...,
+        received_step: _builtins.int | None = ...,
+        previous_decided_alone: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_decision_wait_seconds", b"_decision_wait_seconds", "_exchange_seconds", b"_exchange_seconds", "decision_wait_seconds", b"decision_wait_seconds", "exchange_seconds", b"exchange_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decision_wait_seconds", b"_decision_wait_seconds", "_exchange_seconds", b"_exchange_seconds", "_received_step", b"_received_step", "decision_wait_seconds", b"decision_wait_seconds", "exchange_seconds", b"exchange_seconds", "received_step", b"received_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decision_wait_seconds", b"_decision_wait_seconds", "_exchange_seconds", b"_exchange_seconds", "decision_wait_seconds", b"decision_wait_seconds", "exchange_seconds", b"exchange_seconds", "pairs", b"pairs", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decision_wait_seconds", b"_decision_wait_seconds", "_exchange_seconds", b"_exchange_seconds", "_received_step", b"_received_step", "decision_wait_seconds", b"decision_wait_seconds", "exchange_seconds", b"exchange_seconds", "pairs", b"pairs", "previous_decided_alone", b"previous_decided_alone", "received_step", b"received_step", "settled_step", b"settled_step", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decision_wait_seconds: _TypeAlias = _typing.Literal["decision_wait_seconds"]  # noqa: Y015
     _WhichOneofArgType__decision_wait_seconds: _TypeAlias = _typing.Literal["_decision_wait_seconds", b"_decision_wait_seconds"]  # noqa: Y015
     _WhichOneofReturnType__exchange_seconds: _TypeAlias = _typing.Literal["exchange_seconds"]  # noqa: Y015
     _WhichOneofArgType__exchange_seconds: _TypeAlias = _typing.Literal["_exchange_seconds", b"_exchange_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__received_step: _TypeAlias = _typing.Literal["received_step"]  # noqa: Y015
+    _WhichOneofArgType__received_step: _TypeAlias = _typing.Literal["_received_step", b"_received_step"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__decision_wait_seconds) -> _WhichOneofReturnType__decision_wait_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__exchange_seconds) -> _WhichOneofReturnType__exchange_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__received_step) -> _WhichOneofReturnType__received_step | None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
 
@@ -371,6 +429,7 @@ class PairSums(_message.Message):
     E_S_FIELD_NUMBER: _builtins.int
     E_T_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     teacher: _builtins.str
     student: _builtins.str
     gap: _builtins.float
@@ -380,6 +439,10 @@ class PairSums(_message.Message):
     e_t: _builtins.float
     """|p_t - y|"""
     n: _builtins.int
+    mode: Global___Mode.ValueType
+    """Set by the teacher's first rank if rounding might change the mode on
+    another processor: the decision has this mode then.
+    """
     def __init__(
         self,
         *,
@@ -389,10 +452,11 @@ class PairSums(_message.Message):
         e_s: _builtins.float = ...,
         e_t: _builtins.float = ...,
         n: _builtins.int = ...,
+        mode: Global___Mode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["e_s", b"e_s", "e_t", b"e_t", "gap", b"gap", "n", b"n", "student", b"student", "teacher", b"teacher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["e_s", b"e_s", "e_t", b"e_t", "gap", b"gap", "mode", b"mode", "n", b"n", "student", b"student", "teacher", b"teacher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -490,6 +554,30 @@ class Stall(_message.Message):
 Global___Stall: _TypeAlias = Stall  # noqa: Y015
 
 @_typing.final
+class Settled(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
+    alone: _builtins.bool
+    """Rank 0 has made the decision for all ranks, without the coordinator."""
+    @_builtins.property
+    def decision(self) -> Global___Decision: ...
+    def __init__(
+        self,
+        *,
+        decision: Global___Decision | None = ...,
+        alone: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "decision", b"decision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Settled: _TypeAlias = Settled  # noqa: Y015
+
+@_typing.final
 class TrainResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -519,16 +607,55 @@ Global___TrainResponse: _TypeAlias = TrainResponse  # noqa: Y015
 class Attached(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    NEXT_STEP_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    HAS_JOURNAL_FIELD_NUMBER: _builtins.int
+    next_step: _builtins.int
+    """The step that the coordinator needs next from this rank."""
+    has_journal: _builtins.bool
+    """Whether decisions are written down, so that recorded_step will rise."""
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___Steps]:
+        """Settled steps that the coordinator has not heard of."""
+
     def __init__(
         self,
+        *,
+        next_step: _builtins.int = ...,
+        missing: _abc.Iterable[Global___Steps] | None = ...,
+        has_journal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_journal", b"has_journal", "missing", b"missing", "next_step", b"next_step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Attached: _TypeAlias = Attached  # noqa: Y015
+
+@_typing.final
+class Steps(_message.Message):
+    """The steps from first to last, both included."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    last: _builtins.int
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Steps: _TypeAlias = Steps  # noqa: Y015
 
 @_typing.final
 class Decision(_message.Message):
@@ -537,7 +664,12 @@ class Decision(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     PAIRS_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
+    RECORDED_STEP_FIELD_NUMBER: _builtins.int
     step: _builtins.int
+    recorded_step: _builtins.int
+    """Last step whose decision is in the coordinator's journal, on its disk,
+    like those before it; 0 without a journal.
+    """
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PairDecision]:
         """In the order teacher by teacher, student by student."""
@@ -552,10 +684,11 @@ class Decision(_message.Message):
         step: _builtins.int = ...,
         pairs: _abc.Iterable[Global___PairDecision] | None = ...,
         paused: _abc.Iterable[_builtins.str] | None = ...,
+        recorded_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pairs", b"pairs", "paused", b"paused", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pairs", b"pairs", "paused", b"paused", "recorded_step", b"recorded_step", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -633,9 +766,17 @@ class GetRunStatusResponse(_message.Message):
     CONNECTED_RANKS_FIELD_NUMBER: _builtins.int
     LAST_DECISION_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    RECORDED_STEP_FIELD_NUMBER: _builtins.int
+    DECIDED_ALONE_STEPS_FIELD_NUMBER: _builtins.int
     state: Global___RunState.ValueType
     failure: _builtins.str
     """Why the run failed; empty otherwise."""
+    epoch: _builtins.int
+    recorded_step: _builtins.int
+    """See Decision."""
+    decided_alone_steps: _builtins.int
+    """Steps that ranks have applied without waiting for the coordinator."""
     @_builtins.property
     def plan(self) -> Global___RunPlan: ...
     @_builtins.property
@@ -652,10 +793,13 @@ class GetRunStatusResponse(_message.Message):
         connected_ranks: _abc.Iterable[_builtins.int] | None = ...,
         last_decision: Global___Decision | None = ...,
         failure: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        recorded_step: _builtins.int = ...,
+        decided_alone_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_decision", b"last_decision", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected_ranks", b"connected_ranks", "failure", b"failure", "last_decision", b"last_decision", "plan", b"plan", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected_ranks", b"connected_ranks", "decided_alone_steps", b"decided_alone_steps", "epoch", b"epoch", "failure", b"failure", "last_decision", b"last_decision", "plan", b"plan", "recorded_step", b"recorded_step", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

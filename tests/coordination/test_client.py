@@ -36,7 +36,7 @@ from switokd.distillation.topology import Pair
 from switokd.errors import CoordinatorError, UsageError
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
-from switokd.wire import decision_to_wire, sums_from_wire
+from switokd.wire import decision_to_wire, modes_from_wire, sums_from_wire
 from tests.support import wait_until
 
 FIRST, SECOND = Pair("teacher1", "student"), Pair("teacher2", "student")
@@ -67,6 +67,8 @@ class FakeCoordinator(pb_grpc.CoordinatorServiceServicer):
         self, requests: Iterator[pb.TrainRequest], context: Any
     ) -> Iterator[pb.TrainResponse]:
         for request in requests:
+            if request.WhichOneof("event") == "attach":
+                yield pb.TrainResponse(attached=pb.Attached(next_step=1))
             if request.WhichOneof("event") == "report":
                 self.reports.append(request.report)
                 yield pb.TrainResponse(decision=decision_to_wire(self.answer))
@@ -111,7 +113,8 @@ def test_a_teacher_reports_its_own_pairs_and_decides_them_early(config: Any) -> 
         assert early is not None
         decided = client.decision(1)
         assert early.mode(SECOND) is decided.mode(SECOND)
-        assert early == decide(1, means(measured), config.method.rule)
+        whole = decide(1, means(measured), config.method.rule)
+        assert early.pairs == tuple(p for p in whole.pairs if p.pair == SECOND)
         (report,) = coordinator.reports
         assert sums_from_wire(report) == {SECOND: PARTS[SECOND][0]}
         assert client.waits[0] > 0
@@ -132,18 +135,17 @@ def test_a_decision_that_differs_from_the_early_one_ends_the_rank() -> None:
             client.decision(1)
 
 
-def test_without_an_early_decision_the_coordinator_decides() -> None:
-    """At the threshold, rounding may decide either way."""
+def test_at_the_threshold_the_teachers_first_rank_decides() -> None:
+    """There, rounding may decide either way: the coordinator adopts what the report says."""
     e_s, e_t = 1.2, 1.0
     gap = delta(Distances(0.0, e_s, e_t, 1), epsilon(Distances(0.0, e_s, e_t, 1)))
     at_threshold = {SECOND: [PairSums(10 * gap, 10 * e_s, 10 * e_t, 10)]}
     answer = decide(1, means(at_threshold), PAPER.method.rule)
-    other = replace(answer, pairs=tuple(switched(pair) for pair in answer.pairs))
-    for decided in (answer, other):
-        with second_teacher(PAPER, decided) as (client, _):
-            client.report(1, at_threshold)
-            assert client.decide_early(1, at_threshold) is None
-            assert client.decision(1) == decided
+    with second_teacher(PAPER, answer) as (client, coordinator):
+        client.report(1, at_threshold)
+        assert client.decide_early(1, at_threshold) == answer
+        assert client.decision(1) == answer
+        assert modes_from_wire(coordinator.reports[0]) == {SECOND: answer.mode(SECOND)}
 
 
 def test_close_waits_for_the_decision_log_but_no_step_does() -> None:

@@ -55,5 +55,5 @@ def test_bad_style_is_detected(changed: Path) -> None:
 
 
 def test_a_new_field_is_no_breaking_change(changed: Path) -> None:
-    replace_text(changed, "message Attached {}", "message Attached {\n  string note = 1;\n}")
+    replace_text(changed, "message Leave {", "message Leave {\n  string note = 9;")
     assert buf("breaking", str(changed), "--against", str(PROTO / "baseline.json")) == 0

@@ -22,7 +22,7 @@ from switokd.distillation.decision import (
     PairDecision,
     Rule,
     decide,
-    decide_early,
+    unsafe_pairs,
 )
 from switokd.distillation.distances import as_parts, means
 from switokd.distillation.distances import pair_sums as sums_of_pairs
@@ -169,13 +169,13 @@ def test_several_pairs_are_measured_at_once() -> None:
 
 @pytest.mark.parametrize("strategy", ["switokd", "dml"])
 @pytest.mark.parametrize("seed", range(20))
-def test_an_early_decision_is_the_decision_for_any_rounding_of_the_numbers(
+def test_a_safe_decision_is_the_decision_for_any_rounding_of_the_numbers(
     seed: int, strategy: str
 ) -> None:
     d = pair_sums(*random_case(seed)).mean()
     rule, pair = Rule(make_strategy(strategy).switch), Pair("t", "s")
-    early = decide_early(3, {pair: d}, rule)
-    assert early == decide(3, {pair: d}, rule)
+    early = decide(3, {pair: d}, rule)
+    assert not unsafe_pairs(early, {pair: d}, rule)
     for shift in (-ROUNDING, ROUNDING):
         near = Distances(d.gap + shift, d.e_s - shift, d.e_t, d.n)
         assert mode_of(near, strategy) is early.mode(pair)
@@ -186,15 +186,25 @@ def test_an_early_decision_is_the_decision_for_any_rounding_of_the_numbers(
         assert abs(ours - truth) < ROUNDING * (1 + truth)
 
 
-def test_there_is_no_early_decision_at_the_threshold() -> None:
+def test_a_pair_at_its_threshold_is_unsafe() -> None:
     e_s, e_t = 1.2, 1.0
     at = delta(Distances(0.0, e_s, e_t, 1))
     pairs = {Pair("t", "a"): EXPERT, Pair("t", "b"): Distances(at * (1 + 1e-8), e_s, e_t, 1)}
-    assert decide_early(1, pairs, RULE) is None
+    assert unsafe_pairs(decide(1, pairs, RULE), pairs, RULE) == (Pair("t", "b"),)
     pairs[Pair("t", "b")] = Distances(at * 1.001, e_s, e_t, 1)
-    assert decide_early(1, pairs, RULE) == decide(1, pairs, RULE)
+    assert not unsafe_pairs(decide(1, pairs, RULE), pairs, RULE)
     almost_equal = {Pair("t", "a"): Distances(1.9, 1.0, 1.0 - 1e-9, 1)}  # e_t < e_s, but barely
-    assert decide_early(1, almost_equal, RULE) is None
+    assert unsafe_pairs(decide(1, almost_equal, RULE), almost_equal, RULE)
+
+
+def test_a_settled_mode_holds_whatever_the_distances_are() -> None:
+    a, b = Pair("t", "a"), Pair("t", "b")
+    distances = {a: EXPERT, b: EXPERT}
+    assert decide(1, distances, RULE).paused == ("t",)
+    decision = decide(1, distances, RULE, {b: Mode.LEARNING})
+    assert [p.mode for p in decision.pairs] == [Mode.EXPERT, Mode.LEARNING]
+    assert decision.paused == ()
+    assert decision.pairs[1].distances == EXPERT
 
 
 def test_two_exact_predictions_are_in_learning_mode() -> None:

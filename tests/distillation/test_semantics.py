@@ -8,6 +8,7 @@ Not covered: whole runs (`test_oracle`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,10 @@ from switokd.distillation.decision import (
     Decision,
     Mode,
     decide,
-    decide_early,
+    unsafe_pairs,
 )
 from switokd.distillation.distances import as_parts, means, pair_sums
-from switokd.distillation.gap import Distances
+from switokd.distillation.gap import Distances, epsilon
 from switokd.distillation.method import Method
 from switokd.distillation.semantics import epsilon_from, pauses_by_zero, problem_of_semantics
 from switokd.distillation.strategies import make_strategy
@@ -114,14 +115,17 @@ def test_1t2s_by_hand() -> None:
     assert modes["published"] == [Mode.LEARNING, Mode.LEARNING]  # delta 0.687
 
 
-def test_no_early_decision_without_the_pair_that_epsilon_comes_from() -> None:
+def test_rounding_of_the_pair_that_epsilon_comes_from_counts_too() -> None:
     slipped, epsilon_pair = SLIPS["2T1S"]
     rule = Method(Couplings(TWO_ONE), make_strategy("switokd"), "published").rule
     far, near = Distances(1.9, 1.2, 0.2, 8), Distances(0.1, 1.2, 0.8, 8)
-    assert decide_early(1, {slipped: far}, rule) is None
-    assert decide_early(1, {epsilon_pair: far}, rule) is not None
+    with pytest.raises(KeyError):
+        decide(1, {slipped: far}, rule)
     both = {epsilon_pair: near, slipped: far}
-    assert decide_early(1, both, rule) == decide(1, both, rule)
+    assert not unsafe_pairs(decide(1, both, rule), both, rule)
+    at = rule.delta(far, epsilon(near))
+    both[slipped] = replace(far, gap=at)
+    assert unsafe_pairs(decide(1, both, rule), both, rule) == (slipped,)
 
 
 def test_only_the_published_1t2s_multiplies_the_loss_by_0() -> None:

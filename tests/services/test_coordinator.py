@@ -218,6 +218,7 @@ def test_a_rank_that_disconnects_is_named_to_the_others(server: Server) -> None:
     teacher, student = Stream(server, run_id, 0), Stream(server, run_id, 1)
     student.report(1)
     student.call.cancel()
+    teacher.send(stall=pb.Stall(doing="exchanging the logits of step 2"))
     code, details = teacher.end()
     assert code == "ABORTED"
     assert details.startswith("rank 1 (s) went away")

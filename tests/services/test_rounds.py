@@ -150,9 +150,23 @@ def test_a_refused_report_changes_nothing(
     assert run.report(1, 1, {Pair("b", "s"): LEARNING}, now=0.0) is not None
 
 
-def test_refuses_the_same_step_twice() -> None:
+def test_a_step_that_is_reported_twice_counts_once() -> None:
     run = started()
-    run.report(2, 1, {}, now=0.0)
-    kind, reason = refusal(lambda: run.report(2, 1, {}, now=0.0))
-    assert kind == "FAILED_PRECONDITION"
-    assert "rank 2 (s) goes backwards: it reports step 1, step 2 is next" in reason
+    a, b = Pair("a", "s"), Pair("b", "s")
+    run.report(0, 1, {a: EXPERT}, now=0.0)
+    assert run.report(0, 1, {a: LEARNING}, now=0.0) is None
+    first = run.report(1, 1, {b: LEARNING}, now=0.0)
+    assert first is not None
+    assert first.decision.mode(a) is Mode.EXPERT
+    assert run.report(1, 1, {b: EXPERT}, now=0.0) is None
+    assert run.last_decision == first.decision
+
+
+def test_a_mode_that_a_teachers_first_rank_has_chosen_holds() -> None:
+    run = started()
+    a, b = Pair("a", "s"), Pair("b", "s")
+    run.report(0, 1, {a: EXPERT}, 0.0, {a: Mode.LEARNING})
+    decided = run.report(1, 1, {b: EXPERT}, now=0.0)
+    assert decided is not None
+    assert [p.mode for p in decided.decision.pairs] == [Mode.LEARNING, Mode.EXPERT]
+    assert decided.decision.paused == ("b",)

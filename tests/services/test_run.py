@@ -72,12 +72,33 @@ def test_states_from_joining_to_finished() -> None:
 def test_a_lost_rank_fails_the_run_and_the_first_reason_stays() -> None:
     run = started()
     run.report(1, 1, {Pair("b", "s"): LEARNING}, now=0.0)
-    run.lose(1, now=3.0)
-    run.leave(0, "something else", now=4.0)
+    run.lose(1, now=1.0)
+    assert run.hang(now=6.0) is None
+    run.fail(run.hang(now=6.1) or "", now=6.1)
+    run.leave(0, "something else", now=7.0)
     assert run.state is RunState.FAILED
     assert run.failure == "rank 1 (b) went away after reporting step 1"
-    assert run.ended_at == 3.0
-    assert refusal(lambda: run.report(2, 1, {}, now=5.0))[0] == "FAILED_PRECONDITION"
+    assert run.ended_at == 6.1
+    assert refusal(lambda: run.report(2, 1, {}, now=8.0))[0] == "FAILED_PRECONDITION"
+
+
+def test_a_lost_rank_is_named_at_once_if_another_one_misses_it() -> None:
+    run = started()
+    run.lose(1, now=1.0)
+    assert run.hang(now=1.1) is None
+    run.stall(0, "exchanging the logits of step 1", now=1.2)
+    assert run.hang(now=1.2) == "rank 1 (b) went away after reporting step 0"
+
+
+def test_a_lost_rank_is_there_as_long_as_the_others_go_on_or_it_comes_back() -> None:
+    run = started(replace(PLAN, round_timeout=3.0))
+    run.lose(1, now=0.0)
+    for step in range(1, 20):  # every step needs all ranks
+        run.report(0, step, {Pair("a", "s"): LEARNING}, now=float(step))
+        run.report(2, step, {}, now=float(step))
+        assert run.hang(now=step + 0.5) is None
+    run.attach(1)
+    assert "no report of step 1 from rank 1 (b)" in (run.hang(now=30.0) or "")
 
 
 def test_names_the_ranks_that_keep_a_round_open() -> None:

@@ -139,8 +139,10 @@ def test_the_lost_rank_is_named_after_torchruns_sigterm_too(tmp_path: Path) -> N
         assert any(named in line for line in complaints(run)), run.log.read_text()
 
 
-def test_killing_the_coordinator_ends_the_run_and_names_it(tmp_path: Path) -> None:
-    with running(tmp_path) as run:
+def test_killing_the_coordinator_ends_a_run_that_must_not_be_without_and_names_it(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path, "coordinator.on_loss=stop") as run:
         run.coordinator.kill()
         assert_all_end(run)
         pattern = rf"the coordinator at [\d.:]+ \(process {run.coordinator.pid}\) went away at step"

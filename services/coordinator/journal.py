@@ -1,0 +1,344 @@
+"""The journal of decisions: an SQLite file that outlives the coordinator.
+
+One thread writes, with one connection and in batches, so that no decision waits for the disk. A
+decision counts as recorded once its transaction is on the disk (`synchronous=FULL`). The rollback
+journal is used, not the write-ahead log: before SQLite 3.52 the latter may lose data where several
+connections are open, and a person who looks into the file with `sqlite3` is a second connection.
+
+If the disk is full, the coordinator goes on and tries again; nothing counts as recorded meanwhile.
+
+Not covered: copying or shrinking the file, taking out runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import IO
+
+from google.protobuf import json_format
+
+from switokd.distillation.decision import Decision, Mode, PairDecision
+from switokd.distillation.gap import Distances
+from switokd.distillation.topology import Pair
+from switokd.errors import UsageError
+from switokd.services.coordinator.messages import plan_from_wire, plan_to_wire
+from switokd.services.coordinator.plan import Plan
+from switokd.services.coordinator.steps import StepSet
+from switokd.v1 import coordinator_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+APPLICATION_ID = 0x53774F4B
+"""Marks the file as a journal, for `file` and for the check at the start."""
+VERSION = 1
+SCHEMA = """
+CREATE TABLE runs (
+  run TEXT PRIMARY KEY, epoch INTEGER NOT NULL, plan TEXT NOT NULL, settled INTEGER NOT NULL,
+  ended INTEGER NOT NULL DEFAULT 0, failure TEXT NOT NULL DEFAULT ''
+);
+CREATE TABLE decisions (
+  run TEXT NOT NULL, step INTEGER NOT NULL, teacher TEXT NOT NULL, student TEXT NOT NULL,
+  gap REAL NOT NULL, e_s REAL NOT NULL, e_t REAL NOT NULL, epsilon REAL NOT NULL,
+  delta REAL NOT NULL, mode TEXT NOT NULL, n INTEGER NOT NULL, paused INTEGER NOT NULL,
+  place INTEGER NOT NULL, pairs INTEGER NOT NULL, crc INTEGER NOT NULL,
+  alone INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (run, step, place)
+) WITHOUT ROWID;
+"""
+RETRY_SECONDS = 1.0
+"""Pause after a transaction that failed."""
+MOST_WAITING = 200_000
+"""Number of statements that wait for a full disk; further ones are given up."""
+
+Statement = tuple[str, Sequence[object]]
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run that had not ended when its coordinator did."""
+
+    run_id: str
+    epoch: int
+    plan: Plan
+    settled: int
+    decisions: Sequence[Decision]
+    """Those after the settled step, up to the first that is missing or damaged."""
+    steps: Sequence[int]
+    """Steps of this epoch that are written down, up to the last of `decisions`."""
+
+
+class Journal:
+    """Where a coordinator writes what must outlive it; no method waits.
+
+    This one keeps nothing: ranks report again what their coordinator has forgotten.
+    """
+
+    keeps = False
+    """Whether anything is written down."""
+
+    def begin(self, run_id: str, epoch: int, plan: Plan) -> None:
+        """Note a run, or its new epoch; decisions from the plan's first step on are removed."""
+
+    def add(self, run_id: str, decision: Decision, alone: bool = False) -> None:
+        """Note a decision. alone: rank 0 has made it, without the coordinator."""
+
+    def mark_alone(self, run_id: str, step: int) -> None:
+        """Note that a rank has applied a step without waiting for its decision."""
+
+    def settle(self, run_id: str, step: int) -> None:
+        """Note that rank 0 has recorded all steps up to this one."""
+
+    def end(self, run_id: str, failure: str) -> None:
+        """Note that a run has ended."""
+
+    def recorded(self, run_id: str) -> int:
+        """Return the last step of a run that is on the disk with all before it; 0: none."""
+        return 0
+
+    def stored(self) -> Iterable[StoredRun]:
+        """Return the runs that had not ended when the journal was opened."""
+        return ()
+
+    def close(self) -> None:
+        """Write everything down."""
+
+
+NO_JOURNAL = Journal()
+
+
+class SqliteJournal(Journal):
+    """A journal in a file. UsageError if the file cannot be used."""
+
+    keeps = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._queue: SimpleQueue[Statement | None] = SimpleQueue()
+        self._written: dict[str, StepSet] = {}
+        self._recorded: dict[str, int] = {}
+        self._is_failing = False
+        self._lock = _lock(path)
+        try:
+            self._stored = _open(path)
+        except sqlite3.Error as error:
+            self._lock.close()
+            raise UsageError(
+                f"--journal {path}: {error}; move the file away to start a new one: the runs go on "
+                "all the same"
+            ) from None
+        except UsageError:
+            self._lock.close()
+            raise
+        for run in self._stored:
+            self._note(run.run_id, run.plan.first_step, run.steps)
+        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._thread.start()
+
+    def stored(self) -> Iterable[StoredRun]:
+        """See `Journal`."""
+        return self._stored
+
+    def recorded(self, run_id: str) -> int:
+        """See `Journal`."""
+        return self._recorded.get(run_id, 0)
+
+    def begin(self, run_id: str, epoch: int, plan: Plan) -> None:
+        """See `Journal`. The new epoch and the end of the old decisions are one statement."""
+        text = json.dumps(json_format.MessageToDict(plan_to_wire(plan)))
+        self._put("DELETE FROM decisions WHERE run = ? AND step >= ?", run_id, plan.first_step)
+        self._put(
+            "INSERT OR REPLACE INTO runs (run, epoch, plan, settled) VALUES (?, ?, ?, ?)",
+            *(run_id, epoch, text, plan.first_step - 1),
+        )
+
+    def add(self, run_id: str, decision: Decision, alone: bool = False) -> None:
+        """See `Journal`."""
+        for place, p in enumerate(decision.pairs):
+            row = _row(run_id, decision, place, p)
+            sql = f"INSERT OR REPLACE INTO decisions VALUES ({','.join('?' * (len(row) + 2))})"
+            self._put(sql, *row, _crc(row), int(alone))
+
+    def mark_alone(self, run_id: str, step: int) -> None:
+        """See `Journal`."""
+        self._put("UPDATE decisions SET alone = 1 WHERE run = ? AND step = ?", run_id, step)
+
+    def settle(self, run_id: str, step: int) -> None:
+        """See `Journal`."""
+        self._put("UPDATE runs SET settled = ? WHERE run = ?", step, run_id)
+
+    def end(self, run_id: str, failure: str) -> None:
+        """See `Journal`."""
+        self._put("UPDATE runs SET ended = 1, failure = ? WHERE run = ?", failure, run_id)
+
+    def close(self) -> None:
+        """See `Journal`."""
+        self._queue.put(None)
+        self._thread.join(10.0)
+        self._lock.close()
+
+    def _put(self, sql: str, *values: object) -> None:
+        self._queue.put((sql, values))
+
+    def _write(self) -> None:
+        waiting: list[Statement] = []
+        is_closing = False
+        with closing(_connect(self._path)) as connection:
+            while not is_closing:
+                is_closing = self._take(waiting)
+                if waiting and self._commit(connection, waiting):
+                    waiting = []
+                elif len(waiting) > MOST_WAITING:
+                    log.error("journal %s: given up, its end is missing", self._path)
+                    return
+
+    def _take(self, waiting: list[Statement]) -> bool:
+        """Append the statements that are queued; wait for one if none waits. True: the end."""
+        with suppress(Empty):
+            statement = self._queue.get(timeout=RETRY_SECONDS if waiting else None)
+            while statement is not None:
+                waiting.append(statement)
+                statement = self._queue.get_nowait()
+            return True
+        return False
+
+    def _commit(self, connection: sqlite3.Connection, statements: Sequence[Statement]) -> bool:
+        """Run the statements in one transaction; return whether they are on the disk."""
+        try:
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                for sql, values in statements:
+                    connection.execute(sql, values)
+        except sqlite3.Error as error:
+            if not self._is_failing:
+                log.error("journal %s cannot be written: %s; trying again", self._path, error)
+            self._is_failing = True
+            return False
+        if self._is_failing:
+            log.warning("journal %s is written again", self._path)
+        self._is_failing = False
+        for sql, values in statements:
+            run_id, step = str(values[0]), values[1]
+            if sql.startswith("INSERT OR REPLACE INTO decisions"):
+                self._written[run_id].add(int(str(step)))
+            elif sql.startswith("DELETE"):
+                self._note(run_id, int(str(step)), [])
+        for run_id, steps in self._written.items():
+            self._recorded[run_id] = steps.last_before_gap
+        return True
+
+    def _note(self, run_id: str, first_step: int, steps: Iterable[int]) -> None:
+        """Note the steps of a run that are on the disk."""
+        written = self._written[run_id] = StepSet()
+        for step in (first_step - 1, *steps):
+            written.add(step)
+        self._recorded[run_id] = written.last_before_gap
+
+
+def _row(run_id: str, decision: Decision, place: int, p: PairDecision) -> tuple[object, ...]:
+    d, pair = p.distances, p.pair
+    return (
+        *(run_id, decision.step, pair.teacher, pair.student, d.gap, d.e_s, d.e_t),
+        *(p.epsilon, p.delta, p.mode.value, d.n, int(pair.teacher in decision.paused)),
+        *(place, len(decision.pairs)),
+    )
+
+
+def _crc(row: Sequence[object]) -> int:
+    """Return the checksum of a row: SQLite would not notice a flipped bit."""
+    return zlib.crc32(repr(tuple(row)).encode())
+
+
+def _lock(path: Path) -> IO[str]:
+    """Keep a second coordinator from writing the same journal."""
+    try:
+        lock = path.with_name(f"{path.name}.lock").open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--journal {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UsageError(f"--journal {path}: another coordinator writes it") from None
+    return lock
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=5.0, isolation_level=None)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA journal_mode = TRUNCATE")  # its end is synced, unlike a deletion
+    return connection
+
+
+def _open(path: Path) -> list[StoredRun]:
+    """Create or check the file, and return its runs that have not ended."""
+    with closing(_connect(path)) as connection, connection:
+        connection.execute("BEGIN IMMEDIATE")
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if not tables and not application:
+            for statement in SCHEMA.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+        elif application != APPLICATION_ID:
+            raise UsageError(f"--journal {path} is a database, but not a journal of switokd")
+        elif version != VERSION:
+            raise UsageError(
+                f"--journal {path} has version {version}, this coordinator needs {VERSION}"
+            )
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(f"the file is damaged ({verdict.splitlines()[-1]})")
+        rows = connection.execute("SELECT run, epoch, plan, settled FROM runs WHERE ended = 0")
+        return [_stored(connection, *row) for row in rows.fetchall()]
+
+
+def _stored(
+    connection: sqlite3.Connection, run_id: str, epoch: int, text: str, settled: int
+) -> StoredRun:
+    try:
+        plan = plan_from_wire(json_format.ParseDict(json.loads(text), pb.RunPlan()))
+    except (ValueError, json_format.ParseError):
+        raise sqlite3.DatabaseError(f"the plan of run {run_id!r} is damaged") from None
+    rows = connection.execute(
+        "SELECT * FROM decisions WHERE run = ? AND step > ? ORDER BY step, place",
+        (run_id, settled),
+    )
+    decisions = list(_decisions(rows, settled + 1, run_id))
+    last = decisions[-1].step if decisions else settled
+    steps = connection.execute(
+        "SELECT step FROM decisions WHERE run = ? AND place = 0 AND step BETWEEN ? AND ?",
+        (run_id, plan.first_step, last),
+    )
+    found = [step for (step,) in steps.fetchall()]
+    return StoredRun(run_id, epoch, plan, settled, decisions, found)
+
+
+def _decisions(rows: Iterable[Sequence[object]], step: int, run_id: str) -> Iterable[Decision]:
+    """Yield the decisions from `step` on, until one is missing or damaged."""
+    pairs: list[PairDecision] = []
+    paused: dict[str, None] = {}
+    for *row, crc, _alone in rows:
+        _, row_step, teacher, student, gap, e_s, e_t, epsilon, delta, mode, n, is_paused = row[:12]
+        if _crc(row) != crc or row_step != step or row[12] != len(pairs):
+            log.warning("journal: run %s continues without a record of step %d", run_id, step)
+            return
+        distances = Distances(gap, e_s, e_t, n)  # type: ignore[arg-type]
+        pair = Pair(str(teacher), str(student))
+        pairs.append(PairDecision(pair, distances, epsilon, delta, Mode(mode)))  # type: ignore[arg-type]
+        if is_paused:
+            paused[pair.teacher] = None
+        if len(pairs) == row[13]:
+            yield Decision(step, tuple(pairs), tuple(paused))
+            step, pairs, paused = step + 1, [], {}

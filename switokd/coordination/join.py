@@ -1,0 +1,151 @@
+"""Connects a rank to what decides for it: the coordinator, or a decider in its own process.
+
+Not covered: the deciders (`client.py`, `local.py`), the coordinator's process (`process.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from switokd.config.config import Config
+from switokd.coordination.client import Client
+from switokd.coordination.decider import Decider
+from switokd.coordination.local import LocalDecider
+from switokd.coordination.membership import Endpoint, Membership
+from switokd.coordination.process import coordinator_process
+from switokd.distillation.decision import Decision
+from switokd.errors import CollectiveError, PeerError, UsageError, first_line
+from switokd.runtime.durable import replace_file
+from switokd.runtime.lifecycle import (
+    Preempted,
+    Terminated,
+    end_if_stuck,
+    ignore_sigterm,
+    unwind_on_sigterm,
+)
+from switokd.runtime.placement import Placement
+from switokd.runtime.process_group import World
+
+OnDecision = Callable[[Decision], None]
+
+IDENTITY = "run.json"
+"""File in the run folder with the run's id, and how often its processes were started."""
+
+
+@dataclass(frozen=True)
+class Joining:
+    """What a rank needs to join its run."""
+
+    config: Config
+    world: World
+    placement: Placement
+    wait_for_coordinator: Callable[[], Endpoint] | None = None
+    """Waits for the coordinator that this command has started; None if it has started none."""
+    first_step: int = 1
+    """The step that is decided first."""
+
+
+@contextmanager
+def join_decider(
+    joining: Joining, on_decision: OnDecision, folder: Path | None = None
+) -> Iterator[tuple[Decider, str]]:
+    """Connect to the coordinator, or decide in this process if the run file says so.
+
+    Yields the decider, and a description of where it runs. on_decision: called for each decision.
+    folder: the run folder, on rank 0.
+    """
+    config, world, wait = joining.config, joining.world, joining.wait_for_coordinator
+    if config.coordinator.address == "off":
+        assert world.env.world_size == 1, "the configuration requires a coordinator otherwise"
+        if not world.env.embedded:
+            unwind_on_sigterm()
+        yield LocalDecider(config, on_decision), "no coordinator"
+        return
+    with ExitStack() as stack:
+        if config.coordinator.address == "auto" and world.rank == 0 and not wait:
+            wait = stack.enter_context(coordinator_process(config, world.env))
+        membership = _agree(config, world, wait, folder)
+        endpoint = membership.coordinator
+        where = f"coordinator {endpoint}"
+        if endpoint.http:
+            where = f"live metrics http://{endpoint.http}/metrics"
+        yield stack.enter_context(_connected(membership, joining, on_decision)), where
+
+
+def _agree(
+    config: Config,
+    world: World,
+    wait_for_coordinator: Callable[[], Endpoint] | None,
+    folder: Path | None,
+) -> Membership:
+    """Return this rank's membership; coordinator, run id and epoch are the same on all ranks."""
+
+    def choose() -> tuple[Endpoint, str, int]:
+        endpoint = Endpoint(config.coordinator.address)
+        if config.coordinator.address == "auto":
+            assert wait_for_coordinator is not None
+            endpoint = wait_for_coordinator()
+        return endpoint, *next_start(folder, config.name)
+
+    endpoint, run_id, epoch = world.broadcast(world.on_rank_0(choose))
+    return Membership(endpoint, run_id, world.rank, epoch)
+
+
+def next_start(folder: Path | None, name: str) -> tuple[str, int]:
+    """Return the run's id, which stays, and the number of this start of its processes.
+
+    Notes both in the run folder. UsageError if the folder cannot be written.
+    """
+    run_id, epoch = f"{name}-{uuid.uuid4().hex[:6]}", 0
+    if folder is None:
+        return run_id, epoch + 1
+    path = folder / IDENTITY
+    try:
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            run_id, epoch = str(before["run_id"]), int(before["epoch"])
+        replace_file(path, (json.dumps({"run_id": run_id, "epoch": epoch + 1}) + "\n").encode())
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{path} is damaged: remove it to continue the run") from None
+    except OSError as error:
+        raise UsageError(f"run_dir: {folder} cannot be written: {error.strerror}") from None
+    return run_id, epoch + 1
+
+
+@contextmanager
+def _connected(
+    membership: Membership, joining: Joining, on_decision: OnDecision
+) -> Iterator[Client]:
+    """Yield a connected client; if the body fails, send the reason to the coordinator.
+
+    This rank may notice a lost peer first as a failed collective, or as torchrun's SIGTERM. The
+    coordinator may know the cause; in this case its PeerError is raised instead.
+    """
+    client = Client(
+        membership,
+        joining.config,
+        joining.placement,
+        on_decision=on_decision,
+        on_failure=end_if_stuck(joining.placement.who(membership.rank)),
+        first_step=joining.first_step,
+        peers=joining.world,
+    )
+    unwind_on_sigterm()
+    try:
+        yield client
+    except Preempted:
+        client.close()
+        raise
+    except (PeerError, Terminated) as error:
+        ignore_sigterm()  # torchrun's SIGTERM may arrive before the coordinator's message
+        reason = client.why(error.doing if isinstance(error, CollectiveError) else "")
+        client.close(failure=str(error) or "stopped by SIGTERM")
+        raise reason or error from error
+    except BaseException as error:
+        client.close(failure=first_line(error))
+        raise

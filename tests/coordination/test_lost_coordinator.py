@@ -1,0 +1,188 @@
+"""A coordinator that is killed, stopped or replaced in the middle of a run changes no bit of it.
+
+Real ranks and real coordinators. Not covered: every order of messages (`tests/simulation`).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.preloaded import Forked, forked, train, train_ranks
+from tests.support import lines, process, wait_until
+
+# Some 240 steps of a few milliseconds.
+WORDS = ["digits-2t1s", "schedule.epochs=4", "data.batch_size=24", "data.workers=0"]
+WORDS += [f"networks.{n}.model=tests.sleepers:Flat" for n in ("teacher1", "teacher2", "student")]
+WORDS += ["coordinator.deadline=0.3", "checkpoint.every_steps=50"]
+RESULTS = ["decisions.jsonl", *(f"weights/{n}.pt" for n in ("teacher1", "teacher2", "student"))]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("undisturbed"), 3, *WORDS)
+
+
+def assert_same_bits(folder: Path, undisturbed: Path) -> None:
+    for name in RESULTS:
+        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+@dataclass
+class Coordinator:
+    """A coordinator of the user's own."""
+
+    child: subprocess.Popen[str]
+    address: str
+
+    @property
+    def port(self) -> str:
+        return self.address.rpartition(":")[2]
+
+
+@contextmanager
+def coordinator(journal: Path | None, port: str = "0") -> Iterator[Coordinator]:
+    command = [sys.executable, "-m", "switokd", "coordinator", "--port", port, "--http-port", "0"]
+    command += ["--journal", str(journal)] if journal else []
+    with process(command, Path.cwd()) as child:
+        assert child.stdout is not None
+        yield Coordinator(child, json.loads(child.stdout.readline())["grpc"])
+
+
+@contextmanager
+def training(folder: Path, *words: str) -> Iterator[Forked]:
+    with forked(
+        train_ranks, 3, (*WORDS, "run_dir=out", *words), cwd=folder, out=folder / "log"
+    ) as child:
+        yield child
+
+
+def steps(folder: Path) -> int:
+    path = folder / "out" / "decisions.jsonl"
+    return path.read_text().count("\n") // 2 if path.exists() else 0
+
+
+def wait_for_step(folder: Path, child: Forked, step: int) -> None:
+    wait_until(lambda: child.poll() is not None or steps(folder) >= step, 60, f"step {step}")
+    assert child.poll() is None, (folder / "log").read_text()
+
+
+def assert_done(folder: Path, child: Forked, undisturbed: Path) -> None:
+    assert child.wait(60) == 0, (folder / "log").read_text()
+    assert_same_bits(folder / "out", undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_coordinator_that_starts_again_with_its_journal_goes_on(
+    number: signal.Signals, undisturbed: Path, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal.db"
+    with ExitStack() as stack:
+        first = stack.enter_context(coordinator(journal))
+        child = stack.enter_context(training(tmp_path, f"coordinator.address={first.address}"))
+        wait_for_step(tmp_path, child, 30)
+        first.child.send_signal(number)
+        first.child.wait(10)
+        second = stack.enter_context(coordinator(journal, first.port))
+        assert_done(tmp_path, child, undisturbed)
+        second.child.send_signal(signal.SIGTERM)
+        second.child.wait(10)
+    assert_same_as_journal(journal, undisturbed)
+
+
+def assert_same_as_journal(journal: Path, undisturbed: Path) -> None:
+    """Every decision of the record is in the journal, with the same numbers."""
+    columns = "step, teacher, student, gap, e_s, e_t, epsilon, delta, mode, n"
+    with closing(sqlite3.connect(journal)) as connection:
+        rows = connection.execute(f"SELECT {columns} FROM decisions ORDER BY step, place")
+        names = columns.split(", ")
+        found = [dict(zip(names, row, strict=True)) for row in rows]
+        assert found == lines(undisturbed / "decisions.jsonl")
+        assert connection.execute("SELECT ended, failure FROM runs").fetchall() == [(1, "")]
+
+
+def test_a_coordinator_that_has_lost_its_journal_learns_from_the_ranks(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(coordinator(None))
+        child = stack.enter_context(training(tmp_path, f"coordinator.address={first.address}"))
+        wait_for_step(tmp_path, child, 30)
+        first.child.kill()
+        first.child.wait(10)
+        wait_for_step(tmp_path, child, 105)  # the checkpoint has settled what was decided alone
+        stack.enter_context(coordinator(tmp_path / "journal.db", first.port))
+        assert_done(tmp_path, child, undisturbed)
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as connection:
+        (alone,) = connection.execute("SELECT count(*) FROM decisions WHERE alone = 1").fetchone()
+    assert alone > 50
+
+
+SHARED = "{teacher1: [0, 1], teacher2: [1], student: [2]}"
+
+
+@pytest.mark.parametrize("placement", ["dedicated", SHARED])
+def test_without_a_coordinator_the_ranks_decide_alone_to_the_end(
+    placement: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    words = [f"placement={placement}"]
+    expected = undisturbed
+    if placement != "dedicated":
+        expected = train(tmp_path / "undisturbed", 3, *WORDS, *words)
+    with ExitStack() as stack:
+        server = stack.enter_context(coordinator(None))
+        words.append(f"coordinator.address={server.address}")
+        child = stack.enter_context(training(tmp_path, *words))
+        wait_for_step(tmp_path, child, 30)
+        server.child.kill()
+        assert_done(tmp_path, child, expected)
+
+
+def test_a_coordinator_that_hangs_is_not_waited_for(undisturbed: Path, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(coordinator(None))
+        words = f"coordinator.address={server.address}"
+        child = stack.enter_context(training(tmp_path, words))
+        wait_for_step(tmp_path, child, 30)
+        server.child.send_signal(signal.SIGSTOP)
+        wait_for_step(tmp_path, child, 130)
+        server.child.send_signal(signal.SIGCONT)  # its late decisions must be the same
+        assert_done(tmp_path, child, undisturbed)
+
+
+def test_a_runs_own_coordinator_is_started_again(undisturbed: Path, tmp_path: Path) -> None:
+    with training(tmp_path) as child:
+        wait_for_step(tmp_path, child, 30)
+        family = psutil.Process(child.pid).children(recursive=True)
+        (victim,) = (member for member in family if "coordinator" in member.cmdline())
+        victim.kill()
+        assert_done(tmp_path, child, undisturbed)
+    log = (tmp_path / "log").read_text()
+    assert f"the coordinator (process {victim.pid}) is gone and starts again" in log
+    assert not victim.is_running()
+
+
+def test_a_run_that_must_wait_goes_on_when_the_coordinator_is_back(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(coordinator(None))
+        words = [f"coordinator.address={first.address}", "coordinator.on_loss=wait"]
+        child = stack.enter_context(training(tmp_path, *words))
+        wait_for_step(tmp_path, child, 30)
+        first.child.kill()
+        first.child.wait(10)
+        stack.enter_context(coordinator(None, first.port))
+        assert_done(tmp_path, child, undisturbed)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["restarts"] == 0
