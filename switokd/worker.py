@@ -159,7 +159,7 @@ def _train(
 
     parameters = _parameter_counts(world, learners)
     output = world.on_rank_0(
-        lambda: _open_output(stack, config, choice, images, parameters, resumption)
+        lambda: _open_output(stack, config, world.env, choice, images, parameters, resumption)
     )
     observers: tuple[Observer, ...] = output or ()
     on_decision = partial(_tell, observers)
@@ -225,6 +225,7 @@ def _parameter_counts(world: World, learners: Sequence[Learner]) -> dict[str, in
 def _open_output(
     stack: ExitStack,
     config: Config,
+    env: Environment,
     choice: Choice,
     images: Images,
     parameters: dict[str, int],
@@ -235,7 +236,7 @@ def _open_output(
     stack: waits for queued checkpoints when it closes, and removes the folder if the run ended
     before its first decision.
     """
-    recorder = RunRecorder(config, choice.placement, parameters, resumption)
+    recorder = RunRecorder(config, choice.placement, parameters, resumption, env.started)
     stack.callback(recorder.folder.discard_if_unused)
     stack.callback(recorder.settle)  # a run that fails keeps its last checkpoints
     recorder.folder.save_signature(InputSignature.of(images))

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -28,6 +29,7 @@ from tempfile import TemporaryDirectory
 from switokd.cli.main import main
 from switokd.cli.worker import worker_main
 from switokd.runtime import fork
+from switokd.runtime.environment import STARTED
 from tests.support import environment, kill_family
 
 MODULES = ["tests.preloaded", "switokd.worker", "matplotlib.figure"]
@@ -128,6 +130,7 @@ def _run(
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    os.environ[STARTED] = str(time.time())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Loader processes come from a server of their own, not from that of the tests.
     forkserver._forkserver.__init__()  # type: ignore[misc]

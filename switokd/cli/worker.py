@@ -33,6 +33,7 @@ from switokd.runtime.environment import (
     check_alone,
     check_world_size,
     environment,
+    started,
 )
 from switokd.runtime.lifecycle import follow_launcher, one_line_errors
 from switokd.runtime.threads import wait_briefly
@@ -126,7 +127,7 @@ def run_rank(
     coordinator, if the launcher has started one. helpers: what the launcher does. Rank 0 starts a
     process for the coordinator or the drawing if these are None.
     """
-    env = replace(environment(), layouts=tuple(layouts))
+    env = replace(environment(), layouts=tuple(layouts), started=started())
     with one_line_errors(env):
         config = load_importable(recipe, settings)
         needed = config.world_size or env.world_size

@@ -67,7 +67,8 @@ class RunRecorder(Observer):
     """Writes one run's folder.
 
     parameters: number of parameters by network. resumption: where the run continues; None: it is
-    new. on_warning: receives a sentence for the user. UsageError if the folder cannot be written.
+    new. started: when the command was started, in seconds of `time.time`. on_warning: receives a
+    sentence for the user. UsageError if the folder cannot be written.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class RunRecorder(Observer):
         placement: Placement,
         parameters: Mapping[str, int],
         resumption: Resumption | None = None,
+        started: float | None = None,
         on_warning: Callable[[str], None] = print_error,
     ) -> None:
-        self.folder = RunFolder(config, resumption)
+        self.folder = RunFolder(config, resumption, started)
         self._checkpoints = CheckpointWriter(
             self.folder.path, config.checkpoint.keep, self.folder.sync_record, on_warning
         )
@@ -93,9 +95,12 @@ class RunRecorder(Observer):
         self._paused: dict[int, Sequence[str]] = {}
         """By step: the paused teachers."""
         self._rows: list[Row] = []
-        self._restarts = 0
         if resumption and resumption.state:
             self._restore(resumption)
+
+    def on_begin(self) -> None:
+        """Note that the time until now, back to the checkpoint, was lost."""
+        self.folder.attempts.begin_training()
 
     def on_decision(self, decision: Decision) -> None:
         """Append the decision to the decision log."""
@@ -134,7 +139,7 @@ class RunRecorder(Observer):
                 }
                 for epoch in self._exchanged_at
             ],
-            "restarts": self._restarts,
+            "kept": self.folder.attempts.kept(),
         }
         run = {"step": step, "name": self._config.name, "placement": str(self._placement)}
         whole = {**state, "run": {**state["run"], "recorder": own}}
@@ -149,7 +154,8 @@ class RunRecorder(Observer):
         own = resumption.state["run"]["recorder"]
         self._training_seconds = own["training_seconds"]
         self._started -= own["wall_seconds"]
-        self._restarts = own["restarts"] + 1
+        if "kept" in own:  # not in a checkpoint of an earlier version
+            self.folder.attempts.restore(own["kept"])
         self._summaries = {name: NetworkSummary(**s) for name, s in own["summaries"].items()}
         self._rows = own["rows"]
         self._exchanged_at = [
@@ -215,8 +221,8 @@ class RunRecorder(Observer):
             "placement_table": {name: dict(row) for name, row in self._placement.table},
             "samples_per_second": student.samples / self._training_seconds,
             "wall_seconds": self._wall_seconds,
-            "restarts": self._restarts,
             "training_seconds": self._training_seconds,
+            **self.folder.attempts.summary(self._training_seconds),
             "saved_by_pauses": {
                 "wall_seconds": savings.wall_seconds(self._exchanged_at, self._paused),
                 "device_seconds": savings.device_seconds(self._rows),

@@ -36,8 +36,15 @@ class Resumption:
     """The step after which the run continues; 0: from the beginning."""
     state: dict[str, Any] = field(default_factory=dict)
     """Content of the checkpoint's state.pt; empty for step 0."""
+    recorded: int = 0
+    """The last step of the record, which is cut back to `step`."""
     notes: Sequence[str] = ()
     """Sentences for the user: what was damaged, which settings have changed."""
+
+    @property
+    def steps_lost(self) -> int:
+        """Number of recorded steps that are done again."""
+        return max(self.recorded - self.step, 0)
 
     def describe(self, steps: int) -> list[str]:
         """Return sentences for the user. steps: of the whole run."""
@@ -67,8 +74,8 @@ def find(config: Config) -> Resumption | None:
         except UsageError as error:
             notes.append(f"{checkpoint.path} is not used: {error}")
             continue
-        return Resumption(folder, checkpoint.step, state, notes)
-    return Resumption(folder, notes=notes)
+        return Resumption(folder, checkpoint.step, state, recorded, notes)
+    return Resumption(folder, recorded=recorded, notes=notes)
 
 
 def _changes(before: Config, now: Config, folder: Path) -> list[str]:

@@ -11,6 +11,7 @@
     weights/best/NAME.pt   state dict of the epoch with the best test top-1
     weights/initial/       state dicts before the first step, if requested
     checkpoints/step-N/    what the run continues from (`checkpoints.py`)
+    attempts.jsonl         when the run was started, and what was lost (`attempts.py`)
     summary.json           written last
     curves.png             gap, threshold and accuracy (`curves.py`)
 
@@ -43,6 +44,7 @@ from switokd.data.signature import InputSignature
 from switokd.distillation.decision import Decision, PairDecision
 from switokd.errors import UsageError
 from switokd.planning.profile import Profile
+from switokd.runs.attempts import Attempts
 from switokd.runs.resume import Resumption, cut
 from switokd.runtime.durable import replace_file, write_with_sum
 from switokd.runtime.environment import ProcessLayout
@@ -57,9 +59,15 @@ LOCK_SECONDS = 10.0
 class RunFolder:
     """Folder of one run. Every method raises UsageError if the folder cannot be written."""
 
-    def __init__(self, config: Config, resumption: Resumption | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        resumption: Resumption | None = None,
+        started: float | None = None,
+    ) -> None:
         """Create the folder and write config.yaml, or cut back the folder of a run that continues.
 
+        started: when the command was started, in seconds of `time.time`; None: now.
         UsageError if the folder of a new run is not empty, or if another process trains in it.
         """
         self.path = resumption.folder if resumption else _make(config)
@@ -74,6 +82,9 @@ class RunFolder:
             except FileExistsError:
                 raise _taken(self.path) from None
             _lock(self._lock, self.path)
+            self.attempts = Attempts(self.path)
+            lost = resumption.steps_lost if resumption else 0
+            self.attempts.start(self._last_step, lost, started)
             if resumption:
                 cut(self.path, resumption.step)
             self._lock.write(config.dump())
@@ -139,6 +150,7 @@ class RunFolder:
         """Close decisions.jsonl and write summary.json."""
         with _writing(self.path):
             self.close()
+            self.attempts.finish(self._last_step)
             replace_file(
                 self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode()
             )

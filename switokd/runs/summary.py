@@ -5,7 +5,7 @@ Not covered: the content of the summary (`recorder.py`), the picture (`curves.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -41,8 +41,21 @@ def print_table(console: Console, summary: dict[str, Any]) -> None:
         console.print(line)
 
 
+def describe_interruptions(summary: Mapping[str, Any]) -> str:
+    """Return a sentence on restarts, what they cost, and the share of the time that counts."""
+    restarts, steps = summary["restarts"], summary["steps_lost"]
+    since, ratio = summary["seconds_since_first_start"], summary["effective_training_ratio"]
+    if not restarts:
+        return f"no restart; {ratio:.0%} of the {since:.1f} s since the start went into steps"
+    return (
+        f"{restarts} restart{'s' * (restarts > 1)}: {steps} step{'s' * (steps != 1)} lost and done "
+        f"again, {summary['seconds_lost']:.1f} s lost; {ratio:.0%} of the {since:.1f} s since the "
+        "first start went into steps that count"
+    )
+
+
 def _describe(summary: dict[str, Any]) -> Iterator[str]:
-    """Sentences on the time that pauses saved and the time that waiting for decisions cost."""
+    """Sentences on what pauses saved, and on what waiting and interruptions cost."""
     saved, seconds = summary["saved_by_pauses"], summary["training_seconds"]
     if saved["device_seconds"]:
         line = (
@@ -60,3 +73,4 @@ def _describe(summary: dict[str, Any]) -> Iterator[str]:
             f"teachers waited for decisions {1000 * wait:.2f} ms per step on average, "
             f"{wait * steps / seconds:.1%} of the training time"
         )
+    yield describe_interruptions(summary)

@@ -6,10 +6,16 @@ Not covered: joining the other processes (`process_group.py`).
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from switokd.errors import UsageError
+
+STARTED = "SWITOKD_STARTED"
+"""Environment variable with the time at which `switokd train` was started, for its ranks."""
+
+_IMPORTED_AT = time.time()
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Environment:
     """Whether training runs inside a user's program, whose signals and memory stay unchanged."""
     layouts: tuple[ProcessLayout, ...] = ()
     """Layouts that `placement: auto` may choose from, largest first; empty: the number is fixed."""
+    started: float | None = None
+    """When the command was started, in seconds of `time.time`; None: unknown."""
 
     def first(self, processes: int) -> Environment:
         """Environment restricted to the first `processes` ranks, all on one machine."""
@@ -61,6 +69,11 @@ class Environment:
     def one_host(self) -> bool:
         """Whether all processes of the run are on this machine."""
         return self.local_world_size == self.world_size
+
+
+def started() -> float:
+    """Return when this command, or the one that has started this rank, was started."""
+    return float(os.environ.get(STARTED) or _IMPORTED_AT)
 
 
 def cores() -> int:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from switokd.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, PeerError
-from switokd.runtime.environment import ProcessLayout, cores
+from switokd.runtime.environment import STARTED, ProcessLayout, cores, started
 from switokd.runtime.lifecycle import Terminated, ignore_sigterm, print_error, unwind_on_sigterm
 
 
@@ -30,7 +30,7 @@ def environment_of_ranks() -> dict[str, str]:
     The OpenBLAS of NumPy starts its threads when it is imported, and a process with threads cannot
     be forked. PyTorch computes with OpenBLAS on other processors than x86 only.
     """
-    env = dict(os.environ)
+    env = {**os.environ, STARTED: str(started())}
     if platform.machine().lower() in ("x86_64", "amd64"):
         env.setdefault("OPENBLAS_NUM_THREADS", "1")
     return env

@@ -17,6 +17,10 @@ class Observer(Protocol):
     run.
     """
 
+    def on_begin(self) -> None:
+        """Learn that everything is ready, and the first step of this process follows."""
+        return
+
     def on_decision(self, decision: Decision) -> None:
         """Receive a step's decision, in the order of the steps.
 

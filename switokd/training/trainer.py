@@ -62,6 +62,8 @@ class Trainer:
         held_out = HeldOut.of(self.images, self.config.method.strategy, exchange)
         last, per_epoch = total_steps(self.config, self.images), self.images.steps_per_epoch
         done = self._restore()
+        for observer in self.observers:
+            observer.on_begin()
         if done:  # the rest of the epoch, or its evaluation alone
             epoch = (done - 1) // per_epoch
             end = min((epoch + 1) * per_epoch, last)

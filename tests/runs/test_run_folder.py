@@ -53,6 +53,7 @@ def test_a_folder_contains_all_files_of_a_run(tmp_path: Path) -> None:
     folder.finish({"name": "digits-2t1s"})
     assert folder.path == tmp_path / "deep" / "out"
     assert {str(p.relative_to(folder.path)) for p in folder.path.rglob("*") if p.is_file()} == {
+        "attempts.jsonl",
         "config.yaml",
         "decisions.jsonl",
         "metrics.jsonl",
@@ -184,6 +185,15 @@ def test_curves(tmp_path: Path, pairs: int, steps: int, epochs: int, every: int)
     assert 10_000 < len(picture) < 500_000
 
 
+NO_RESTART = {
+    "restarts": 0,
+    "steps_lost": 0,
+    "seconds_lost": 0.0,
+    "seconds_since_first_start": 40.0,
+    "effective_training_ratio": 0.75,
+}
+
+
 def test_table_has_a_row_per_network() -> None:
     network = {"parameters": 83_700, "top1_last": 97.216, "top1_best": 98.0, "steps": 200}
     summary = {
@@ -193,6 +203,7 @@ def test_table_has_a_row_per_network() -> None:
         "training_seconds": 30.0,
         "saved_by_pauses": {"wall_seconds": 10.0, "device_seconds": 12.34},
         "waiting": {"decision_mean_seconds": 0.0015, "decision_p99_seconds": 0.004},
+        **NO_RESTART,
         "networks": {
             "big": {**network, "role": "teacher", "steps_paused": 50},
             "little": {**network, "role": "student", "steps_paused": 0},
@@ -207,6 +218,7 @@ def test_table_has_a_row_per_network() -> None:
     assert "saved 12.3 device-seconds" in shown
     assert "about 10.0 s (25%) of the training time" in shown
     assert "waited for decisions 1.50 ms per step on average, 1.0% of the training time" in shown
+    assert "no restart; 75% of the 40.0 s since the start went into steps" in shown
     no_savings = {"wall_seconds": None, "device_seconds": 0.0}
     print_table(Console(file=out, width=100), {**summary, "saved_by_pauses": no_savings})
     assert out.getvalue().count("saved") == 1
@@ -221,6 +233,7 @@ def test_table_shows_moving_averages_if_a_network_has_one() -> None:
         "training_seconds": 30.0,
         "saved_by_pauses": {"wall_seconds": None, "device_seconds": 0.0},
         "waiting": {"decision_mean_seconds": 0.0, "decision_p99_seconds": 0.0},
+        **NO_RESTART,
         "networks": {
             "frozen": {**network, "role": "teacher", "steps_paused": 2}
             | {"top1_ema_last": None, "top1_ema_best": None},

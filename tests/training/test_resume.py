@@ -280,7 +280,32 @@ def test_the_launcher_starts_a_lost_job_again(
         again = "starts again in 1 s from its last checkpoint (restart 1 of 3)"
         assert again in log.read_text()
     assert_equal_runs(long_run, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["restarts"] == 1
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["restarts"] == 1
+    assert 0 < summary["steps_lost"] < len(lines(record))
+    assert 1 < summary["seconds_lost"] < summary["seconds_since_first_start"]
+    assert 0 < summary["effective_training_ratio"] < 1
+    told = f"1 restart: {summary['steps_lost']} step"
+    assert told in log.read_text()
+
+
+def test_steps_lost_before_the_first_checkpoint_count_too(tmp_path: Path) -> None:
+    words = ("digits-1t1s", *LONG, "checkpoint.every_steps=1000", "run_dir=out", "resume=auto")
+    for step in (4, 9):
+        with forked(train_ranks, 2, words, cwd=tmp_path, out=tmp_path / "log") as child:
+            run_until(tmp_path, step, child)[1].kill()
+            assert child.wait(60) == 4, (tmp_path / "log").read_text()
+    recorded = len(lines(tmp_path / "out" / "decisions.jsonl"))
+    code, out, err = call(tmp_path, train_ranks, 2, words)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    starts = lines(tmp_path / "out" / "attempts.jsonl")
+    assert [line["after_step"] for line in starts[:3]] == [0, 0, 0]
+    assert starts[2]["steps_lost"] == recorded >= 9
+    assert summary["restarts"] == 2
+    assert summary["steps_lost"] == recorded + starts[1]["steps_lost"]
+    assert starts[2]["started"] - starts[0]["started"] < summary["seconds_lost"]
+    assert f"2 restarts: {summary['steps_lost']} steps lost and done again" in out
 
 
 def test_the_option_resume_trains_a_run_for_longer(tmp_path: Path) -> None:
