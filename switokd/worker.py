@@ -36,7 +36,7 @@ from switokd.runtime.lifecycle import (
 )
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import World, check_same_configuration, join_world
-from switokd.runtime.threads import stay_within_limits
+from switokd.runtime.threads import fix_threads, stay_within_limits
 from switokd.runtime.watchdog import Watchdog
 from switokd.training.build import (
     Models,
@@ -98,6 +98,8 @@ def _set_process_limits(config: Config, env: Environment, device: torch.device) 
     """Set the number of threads and the allocator, except in a user's own process (embedded)."""
     if env.embedded:
         return
+    if config.compute.micro_batches > 1:
+        fix_threads()
     stay_within_limits()
     if config.compute.keep_memory and device.type == "cpu":
         keep_freed_memory()
@@ -292,5 +294,6 @@ def describe(config: Config, world: World, placement: Placement, where: str) -> 
         lines += "\nranks share a GPU: exchanging over Gloo and the host's memory, not NCCL"
     if any(len(placement.ranks_of(name)) > 1 for name in placement.networks):
         scope = "all of a network's ranks" if config.compute.batch_norm == "sync" else "each rank"
+        scope = "each micro-batch" if config.compute.micro_batches > 1 else scope
         lines += f"\nBatchNorm statistics: over {scope}"
     return lines

@@ -100,9 +100,12 @@ def _check(
     from switokd.config.run_file import load_importable
     from switokd.planning.processes import processes_for
     from switokd.runtime.environment import check_alone, check_world_size
+    from switokd.runtime.threads import fix_threads
 
     layouts: Sequence[ProcessLayout] = ()
     config = load_importable(recipe, settings)
+    if config.compute.micro_batches > 1:
+        fix_threads()  # before the number of processes decides about the threads of each
     needed = config.world_size
     if needed and processes:
         command = shlex.join([recipe, *settings])

@@ -175,6 +175,27 @@ def check_compute(compute: Compute, device: str, accumulate: int) -> None:
         )
 
 
+def check_micro_batches(compute: Compute, placement: PlacementSetting) -> None:
+    """ValueError if another setting prevents the same bits on any number of ranks."""
+    if compute.micro_batches == 1:
+        return
+    if placement == "auto":
+        raise ValueError(
+            "compute.micro_batches is for a placement that you choose; auto would measure, and may "
+            "divide a batch unevenly; use dedicated, replicated or a table"
+        )
+    if compute.batch_norm == "sync":
+        raise ValueError(
+            "compute.micro_batches: BatchNorm computes its statistics from each micro-batch; use "
+            "batch_norm=rank"
+        )
+    if compute.cuda_graphs:
+        raise ValueError(
+            "compute.cuda_graphs: a captured network cannot compute several micro-batches; use "
+            "compute.micro_batches=1 or compute.cuda_graphs=false"
+        )
+
+
 def check_learning_rates(schedule: Schedule, networks: Networks) -> None:
     """ValueError if a network's learning rate starts below `schedule.min_lr`."""
     least = schedule.min_lr

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,6 +25,7 @@ from switokd.config.checks import (
     check_coordinator,
     check_learning_rates,
     check_method,
+    check_micro_batches,
     check_pairs,
     check_pairs_have_an_effect,
     check_placement,
@@ -102,6 +104,7 @@ class Config(Section):
         check_pairs_have_an_effect(self.pairs, self.distillation.strategy)
         check_coordinator(self.coordinator, self.placement, self.world_size)
         check_compute(self.compute, self.device, self.schedule.accumulate)
+        check_micro_batches(self.compute, self.placement)
         check_learning_rates(self.schedule, self.networks)
         return self
 
@@ -112,10 +115,13 @@ class Config(Section):
         """
         if isinstance(self.placement, dict):
             table = {name: ranks_of_row(self.placement[name]) for name in self.topology}
-            return Placement.of(table)
-        if self.placement == "replicated":
-            return replicated(self.topology, world_size)
-        return dedicated(self.topology, {name: n.ranks for name, n in self.networks.items()})
+            placement = Placement.of(table)
+        elif self.placement == "replicated":
+            placement = replicated(self.topology, world_size)
+        else:
+            ranks = {name: n.ranks for name, n in self.networks.items()}
+            placement = dedicated(self.topology, ranks)
+        return replace(placement, micro_batches=self.compute.micro_batches)
 
     def check_batch(self, world_size: int) -> None:
         """UsageError if a batch is too small for `world_size` ranks.
@@ -135,6 +141,7 @@ class Config(Section):
         """
         if self.compute.cuda_graphs is None:
             can_be = self.schedule.accumulate == 1 and self.compute.batch_norm == "rank"
+            can_be = can_be and self.compute.micro_batches == 1
             return can_be and is_own(self.networks[name].model)
         return self.compute.cuda_graphs
 

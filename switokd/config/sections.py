@@ -253,6 +253,16 @@ class Compute(Section):
     batch_norm: Literal["rank", "sync"] = "rank"
     """BatchNorm statistics of a network on several ranks: rank (every rank its own) or sync
     (over all its ranks; GPUs only)."""
+    micro_batches: Annotated[int, Field(ge=1)] = 1
+    """Parts in which every network's batch is computed: 1, 2, 4, 8 and so on. From 2, the result
+    is the same bits on 1 rank per network, on 2, and so on up to that number."""
+
+    @field_validator("micro_batches")
+    @classmethod
+    def _check_micro_batches(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError(f"1, 2, 4, 8 and so on, got {value}")
+        return value
 
 
 class Checkpoint(Section):

@@ -18,6 +18,9 @@ from torch import Tensor
 from switokd.distillation.gap import Distances, PairSums
 from switokd.distillation.topology import Pair
 
+GRID = 2.0**-30
+"""Less than the rounding error of a distance in float32; sums are exact up to 2^23."""
+
 Parts = Mapping[Pair, Sequence[PairSums]]
 """By pair: the sums over each shard of the teacher, in rank order."""
 
@@ -28,13 +31,14 @@ def pair_sums(
     y: Tensor,
     shards: Mapping[str, Sequence[slice]],
     taus: Mapping[Pair, float],
+    exact: bool = False,
 ) -> Tensor:
     """Sum the three L1 distances of each pair over each shard of the pair's teacher.
 
     logits: `[B, C]` by network. y: labels `[B]` (integers) or target distributions `[B, C]`.
     shards: slices of the batch, by teacher. taus: temperatures. Returns a float64 tensor
     `[shards of all pairs, 3]` on the logits' device: pair by pair, columns G, e_s, e_t.
-    Distances are computed in float32 and added up in float64.
+    Distances are computed in float32 and added up in float64. exact: see `on_grid`.
     """
     p: dict[tuple[str, float], Tensor] = {}
     e: dict[tuple[str, float], Tensor] = {}
@@ -48,9 +52,18 @@ def pair_sums(
         t, s = (pair.teacher, taus[pair]), (pair.student, taus[pair])
         gap = (p[s] - p[t]).abs().sum(dim=1)
         per_sample = torch.stack((gap, e[s], e[t])).double()  # [3, B]
+        per_sample = on_grid(per_sample) if exact else per_sample
         rows += [per_sample[:, shard].sum(dim=1) for shard in shards[pair.teacher]]
     device = next(iter(logits.values())).device
     return torch.stack(rows) if rows else torch.empty(0, 3, dtype=torch.float64, device=device)
+
+
+def on_grid(values: Tensor, grid: float = GRID) -> Tensor:
+    """Round float64 values to multiples of `grid`, a power of two.
+
+    Their sums are then exact, up to 2^53 times `grid`: the order of the additions has no effect.
+    """
+    return (values / grid).round() * grid
 
 
 def soften(z: Tensor, tau: float) -> Tensor:

@@ -5,7 +5,8 @@
     (any other)  a rank may hold several networks; a network may have several ranks, with equal or
                  unequal shards
 
-The ranks of one network add up their gradients (`training/reducer.py`).
+The ranks of one network add up their gradients (`training/reducer.py`). A batch may be computed in
+micro-batches whose number does not depend on the ranks (`training/micro_batches.py`).
 
 Not covered: choosing the table (`planning/cost_model.py`); splitting a network by layers.
 """
@@ -31,6 +32,9 @@ class Placement:
     """The table: networks in the topology's order, with their ranks (ascending) and weights."""
 
     table: tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
+    micro_batches: int = 1
+    """A power of two: parts in which every network's batch is computed, on all its ranks together.
+    1: each rank computes its shard at once."""
 
     @classmethod
     def of(cls, table: Mapping[str, Sequence[int] | Shares]) -> Placement:
@@ -65,7 +69,21 @@ class Placement:
 
     def shards(self, network: str, n: int) -> dict[int, slice]:
         """Return the shards of `network` in a batch of `n` samples, by rank; some may be empty."""
-        return _shards(dict(self.table)[network], n)
+        if self.micro_batches == 1:
+            return _shards(dict(self.table)[network], n)
+        parts = {rank: self.parts(network, rank, n) for rank in self.ranks_of(network)}
+        return {rank: slice(own[0].start, own[-1].stop) for rank, own in parts.items()}
+
+    def parts(self, network: str, rank: int, n: int) -> list[slice]:
+        """Return the micro-batches of `network` that `rank` computes; some may be empty.
+
+        Where they begin and end in the batch depends on `n` and their number alone.
+        """
+        if self.micro_batches == 1:
+            return [self.shards(network, n)[rank]]
+        ranks = self.ranks_of(network)
+        each, index = self.micro_batches // len(ranks), ranks.index(rank)
+        return _micro_batches(self.micro_batches, n)[index * each : (index + 1) * each]
 
     def problem_with(self, n: int, suffix: str = "") -> str:
         """Return an error message if a batch of `n` samples is too small, else an empty string.
@@ -73,6 +91,8 @@ class Placement:
         Every rank of a network with several ranks needs two samples. suffix: text after the number
         of images; empty if `n` is the batch size of the run file.
         """
+        if self.micro_batches > 1:
+            return self._problem_with_micro_batches(n, suffix)
         for name, row in self.table:
             shards = self.shards(name, n).values()
             if len(row) > 1 and min(shard.stop - shard.start for shard in shards) < 2:
@@ -81,6 +101,23 @@ class Placement:
                     f"data.batch_size: {n} images{suffix} leave a rank of {self.whose(name)} fewer "
                     f"than 2; use {larger}fewer ranks for this network"
                 )
+        return ""
+
+    def _problem_with_micro_batches(self, n: int, suffix: str) -> str:
+        count = self.micro_batches
+        for name, row in self.table:
+            if len({weight for _, weight in row}) > 1 or count % len(row):
+                fitting = [str(2**i) for i in range(count.bit_length())]
+                return (
+                    f"compute.micro_batches: {self.whose(name)} cannot share {count} evenly; use "
+                    f"{', '.join(fitting[:-1])} or {fitting[-1]} ranks of equal weight"
+                )
+        sizes = [part.stop - part.start for part in _micro_batches(count, n)]
+        if min(sizes) < 2:
+            return (
+                f"compute.micro_batches: {n} images{suffix} leave one of {count} micro-batches "
+                "fewer than 2; use fewer micro-batches" + ("" if suffix else " or a larger batch")
+            )
         return ""
 
     def part(self, rank: int, n: int) -> slice:
@@ -145,6 +182,10 @@ class LocalPlacement:
         """Return the shards of all ranks of `network`, in rank order."""
         return list(self.placement.shards(network, n).values())
 
+    def parts(self, network: str, n: int) -> list[slice]:
+        """Return the micro-batches that this rank computes for one of its networks."""
+        return self.placement.parts(network, self.rank, n)
+
     def part(self, n: int) -> slice:
         """Return the slice of a batch of `n` samples that this rank must load."""
         return self.placement.part(self.rank, n)
@@ -185,6 +226,12 @@ def _shards(row: tuple[tuple[int, float], ...], n: int) -> dict[int, slice]:
             sizes[sizes.index(max(sizes))] += 1
     bounds = pairwise(accumulate(sizes, initial=0))
     return {rank: slice(a, b) for (rank, _), (a, b) in zip(row, bounds, strict=True)}
+
+
+@cache
+def _micro_batches(count: int, n: int) -> list[slice]:
+    """Split `n` samples into `count` contiguous micro-batches, as equal in size as possible."""
+    return list(_shards(tuple((i, 1.0) for i in range(count)), n).values())
 
 
 def _ranks_in_words(row: tuple[tuple[int, float], ...]) -> str:

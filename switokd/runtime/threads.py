@@ -14,6 +14,7 @@ Not covered: a process that has loaded PyTorch already, such as a notebook; othe
 from __future__ import annotations
 
 import os
+import sys
 
 from switokd.runtime.environment import cores
 
@@ -30,6 +31,18 @@ def wait_briefly() -> None:
     """
     if not any(choice in os.environ for choice in CHOICES):
         os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+def fix_threads() -> None:
+    """Let this process and its children compute with one thread, unless OMP_NUM_THREADS is set.
+
+    The sums in a convolution's gradient depend on the number of threads, and the usual number
+    depends on the number of processes. PyTorch may be loaded already.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
 
 
 def stay_within_limits() -> None:

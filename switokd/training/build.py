@@ -28,6 +28,7 @@ from switokd.training.batch_norm import check_batch_norm
 from switokd.training.cuda_graphs import GraphContext, NetworkGraphs, can_capture
 from switokd.training.ema import moving_average
 from switokd.training.learner import ForwardPass, Learner
+from switokd.training.micro_batches import MeanBuffers, TreeReducer
 from switokd.training.optimizer import (
     AUTOCAST_DTYPES,
     OptimizerStep,
@@ -100,18 +101,27 @@ def make_learners(
     ranks_of = {name: placement.ranks_of(name) for name in config.topology}
     group_of = {ranks: world.group(ranks) for ranks in dict.fromkeys(ranks_of.values())}
     check_batch_norm(config, placement, world)
+    count = placement.micro_batches
+    each = {name: count // len(ranks_of[name]) if count > 1 else None for name in ranks_of}
     window = window or AccumulationWindow()
     graph_context = graph_context or make_graph_context(config.compute, world.device)
     learners = [
         make_learner(
-            config, name, models[name], world, group_of[ranks_of[name]], window, graph_context
+            config,
+            name,
+            models[name],
+            world,
+            group_of[ranks_of[name]],
+            window,
+            graph_context,
+            each[name],
         )
         for name in local_placement.networks
     ]
     batch_sizes = {images.size_of(0), images.size_of(images.steps_per_epoch - 1)}
     for learner in learners:
-        shards = [local_placement.shard(learner.name, n) for n in batch_sizes]
-        for samples in sorted({shard.stop - shard.start for shard in shards} - {0}):
+        parts = [part for n in batch_sizes for part in local_placement.parts(learner.name, n)]
+        for samples in sorted({part.stop - part.start for part in parts} - {0}):
             warm_up(learner, samples, images.shape, config.compute)
     # Ranks build for unequal times, and the collectives of a step have a short timeout.
     world.all_gather(None)
@@ -126,10 +136,12 @@ def make_learner(
     group: ProcessGroup | None,
     window: AccumulationWindow,
     graph_context: GraphContext | None = None,
+    micro_batches: int | None = None,
 ) -> Learner:
     """Build one network's learner on this rank's device; see `make_learners`.
 
-    group: the network's ranks; None: this rank alone.
+    group: the network's ranks; None: this rank alone. micro_batches: how many of a batch this rank
+    computes; None: its shard is computed at once.
     """
     compute, role, device = config.compute, config.topology.role(name), world.device
     if device.type == "cuda":
@@ -141,6 +153,13 @@ def make_learner(
         average = moving_average(name, model, decay)
     if compute.batch_norm == "sync" and group is not None:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, group)  # type: ignore[no-untyped-call]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    buffers: MeanBuffers | None = None
+    if micro_batches is None:
+        reducer = GradientReducer(name, parameters, group, world.transport)
+    else:
+        reducer = TreeReducer(name, parameters, micro_batches, group, world.transport)
+        buffers = MeanBuffers(name, None if frozen else model, group, world.transport)
     if frozen:
         model.eval()
     captures_model = can_capture(device) and config.wants_cuda_graphs(name)
@@ -156,9 +175,7 @@ def make_learner(
         ),
         optimizer_step=OptimizerStep(
             make_optimizer(config.networks[name], model, compute.fused_optimizer),
-            GradientReducer(
-                name, [p for p in model.parameters() if p.requires_grad], group, world.transport
-            ),
+            reducer,
             window,
             config.networks[name].clip_norm,
             loss_scaler(device) if compute.precision == "fp16" and not frozen else None,
@@ -166,6 +183,7 @@ def make_learner(
         ),
         graphs=NetworkGraphs(graph_context or make_graph_context(compute, device), captures_model),
         timer=Timer(device),
+        buffers=buffers,
     )
 
 
@@ -176,7 +194,9 @@ def init_cuda_on_autograd_thread(device: torch.device) -> None:
 
 def make_graph_context(compute: Compute, device: torch.device) -> GraphContext:
     """Return a graph context that captures if both the run file and the device allow it."""
-    captures = compute.cuda_graphs is not False and can_capture(device)
+    # A captured loss is overwritten by that of the next micro-batch.
+    wants = compute.cuda_graphs is not False and compute.micro_batches == 1
+    captures = wants and can_capture(device)
     return GraphContext(device if captures else None)
 
 

@@ -102,18 +102,26 @@ class SavedState:
             (name, tuple((rank, weight) for rank, weight in row))
             for name, row in state["placement"]
         )
-        return cls(state["step"], Placement(table), state["ranks"], state["run"])
+        placement = Placement(table, state.get("micro_batches", 1))
+        return cls(state["step"], placement, state["ranks"], state["run"])
 
     def state_dict(self) -> State:
         """Return the whole state, to be saved."""
         table = [[name, [list(cell) for cell in row]] for name, row in self.placement.table]
-        return {"step": self.step, "placement": table, "ranks": self.ranks, "run": self.run}
+        return {
+            "step": self.step,
+            "placement": table,
+            "micro_batches": self.placement.micro_batches,
+            "ranks": self.ranks,
+            "run": self.run,
+        }
 
     def for_rank(self, rank: int, placement: Placement) -> State:
         """Return what a rank restores.
 
         If the placement has changed, buffers are averaged over the ranks as for an evaluation, and
-        sums go to the first rank of each network.
+        sums go to the first rank of each network. With micro-batches, buffers and gradients are
+        equal on all ranks of a network, and stay as they are.
         """
         names = placement.networks_of(rank)
         shared = {name: s for part in self.ranks for name, s in part["shared"].items()}
@@ -142,6 +150,8 @@ class SavedState:
         merged["pending"] = _sums(pending) if pending and is_first else None
         if pending and not is_first:
             merged["pending"] = [None] * len(pending[0])
+        if self.placement.micro_batches > 1:
+            merged |= {key: parts[0][1][key] for key in ("buffers", "average_buffers", "pending")}
         merged["seconds"] = max(part["seconds"] for _, part in parts) if is_first else 0.0
         return merged
 

@@ -63,6 +63,8 @@ class Evaluator:
         """Test all networks and their moving averages; write the results to `log`."""
         # All collectives first, because the ranks evaluate for unequal times.
         for learner in self._learners:
+            if learner.buffers is not None:
+                continue  # they are equal on all ranks
             for model in filter(None, (learner.model, learner.averaged)):
                 average_statistics(learner, model, self._shares[learner.name], self._transport)
         for learner in self._learners:

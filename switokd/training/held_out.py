@@ -70,7 +70,11 @@ class HeldOut:
         device = next(learners[0].model.parameters()).device
         x, y = x.to(device), y.to(device)
         loaded = {learner.name: placement.local(learner.name, n) for learner in learners}
-        z = {li.name: li.predict(x[loaded[li.name]]) for li in learners if len(x[loaded[li.name]])}
+        z = {
+            li.name: li.predict_parts(x[loaded[li.name]], placement.parts(li.name, n))
+            for li in learners
+            if len(x[loaded[li.name]])
+        }
         gathered = self.exchange(step, z, {name: y[part] for name, part in loaded.items()}, n)
         self.exchange.check(gathered.health.tolist())
         return gathered.logits, gathered.y

@@ -5,7 +5,7 @@ Not covered: the terms of the loss (`strategies/`, `losses.py`); building a lear
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,6 +17,7 @@ from switokd.distillation.couplings import Term
 from switokd.distillation.losses import objective
 from switokd.distillation.topology import Role
 from switokd.training.cuda_graphs import NetworkGraphs
+from switokd.training.micro_batches import MeanBuffers, split
 from switokd.training.optimizer import OptimizerStep
 from switokd.training.timer import Timer
 
@@ -60,6 +61,8 @@ class Learner:
     graphs: NetworkGraphs = field(default_factory=NetworkGraphs)
     timer: Timer = field(default_factory=Timer)
     """Measures backward passes and optimizer steps: the time that a pause saves."""
+    buffers: MeanBuffers | None = None
+    """The buffers of a network whose batch is computed in micro-batches; None: all at once."""
 
     @property
     def is_teacher(self) -> bool:
@@ -100,6 +103,29 @@ class Learner:
         seed_torch(mix_one(self.forward_pass.seed, step, begin), x.device)
         return (self.graphs.model(len(x)) or self.forward_pass)(x)
 
+    def forward_parts(
+        self, x: Tensor, step: int, parts: Sequence[slice], n: int
+    ) -> list[Tensor | None]:
+        """Return the logits of this rank's micro-batches; None for an empty one.
+
+        x: images of all of them. parts: where they lie in the batch of `n` samples.
+        """
+        if self.buffers is None:
+            (part,) = parts
+            return [self.forward(x, step, part.start) if part.stop > part.start else None]
+        z: list[Tensor | None] = []
+        self.buffers.begin()
+        for part, images in zip(parts, split(x, parts), strict=True):
+            with self.buffers.copied(len(images) / n, is_first=part.start == 0):
+                z.append(self.forward(images, step, part.start) if len(images) else None)
+        return z
+
+    def predict_parts(self, x: Tensor, parts: Sequence[slice]) -> Tensor:
+        """Return logits `[b, C]` for evaluation, computed by micro-batches as in training."""
+        if self.buffers is None:
+            return self.predict(x)
+        return torch.cat([self.predict(images) for images in split(x, parts) if len(images)])
+
     def predict(self, x: Tensor, model: nn.Module | None = None) -> Tensor:
         """Return logits `[b, C]` for evaluation, without compiled code or CUDA graphs.
 
@@ -128,10 +154,16 @@ class Learner:
         loss: None for an empty shard, which adds nothing to the sum. With accumulation, gradients
         stay on this rank until the last step of their window.
         """
+        self.backward_parts([loss], step)
+
+    def backward_parts(self, losses: Iterable[Tensor | None], step: int) -> None:
+        """Do the same for the losses of this rank's micro-batches, in their order."""
         with self.timer:
             self.optimizer_step.begin(step)
-            if loss is not None:
-                self.optimizer_step.scale(loss, step).backward()  # type: ignore[no-untyped-call]
+            for loss in losses:
+                if loss is not None:
+                    self.optimizer_step.scale(loss, step).backward()  # type: ignore[no-untyped-call]
+                self.optimizer_step.reducer.part_done()
             self.optimizer_step.reducer.complete()
 
     def update(self, step: int) -> None:
@@ -140,6 +172,8 @@ class Learner:
         Call this in every step, also if the network is paused. NonFiniteError as in
         `OptimizerStep.apply`.
         """
+        if self.buffers is not None:
+            self.buffers.finish()
         if self.optimizer_step.is_due(step):
             with self.timer:
                 self.optimizer_step.apply(self.model, self.name, step)

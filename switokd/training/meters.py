@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 import torch
 
 from switokd.coordination.decider import Decider
+from switokd.distillation.distances import on_grid
 from switokd.runtime.placement import LocalPlacement
 from switokd.training.exchange import Exchange
 from switokd.training.learner import Learner
 from switokd.training.step import StepResult
 
+LOSS_GRID = 2.0**-24
+"""With micro-batches, losses are rounded to multiples: sums over an epoch are exact up to 2^29."""
 SEND_SECONDS = 0.5
 """Interval at which live metrics are sent."""
 
@@ -41,7 +44,11 @@ class Meter:
         self._samples += size
         self._correct += result.correct[self._name]
         if self._name in result.losses:
-            self._loss.add_(result.losses[self._name], alpha=n)  # mean over n samples -> sum
+            loss = result.losses[self._name]
+            if self._placement.placement.micro_batches > 1:
+                self._loss.add_(on_grid(n * loss.double(), LOSS_GRID).sum())
+            else:
+                self._loss.add_(loss, alpha=n)  # mean over n samples -> sum
             self._learned += size
 
     def restore(self, sums: Sums) -> None:

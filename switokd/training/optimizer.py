@@ -62,6 +62,7 @@ class OptimizerStep:
             self.reducer.start()
         self._has_gradients = True
         self.reducer.set_sync(self._is_last(step))
+        self.reducer.begin()
 
     def scale(self, loss: Tensor, step: int) -> Tensor:
         """Return the loss divided by the window's size and multiplied by the scaler's scale."""

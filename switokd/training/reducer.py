@@ -9,7 +9,8 @@ ranks is therefore the gradient of the whole batch's mean, also if shards are un
 DistributedDataParallel is not used: it expects one backward pass after every forward pass on every
 rank. A paused teacher and a rank with an empty shard have no backward pass.
 
-Not covered: sharded weights or optimizer states; gradient compression.
+Not covered: a sum whose order does not depend on the ranks (`micro_batches.py`); sharded weights or
+optimizer states; gradient compression.
 """
 
 from __future__ import annotations
@@ -157,6 +158,12 @@ class GradientReducer:
         for bucket in self._buckets:
             bucket.reset()
         self._sent = 0
+
+    def begin(self) -> None:
+        """Prepare for a backward pass."""
+
+    def part_done(self) -> None:
+        """Note that backward has computed the gradients of one micro-batch; here the only one."""
 
     def set_sync(self, is_enabled: bool) -> None:
         """Send gradients during the next backward passes, or accumulate them on this rank."""

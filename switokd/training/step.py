@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from switokd.coordination.decider import Decider
+from switokd.distillation.couplings import Term
 from switokd.distillation.distances import (
     Parts,
     as_parts,
@@ -29,6 +32,7 @@ from switokd.distillation.method import Method
 from switokd.training.cuda_graphs import GraphedFunctions
 from switokd.training.exchange import Exchange, Gathered, gradient_sum
 from switokd.training.learner import Learner
+from switokd.training.micro_batches import aligned
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class StepResult:
     y: Tensor
     """The whole batch's labels `[n]` or distributions `[n, C]`."""
     losses: Mapping[str, Tensor]
-    """This rank's share of the batch's mean loss, for its networks that were not paused."""
+    """This rank's share of the batch's mean loss, for its networks that were not paused; the shares
+    of its micro-batches if it has several."""
     correct: Mapping[str, int]
     """By network of this rank: number of correct samples in its shard."""
     paused: tuple[str, ...]
@@ -77,20 +82,21 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
     # Forward in train mode, also for paused teachers: their BatchNorm statistics keep moving.
     loaded = {learner.name: placement.local(learner.name, n) for learner in learners}
     shards = {learner.name: placement.shard(learner.name, n) for learner in learners}
-    z: dict[str, Tensor] = {}
-    for learner in learners:
-        shard = shards[learner.name]
-        if shard.stop > shard.start:
-            z[learner.name] = learner.forward(x[loaded[learner.name]], step, shard.start)
-    gathered = exchange(step, z, {name: y[part] for name, part in loaded.items()}, n)  # detached
+    parts = {learner.name: placement.parts(learner.name, n) for learner in learners}
+    z = {  # by network: logits of each micro-batch; usually the shard is the only one
+        learner.name: learner.forward_parts(x[loaded[learner.name]], step, parts[learner.name], n)
+        for learner in learners
+    }
+    targets = {name: y[part] for name, part in loaded.items()}
+    gathered = exchange(step, _whole_shards(z), targets, n)  # detached
 
     # Distances between this rank's teachers and their students; a student's rank needs none.
-    parts, correct = _measure(context, gathered, shards)
+    sums, correct = _measure(context, gathered, shards)
     exchanged_at = time.perf_counter()
-    decider.report(step, parts, gathered.seconds)
+    decider.report(step, sums, gathered.seconds)
 
     # While the report travels, a teacher's rank may decide early; students need no decision.
-    early = decider.decide_early(step, parts)
+    early = decider.decide_early(step, sums)
     peers = dict(gathered.logits)
     if method.combines:
         peers |= method.strategy.combine(*gathered.copies())
@@ -102,18 +108,17 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
         if decision is not None and learner.name in decision.paused:
             paused.add(learner.name)  # no backward pass: weights and momentum stay unchanged
             continue
-        loss = None
-        if learner.name in z:
-            shard = shards[learner.name]
-            logits = {name: z_i[shard] for name, z_i in peers.items()}
-            terms = method.terms(learner.name, decision)
-            loss = learner.loss(z[learner.name], gathered.y[shard], logits, terms)
-            if (share := (shard.stop - shard.start) / n) != 1:
-                loss = loss * share  # of the whole batch's mean
-            losses[learner.name] = loss.detach()
-            if decision is not None and method.zeroes_loss(learner.name, decision):
-                loss = loss * 0  # published 1T2S code: momentum and weight decay go on
-        learner.backward(loss, step)
+        own: list[Tensor | None] = [None for _ in parts[learner.name]]
+        if any(z_part is not None for z_part in z[learner.name]):
+            terms = list(method.terms(learner.name, decision))
+            own = _losses(learner, z[learner.name], gathered.y, peers, parts[learner.name], terms)
+            present = [loss.detach() for loss in own if loss is not None]
+            losses[learner.name] = present[0] if len(present) == 1 else torch.stack(present)
+        if decision is not None and method.zeroes_loss(learner.name, decision):
+            # published 1T2S code: momentum and weight decay go on
+            own = [None if loss is None else loss * 0 for loss in own]
+        with exchange.watched(gradient_sum(step)) if learner.buffers else nullcontext():
+            learner.backward_parts(own, step)
 
     for learner in students_first:
         if learner.is_teacher and learner.optimizer_step.is_due(step):
@@ -122,6 +127,43 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
             learner.update(step)
     names = tuple(learner.name for learner in learners if learner.name in paused)
     return StepResult(gathered.logits, gathered.y, losses, correct, names, exchanged_at)
+
+
+def _whole_shards(z: Mapping[str, Sequence[Tensor | None]]) -> dict[str, Tensor]:
+    """Join the logits of each network's micro-batches; no entry for an empty shard."""
+    shards = {}
+    for name, parts in z.items():
+        present = [z_part for z_part in parts if z_part is not None]
+        if present:  # the exchange refuses anything that is not logits `[b, C]`
+            are_logits = all(isinstance(p, Tensor) and p.dim() == 2 for p in present)
+            can_join = len(present) > 1 and are_logits
+            shards[name] = torch.cat([p.detach() for p in present]) if can_join else present[0]
+    return shards
+
+
+def _losses(
+    learner: Learner,
+    z: Sequence[Tensor | None],
+    y: Tensor,
+    peers: Mapping[str, Tensor],
+    parts: Sequence[slice],
+    terms: Sequence[Term],
+) -> list[Tensor | None]:
+    """Return what each micro-batch adds to the whole batch's mean loss; None if it is empty.
+
+    z: logits of the micro-batches. y, peers: targets and peers' logits of the whole batch.
+    """
+    cut = aligned if learner.buffers else (lambda tensor: tensor)
+    losses: list[Tensor | None] = []
+    for z_part, part in zip(z, parts, strict=True):
+        if z_part is None:
+            losses.append(None)
+            continue
+        logits = {name: cut(z_i[part]) for name, z_i in peers.items()}
+        loss = learner.loss(z_part, cut(y[part]), logits, terms)
+        share = (part.stop - part.start) / len(y)
+        losses.append(loss if share == 1 else loss * share)
+    return losses
 
 
 def _measure(
@@ -134,11 +176,14 @@ def _measure(
     """
     pairs, exchange = context.decider.pairs, context.exchange
     n, taus = len(gathered.y), context.method.taus
+    exact = exchange.local_placement.placement.micro_batches > 1
     shards = {pair.teacher: exchange.local_placement.shards(pair.teacher, n) for pair in pairs}
 
     def measure(y: Tensor, *z: Tensor) -> tuple[Tensor, Tensor]:
         logits = dict(zip(gathered.logits, z, strict=True))
-        return pair_sums(pairs, logits, y, shards, taus), count_correct(logits, y, own_shards)
+        return pair_sums(pairs, logits, y, shards, taus, exact), count_correct(
+            logits, y, own_shards
+        )
 
     tensors = gathered.y, *gathered.logits.values()
     health, sums, counts = to_host(
