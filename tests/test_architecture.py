@@ -51,7 +51,7 @@ def tree(tmp_path: Path) -> Path:
 
 def lint_imports(tree: Path) -> tuple[int, str]:
     """Exit code and output of import-linter on a copy of the sources."""
-    if sys.version_info < (3, 11):
+    if not (BIN / "lint-imports").exists() and sys.version_info[:2] == (3, 10):
         pytest.skip("import-linter needs Python 3.11")
     done = subprocess.run(
         [BIN / "lint-imports", "--no-cache", "--no-logo"],
