@@ -50,6 +50,7 @@ from switokd.training.checkpoint import CheckpointClock, SavedState, State, rest
 from switokd.training.cuda_graphs import GraphedFunctions
 from switokd.training.exchange import Exchange
 from switokd.training.learner import Learner
+from switokd.training.nonfinite import Guard
 from switokd.training.observer import Observer
 from switokd.training.schedules import AccumulationWindow
 from switokd.training.step import StepContext
@@ -173,7 +174,8 @@ def _train(
         stops.install()
     functions = GraphedFunctions(graph_context)
     exchange = _make_exchange(config, world, local_placement, images, functions, decider)
-    context = StepContext(learners, config.method, exchange, decider, functions)
+    guard = Guard(learners, exchange, config.schedule.on_nonfinite == "skip")
+    context = StepContext(learners, config.method, exchange, decider, functions, guard)
     clock = CheckpointClock(config.checkpoint, world.rank, stops)
     trainer = Trainer(config, world, images, batches, context, clock, observers, resumed)
     if config.save_initial_weights and not resumed:

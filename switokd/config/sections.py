@@ -213,6 +213,11 @@ class Schedule(Section):
     null: none."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between tests of the networks; the last epoch always ends with a test."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens if logits, a loss, a gradient or a buffer is not finite. stop: the run ends;
+    skip: no network applies the step, and the run goes on."""
+    max_skipped: Annotated[int, Field(ge=1)] = 3
+    """skip: steps in a row that may be skipped; one more ends the run."""
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Schedule:

@@ -115,6 +115,10 @@ class ProgressBar(Observer):
             position = f"epoch {epoch + 1}/{self._epochs}  step {step}/{self._steps}"
             self.console.print(f"{position}  {left:.0f} s left  {numbers}")
 
+    def on_skipped(self, step: int, reason: str) -> None:
+        """Print one line."""
+        self.console.print(f"step {step} is skipped: {reason}", markup=False)
+
     def on_epoch(self, metrics: EpochMetrics) -> None:
         """Print one line for the epoch, with the networks' test accuracies if there was a test."""
         self._started, self._samples = None, 0

@@ -95,6 +95,7 @@ class RunRecorder(Observer):
         self._paused: dict[int, Sequence[str]] = {}
         """By step: the paused teachers."""
         self._rows: list[Row] = []
+        self._skipped: list[dict[str, Any]] = []
         if resumption and resumption.state:
             self._restore(resumption)
 
@@ -110,6 +111,10 @@ class RunRecorder(Observer):
     def on_step(self, step: int, epoch: int, result: StepResult) -> None:
         """Note when the step's exchange was complete."""
         self._exchanged_at[-1][step] = result.exchanged_at
+
+    def on_skipped(self, step: int, reason: str) -> None:
+        """Note the step and the reason for the summary."""
+        self._skipped.append({"step": step, "reason": reason})
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
         """Write one line of metrics per network."""
@@ -139,6 +144,7 @@ class RunRecorder(Observer):
                 }
                 for epoch in self._exchanged_at
             ],
+            "skipped": [dict(line) for line in self._skipped],
             "kept": self.folder.attempts.kept(),
         }
         run = {"step": step, "name": self._config.name, "placement": str(self._placement)}
@@ -158,6 +164,7 @@ class RunRecorder(Observer):
             self.folder.attempts.restore(own["kept"])
         self._summaries = {name: NetworkSummary(**s) for name, s in own["summaries"].items()}
         self._rows = own["rows"]
+        self._skipped = own.get("skipped", [])
         self._exchanged_at = [
             dict(zip(epoch["steps"].tolist(), epoch["seconds"].tolist(), strict=True))
             for epoch in own["exchanged_at"]
@@ -223,6 +230,7 @@ class RunRecorder(Observer):
             "wall_seconds": self._wall_seconds,
             "training_seconds": self._training_seconds,
             **self.folder.attempts.summary(self._training_seconds),
+            "skipped_steps": self._skipped,
             "saved_by_pauses": {
                 "wall_seconds": savings.wall_seconds(self._exchanged_at, self._paused),
                 "device_seconds": savings.device_seconds(self._rows),

@@ -23,6 +23,7 @@ from switokd.runs.json_lines import read_lines
 MAY_DIFFER = (
     *("placement", "auto", "coordinator", "checkpoint", "resume", "device", "save_initial_weights"),
     *("schedule.epochs", "schedule.max_steps", "schedule.evaluate_every"),
+    *("schedule.on_nonfinite", "schedule.max_skipped"),
 )
 """Settings, and sections of them, that may change when a run is continued."""
 

@@ -196,6 +196,7 @@ class Exchange:
                     f"ranks are out of step: {placement.whose(name)} has other labels than "
                     f"{placement.whose(names[0])} at step {step}: its data differ"
                 )
+        self.asked = Request(int(max(headers[2::HEADER])))
         for name, not_finite in zip(names, counts[: len(names)], strict=True):
             if not_finite:
                 raise NonFiniteError(
@@ -203,7 +204,16 @@ class Exchange:
                     f"{step}; the step was not applied. The usual remedy is a lower "
                     f"networks.{name}.optimizer.lr"
                 )
-        self.asked = Request(int(max(headers[2::HEADER])))
+
+    def tell_all(self, mine: tuple[int, int], step: int) -> list[tuple[int, int]]:
+        """Return the two numbers of every rank, in rank order; every rank must call this."""
+        row = torch.tensor(mine, dtype=torch.int64)
+        if self._header is not None and self._transport is None:
+            row = row.to(self._header.device)
+        doing = f"looking for values that are not finite at step {step}"
+        with self.watched(doing):
+            rows: list[list[int]] = self._gather(row, doing).tolist()
+        return [(first, second) for first, second in rows]
 
     def watched(self, doing: str) -> AbstractContextManager[None]:
         """Watch a block that may wait for other ranks; `doing` names the operation in the report.

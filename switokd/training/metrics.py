@@ -44,7 +44,7 @@ class NetworkMetrics:
             role=rows[0]["role"],
             lr=rows[0]["lr"],
             loss=loss_sum / learned if learned else None,
-            train_top1=100 * correct / samples,
+            train_top1=100 * correct / samples if samples else 0.0,  # all steps were skipped
             test_top1=_top1(rows, "tested"),
             test_top1_ema=_top1(rows, "tested_average"),
             steps_paused=rows[0]["steps_paused"],

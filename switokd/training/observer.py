@@ -32,6 +32,10 @@ class Observer(Protocol):
         """Receive a step's result; steps are counted from 1, epochs from 0."""
         return
 
+    def on_skipped(self, step: int, reason: str) -> None:
+        """Receive a step that no network has applied, instead of its result."""
+        return
+
     def on_epoch(self, metrics: EpochMetrics) -> None:
         """Receive an epoch's metrics, after its evaluation."""
         return

@@ -51,6 +51,8 @@ class OptimizerStep:
         self._checks_gradients = True
         self._has_gradients = False
         """Whether gradients wait for the end of their window."""
+        self._is_added_up = False
+        """Whether the gradients are already sums over the network's ranks."""
 
     def apply_unchecked(self) -> None:
         """Apply gradients that are not finite as well: the caller looks at them afterwards."""
@@ -74,6 +76,27 @@ class OptimizerStep:
         """Return whether `step` ends a window in which the network was not always paused."""
         return self._has_gradients and self._is_last(step)
 
+    @property
+    def gradients(self) -> list[Tensor]:
+        """This rank's gradients that wait for the optimizer step; empty if none wait."""
+        if not self._has_gradients:
+            return []
+        return [p.grad for p in self.reducer.parameters if p.grad is not None]
+
+    def add_up(self) -> None:
+        """Wait until the gradients are sums over the network's ranks; `apply` does it otherwise."""
+        if self._is_added_up:
+            return
+        self.reducer.set_sync(True)
+        self.reducer.complete()  # if the network was paused in the window's last step
+        self.reducer.finish()
+        self._is_added_up = True
+
+    def drop(self) -> None:
+        """Drop the gradients of this window; all ranks of the network do it after the same step."""
+        self._has_gradients = self._is_added_up = False
+        self.reducer.start()
+
     def apply(self, model: nn.Module, name: str = "", step: int = 0) -> None:
         """Apply the gradients of all ranks to the weights, and the weights to the average.
 
@@ -81,10 +104,8 @@ class OptimizerStep:
         finite, before any weight has changed; on a GPU, where this would wait for the device, and
         with a loss scaler, which skips the step, gradients are not checked.
         """
-        self._has_gradients = False
-        self.reducer.set_sync(True)
-        self.reducer.complete()  # if the network was paused in the window's last step
-        self.reducer.finish()
+        self.add_up()
+        self._has_gradients = self._is_added_up = False
         if self.scaler is None and self._checks_gradients:
             check_gradients(self.reducer.parameters, name, step)
         if not self.optimizer.state:
@@ -137,18 +158,23 @@ class OptimizerStep:
 
 def check_gradients(parameters: Sequence[nn.Parameter], name: str, step: int) -> None:
     """NonFiniteError if a gradient on the CPU is NaN or infinite."""
-    gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_cuda]
-    if not gradients:
-        return
-    # The sum is not finite if a term is not; a sum of finite terms that overflows is looked at.
-    total = torch.stack([gradient.sum() for gradient in gradients]).sum()
-    if not total.isfinite() and not all(gradient.isfinite().all() for gradient in gradients):
+    if not are_finite([p.grad for p in parameters if p.grad is not None and not p.grad.is_cuda]):
         raise NonFiniteError(
             f"network {name} has a gradient that is not finite at step {step}; it was not applied. "
             f"The usual remedy is a lower networks.{name}.optimizer.lr, or "
             f"networks.{name}.clip_norm",
             every_rank=False,
         )
+
+
+def are_finite(tensors: Sequence[Tensor]) -> bool:
+    """Return whether no value is NaN or infinite; integers are finite. Waits for a GPU."""
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if not floats:
+        return True
+    # The sum is not finite if a term is not; a sum of finite terms that overflows is looked at.
+    total = torch.stack([tensor.sum() for tensor in floats]).sum()
+    return bool(total.isfinite()) or all(bool(tensor.isfinite().all()) for tensor in floats)
 
 
 def _init_momentum(optimizer: Optimizer) -> None:

@@ -29,10 +29,12 @@ from switokd.distillation.distances import (
     to_host,
 )
 from switokd.distillation.method import Method
+from switokd.errors import NonFiniteError
 from switokd.training.cuda_graphs import GraphedFunctions
 from switokd.training.exchange import Exchange, Gathered, gradient_sum
 from switokd.training.learner import Learner
 from switokd.training.micro_batches import aligned
+from switokd.training.nonfinite import Guard
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class StepContext:
     decider: Decider
     functions: GraphedFunctions = field(default_factory=GraphedFunctions)
     """Captures the distances."""
+    guard: Guard | None = None
+    """Looks for values that are not finite; None: only at logits, and gradients on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,14 @@ class StepResult:
 def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) -> StepResult:
     """Train on one batch of `n` samples; x `[b, ...]` and y are the part that this rank loaded.
 
-    NonFiniteError and PeerError as in `Exchange.check`. In these cases no weight has changed.
+    NonFiniteError and PeerError as in `Exchange.check` and `Guard.check`. In these cases no weight
+    of this rank has changed.
     """
     learners, method, decider = context.learners, context.method, context.decider
+    guard = context.guard
     exchange, placement = context.exchange, context.exchange.local_placement
+    if guard:
+        guard.begin()
     # Forward in train mode, also for paused teachers: their BatchNorm statistics keep moving.
     loaded = {learner.name: placement.local(learner.name, n) for learner in learners}
     shards = {learner.name: placement.shard(learner.name, n) for learner in learners}
@@ -91,7 +99,7 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
     gathered = exchange(step, _whole_shards(z), targets, n)  # detached
 
     # Distances between this rank's teachers and their students; a student's rank needs none.
-    sums, correct = _measure(context, gathered, shards)
+    sums, correct = _measure(context, step, gathered, shards)
     exchanged_at = time.perf_counter()
     decider.report(step, sums, gathered.seconds)
 
@@ -120,6 +128,8 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
         with exchange.watched(gradient_sum(step)) if learner.buffers else nullcontext():
             learner.backward_parts(own, step)
 
+    if guard:
+        guard.check(step, losses)
     for learner in students_first:
         if learner.is_teacher and learner.optimizer_step.is_due(step):
             decider.decision(step)  # an early decision must be confirmed before weights change
@@ -166,8 +176,17 @@ def _losses(
     return losses
 
 
+def _report_nothing(context: StepContext, step: int, gathered: Gathered) -> None:
+    """Report the distances that logits of zeros have, for a step that is not applied."""
+    pairs, n = context.decider.pairs, len(gathered.y)
+    shards = {p.teacher: context.exchange.local_placement.shards(p.teacher, n) for p in pairs}
+    zeros = {name: z.new_zeros(z.shape) for name, z in gathered.logits.items()}
+    sums = pair_sums(pairs, zeros, gathered.y, shards, context.method.taus).tolist()
+    context.decider.report(step, as_parts(pairs, shards, sums))
+
+
 def _measure(
-    context: StepContext, gathered: Gathered, own_shards: Mapping[str, slice]
+    context: StepContext, step: int, gathered: Gathered, own_shards: Mapping[str, slice]
 ) -> tuple[Parts, dict[str, int]]:
     """Return the pairs' distances by shard, and each own network's number of correct samples.
 
@@ -189,6 +208,11 @@ def _measure(
     health, sums, counts = to_host(
         gathered.health, *context.functions("measure", measure, *tensors)
     )
-    exchange.check(health)
+    try:
+        exchange.check(health)
+    except NonFiniteError:
+        if context.guard and context.guard.skips:
+            _report_nothing(context, step, gathered)  # the record must not have a hole
+        raise
     correct = {name: int(count) for name, count in zip(own_shards, counts, strict=True)}
     return as_parts(pairs, shards, sums), correct

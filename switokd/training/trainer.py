@@ -50,6 +50,8 @@ class Trainer:
     """This rank's part of a checkpoint; the learners have its weights already."""
     _best: dict[str, float] = field(default_factory=dict, init=False)
     """By network: the best top-1 so far, in percent; on rank 0 only."""
+    _skipped: list[int] = field(default_factory=list, init=False)
+    """The last steps in a row that were skipped; the same on all ranks."""
 
     def run(self) -> list[WaitingTimes]:
         """Train to the end and save the weights; return all ranks' waiting times on rank 0."""
@@ -120,16 +122,32 @@ class Trainer:
             try:
                 result = train_step(context, step, x, y, n)
             except NonFiniteError as error:
-                raise self._explained(error, step, x) from None
-            with exchange.watched(gradient_sum(step)):
-                log.add(result, n)
-            for observer in self.observers:
-                observer.on_step(step, epoch, result)
+                self._skip(self._explained(error, step, x), step)
+            else:
+                with exchange.watched(gradient_sum(step)):
+                    log.add(result, n)
+                for observer in self.observers:
+                    observer.on_step(step, epoch, result)
             if self.clock.is_due(step, exchange.asked, step == last):
                 self._save_checkpoint(step, log)
         with exchange.watched(gradient_sum(steps.stop - 1)):
             log.end_of_training()
         return log
+
+    def _skip(self, error: NonFiniteError, step: int) -> None:
+        """Undo a step on all ranks; raise the error if steps must not be skipped, or no more."""
+        guard, limit = self.context.guard, self.config.schedule.max_skipped
+        if guard is None or not guard.skips:
+            raise error from None
+        before = self._skipped if self._skipped[-1:] == [step - 1] else []
+        if len(before) >= limit:
+            raise NonFiniteError(
+                f"{error}. The {limit} steps before it were skipped already (schedule.max_skipped)"
+            ) from None
+        guard.undo()
+        self._skipped[:] = [*before, step]
+        for observer in self.observers:
+            observer.on_skipped(step, str(error))
 
     def _explained(self, error: NonFiniteError, step: int, x: Tensor) -> NonFiniteError:
         """Return the error, or one that names the images if these are the cause."""
@@ -165,7 +183,7 @@ class Trainer:
         parts = world.gather(part)
         if parts:
             strategy = copied(self.config.method.strategy.state_dict())
-            run = {"strategy": strategy, "best": dict(self._best)}
+            run = {"strategy": strategy, "best": dict(self._best), "skipped": [*self._skipped]}
             state = SavedState(step, local_placement.placement, parts, run).state_dict()
             for observer in self.observers:
                 observer.on_checkpoint(step, state)
@@ -181,6 +199,7 @@ class Trainer:
             return 0
         run = self.resumed["run"]
         self._best.update(run["best"])
+        self._skipped.extend(run.get("skipped", []))
         self.config.method.strategy.load_state_dict(run["strategy"])
         return int(self.resumed["step"])
 

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.in_process import ONE_PROCESS, InProcess
 from switokd.config.config import Config
-from switokd.training import meters, optimizer
+from switokd.training import meters, nonfinite, optimizer
 from switokd.training.meters import EpochLog
 from tests.preloaded import call, run_script
 from tests.support import lines
@@ -129,6 +129,7 @@ def test_a_step_reads_from_the_device_once(
     strategy: str, sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(optimizer, "check_gradients", lambda *found: None)  # as on a GPU
+    monkeypatch.setattr(nonfinite, "are_finite", lambda *found: True)
     first, *later = reads_of(configured(strategy, **sections), monkeypatch)
     assert first == {"tolist": 1, "tensor": 1}  # the header, copied from pinned memory
     assert later == [{"tolist": 1}] * (STEPS - 1)
@@ -140,13 +141,14 @@ import json
 import os
 import sys
 from switokd import worker
-from switokd.training import optimizer, trainer
+from switokd.training import nonfinite, optimizer, trainer
 from switokd.runtime.environment import environment
 from switokd.config.run_file import load
 from tests.training.test_step import reading
 
 train_step, counts = trainer.train_step, []
 optimizer.check_gradients = lambda *found: None  # as on a GPU
+nonfinite.are_finite = lambda *found: True
 
 def counted(*arguments):
     with reading() as reads:
