@@ -207,12 +207,9 @@ class Exchange:
 
     def tell_all(self, mine: tuple[int, int], step: int) -> list[tuple[int, int]]:
         """Return the two numbers of every rank, in rank order; every rank must call this."""
-        row = torch.tensor(mine, dtype=torch.int64)
-        if self._header is not None and self._transport is None:
-            row = row.to(self._header.device)
-        doing = f"looking for values that are not finite at step {step}"
-        with self.watched(doing):
-            rows: list[list[int]] = self._gather(row, doing).tolist()
+        device = self._transport or (None if self._header is None else self._header.device)
+        with self.watched(doing := f"looking for values that are not finite at step {step}"):
+            rows: list[list[int]] = self._gather(torch.tensor(mine, device=device), doing).tolist()
         return [(first, second) for first, second in rows]
 
     def watched(self, doing: str) -> AbstractContextManager[None]:
@@ -224,15 +221,8 @@ class Exchange:
 
     def for_labels(self) -> Exchange:
         """Return an exchange of the same ranks for targets that are labels."""
-        digest = f"{self._digest:012x}"
-        return Exchange(
-            self.local_placement,
-            digest,
-            self._classes,
-            self._group,
-            self._transport,
-            watchdog=self._watchdog,
-        )
+        ranks = self._group, self._transport, False, None, self._watchdog
+        return Exchange(self.local_placement, f"{self._digest:012x}", self._classes, *ranks)
 
     def _as_targets(self, received: Tensor) -> Tensor:
         """Return a shard's labels `[b]` or distributions `[b, C]` from the received floats."""

@@ -22,6 +22,8 @@ from switokd.errors import NonFiniteError
 from switokd.training.optimizer import are_finite
 
 if TYPE_CHECKING:
+    from switokd.data.images import Images
+    from switokd.runtime.process_group import World
     from switokd.training.exchange import Exchange
     from switokd.training.learner import Learner
 
@@ -108,3 +110,25 @@ class Guard:
             f"networks.{name}.clip_norm",
             every_rank=every_rank,
         )
+
+
+def explained(
+    error: NonFiniteError, step: int, x: Tensor, part: slice, images: Images, world: World
+) -> NonFiniteError:
+    """Return the error, or one that names the images if these are the cause.
+
+    x: images `[b, ...]` of this rank. part: their positions in the batch of the step.
+    """
+    if not error.seen_by_every_rank:
+        return error
+    bad = (~x.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+    positions = sorted(set().union(*world.all_gather({part.start + i for i in bad})))
+    if not positions:
+        return error
+    indices = [images.index_of(step - 1, position) for position in positions]
+    names = ", ".join(map(str, indices[:3])) + (", ..." if len(indices) > 3 else "")
+    which = f"image {names} has" if len(indices) == 1 else f"images {names} have"
+    return NonFiniteError(
+        f"training {which} values that are not finite (used at step {step}, which was not "
+        f"applied): repair {images.config.dataset}, or leave them out"
+    )

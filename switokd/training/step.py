@@ -83,8 +83,7 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
     of this rank has changed.
     """
     learners, method, decider = context.learners, context.method, context.decider
-    guard = context.guard
-    exchange, placement = context.exchange, context.exchange.local_placement
+    exchange, placement, guard = context.exchange, context.exchange.local_placement, context.guard
     if guard:
         guard.begin()
     # Forward in train mode, also for paused teachers: their BatchNorm statistics keep moving.
@@ -95,8 +94,8 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
         learner.name: learner.forward_parts(x[loaded[learner.name]], step, parts[learner.name], n)
         for learner in learners
     }
-    targets = {name: y[part] for name, part in loaded.items()}
-    gathered = exchange(step, _whole_shards(z), targets, n)  # detached
+    y_own = {name: y[part] for name, part in loaded.items()}
+    gathered = exchange(step, _whole_shards(z), y_own, n)  # detached
 
     # Distances between this rank's teachers and their students; a student's rank needs none.
     sums, correct = _measure(context, step, gathered, shards)

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from switokd.config.config import Config
 from switokd.data.images import Images
 from switokd.data.loader import Batch
@@ -29,6 +27,7 @@ from switokd.training.exchange import Request, gradient_sum
 from switokd.training.held_out import HeldOut
 from switokd.training.meters import EpochLog, WaitingTimes
 from switokd.training.metrics import EpochMetrics, Row
+from switokd.training.nonfinite import explained
 from switokd.training.observer import Observer
 from switokd.training.step import StepContext, train_step
 from switokd.training.weights import check_finite, gather_weights
@@ -122,7 +121,8 @@ class Trainer:
             try:
                 result = train_step(context, step, x, y, n)
             except NonFiniteError as error:
-                self._skip(self._explained(error, step, x), step)
+                part = exchange.local_placement.part(n)
+                self._skip(explained(error, step, x, part, self.images, self.world), step)
             else:
                 with exchange.watched(gradient_sum(step)):
                     log.add(result, n)
@@ -148,24 +148,6 @@ class Trainer:
         self._skipped[:] = [*before, step]
         for observer in self.observers:
             observer.on_skipped(step, str(error))
-
-    def _explained(self, error: NonFiniteError, step: int, x: Tensor) -> NonFiniteError:
-        """Return the error, or one that names the images if these are the cause."""
-        if not error.seen_by_every_rank:
-            return error
-        part = self.context.exchange.local_placement.part(self.images.size_of(step - 1))
-        bad = (~x.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
-        found = {part.start + i for i in bad}
-        positions = sorted(set().union(*self.world.all_gather(found)))
-        if not positions:
-            return error
-        indices = [self.images.index_of(step - 1, position) for position in positions]
-        names = ", ".join(map(str, indices[:3])) + (", ..." if len(indices) > 3 else "")
-        which = f"image {names} has" if len(indices) == 1 else f"images {names} have"
-        return NonFiniteError(
-            f"training {which} values that are not finite (used at step {step}, which was not "
-            f"applied): repair {self.config.data.dataset}, or leave them out"
-        )
 
     def _save_checkpoint(self, step: int, log: EpochLog) -> None:
         """Collect the state of all ranks, and hand it to the observers on rank 0.
