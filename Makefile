@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 comma := ,
 
-.PHONY: help demo test cover cover-units matrix bench check format imports types tree docs proto proto-check \
+.PHONY: help demo test simulate cover cover-units matrix bench check format imports types tree \
+  docs proto proto-check \
   proto-baseline install dev clean
 
 help:  ## List the targets
@@ -31,6 +32,10 @@ demo: $(VENV)/.installed  ## Train two teachers and a student on handwritten dig
 
 test: $(VENV)/.installed-dev  ## Run the tests, two at a time
 	$(BIN)/pytest -n 2 --dist worksteal
+
+SEEDS ?= 100
+simulate: $(VENV)/.installed-dev  ## Simulate SEEDS runs of the coordinator's protocol under random faults
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 # Tests that start processes are counted too: coverage follows every Python process.
 cover: $(VENV)/.installed-dev  ## Run the tests and report line and branch coverage

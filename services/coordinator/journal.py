@@ -21,9 +21,10 @@ import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO
+from typing import IO, Any
 
 from google.protobuf import json_format
 
@@ -55,6 +56,7 @@ CREATE TABLE decisions (
   PRIMARY KEY (run, step, place)
 ) WITHOUT ROWID;
 """
+BEGIN, ADD = "INSERT OR REPLACE INTO runs", "INSERT OR REPLACE INTO decisions"
 RETRY_SECONDS = 1.0
 """Pause after a transaction that failed."""
 MOST_WAITING = 200_000
@@ -101,8 +103,11 @@ class Journal:
     def end(self, run_id: str, failure: str) -> None:
         """Note that a run has ended."""
 
-    def recorded(self, run_id: str) -> int:
-        """Return the last step of a run that is on the disk with all before it; 0: none."""
+    def recorded(self, run_id: str, epoch: int) -> int:
+        """Return the last step of a run that is on the disk with all before it; 0: none.
+
+        epoch: that of the run. Steps of an earlier one do not count.
+        """
         return 0
 
     def stored(self) -> Iterable[StoredRun]:
@@ -123,9 +128,11 @@ class SqliteJournal(Journal):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._queue: SimpleQueue[Statement | None] = SimpleQueue()
+        self._queue: SimpleQueue[Sequence[Statement] | None] = SimpleQueue()
         self._written: dict[str, StepSet] = {}
-        self._recorded: dict[str, int] = {}
+        """By run: its steps that are on the disk."""
+        self._recorded: dict[str, tuple[int, int]] = {}
+        """By run: the epoch that is on the disk, and its last step before a gap."""
         self._is_failing = False
         self._lock = _lock(path)
         try:
@@ -140,7 +147,7 @@ class SqliteJournal(Journal):
             self._lock.close()
             raise
         for run in self._stored:
-            self._note(run.run_id, run.plan.first_step, run.steps)
+            self._note(run.run_id, run.epoch, run.plan.first_step, run.steps)
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
         self._thread.start()
 
@@ -148,24 +155,27 @@ class SqliteJournal(Journal):
         """See `Journal`."""
         return self._stored
 
-    def recorded(self, run_id: str) -> int:
+    def recorded(self, run_id: str, epoch: int) -> int:
         """See `Journal`."""
-        return self._recorded.get(run_id, 0)
+        written, step = self._recorded.get(run_id, (None, 0))
+        return step if written == epoch else 0
 
     def begin(self, run_id: str, epoch: int, plan: Plan) -> None:
-        """See `Journal`. The new epoch and the end of the old decisions are one statement."""
+        """See `Journal`. The new epoch and the end of the old decisions are one transaction."""
         text = json.dumps(json_format.MessageToDict(plan_to_wire(plan)))
-        self._put("DELETE FROM decisions WHERE run = ? AND step >= ?", run_id, plan.first_step)
-        self._put(
-            "INSERT OR REPLACE INTO runs (run, epoch, plan, settled) VALUES (?, ?, ?, ?)",
-            *(run_id, epoch, text, plan.first_step - 1),
+        values = (run_id, epoch, text, plan.first_step - 1)
+        self._queue.put(
+            (
+                ("DELETE FROM decisions WHERE run = ? AND step >= ?", (run_id, plan.first_step)),
+                (f"{BEGIN} (run, epoch, plan, settled) VALUES (?, ?, ?, ?)", values),
+            )
         )
 
     def add(self, run_id: str, decision: Decision, alone: bool = False) -> None:
         """See `Journal`."""
         for place, p in enumerate(decision.pairs):
             row = _row(run_id, decision, place, p)
-            sql = f"INSERT OR REPLACE INTO decisions VALUES ({','.join('?' * (len(row) + 2))})"
+            sql = f"{ADD} VALUES ({','.join('?' * (len(row) + 2))})"
             self._put(sql, *row, _crc(row), int(alone))
 
     def mark_alone(self, run_id: str, step: int) -> None:
@@ -187,7 +197,7 @@ class SqliteJournal(Journal):
         self._lock.close()
 
     def _put(self, sql: str, *values: object) -> None:
-        self._queue.put((sql, values))
+        self._queue.put(((sql, values),))
 
     def _write(self) -> None:
         waiting: list[Statement] = []
@@ -204,10 +214,10 @@ class SqliteJournal(Journal):
     def _take(self, waiting: list[Statement]) -> bool:
         """Append the statements that are queued; wait for one if none waits. True: the end."""
         with suppress(Empty):
-            statement = self._queue.get(timeout=RETRY_SECONDS if waiting else None)
-            while statement is not None:
-                waiting.append(statement)
-                statement = self._queue.get_nowait()
+            statements = self._queue.get(timeout=RETRY_SECONDS if waiting else None)
+            while statements is not None:
+                waiting.extend(statements)
+                statements = self._queue.get_nowait()
             return True
         return False
 
@@ -227,21 +237,22 @@ class SqliteJournal(Journal):
             log.warning("journal %s is written again", self._path)
         self._is_failing = False
         for sql, values in statements:
-            run_id, step = str(values[0]), values[1]
-            if sql.startswith("INSERT OR REPLACE INTO decisions"):
-                self._written[run_id].add(int(str(step)))
-            elif sql.startswith("DELETE"):
-                self._note(run_id, int(str(step)), [])
-        for run_id, steps in self._written.items():
-            self._recorded[run_id] = steps.last_before_gap
+            run_id, *rest = values
+            if sql.startswith(BEGIN):
+                epoch, _, settled = rest
+                self._note(str(run_id), int(str(epoch)), int(str(settled)) + 1, ())
+            elif sql.startswith(ADD):
+                self._written[str(run_id)].add(int(str(rest[0])))
+        for name, steps in self._written.items():
+            self._recorded[name] = self._recorded[name][0], steps.last_before_gap
         return True
 
-    def _note(self, run_id: str, first_step: int, steps: Iterable[int]) -> None:
+    def _note(self, run_id: str, epoch: int, first_step: int, steps: Iterable[int]) -> None:
         """Note the steps of a run that are on the disk."""
         written = self._written[run_id] = StepSet()
         for step in (first_step - 1, *steps):
             written.add(step)
-        self._recorded[run_id] = written.last_before_gap
+        self._recorded[run_id] = epoch, written.last_before_gap
 
 
 def _row(run_id: str, decision: Decision, place: int, p: PairDecision) -> tuple[object, ...]:
@@ -312,33 +323,33 @@ def _stored(
     except (ValueError, json_format.ParseError):
         raise sqlite3.DatabaseError(f"the plan of run {run_id!r} is damaged") from None
     rows = connection.execute(
-        "SELECT * FROM decisions WHERE run = ? AND step > ? ORDER BY step, place",
-        (run_id, settled),
+        "SELECT * FROM decisions WHERE run = ? AND step >= ? ORDER BY step, place",
+        (run_id, plan.first_step),
     )
-    decisions = list(_decisions(rows, settled + 1, run_id))
-    last = decisions[-1].step if decisions else settled
-    steps = connection.execute(
-        "SELECT step FROM decisions WHERE run = ? AND place = 0 AND step BETWEEN ? AND ?",
-        (run_id, plan.first_step, last),
-    )
-    found = [step for (step,) in steps.fetchall()]
-    return StoredRun(run_id, epoch, plan, settled, decisions, found)
+    found = {decision.step: decision for decision in _whole_decisions(rows)}
+    decisions, step = [], settled + 1
+    while step in found:
+        decisions.append(found[step])
+        step += 1
+    if found and step <= max(found):
+        log.warning("journal: run %s goes on before step %d, which is damaged", run_id, step)
+    steps = [s for s in found if s < step]
+    return StoredRun(run_id, epoch, plan, settled, decisions, steps)
 
 
-def _decisions(rows: Iterable[Sequence[object]], step: int, run_id: str) -> Iterable[Decision]:
-    """Yield the decisions from `step` on, until one is missing or damaged."""
-    pairs: list[PairDecision] = []
-    paused: dict[str, None] = {}
-    for *row, crc, _alone in rows:
-        _, row_step, teacher, student, gap, e_s, e_t, epsilon, delta, mode, n, is_paused = row[:12]
-        if _crc(row) != crc or row_step != step or row[12] != len(pairs):
-            log.warning("journal: run %s continues without a record of step %d", run_id, step)
-            return
-        distances = Distances(gap, e_s, e_t, n)  # type: ignore[arg-type]
-        pair = Pair(str(teacher), str(student))
-        pairs.append(PairDecision(pair, distances, epsilon, delta, Mode(mode)))  # type: ignore[arg-type]
-        if is_paused:
-            paused[pair.teacher] = None
-        if len(pairs) == row[13]:
+def _whole_decisions(rows: Iterable[Sequence[Any]]) -> Iterable[Decision]:
+    """Yield the decisions none of whose rows is missing or damaged."""
+    for step, of_step in groupby(rows, key=lambda row: row[1]):
+        pairs: list[PairDecision] = []
+        paused: dict[str, None] = {}
+        count = 0
+        for *row, crc, _alone in of_step:
+            if _crc(row) != crc:
+                break
+            teacher, student, gap, e_s, e_t, epsilon, delta, mode, n, is_paused, _, count = row[2:]
+            pair, distances = Pair(teacher, student), Distances(gap, e_s, e_t, n)
+            pairs.append(PairDecision(pair, distances, epsilon, delta, Mode(mode)))
+            if is_paused:
+                paused[teacher] = None
+        if pairs and len(pairs) == count:
             yield Decision(step, tuple(pairs), tuple(paused))
-            step, pairs, paused = step + 1, [], {}

@@ -160,10 +160,14 @@ class RunRegistry:
         while True:
             await asyncio.sleep(interval)
             try:
-                self._note_sleep()
-                self.check(self.now())
+                self.check_all()
             except Exception:  # the check must go on for the other runs
                 log.exception("watching runs failed")
+
+    def check_all(self) -> None:
+        """Do what is due every half second."""
+        self._note_sleep()
+        self.check(self.now())
 
     def _note_sleep(self) -> None:
         """Take the time for which this process was stopped out of `now`."""
@@ -172,9 +176,9 @@ class RunRegistry:
             self._asleep += now - self._watched_at
         self._watched_at = now
 
-    def recorded(self, run_id: str) -> int:
-        """Return the last step of a run that is in the journal, on the disk."""
-        return self._journal.recorded(run_id)
+    def recorded(self, run: CoordinatedRun) -> int:
+        """Return the last step of a run that is in the journal, on the disk; 0: none."""
+        return self._journal.recorded(run.run_id, run.epoch)
 
     def check(self, now: float) -> None:
         """End runs whose ranks hang; forget runs that ended more than `forget_after` ago."""

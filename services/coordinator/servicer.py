@@ -69,7 +69,7 @@ class CoordinatorServicer:
             entry = self._runs.find(request.run_id)
         except Refusal as refusal:
             await context.abort(status_code(refusal), str(refusal))
-        return status_to_wire(entry.run, self._runs.recorded(request.run_id))
+        return status_to_wire(entry.run, self._runs.recorded(entry.run))
 
     async def Train(self, _: object, context: Context) -> None:
         """Serve one rank's stream: its messages are read in one task, responses sent in another."""

@@ -142,7 +142,7 @@ class Session:
             has_journal=entry.journal.keeps,
         )
         self.outbox.put(pb.TrainResponse(attached=attached).SerializeToString())
-        recorded = self._runs.recorded(entry.run.run_id)
+        recorded = self._runs.recorded(entry.run)
         for decision in needs.decisions:
             self.outbox.put(_serialized(decision, recorded))
 
@@ -151,15 +151,15 @@ class Session:
         run = entry.run
         if message.previous_decided_alone and run.note_alone(message.step - 1):
             entry.journal.mark_alone(run.run_id, message.step - 1)
-        sums, modes = sums_from_wire(message), modes_from_wire(message)
-        if decided := run.report(rank, message.step, sums, now, modes):
-            recorded = self._runs.recorded(run.run_id)
-            entry.streams.send(_serialized(decided.decision, recorded))
-            entry.add(decided.decision, decided.duration, run.was_alone(message.step))
-        settled = run.settled
+        settled = run.settled  # steps may have been settled since this stream was opened
         run.acknowledge(rank, message.settled_step, _received(message))
         if run.settled > settled:
             entry.journal.settle(run.run_id, run.settled)
+        sums, modes = sums_from_wire(message), modes_from_wire(message)
+        if decided := run.report(rank, message.step, sums, now, modes):
+            recorded = self._runs.recorded(run)
+            entry.streams.send(_serialized(decided.decision, recorded))
+            entry.add(decided.decision, decided.duration, run.was_alone(message.step))
         _measure(message, attachment)
 
 

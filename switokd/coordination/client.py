@@ -66,7 +66,7 @@ class Client:
         """Decisions since the last settled step that were applied without the coordinator's."""
         self.alone_steps: list[int] = []
         """Steps that this rank has decided alone."""
-        self._plan = _plan_to_wire(config, placement, first_step)
+        self._plan = plan_of(config, placement, first_step)
         self._stream = CoordinatorStream(
             membership, config.coordinator, self._plan, on_failure, first_step
         )
@@ -246,7 +246,8 @@ def _difference(member: Membership, ours: Decision, theirs: Decision) -> Coordin
     )
 
 
-def _plan_to_wire(config: Config, placement: Placement, first_step: int) -> pb.RunPlan:
+def plan_of(config: Config, placement: Placement, first_step: int) -> pb.RunPlan:
+    """Return what the coordinator must know of a run whose next step is `first_step`."""
     return pb.RunPlan(
         networks=[
             pb.Network(name=name, role=ROLE_TO_WIRE[role], ranks=placement.ranks_of(name))

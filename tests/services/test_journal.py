@@ -1,0 +1,196 @@
+"""The journal in a real SQLite file: acknowledged steps stay, damage is noticed, faults are said.
+
+Not covered: a loss of power, which needs a machine to switch off.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from switokd.distillation.decision import Decision, Rule, decide
+from switokd.distillation.strategies import make_strategy
+from switokd.distillation.topology import Pair
+from switokd.errors import UsageError
+from switokd.services.coordinator.journal import SqliteJournal, StoredRun
+from tests.services.examples import EXPERT, LEARNING, PLAN
+from tests.support import require, run, wait_until
+
+RULE = Rule(make_strategy("switokd").switch)
+
+
+def decision(step: int) -> Decision:
+    gap = 0.1 + 0.001 * step  # 17 digits must survive
+    b = replace(LEARNING.mean(), gap=gap)
+    return decide(step, {Pair("a", "s"): EXPERT.mean(), Pair("b", "s"): b}, RULE)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[SqliteJournal]:
+    journal = SqliteJournal(path)
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def write(path: Path, steps: range, epoch: int = 1, first_step: int = 1) -> None:
+    with opened(path) as journal:
+        journal.begin("r", epoch, replace(PLAN, first_step=first_step))
+        for step in steps:
+            journal.add("r", decision(step))
+        last = steps[-1]
+        wait_until(lambda: journal.recorded("r", epoch) == last, 10, "the last step on the disk")
+
+
+def stored(path: Path) -> StoredRun:
+    with opened(path) as journal:
+        (found,) = journal.stored()
+        return found
+
+
+def test_decisions_come_back_with_every_bit(tmp_path: Path) -> None:
+    write(tmp_path / "j", range(1, 51))
+    found = stored(tmp_path / "j")
+    assert (found.run_id, found.epoch, found.plan, found.settled) == ("r", 1, PLAN, 0)
+    assert list(found.decisions) == [decision(step) for step in range(1, 51)]
+
+
+def test_a_new_start_of_the_job_takes_over_from_its_first_step(tmp_path: Path) -> None:
+    write(tmp_path / "j", range(1, 51))
+    with opened(tmp_path / "j") as journal:
+        assert journal.recorded("r", 1) == 50
+        journal.begin("r", 2, replace(PLAN, first_step=31))
+        assert journal.recorded("r", 2) in (0, 30)  # not what the first start had recorded
+    write(tmp_path / "j", range(31, 33), epoch=2, first_step=31)
+    found = stored(tmp_path / "j")
+    assert [d.step for d in found.decisions] == [31, 32]
+    with closing(sqlite3.connect(tmp_path / "j")) as connection:
+        count, last = connection.execute("SELECT count(*), max(step) FROM decisions").fetchone()
+    assert (count, last) == (64, 32)
+
+
+def test_only_steps_without_a_gap_before_them_are_acknowledged(tmp_path: Path) -> None:
+    with opened(tmp_path / "j") as journal:
+        journal.begin("r", 1, PLAN)
+        for step in (1, 2, 5):
+            journal.add("r", decision(step))
+        wait_until(lambda: journal.recorded("r", 1) == 2, 10, "two steps")
+        for step in (3, 4):
+            journal.add("r", decision(step), alone=True)
+        wait_until(lambda: journal.recorded("r", 1) == 5, 10, "five steps")
+
+
+def test_an_ended_run_does_not_come_back(tmp_path: Path) -> None:
+    write(tmp_path / "j", range(1, 3))
+    with opened(tmp_path / "j") as journal:
+        journal.end("r", "rank 1 (b) went away")
+    with opened(tmp_path / "j") as journal:
+        assert not list(journal.stored())
+
+
+def test_the_databases_own_shell_reads_it_while_it_is_written(tmp_path: Path) -> None:
+    shell = require("sqlite3", "sqlite3")
+    with opened(tmp_path / "j") as journal:
+        journal.begin("r", 1, PLAN)
+        for step in range(1, 200):
+            journal.add("r", decision(step))
+            if step % 50 == 0:
+                query = "SELECT count(*) FROM decisions WHERE mode = 'expert'"
+                command = [shell, "-cmd", ".timeout 5000", str(tmp_path / "j"), query]
+                done = subprocess.run(command, capture_output=True, text=True)
+                assert done.returncode == 0, done.stderr
+        wait_until(lambda: journal.recorded("r", 1) == 199, 20, "all steps")
+    check = subprocess.run(
+        [shell, tmp_path / "j", "PRAGMA integrity_check"], capture_output=True, text=True
+    )
+    assert check.stdout == "ok\n"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_flipped_bit_never_comes_back_as_a_decision(seed: int, tmp_path: Path) -> None:
+    path, rng = tmp_path / "j", random.Random(seed)
+    write(path, range(1, 101))
+    content = bytearray(path.read_bytes())
+    for _ in range(3):
+        content[rng.randrange(100, len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+    runs: list[StoredRun] = []
+    with suppress(UsageError), opened(path) as journal:  # SQLite has noticed it
+        runs += journal.stored()
+    for found in runs:
+        assert list(found.decisions) == [decision(d.step) for d in found.decisions]
+
+
+def test_a_full_disk_is_said_once_and_nothing_is_acknowledged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "j", range(1, 3))
+    original = SqliteJournal._commit
+    pages = [10]
+
+    def commit(self: SqliteJournal, connection: sqlite3.Connection, statements: object) -> bool:
+        connection.execute(f"PRAGMA max_page_count = {pages[0]}")
+        return original(self, connection, statements)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SqliteJournal, "_commit", commit)
+    with caplog.at_level(logging.WARNING), opened(tmp_path / "j") as journal:
+        for step in range(3, 400):
+            journal.add("r", decision(step))
+        wait_until(lambda: "cannot be written" in caplog.text, 10, "a complaint")
+        assert journal.recorded("r", 1) < 399
+        pages[0] = 100_000
+        wait_until(lambda: journal.recorded("r", 1) == 399, 20, "all steps")
+    assert caplog.text.count("cannot be written: database or disk is full") == 1
+    assert "is written again" in caplog.text
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"no database " * 100)
+
+
+def other_database(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE other (x)")
+
+
+def other_version(path: Path) -> None:
+    write(path, range(1, 2))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+WRONG = {
+    "not a database": garbage,
+    "not a journal of switokd": other_database,
+    "has version 99": other_version,
+    "unable to open": folder,
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_file_is_one_line_and_exit_code_2(words: str, tmp_path: Path) -> None:
+    WRONG[words](tmp_path / "j")
+    command = [sys.executable, "-m", "switokd", "coordinator", "--journal", "j", "--port", "0"]
+    code, _, err = run([*command, "--http-port", "0"], tmp_path, 60)
+    assert code == 2, err
+    assert words in err
+    assert len(err.splitlines()) == 1, err
+
+
+def test_two_coordinators_do_not_share_a_journal(tmp_path: Path) -> None:
+    with opened(tmp_path / "j"), pytest.raises(UsageError, match="another coordinator writes it"):
+        SqliteJournal(tmp_path / "j")
