@@ -7,8 +7,7 @@ export OMP_NUM_THREADS ?= 1
 comma := ,
 
 .PHONY: help demo test simulate cover cover-units matrix bench check format imports types tree \
-  docs proto proto-check \
-  proto-baseline install dev clean
+  docs proto proto-check proto-baseline install dev clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
