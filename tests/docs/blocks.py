@@ -292,6 +292,7 @@ def _is_kustomization(folder: str) -> bool:
 
 
 ANY_ARGUMENTS = (
+    "sqlite3",
     *("apt-get", "cd", "do", "docker", "done", "for", "git", "gunzip", "mkdir"),
     *("pre-commit", "prometheus", "promtool", "pytest"),
 )
