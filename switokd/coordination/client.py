@@ -46,13 +46,15 @@ class Client:
         on_failure: Callable[[SwitokdError], None] = lambda error: None,
         first_step: int = 1,
         peers: Peers | None = None,
+        say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         """Join the run and open the stream.
 
         on_decision: called for every decision, in order, on a thread of its own; only `close`
         waits for it. If it raises, the stream fails. on_failure: called on the thread that has
         noticed a failure. first_step: the step that is reported first. peers: the other ranks;
-        without them no step is settled. CoordinatorError if the coordinator does not answer in time
+        without them no step is settled. say: tells the user that the coordinator is lost, or back.
+        CoordinatorError if the coordinator does not answer in time
         or refuses this rank; UsageError if it refuses the run's plan.
         """
         self._member, self._settings = membership, config.coordinator
@@ -68,7 +70,7 @@ class Client:
         """Steps that this rank has decided alone."""
         self._plan = plan_of(config, placement, first_step)
         self._stream = CoordinatorStream(
-            membership, config.coordinator, self._plan, on_failure, first_step
+            membership, config.coordinator, self._plan, on_failure, first_step, say
         )
         self._writer = DecisionWriter(on_decision, self._stream.fail)
         self._stream.attach(self._on_decision)

@@ -29,6 +29,11 @@ class Decider(Protocol):
         """Seconds that this rank has waited for the decision of each step."""
         ...
 
+    @property
+    def alone_steps(self) -> Sequence[int]:
+        """Steps that this rank has decided because the coordinator was late or lost."""
+        ...
+
     def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:
         """Send this rank's distances of `step`; does not wait for the decision.
 

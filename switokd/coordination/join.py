@@ -26,6 +26,7 @@ from switokd.runtime.lifecycle import (
     Terminated,
     end_if_stuck,
     ignore_sigterm,
+    print_error,
     unwind_on_sigterm,
 )
 from switokd.runtime.placement import Placement
@@ -134,6 +135,7 @@ def _connected(
         on_failure=end_if_stuck(joining.placement.who(membership.rank)),
         first_step=joining.first_step,
         peers=joining.world,
+        say=print_error if membership.rank == 0 else lambda sentence: None,
     )
     unwind_on_sigterm()
     try:

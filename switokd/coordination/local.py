@@ -24,6 +24,7 @@ class LocalDecider:
     def __init__(self, config: Config, on_decision: Callable[[Decision], None]) -> None:
         self.pairs = list(config.topology.pairs)
         self.waits: list[float] = []
+        self.alone_steps: list[int] = []
         self._rule = config.method.rule
         self._on_decision = on_decision
         self._last: Decision | None = None

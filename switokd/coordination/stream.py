@@ -42,7 +42,8 @@ class CoordinatorStream:
     """One rank's stream. Waiting methods raise `failure` once the stream has failed.
 
     settings: what to do without a coordinator, and how long to wait. on_failure: called once the
-    stream has failed, on the thread that has noticed it. first_step: the step reported first.
+    stream has failed, on the thread that has noticed it. first_step: the step reported first. say:
+    tells the user that the coordinator is lost, or back.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class CoordinatorStream:
         plan: pb.RunPlan,
         on_failure: Callable[[SwitokdError], None],
         first_step: int = 1,
+        say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         """Join the run; errors as `Connection.join_first`."""
         self._settings = settings
-        self._on_failure = on_failure
+        self._on_failure, self._say = on_failure, say
         self._connection = Connection(membership, plan)
         self._connection.join_first(settings.timeout)
         self._outgoing: Outgoing = SimpleQueue()
@@ -193,6 +195,10 @@ class CoordinatorStream:
     def _lose(self, error: SwitokdError) -> None:
         """Note that the stream has broken; it is a failure if the run needs the coordinator."""
         now = time.monotonic()
+        if self._lost_at is None and self._settings.on_loss != "stop":
+            alone = self._settings.on_loss == "decide_alone"
+            meanwhile = "the ranks decide alone" if alone else "the ranks wait"
+            self._say(f"{error}; {meanwhile} until it is back (coordinator.on_loss)")
         self._lost_at = self._lost_at or now
         limits = {"stop": 0.0, "wait": self._settings.timeout}
         limit = limits.get(self._settings.on_loss)
@@ -226,7 +232,9 @@ class CoordinatorStream:
             for decision in received.decisions:
                 self._on_decision(decision)
                 self._last_decision = decision
-            if self.protocol.is_attached:
+            if self.protocol.is_attached and self._lost_at is not None:
+                seconds = time.monotonic() - self._lost_at
+                self._say(f"{self._connection.coordinator} is back after {seconds:.1f} s")
                 self._lost_at = None
             self._changed.notify_all()
         return not received.is_broken

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -218,6 +218,7 @@ class RunRecorder(Observer):
     def _summary(self, waiting_times: Sequence[WaitingTimes]) -> dict[str, Any]:
         student = self._summaries[self._config.topology.students[0]]
         waits = sorted(wait for rank in waiting_times for wait in rank.decision_seconds)
+        alone = {step for rank in waiting_times for step in rank.alone_steps}
         return {
             "name": self._config.name,
             "topology": self._config.topology.name,
@@ -230,6 +231,8 @@ class RunRecorder(Observer):
             "wall_seconds": self._wall_seconds,
             "training_seconds": self._training_seconds,
             **self.folder.attempts.summary(self._training_seconds),
+            "steps_decided_alone": len(alone),
+            "decided_alone": _ranges(alone),
             "skipped_steps": self._skipped,
             "saved_by_pauses": {
                 "wall_seconds": savings.wall_seconds(self._exchanged_at, self._paused),
@@ -245,3 +248,14 @@ class RunRecorder(Observer):
             "python": platform.python_version(),
             "networks": {name: asdict(summary) for name, summary in self._summaries.items()},
         }
+
+
+def _ranges(steps: Iterable[int]) -> list[list[int]]:
+    """Return steps as ascending ranges, each with its first and last step."""
+    ranges: list[list[int]] = []
+    for step in sorted(steps):
+        if ranges and ranges[-1][1] == step - 1:
+            ranges[-1][1] = step
+        else:
+            ranges.append([step, step])
+    return ranges

@@ -73,6 +73,11 @@ def _describe(summary: dict[str, Any]) -> Iterator[str]:
             f"teachers waited for decisions {1000 * wait:.2f} ms per step on average, "
             f"{wait * steps / seconds:.1%} of the training time"
         )
+    if alone := summary.get("steps_decided_alone"):
+        yield (
+            f"{alone} step{'s' * (alone > 1)} decided without the coordinator, as it would have "
+            "decided"
+        )
     if skipped := len(summary.get("skipped_steps", ())):
         yield f"{skipped} step{'s' * (skipped > 1)} skipped, for values that were not finite"
     yield describe_interruptions(summary)

@@ -214,25 +214,33 @@ class EpochLog:
 
 @dataclass(frozen=True)
 class WaitingTimes:
-    """Seconds that one rank waited for the other ranks' logits, and for each decision."""
+    """Seconds that one rank waited for the other ranks' logits, and for each decision; and the
+    steps for which it did not wait."""
 
     exchange_seconds: float | None
     """None if the exchange runs in a GPU's queue, where its duration is not measured."""
     decision_seconds: tuple[float, ...]
+    alone_steps: tuple[int, ...] = ()
+    """Steps that the rank has decided without the coordinator."""
 
     @classmethod
     def of(
         cls, exchange: Exchange, decider: Decider, before: Mapping[str, Any] | None = None
     ) -> WaitingTimes:
-        """Read both. before: `state_dict` of an earlier process of the run."""
+        """Read them. before: `state_dict` of an earlier process of the run."""
         seconds, waits = exchange.seconds, tuple(decider.waits)
+        alone = tuple(decider.alone_steps)
         if before is not None:
             waits = (*before["decision_seconds"].tolist(), *waits)
+            alone = (*before.get("alone_steps", ()), *alone)
             if before["exchange_seconds"] is not None:
                 seconds = (seconds or 0.0) + before["exchange_seconds"]
-        return cls(seconds, waits)
+        return cls(seconds, waits, alone)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return both for a checkpoint."""
-        waits = torch.tensor(self.decision_seconds, dtype=torch.float64)
-        return {"exchange_seconds": self.exchange_seconds, "decision_seconds": waits}
+        """Return them for a checkpoint."""
+        return {
+            "exchange_seconds": self.exchange_seconds,
+            "decision_seconds": torch.tensor(self.decision_seconds, dtype=torch.float64),
+            "alone_steps": list(self.alone_steps),
+        }

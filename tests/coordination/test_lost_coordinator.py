@@ -146,6 +146,17 @@ def test_without_a_coordinator_the_ranks_decide_alone_to_the_end(
         wait_for_step(tmp_path, child, 30)
         server.child.kill()
         assert_done(tmp_path, child, expected)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    ((first, last),) = summary["decided_alone"]
+    assert 30 < first < 45
+    assert last == steps(tmp_path)
+    assert summary["steps_decided_alone"] == last - first + 1
+    log = (tmp_path / "log").read_text()
+    assert f"{last - first + 1} steps decided without the coordinator" in log
+    told = [line for line in log.splitlines() if line.startswith("switokd: ")]
+    assert len(told) == 1
+    assert f"the coordinator at {server.address} went away" in told[0]
+    assert "the ranks decide alone until it is back" in told[0]
 
 
 def test_a_coordinator_that_hangs_is_not_waited_for(undisturbed: Path, tmp_path: Path) -> None:
@@ -185,4 +196,6 @@ def test_a_run_that_must_wait_goes_on_when_the_coordinator_is_back(
         stack.enter_context(coordinator(None, first.port))
         assert_done(tmp_path, child, undisturbed)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["restarts"] == 0
+    assert summary["restarts"] == summary["steps_decided_alone"] == 0
+    _, back = (li for li in (tmp_path / "log").read_text().splitlines() if li[:8] == "switokd:")
+    assert f"the coordinator at {first.address} is back after" in back
