@@ -25,7 +25,7 @@ from switokd.planning.measure_links import measure_links
 from switokd.runtime.environment import environment
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import join_world
-from switokd.training.exchange import Exchange, all_gather
+from switokd.training.exchange import HEADER, Exchange, all_gather
 
 CALLS = 100
 """Exchanges per round and side."""
@@ -56,7 +56,7 @@ def exchange_ranks(folder: Path, arguments: Mapping[str, Any]) -> None:
         exchange = Exchange(LocalPlacement(placement, env.rank), "0" * 12, CLASSES, world.steps)
         z = torch.randn(BATCH, CLASSES, device=device)
         y = torch.arange(BATCH, device=device) % CLASSES
-        of_rank = torch.cat([z.flatten(), z.new_zeros(2 * BATCH + 4)])
+        of_rank = torch.cat([z.flatten(), z.new_zeros(2 * BATCH + 2 * HEADER)])
         of_all = of_rank.new_empty(env.world_size * len(of_rank))
 
         def ours(step: int) -> None:

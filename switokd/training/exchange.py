@@ -23,16 +23,16 @@ from torch import Tensor
 
 from switokd.errors import NonFiniteError, PeerError, UsageError
 from switokd.runtime.device import to_device
-from switokd.runtime.placement import LocalPlacement
+from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import collective_errors
 from switokd.runtime.watchdog import Watchdog
 from switokd.training.cuda_graphs import GraphedFunctions
 
 # PyTorch 2.14 renames the function and warns about the old name.
 all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-HEADER = 3
-"""Length of the header in int64: step, digest and request. One int64 needs as many bytes as two
-float32."""
+HEADER = 4
+"""Length of the header in int64: step, digest, request, applied decisions. One int64 needs as many
+bytes as two float32."""
 
 
 class Request(IntEnum):
@@ -107,18 +107,24 @@ class Exchange:
         self._functions, self._watchdog = functions or GraphedFunctions(), watchdog
         self._header: Tensor | None = None
         """Kept on the logits' device, so that no step copies it there."""
-        self._request = Request.NOTHING
+        self._request, self._applied = Request.NOTHING, 0
         self.asked = Request.NOTHING
         """The largest request of all ranks in the last exchange; the same on all ranks."""
+        self.applied: list[int] = []
+        """By rank: what it has sent in the last exchange as applied in the step before."""
         self._layout = cache(self._make_layout)
 
-    def ask(self, request: Request) -> None:
-        """Send a request to all ranks with the next exchange, and with all later ones."""
-        if request is self._request:
-            return
-        self._request = request
+    def ask(self, request: Request, applied: int = 0) -> None:
+        """Send a request to all ranks with the next exchange, and with all later ones.
+
+        applied: see `Agreement.applied`.
+        """
         if self._header is not None:
-            self._header[2:].fill_(request)
+            if request is not self._request:
+                self._header[2:3].fill_(request)
+            if applied != self._applied:
+                self._header[3:].fill_(applied)
+        self._request, self._applied = request, applied
 
     def __call__(
         self, step: int, z: Mapping[str, Tensor], y: Mapping[str, Tensor], n: int
@@ -136,7 +142,8 @@ class Exchange:
             self._watchdog.begin(doing)
         if self._header is None:
             device = next(iter(y.values())).device
-            self._header = to_device(device, torch.tensor([step, self._digest, self._request]))
+            values = [step, self._digest, self._request, self._applied]
+            self._header = to_device(device, torch.tensor(values))
         self._header[:1].fill_(step)
         names = [name for name in self.local_placement.networks if name in z]
         shards = [tensor for name in names for tensor in (z[name].detach(), y[name])]
@@ -180,15 +187,7 @@ class Exchange:
         header_length = HEADER * placement.world_size
         headers, counts = health[:header_length], health[header_length:]
         step = int(headers[0])
-        for rank in range(placement.world_size):
-            rank_step, digest, _ = headers[HEADER * rank : HEADER * (rank + 1)]
-            who, problem = placement.who(rank), None
-            if digest != headers[1]:
-                problem = f"{who} was started with another configuration than rank 0"
-            elif rank_step != step:
-                problem = f"{who} is at step {int(rank_step)}, rank 0 at step {step}"
-            if problem:
-                raise PeerError(f"ranks are out of step: {problem}")
+        _check_steps(placement, headers)
         names = placement.networks
         for name, different in zip(names, counts[len(names) :], strict=True):
             if different:
@@ -197,6 +196,7 @@ class Exchange:
                     f"{placement.whose(names[0])} at step {step}: its data differ"
                 )
         self.asked = Request(int(max(headers[2::HEADER])))
+        self.applied = [int(code) for code in headers[3::HEADER]]
         for name, not_finite in zip(names, counts[: len(names)], strict=True):
             if not_finite:
                 raise NonFiniteError(
@@ -271,6 +271,19 @@ class Exchange:
         with collective_errors(doing):
             all_gather(rows, row, group=self._group)
         return rows.view(world_size, len(row))
+
+
+def _check_steps(placement: Placement, headers: Sequence[float]) -> None:
+    """PeerError if a rank is at another step than rank 0, or has another configuration."""
+    for rank in range(placement.world_size):
+        rank_step, digest, *_ = headers[HEADER * rank : HEADER * (rank + 1)]
+        who, problem = placement.who(rank), None
+        if digest != headers[1]:
+            problem = f"{who} was started with another configuration than rank 0"
+        elif rank_step != headers[0]:
+            problem = f"{who} is at step {int(rank_step)}, rank 0 at step {int(headers[0])}"
+        if problem:
+            raise PeerError(f"ranks are out of step: {problem}")
 
 
 def _pack(length: int, header: Tensor, *shards: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from switokd.coordination.decider import Decider
 from switokd.distillation.couplings import Term
+from switokd.distillation.decision import Decision
 from switokd.distillation.distances import (
     Parts,
     as_parts,
@@ -65,10 +66,15 @@ class StepResult:
     of its micro-batches if it has several."""
     correct: Mapping[str, int]
     """By network of this rank: number of correct samples in its shard."""
-    paused: tuple[str, ...]
-    """This rank's teachers that were paused."""
+    applied: Mapping[str, Decision]
+    """By teacher of this rank: the decision that it has applied."""
     exchanged_at: float
     """When the exchange was complete, on the clock of `time.perf_counter`."""
+
+    @property
+    def paused(self) -> tuple[str, ...]:
+        """This rank's teachers that were paused."""
+        return tuple(name for name, decision in self.applied.items() if name in decision.paused)
 
     @cached_property
     def labels(self) -> Tensor:
@@ -108,13 +114,14 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
     if method.combines:
         peers |= method.strategy.combine(*gathered.copies())
     losses: dict[str, Tensor] = {}
-    paused = set()
+    applied: dict[str, Decision] = {}
     students_first = sorted(learners, key=lambda learner: learner.is_teacher)
     for learner in students_first:
         decision = (early or decider.decision(step)) if learner.is_teacher else None
-        if decision is not None and learner.name in decision.paused:
-            paused.add(learner.name)  # no backward pass: weights and momentum stay unchanged
-            continue
+        if decision is not None:
+            applied[learner.name] = decision
+            if learner.name in decision.paused:
+                continue  # no backward pass: weights and momentum stay unchanged
         own: list[Tensor | None] = [None for _ in parts[learner.name]]
         if any(z_part is not None for z_part in z[learner.name]):
             terms = list(method.terms(learner.name, decision))
@@ -134,8 +141,7 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
             decider.decision(step)  # an early decision must be confirmed before weights change
         with exchange.watched(gradient_sum(step)):
             learner.update(step)
-    names = tuple(learner.name for learner in learners if learner.name in paused)
-    return StepResult(gathered.logits, gathered.y, losses, correct, names, exchanged_at)
+    return StepResult(gathered.logits, gathered.y, losses, correct, applied, exchanged_at)
 
 
 def _whole_shards(z: Mapping[str, Sequence[Tensor | None]]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from switokd.config.config import Config
 from switokd.data.images import Images
@@ -14,6 +15,7 @@ from switokd.data.loader import Batch
 from switokd.errors import NonFiniteError
 from switokd.runtime.lifecycle import Preempted, ignore_sigterm
 from switokd.runtime.process_group import World
+from switokd.training.agreement import Agreement
 from switokd.training.build import set_learning_rate
 from switokd.training.checkpoint import (
     CheckpointClock,
@@ -51,6 +53,11 @@ class Trainer:
     """By network: the best top-1 so far, in percent; on rank 0 only."""
     _skipped: list[int] = field(default_factory=list, init=False)
     """The last steps in a row that were skipped; the same on all ranks."""
+
+    @cached_property
+    def _agreement(self) -> Agreement:
+        placement = self.context.exchange.local_placement.placement
+        return Agreement(placement, self.config.topology.pairs)
 
     def run(self) -> list[WaitingTimes]:
         """Train to the end and save the weights; return all ranks' waiting times on rank 0."""
@@ -117,13 +124,15 @@ class Trainer:
                 set_learning_rate(self.config, learner, step, self.images.steps_per_epoch)
             x, y = next(self.batches)
             n = self.images.size_of(step - 1)
-            exchange.ask(self.clock.request)
+            exchange.ask(self.clock.request, self._agreement.applied)
             try:
                 result = train_step(context, step, x, y, n)
             except NonFiniteError as error:
                 part = exchange.local_placement.part(n)
                 self._skip(explained(error, step, x, part, self.images, self.world), step)
             else:
+                self._agreement.check(step - 1, exchange.applied)
+                self._agreement.note(result.applied)
                 with exchange.watched(gradient_sum(step)):
                     log.add(result, n)
                 for observer in self.observers:
@@ -145,6 +154,7 @@ class Trainer:
                 f"{error}. The {limit} steps before it were skipped already (schedule.max_skipped)"
             ) from None
         guard.undo()
+        self._agreement.note({})
         self._skipped[:] = [*before, step]
         for observer in self.observers:
             observer.on_skipped(step, str(error))

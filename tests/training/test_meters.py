@@ -38,7 +38,8 @@ def result(correct: int, loss: float | None, of: int = 4) -> StepResult:
     z[:correct, 0] = 1.0
     z[correct:, 1] = 1.0
     losses = {} if loss is None else {"s": torch.tensor(loss)}
-    return StepResult({"s": z}, y, losses, {"s": correct}, () if losses else ("s",), 0.0)
+    applied = {} if losses else {"s": Decision(1, (), ("s",))}
+    return StepResult({"s": z}, y, losses, {"s": correct}, applied, 0.0)
 
 
 def test_loss_is_averaged_over_learned_samples_and_accuracy_over_all() -> None:
@@ -60,7 +61,7 @@ def test_the_class_of_a_soft_target_has_the_largest_probability(
 ) -> None:
     hard = result(correct=3, loss=1.0)
     y = torch.tensor([[0.5, 0.2, 0.3]] * 3 + [[0.1, 0.6, 0.3]])  # the last sample is correct now
-    soft = StepResult(hard.logits, y, hard.losses, {"s": 4}, hard.paused, 0.0)
+    soft = StepResult(hard.logits, y, hard.losses, {"s": 4}, hard.applied, 0.0)
     whole = {"s": slice(0, 4)}
     assert count_correct(hard.logits, hard.y, whole).tolist() == [3]
     assert count_correct(soft.logits, soft.y, whole).tolist() == [4]
