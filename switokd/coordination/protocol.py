@@ -55,6 +55,8 @@ class RankProtocol:
         self.reported = self.decided = self.settled = first_step - 1
         """Last step that was reported; that is decided, as far as this rank knows; that is in rank
         0's record."""
+        self._told = first_step - 1
+        """Last settled step that the coordinator has been told when the stream was opened."""
         self.recorded = first_step - 1
         """Last step that is in the coordinator's journal, on its disk, with all before it."""
         self.is_alone = False
@@ -69,6 +71,7 @@ class RankProtocol:
         self.is_attached = False
         attach = pb.Attach(attempt=self.attempt)
         attach.settled_step, attach.received_step = self.settled, self.decided
+        self._told = self.settled
         attach.MergeFrom(self._identity)
         return [pb.TrainRequest(attach=attach)]
 
@@ -132,10 +135,13 @@ class RankProtocol:
         """Send what the coordinator lacks: settled decisions first, then reports."""
         self.is_attached = True
         self._has_journal = attached.has_journal
+        missing = [(steps.first, steps.last) for steps in attached.missing]
+        # Steps may have been settled since this stream was opened; their reports are gone.
+        missing.append((self._told + 1, self.settled))
         messages = [
             _message(serialized)
             for step, serialized in self._unrecorded.items()
-            if any(steps.first <= step <= steps.last for steps in attached.missing)
+            if any(first <= step <= last for first, last in missing)
         ]
         for step, report in self._outbox.items():
             if step >= attached.next_step:
