@@ -24,6 +24,7 @@ from switokd.models import registry
 from switokd.planning.auto import Choice, choose_placement
 from switokd.runs import resume, run_folder
 from switokd.runs.curves import draw_curves
+from switokd.runs.dead_networks import DeadNetworks
 from switokd.runs.progress import ProgressBar
 from switokd.runs.recorder import RunRecorder
 from switokd.runs.resume import Resumption
@@ -33,6 +34,7 @@ from switokd.runtime.environment import Environment
 from switokd.runtime.lifecycle import (
     Preempted,
     StopFlag,
+    print_error,
 )
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import World, check_same_configuration, join_world
@@ -164,11 +166,12 @@ def _train(
     output = world.on_rank_0(
         lambda: _open_output(stack, config, world.env, choice, images, parameters, resumption)
     )
-    observers: tuple[Observer, ...] = output or ()
-    on_decision = partial(_tell, observers)
+    observers: tuple[Observer, ...] = ()
+    if output:
+        observers = *output, DeadNetworks(config.topology, print_error)
     joining = Joining(config, world, placement, helpers.wait_for_coordinator, done + 1)
     folder = output[0].folder.path if output else None
-    decider, where = stack.enter_context(join_decider(joining, on_decision, folder))
+    decider, where = stack.enter_context(join_decider(joining, partial(_tell, observers), folder))
     stops = StopFlag()
     if config.checkpoint.keep and not world.env.embedded:
         stops.install()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from switokd.errors import NonFiniteError
 from switokd.training.optimizer import are_finite
+from switokd.training.weights import is_mask
 
 if TYPE_CHECKING:
     from switokd.data.images import Images
@@ -93,9 +94,10 @@ class Guard:
     def _buffers_of(self, learner: Learner) -> list[Tensor]:
         """Return a network's buffers as one tensor; with `skips` one by one, also replaced ones."""
         if self.skips:
-            return list(learner.model.buffers())
+            return [b for b in learner.model.buffers() if b.isfinite().all() or not is_mask(b)]
         if learner.name not in self._flat:
             buffers = [b for b in learner.model.buffers() if b.is_floating_point()]
+            buffers = [b for b in buffers if not is_mask(b)]
             self._flat[learner.name] = [b.view(-1) for b in buffers if b.is_contiguous()]
         flat = self._flat[learner.name]
         return [torch.cat(flat)] if flat else []

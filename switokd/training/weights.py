@@ -38,16 +38,26 @@ def gather_weights(
 def check_finite(learners: Sequence[Learner], rank: int) -> None:
     """Raise NonFiniteError if weights or buffers are not finite after the last step.
 
-    A step checks only logits, which show the weights of the step before.
+    A step checks only logits, which show the weights of the step before. A buffer may be a mask, in
+    which -inf is meant (`is_mask`).
     """
     for learner in learners:
-        values = [*learner.model.parameters(), *learner.model.buffers()]
+        buffers = [buffer for buffer in learner.model.buffers() if not is_mask(buffer)]
+        values = [*learner.model.parameters(), *buffers]
         if not all(value.isfinite().all() for value in values):
             raise NonFiniteError(
                 f"network {learner.name} (rank {rank}) has weights that are not "
                 "finite after its last step; they were not saved",
                 every_rank=False,
             )
+
+
+def is_mask(buffer: Tensor) -> bool:
+    """Return whether all values of a buffer are finite or -inf, and some are -inf.
+
+    Attention masks are. Statistics of a network that diverges have NaN or +inf as well.
+    """
+    return bool((buffer.isfinite() | buffer.isneginf()).all() and buffer.isneginf().any())
 
 
 def _state_dict(model: nn.Module) -> dict[str, Tensor]:

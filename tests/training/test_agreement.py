@@ -72,9 +72,9 @@ worker_main()
 
 def test_a_run_ends_in_the_step_after_its_ranks_have_parted(tmp_path: Path) -> None:
     (tmp_path / "parted.py").write_text(PARTED)
-    # With a threshold of 1 the teacher is never paused.
-    words = ("digits-1t2s", "placement=replicated", "run_dir=out", "schedule.max_steps=9")
-    words += ("distillation={strategy: threshold, strategy_kwargs: {delta: 2}}",)
-    code, _, err = call(tmp_path, run_script, 2, "parted.py", words)
+    # With a threshold of 2 the teacher is never paused.
+    words = ["digits-1t2s", "placement=replicated", "run_dir=out", "schedule.max_steps=9"]
+    words.append("distillation={strategy: threshold, strategy_kwargs: {delta: 2}}")
+    code, _, err = call(tmp_path, run_script, 2, "parted.py", tuple(words))
     assert code == 4, err
     assert "have applied different decisions for teacher and student2 at step 4" in err
