@@ -87,7 +87,7 @@ class Result:
     """
 
 
-FIGURES = ("coordinator_reports_per_second", "coordinator_p99_ms")
+FIGURES = ("coordinator_reports_per_second", "coordinator_p99_ms", "coordinator_memory_growth")
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
@@ -98,7 +98,7 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     main_results = [results[CASES.index(MAIN)]]
     if not quick:
         main_results += [measure_case(MAIN, seconds) for _ in range(2)]
-    per_second, p99 = FIGURES
+    per_second, p99, growth = FIGURES
     yield Figure(
         per_second,
         tuple(result.reports_per_second for result in main_results),
@@ -113,6 +113,29 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
         at_least=False,
         what="milliseconds from a report to its decision, 99th percentile, under the same load",
     )
+    say("the coordinator's memory")
+    reports = 2_000 if quick else 1_000_000
+    yield Figure.of_pairs(
+        growth,
+        [measure_memory(reports)],
+        target=1.05,
+        at_least=False,
+        what=f"resident memory after {reports:,} reports over that after a tenth of them, 64 ranks",
+    )
+
+
+def measure_memory(reports: int) -> tuple[float, float]:
+    """Return the coordinator's resident MiB after `reports`, and after a tenth of them."""
+    with _coordinator() as (process, address, _):
+        load = Load(address, _join(address, MAIN), PAIRS)
+        sent, memory = 0, []
+        for goal in (reports // 10, reports):
+            while sent < goal:
+                sent += load.drive(min(1.0, reports / 100_000)).reports
+            memory.append(process.memory_info().rss / 2**20)
+        load.close()
+    before, after = memory
+    return after, before
 
 
 def measure_case(case: Case, seconds: float) -> Result:

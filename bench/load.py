@@ -22,6 +22,8 @@ from switokd.v1 import coordinator_pb2 as pb
 
 METHOD = "/switokd.v1.CoordinatorService/Train"
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+SETTLE_STEPS = 500
+"""Steps between two checkpoints, at which rank 0 settles what was decided."""
 ACK = END_STREAM = 0x1
 END_HEADERS = 0x4
 INITIAL_WINDOW_SIZE = 4
@@ -220,7 +222,12 @@ class Load:
             pairs = [pair for pair in self._pairs if pair.teacher in teachers]
             wait = 1e-3 if teachers else None
             report = pb.Report(
-                step=step, pairs=pairs, decision_wait_seconds=wait, exchange_seconds=1e-3
+                step=step,
+                pairs=pairs,
+                decision_wait_seconds=wait,
+                exchange_seconds=1e-3,
+                received_step=step - 1,
+                settled_step=step - step % SETTLE_STEPS,
             )
             self._reports[key] = request(pb.TrainRequest(report=report))
         return self._reports[key]

@@ -42,6 +42,8 @@ class Guard:
     """Whether all ranks skip a step together; else the rank that finds something ends the run."""
     _buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False)
     """The networks' buffers, and their values before the step."""
+    _masks: dict[str, set[str]] = field(default_factory=dict, init=False)
+    """By network: names of buffers in which -inf is meant."""
     _flat: dict[str, list[Tensor]] = field(default_factory=dict, init=False)
     """By network: its buffers as they are looked at in every step; listing them takes longer."""
 
@@ -86,18 +88,32 @@ class Guard:
             step = learner.optimizer_step
             loss = [losses[learner.name]] if learner.name in losses else []
             gradients = step.gradients if self.skips and step.scaler is None else []
-            for kind, values in enumerate((loss, gradients, self._buffers_of(learner))):
+            for kind, values in enumerate((loss, gradients)):
                 if not are_finite(values):
                     return names.index(learner.name), kind
+            if not self._are_buffers_finite(learner):
+                return names.index(learner.name), KINDS.index("a buffer")
         return None
+
+    def _are_buffers_finite(self, learner: Learner) -> bool:
+        """Look at a network's buffers, and at most once at which of them are masks."""
+        if are_finite(self._buffers_of(learner)):
+            return True
+        masks = {name for name, buffer in learner.model.named_buffers() if is_mask(buffer)}
+        if masks == self._masks.get(learner.name, set()):
+            return False
+        self._masks[learner.name] = masks
+        self._flat.pop(learner.name, None)
+        return are_finite(self._buffers_of(learner))
 
     def _buffers_of(self, learner: Learner) -> list[Tensor]:
         """Return a network's buffers as one tensor; with `skips` one by one, also replaced ones."""
+        masks = self._masks.get(learner.name, ())
+        named = learner.model.named_buffers()
         if self.skips:
-            return [b for b in learner.model.buffers() if b.isfinite().all() or not is_mask(b)]
+            return [buffer for name, buffer in named if name not in masks]
         if learner.name not in self._flat:
-            buffers = [b for b in learner.model.buffers() if b.is_floating_point()]
-            buffers = [b for b in buffers if not is_mask(b)]
+            buffers = [b for name, b in named if b.is_floating_point() and name not in masks]
             self._flat[learner.name] = [b.view(-1) for b in buffers if b.is_contiguous()]
         flat = self._flat[learner.name]
         return [torch.cat(flat)] if flat else []

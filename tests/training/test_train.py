@@ -25,7 +25,7 @@ from tests.support import lines, process, run, switokd_train, torchrun, wait_unt
 
 RUN_FOLDER = {
     *("config.yaml", "signature.json", "decisions.jsonl", "metrics.jsonl", "summary.json"),
-    *("curves.png", "checkpoints", "attempts.jsonl"),
+    *("curves.png", "checkpoints", "attempts.jsonl", "run.json"),
 }
 
 

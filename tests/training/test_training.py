@@ -183,8 +183,8 @@ def test_gap_and_threshold_have_at_least_single_precision(
 ) -> None:
     seen: list[tuple[Mapping[str, Tensor], Tensor, Tensor]] = []
 
-    def watched(pairs: Any, logits: Any, y: Any, shards: Any, taus: Any) -> Tensor:
-        sums = pair_sums(pairs, logits, y, shards, taus)
+    def watched(pairs: Any, logits: Any, y: Any, *more: Any) -> Tensor:
+        sums = pair_sums(pairs, logits, y, *more)
         seen.append((logits, y, sums))
         return sums
 
