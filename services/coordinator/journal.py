@@ -56,7 +56,14 @@ CREATE TABLE decisions (
   PRIMARY KEY (run, step, place)
 ) WITHOUT ROWID;
 """
-BEGIN, ADD = "INSERT OR REPLACE INTO runs", "INSERT OR REPLACE INTO decisions"
+BEGIN = "INSERT INTO runs (run, epoch, plan, settled) VALUES (?, ?, ?, ?)"
+BEGIN += """ ON CONFLICT (run) DO UPDATE SET
+  settled = iif(epoch = excluded.epoch, max(settled, excluded.settled), excluded.settled),
+  epoch = excluded.epoch, plan = excluded.plan, ended = 0, failure = ''"""
+CUT = """DELETE FROM decisions WHERE run = ? AND step >= ?
+  AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.run = decisions.run AND epoch = ?)"""
+STEPS = "SELECT step FROM decisions WHERE run = ? AND step >= ? AND place = 0 ORDER BY step"
+ADD = "INSERT OR REPLACE INTO decisions"
 RETRY_SECONDS = 1.0
 """Pause after a transaction that failed."""
 MOST_WAITING = 200_000
@@ -89,7 +96,11 @@ class Journal:
     """Whether anything is written down."""
 
     def begin(self, run_id: str, epoch: int, plan: Plan) -> None:
-        """Note a run, or its new epoch; decisions from the plan's first step on are removed."""
+        """Note a run, or its new epoch; decisions from the plan's first step on are removed.
+
+        The decisions of this epoch stay: a coordinator before this one may have noted them, and
+        have taken the run for lost.
+        """
 
     def add(self, run_id: str, decision: Decision, alone: bool = False) -> None:
         """Note a decision. alone: rank 0 has made it, without the coordinator."""
@@ -97,11 +108,11 @@ class Journal:
     def mark_alone(self, run_id: str, step: int) -> None:
         """Note that a rank has applied a step without waiting for its decision."""
 
-    def settle(self, run_id: str, step: int) -> None:
+    def settle(self, run_id: str, epoch: int, step: int) -> None:
         """Note that rank 0 has recorded all steps up to this one."""
 
-    def end(self, run_id: str, failure: str) -> None:
-        """Note that a run has ended."""
+    def end(self, run_id: str, epoch: int, failure: str) -> None:
+        """Note that a run has ended; no effect if a later epoch has begun."""
 
     def recorded(self, run_id: str, epoch: int) -> int:
         """Return the last step of a run that is on the disk with all before it; 0: none.
@@ -164,12 +175,7 @@ class SqliteJournal(Journal):
         """See `Journal`. The new epoch and the end of the old decisions are one transaction."""
         text = json.dumps(json_format.MessageToDict(plan_to_wire(plan)))
         values = (run_id, epoch, text, plan.first_step - 1)
-        self._queue.put(
-            (
-                ("DELETE FROM decisions WHERE run = ? AND step >= ?", (run_id, plan.first_step)),
-                (f"{BEGIN} (run, epoch, plan, settled) VALUES (?, ?, ?, ?)", values),
-            )
-        )
+        self._queue.put(((CUT, (run_id, plan.first_step, epoch)), (BEGIN, values)))
 
     def add(self, run_id: str, decision: Decision, alone: bool = False) -> None:
         """See `Journal`."""
@@ -182,13 +188,14 @@ class SqliteJournal(Journal):
         """See `Journal`."""
         self._put("UPDATE decisions SET alone = 1 WHERE run = ? AND step = ?", run_id, step)
 
-    def settle(self, run_id: str, step: int) -> None:
+    def settle(self, run_id: str, epoch: int, step: int) -> None:
         """See `Journal`."""
-        self._put("UPDATE runs SET settled = ? WHERE run = ?", step, run_id)
+        self._put("UPDATE runs SET settled = ? WHERE run = ? AND epoch = ?", step, run_id, epoch)
 
-    def end(self, run_id: str, failure: str) -> None:
+    def end(self, run_id: str, epoch: int, failure: str) -> None:
         """See `Journal`."""
-        self._put("UPDATE runs SET ended = 1, failure = ? WHERE run = ?", failure, run_id)
+        sql = "UPDATE runs SET ended = 1, failure = ? WHERE run = ? AND epoch = ?"
+        self._put(sql, failure, run_id, epoch)
 
     def close(self) -> None:
         """See `Journal`."""
@@ -238,13 +245,15 @@ class SqliteJournal(Journal):
         self._is_failing = False
         for sql, values in statements:
             run_id, *rest = values
-            if sql.startswith(BEGIN):
+            if sql is BEGIN:
                 epoch, _, settled = rest
-                self._note(str(run_id), int(str(epoch)), int(str(settled)) + 1, ())
+                first = int(str(settled)) + 1
+                steps = [step for (step,) in connection.execute(STEPS, (run_id, first))]
+                self._note(str(run_id), int(str(epoch)), first, steps)
             elif sql.startswith(ADD):
                 self._written[str(run_id)].add(int(str(rest[0])))
-        for name, steps in self._written.items():
-            self._recorded[name] = self._recorded[name][0], steps.last_before_gap
+        for name, written in self._written.items():
+            self._recorded[name] = self._recorded[name][0], written.last_before_gap
         return True
 
     def _note(self, run_id: str, epoch: int, first_step: int, steps: Iterable[int]) -> None:

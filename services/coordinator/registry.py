@@ -46,7 +46,7 @@ class RunEntry:
         """If the run has failed, log the reason and end all its streams with it, once."""
         if self.run.failure and self.streams.fail(self.run.failure):
             log.warning("run %s: %s", self.run.run_id, self.run.failure)
-            self.journal.end(self.run.run_id, self.run.failure)
+            self.journal.end(self.run.run_id, self.run.epoch, self.run.failure)
 
     def add(self, decision: Decision, duration: float, alone: bool = False) -> None:
         """Count and write down a decision. duration, alone: as for metrics and journal."""

@@ -111,9 +111,10 @@ class Session:
             attachment.entry.run.stall(attachment.rank, message.stall.doing, self._runs.now())
             attachment.entry.check(self._runs.now())
         elif event == "leave":
-            attachment.entry.run.leave(attachment.rank, message.leave.failure, self._runs.now())
-            if attachment.entry.run.state is RunState.FINISHED:
-                attachment.entry.journal.end(attachment.entry.run.run_id, "")
+            run = attachment.entry.run
+            run.leave(attachment.rank, message.leave.failure, self._runs.now())
+            if run.state is RunState.FINISHED:
+                attachment.entry.journal.end(run.run_id, run.epoch, "")
             self.outbox.put(StreamEnd(grpc.StatusCode.OK))
         else:
             raise Refusal(Refusal.Kind.INVALID_ARGUMENT, "a message without an event")
@@ -154,7 +155,7 @@ class Session:
         settled = run.settled  # steps may have been settled since this stream was opened
         run.acknowledge(rank, message.settled_step, _received(message))
         if run.settled > settled:
-            entry.journal.settle(run.run_id, run.settled)
+            entry.journal.settle(run.run_id, run.epoch, run.settled)
         sums, modes = sums_from_wire(message), modes_from_wire(message)
         if decided := run.report(rank, message.step, sums, now, modes):
             recorded = self._runs.recorded(run)

@@ -93,9 +93,34 @@ def test_only_steps_without_a_gap_before_them_are_acknowledged(tmp_path: Path) -
 def test_an_ended_run_does_not_come_back(tmp_path: Path) -> None:
     write(tmp_path / "j", range(1, 3))
     with opened(tmp_path / "j") as journal:
-        journal.end("r", "rank 1 (b) went away")
+        journal.end("r", 1, "rank 1 (b) went away")
     with opened(tmp_path / "j") as journal:
         assert not list(journal.stored())
+
+
+def test_a_run_that_was_taken_for_lost_keeps_its_decisions(tmp_path: Path) -> None:
+    write(tmp_path / "j", range(1, 6))
+    with opened(tmp_path / "j") as journal:
+        journal.end("r", 1, "rank 1 (b) went away")
+    with opened(tmp_path / "j") as journal:  # its ranks live, and join as before
+        journal.begin("r", 1, PLAN)
+        wait_until(lambda: journal.recorded("r", 1) == 5, 10, "the steps on the disk")
+        journal.add("r", decision(6))
+    with opened(tmp_path / "j") as journal:
+        (run,) = journal.stored()
+        assert list(run.steps) == list(range(1, 7))
+
+
+def test_the_end_of_an_earlier_start_is_not_that_of_the_run(tmp_path: Path) -> None:
+    write(tmp_path / "j", range(1, 6))
+    with opened(tmp_path / "j") as journal:
+        journal.begin("r", 2, PLAN)
+        journal.add("r", decision(1))
+        journal.end("r", 1, "rank 1 (b) went away")
+        journal.settle("r", 1, 5)
+    with opened(tmp_path / "j") as journal:
+        (run,) = journal.stored()
+        assert (run.epoch, run.settled, list(run.steps)) == (2, 0, [1])
 
 
 def test_the_databases_own_shell_reads_it_while_it_is_written(tmp_path: Path) -> None:

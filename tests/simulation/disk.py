@@ -74,6 +74,9 @@ class DiskJournal(Journal):
     def begin(self, run_id: str, epoch: int, plan: Plan) -> None:
         def write() -> None:
             before = self._disk.runs.get(run_id)
+            if before and before.epoch == epoch:
+                before.has_ended = False
+                return
             rows = dict(before.rows) if before else {}
             rows = {step: row for step, row in rows.items() if step < plan.first_step}
             self._disk.runs[run_id] = DiskRun(epoch, plan, plan.first_step - 1, rows=rows)
@@ -83,11 +86,18 @@ class DiskJournal(Journal):
     def add(self, run_id: str, decision: Decision, alone: bool = False) -> None:
         self._pending.append(lambda: self._disk.runs[run_id].rows.update({decision.step: decision}))
 
-    def settle(self, run_id: str, step: int) -> None:
-        self._pending.append(lambda: setattr(self._disk.runs[run_id], "settled", step))
+    def settle(self, run_id: str, epoch: int, step: int) -> None:
+        self._change(run_id, epoch, "settled", step)
 
-    def end(self, run_id: str, failure: str) -> None:
-        self._pending.append(lambda: setattr(self._disk.runs[run_id], "has_ended", True))
+    def end(self, run_id: str, epoch: int, failure: str) -> None:
+        self._change(run_id, epoch, "has_ended", True)
+
+    def _change(self, run_id: str, epoch: int, name: str, value: int) -> None:
+        def write() -> None:
+            if self._disk.runs[run_id].epoch == epoch:
+                setattr(self._disk.runs[run_id], name, value)
+
+        self._pending.append(write)
 
     def recorded(self, run_id: str, epoch: int) -> int:
         written, step = self._recorded.get(run_id, (None, 0))
