@@ -249,7 +249,7 @@ def _open_output(
     recorder.folder.save_signature(InputSignature.of(images))
     recorder.folder.save_profiles(choice.measured)
     steps, epochs = total_steps(config, images), config.schedule.epochs
-    paused = resume.paused_by_step(recorder.folder.path) if resumption else {}
+    paused = resume.paused_by_step(recorder.folder.path, resumption.step) if resumption else {}
     return recorder, ProgressBar(config.name, steps, epochs, config.topology, paused)
 
 

@@ -33,8 +33,14 @@ class HangDetector:
         self._rounds = rounds
         self._timeout = timeout
         self._created_at = now
+        self._is_expecting = False
+        """Whether the run is of a journal, and not all ranks have come back yet."""
         self._stalled: dict[int, str] = {}
         self._stalled_at = 0.0
+
+    def expect_all(self, now: float) -> None:
+        """Expect streams of all ranks within the timeout, also if the run has decided steps."""
+        self._created_at, self._is_expecting = now, True
 
     def stall(self, rank: int, doing: str, now: float) -> None:
         """Note that a rank's collective failed. doing: what the rank waited for."""
@@ -51,7 +57,9 @@ class HangDetector:
             return lost
         if self._stalled:
             return self._describe_silent() if now - self._stalled_at > STALL_SECONDS else None
-        if is_joining:
+        if self._ranks.all_attached:
+            self._is_expecting = False
+        if is_joining or self._is_expecting:
             return self._describe_late("no stream", self._created_at, self._ranks.connected, now)
         if oldest := self._rounds.oldest:
             return self._describe_late(

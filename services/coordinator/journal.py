@@ -34,6 +34,7 @@ from switokd.distillation.topology import Pair
 from switokd.errors import UsageError
 from switokd.services.coordinator.messages import plan_from_wire, plan_to_wire
 from switokd.services.coordinator.plan import Plan
+from switokd.services.coordinator.refusal import Refusal
 from switokd.services.coordinator.steps import StepSet
 from switokd.v1 import coordinator_pb2 as pb
 
@@ -62,7 +63,8 @@ BEGIN += """ ON CONFLICT (run) DO UPDATE SET
   epoch = excluded.epoch, plan = excluded.plan, ended = 0, failure = ''"""
 CUT = """DELETE FROM decisions WHERE run = ? AND step >= ?
   AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.run = decisions.run AND epoch = ?)"""
-STEPS = "SELECT step FROM decisions WHERE run = ? AND step >= ? AND place = 0 ORDER BY step"
+STEPS = """SELECT step FROM decisions WHERE run = ? AND step >= ?
+  GROUP BY step HAVING count(*) = max(pairs) ORDER BY step"""
 ADD = "INSERT OR REPLACE INTO decisions"
 RETRY_SECONDS = 1.0
 """Pause after a transaction that failed."""
@@ -179,10 +181,9 @@ class SqliteJournal(Journal):
 
     def add(self, run_id: str, decision: Decision, alone: bool = False) -> None:
         """See `Journal`."""
-        for place, p in enumerate(decision.pairs):
-            row = _row(run_id, decision, place, p)
-            sql = f"{ADD} VALUES ({','.join('?' * (len(row) + 2))})"
-            self._put(sql, *row, _crc(row), int(alone))
+        rows = [_row(run_id, decision, place, p) for place, p in enumerate(decision.pairs)]
+        sql = f"{ADD} VALUES ({','.join('?' * (len(rows[0]) + 2))})" if rows else ""
+        self._queue.put([(sql, (*row, _crc(row), int(alone))) for row in rows])  # all or none
 
     def mark_alone(self, run_id: str, step: int) -> None:
         """See `Journal`."""
@@ -215,8 +216,12 @@ class SqliteJournal(Journal):
                 if waiting and self._commit(connection, waiting):
                     waiting = []
                 elif len(waiting) > MOST_WAITING:
-                    log.error("journal %s: given up, its end is missing", self._path)
-                    return
+                    # Begun runs must stay. The ranks tell what is missing when they connect again.
+                    kept = [statement for statement in waiting if statement[0] in (CUT, BEGIN)]
+                    log.error(
+                        "journal %s: %d rows are given up", self._path, len(waiting) - len(kept)
+                    )
+                    waiting = kept
 
     def _take(self, waiting: list[Statement]) -> bool:
         """Append the statements that are queued; wait for one if none waits. True: the end."""
@@ -235,6 +240,11 @@ class SqliteJournal(Journal):
                 connection.execute("BEGIN IMMEDIATE")
                 for sql, values in statements:
                     connection.execute(sql, values)
+            begun = {
+                values[0]: [step for (step,) in connection.execute(STEPS, (values[0], 0))]
+                for sql, values in statements
+                if sql is BEGIN
+            }
         except sqlite3.Error as error:
             if not self._is_failing:
                 log.error("journal %s cannot be written: %s; trying again", self._path, error)
@@ -248,7 +258,7 @@ class SqliteJournal(Journal):
             if sql is BEGIN:
                 epoch, _, settled = rest
                 first = int(str(settled)) + 1
-                steps = [step for (step,) in connection.execute(STEPS, (run_id, first))]
+                steps = [step for step in begun[run_id] if step >= first]
                 self._note(str(run_id), int(str(epoch)), first, steps)
             elif sql.startswith(ADD):
                 self._written[str(run_id)].add(int(str(rest[0])))
@@ -329,7 +339,7 @@ def _stored(
 ) -> StoredRun:
     try:
         plan = plan_from_wire(json_format.ParseDict(json.loads(text), pb.RunPlan()))
-    except (ValueError, json_format.ParseError):
+    except (ValueError, json_format.ParseError, Refusal):
         raise sqlite3.DatabaseError(f"the plan of run {run_id!r} is damaged") from None
     rows = connection.execute(
         "SELECT * FROM decisions WHERE run = ? AND step >= ? ORDER BY step, place",

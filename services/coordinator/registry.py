@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from switokd.distillation.decision import Decision
-from switokd.services.coordinator.journal import NO_JOURNAL, Journal
+from switokd.services.coordinator.journal import NO_JOURNAL, Journal, StoredRun
 from switokd.services.coordinator.metrics import Metrics, RunMetrics
 from switokd.services.coordinator.outbox import RunStreams
 from switokd.services.coordinator.plan import Plan
@@ -80,12 +80,19 @@ class RunRegistry:
         self._asleep = 0.0
         self._watched_at = clock()
         for stored in journal.stored():
-            run = CoordinatedRun(
-                stored.run_id, stored.plan, self.now(), self._strategies, stored.epoch
-            )
-            run.restore(stored.settled, stored.decisions, stored.steps)
-            self._add(run, self._metrics.add_run(run))
-            log.info("run %s: continues from the journal", run.run_id)
+            self._continue(stored)
+
+    def _continue(self, stored: StoredRun) -> None:
+        """Continue a run of the journal, unless this coordinator may not decide it."""
+        plan, now = stored.plan, self.now()
+        try:
+            run = CoordinatedRun(stored.run_id, plan, now, self._strategies, stored.epoch)
+        except Refusal as refusal:
+            log.error("run %s of the journal is left out: %s", stored.run_id, refusal)
+            return
+        run.restore(stored.settled, stored.decisions, stored.steps, now)
+        self._add(run, self._metrics.add_run(run))
+        log.info("run %s: continues from the journal", run.run_id)
 
     def now(self) -> float:
         """Return the time in seconds, without the times at which this process was stopped.

@@ -110,9 +110,15 @@ class CoordinatedRun:
         self._check(rank)
         self._ranks.join(rank, plan)
 
-    def restore(self, settled: int, decisions: Sequence[Decision], steps: Iterable[int]) -> None:
-        """Continue after the decisions of a journal; see `Rounds.restore`."""
+    def restore(
+        self, settled: int, decisions: Sequence[Decision], steps: Iterable[int], now: float
+    ) -> None:
+        """Continue after the decisions of a journal; see `Rounds.restore`.
+
+        All ranks must come back within the timeout.
+        """
         self._rounds.restore(settled, decisions, steps)
+        self._hangs.expect_all(now)
 
     def attach(
         self,

@@ -46,9 +46,9 @@ class Attempts:
     def start(self, after_step: int, steps_lost: int, started: float | None = None) -> None:
         """Write down that this process continues after a step, with so many steps to do again.
 
-        started: when the command was started, if it was before now; used for the first start.
+        started: when the command was started; None: now.
         """
-        at = time.time() if self._lines or started is None else started
+        at = time.time() if started is None else started
         if not self._lines and (after_step or steps_lost):  # a run of an earlier version
             self._lines.append({"started": at, "after_step": 0, "steps_lost": 0})
         line = {"started": at, "after_step": after_step, "steps_lost": steps_lost}

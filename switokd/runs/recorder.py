@@ -100,7 +100,8 @@ class RunRecorder(Observer):
             self._restore(resumption)
 
     def on_begin(self) -> None:
-        """Note that the time until now, back to the checkpoint, was lost."""
+        """Cut the record back, and note that the time back to the checkpoint was lost."""
+        self.folder.begin()
         self.folder.attempts.begin_training()
 
     def on_decision(self, decision: Decision) -> None:
@@ -170,7 +171,7 @@ class RunRecorder(Observer):
             for epoch in own["exchanged_at"]
         ]
         self._exchanged_at.append({})  # times of two processes cannot be compared
-        self._paused.update(paused_by_step(self.folder.path))
+        self._paused.update(paused_by_step(self.folder.path, resumption.step))
 
     @property
     def _wall_seconds(self) -> float:

@@ -17,7 +17,7 @@ from switokd.config.dotted import flatten
 from switokd.config.run_file import load
 from switokd.distillation.decision import Mode
 from switokd.errors import UsageError
-from switokd.runs.checkpoints import stored
+from switokd.runs.checkpoints import remove, stored
 from switokd.runs.json_lines import read_lines
 
 MAY_DIFFER = (
@@ -76,6 +76,12 @@ def find(config: Config) -> Resumption | None:
             notes.append(f"{checkpoint.path} is not used: {error}")
             continue
         return Resumption(folder, checkpoint.step, state, recorded, notes)
+    if recorded and (stored(folder) or (folder / "summary.json").exists()):
+        raise UsageError(
+            f"run_dir: the run in {folder} has no checkpoint that can be used, and starting again "
+            f"would remove its record of {recorded} steps: choose another run_dir, or remove the "
+            f"folder. {'. '.join(notes)}".strip()
+        )
     return Resumption(folder, recorded=recorded, notes=notes)
 
 
@@ -108,7 +114,7 @@ def _may_differ(key: str) -> bool:
 
 
 def cut(folder: Path, step: int) -> None:
-    """Remove from the record what lies behind `step`, and what only a finished run has.
+    """Remove from a run what lies behind `step`, and what only a finished run has.
 
     The metrics of an epoch that ends at `step` are removed too: the checkpoint is older than its
     evaluation.
@@ -117,12 +123,20 @@ def cut(folder: Path, step: int) -> None:
     _cut_lines(folder / "metrics.jsonl", step - 1)
     for name in ("summary.json", "curves.png"):
         (folder / name).unlink(missing_ok=True)
+    for checkpoint in stored(folder):  # damaged, or behind the record; they would outlive good ones
+        if checkpoint.step > step:
+            remove(checkpoint)
 
 
-def paused_by_step(folder: Path) -> dict[int, list[str]]:
-    """Return the teachers of each recorded step whose pairs are all in expert mode."""
+def paused_by_step(folder: Path, last: int) -> dict[int, list[str]]:
+    """Return the teachers of each recorded step whose pairs are all in expert mode.
+
+    last: the last step that is looked at.
+    """
     modes: dict[int, dict[str, set[str]]] = {}
     for line in read_lines(folder / "decisions.jsonl"):
+        if line["step"] > last:
+            break
         modes.setdefault(line["step"], {}).setdefault(line["teacher"], set()).add(line["mode"])
     return {
         step: [teacher for teacher, found in teachers.items() if found == {Mode.EXPERT.value}]

@@ -65,13 +65,16 @@ class RunFolder:
         resumption: Resumption | None = None,
         started: float | None = None,
     ) -> None:
-        """Create the folder and write config.yaml, or cut back the folder of a run that continues.
+        """Create the folder and write config.yaml, or open that of a run that continues.
+
+        Nothing in the folder of a run that continues changes before `begin`.
 
         started: when the command was started, in seconds of `time.time`; None: now.
         UsageError if the folder of a new run is not empty, or if another process trains in it.
         """
         self.path = resumption.folder if resumption else _make(config)
-        self._is_resumed = resumption is not None
+        self._config, self._resumption = config, resumption
+        self._started = started if started is not None and not resumption else time.time()
         self._recorded = threading.Condition()
         self._last_step = resumption.step if resumption else 0
         with _writing(self.path):
@@ -83,14 +86,28 @@ class RunFolder:
                 raise _taken(self.path) from None
             _lock(self._lock, self.path)
             self.attempts = Attempts(self.path)
-            lost = resumption.steps_lost if resumption else 0
-            self.attempts.start(self._last_step, lost, started)
-            if resumption:
-                cut(self.path, resumption.step)
-            self._lock.write(config.dump())
-            self._lock.truncate()
-            self._lock.flush()
+            if not resumption:
+                self._write_config()
             self._decisions = (self.path / "decisions.jsonl").open("a", encoding="utf-8")
+
+    def begin(self) -> None:
+        """Note this start; cut back a run that continues, and write its configuration.
+
+        Called when the first step follows, so that a start that fails before it destroys nothing.
+        """
+        with _writing(self.path):
+            lost = self._resumption.steps_lost if self._resumption else 0
+            self.attempts.start(self._last_step, lost, self._started)
+            if self._resumption:
+                cut(self.path, self._resumption.step)
+                self._write_config()
+
+    def _write_config(self) -> None:
+        self._lock.seek(0)
+        self._lock.write(self._config.dump())
+        self._lock.truncate()
+        self._lock.flush()
+        os.fsync(self._lock.fileno())
 
     def save_signature(self, signature: InputSignature) -> None:
         """Write signature.json, so that networks can be used without their data set."""
@@ -164,7 +181,7 @@ class RunFolder:
         """Remove the folder if the run ended before its first decision."""
         with suppress(OSError):
             self.close()
-            if not (self.path / "decisions.jsonl").stat().st_size and not self._is_resumed:
+            if not (self.path / "decisions.jsonl").stat().st_size and not self._resumption:
                 shutil.rmtree(self.path)
 
 

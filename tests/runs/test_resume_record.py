@@ -85,6 +85,7 @@ def test_without_a_checkpoint_the_run_starts_again_in_its_folder(tmp_path: Path)
     found = resume.find(config)
     assert found is not None
     folder = RunFolder(config, found)
+    folder.begin()
     folder.close()
     assert (tmp_path / "run/decisions.jsonl").read_text() == ""
     assert "has no checkpoint" in found.describe(440)[0]
@@ -105,8 +106,38 @@ def test_the_record_is_cut_back(step: int, epochs: int, tmp_path: Path) -> None:
     assert len(lines(run / "metrics.jsonl")) == epochs
     assert not (run / "summary.json").exists()
     assert not (run / "curves.png").exists()
-    assert resume.paused_by_step(run)[1] == ["teacher1"]
-    assert resume.paused_by_step(run)[2] == ["teacher1", "teacher2"]
+    assert resume.paused_by_step(run, 20)[1] == ["teacher1"]
+    assert resume.paused_by_step(run, 20)[2] == ["teacher1", "teacher2"]
+    assert list(resume.paused_by_step(run, 20)) == list(range(1, 21))
+
+
+def test_a_checkpoint_behind_the_cut_is_removed(tmp_path: Path) -> None:
+    """It is damaged, and would push good ones out."""
+    interrupted(tmp_path / "run", 50, (20, 40))
+    resume.cut(tmp_path / "run", 20)
+    assert [checkpoint.step for checkpoint in stored(tmp_path / "run")] == [20]
+
+
+@pytest.mark.parametrize("lost", ["damaged", "finished"])
+def test_a_record_without_a_usable_checkpoint_is_not_removed(lost: str, tmp_path: Path) -> None:
+    interrupted(tmp_path / "run", 50, (40,) if lost == "damaged" else ())
+    if lost == "damaged":
+        (tmp_path / "run/checkpoints/step-000000040/state.pt").write_bytes(b"torn")
+    else:
+        (tmp_path / "run/summary.json").write_text("{}")
+    words = "has no checkpoint that can be used, and starting again would remove its record of 50"
+    with pytest.raises(UsageError, match=words):
+        resume.find(configured(tmp_path / "run"))
+
+
+def test_a_start_that_fails_before_the_first_step_changes_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    interrupted(run, 50, (40,))
+    (run / "summary.json").write_text("of a finished run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    config = configured(run)
+    RunFolder(config, resume.find(config)).close()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(

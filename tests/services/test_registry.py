@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from switokd.services.coordinator.journal import Journal, StoredRun
 from switokd.services.coordinator.metrics import Metrics
 from switokd.services.coordinator.registry import RunRegistry
 from tests.services.examples import PLAN, refusal
@@ -35,3 +38,26 @@ def test_the_id_of_a_forgotten_run_can_be_used_again() -> None:
     assert refusal(lambda: runs.join("r", 1, PLAN, now=0.5))[0] == "FAILED_PRECONDITION"
     runs.check(now=2.0)
     assert runs.join("r", 1, PLAN, now=3.0) is not first
+
+
+class Stored(Journal):
+    """A journal with one run. strategy: its strategy."""
+
+    def __init__(self, strategy: str) -> None:
+        self._run = StoredRun("r", 1, replace(PLAN, strategy=strategy), 3, (), (1, 2, 3))
+
+    def stored(self) -> list[StoredRun]:
+        return [self._run]
+
+
+def test_a_run_of_the_journal_that_nobody_continues_is_ended() -> None:
+    runs = RunRegistry(Metrics(), journal=Stored("switokd"), clock=lambda: 0.0)
+    runs.check(now=60.0)
+    assert runs.find("r").run.failure == ""
+    runs.check(now=61.0)
+    assert "no stream from rank 0 (a)" in runs.find("r").run.failure
+
+
+def test_a_run_of_the_journal_that_may_not_be_decided_is_left_out() -> None:
+    runs = RunRegistry(Metrics(), journal=Stored("mine:Own"))
+    assert refusal(lambda: runs.find("r"))[0] == "NOT_FOUND"

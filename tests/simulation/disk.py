@@ -42,6 +42,10 @@ class Disk:
     runs: dict[str, DiskRun] = field(default_factory=dict)
     is_full: bool = False
 
+    def rows(self, run_id: str) -> Iterable[Decision | None]:
+        """Return the rows of a run."""
+        return self.runs[run_id].rows.values()
+
     def flip(self, step: int) -> None:
         """Damage a row."""
         for run in self.runs.values():

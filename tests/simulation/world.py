@@ -54,6 +54,8 @@ class World:
             raise Violation("the record has a hole")
         if not self._is_complete():
             raise Violation("the journal has a hole, although all could have told it")
+        if any(row and row != self.numbers.truth(row.step) for row in self.disk.rows(RUN_ID)):
+            raise Violation("the journal has another decision")
         return self.faults
 
     def add_to_record(self, decisions: Sequence[Decision]) -> None:
