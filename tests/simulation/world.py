@@ -31,8 +31,7 @@ class World:
         self.faults: Counter[str] = Counter()
         self.decided_alone = 0
         self.record: list[Decision] = []
-        self.checkpoint = 0
-        self.acknowledged = 0
+        self.checkpoint = self.acknowledged = 0
         self._metrics = Metrics()
         self._skew = 0.0
         self._lost_rows: set[int] = set()
@@ -132,7 +131,7 @@ class World:
     def _is_complete(self) -> bool:
         run = self.disk.runs.get(RUN_ID)
         steps = range(self.job.first_step, self.steps + 1)
-        return run is not None and all(s in run.rows or s in self._lost_rows for s in steps)
+        return bool(run) and all(s in run.rows or s in self._lost_rows for s in steps)
 
     def _heal(self) -> None:
         self._is_healing = True
