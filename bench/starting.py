@@ -4,6 +4,9 @@ Both sides train digits-2t1s for one epoch, in turn; with --quick, two steps of 
 first step ends when the first line is in decisions.jsonl. Memory is the peak of the proportional
 set sizes (PSS) of all processes of the run: a page that several processes share counts once.
 
+The last figure is the time of a restart: from the death of a rank to the first decision of the new
+ranks, with checkpoints every 20 steps, and without any import.
+
 Not covered: GPUs; several machines; a cold file cache.
 """
 
@@ -24,7 +27,7 @@ from bench.figures import Figure, Say, alternate
 from bench.machine import REPOSITORY
 from bench.runs import environment
 
-FIGURES = ("time_to_first_step", "memory_of_a_run")
+FIGURES = ("time_to_first_step", "memory_of_a_run", "restart_seconds")
 RECIPE = ("digits-2t1s", "schedule.epochs=1")
 QUICK_RECIPE = ("digits-1t1s", "schedule.max_steps=2")
 POLL_SECONDS = 0.05
@@ -51,7 +54,7 @@ class Start:
 
 
 def measure(quick: bool, say: Say) -> Iterable[Figure]:
-    """Give time_to_first_step and memory_of_a_run."""
+    """Give time_to_first_step, memory_of_a_run and restart_seconds."""
     by_side = commands(quick)
     starts: dict[str, list[Start]] = {side: [] for side in by_side}
 
@@ -73,6 +76,14 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     peaks = [(a.peak_mib, b.peak_mib) for a, b in zip(*starts.values(), strict=True)]
     yield Figure.of_pairs(
         FIGURES[1], peaks, target=0.67, at_least=False, what=what.format("peak memory, MiB")
+    )
+    say("restarts after a rank was killed")
+    yield Figure(
+        FIGURES[2],
+        tuple(restart_seconds(quick) for _ in range(1 if quick else 5)),
+        target=3.0,
+        at_least=False,
+        what="seconds from the death of a rank to the next decision, with `switokd train`",
     )
 
 
@@ -101,6 +112,47 @@ def watch(command: Sequence[str], seconds: float = 300) -> Start:
             log.seek(0)
             raise RuntimeError(f"{' '.join(command)}\n{log.read()[-4000:]}")
         return Start(first_step, peak, time.monotonic() - started)
+
+
+def restart_seconds(quick: bool) -> float:
+    """Kill rank 1 of a run; return the seconds until the restarted run's first decision.
+
+    RuntimeError with the run's output if there is none within 100 s.
+    """
+    recipe = (QUICK_RECIPE if quick else RECIPE)[0]
+    command = [sys.executable, "-m", "switokd", "train", recipe, "schedule.epochs=500"]
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
+        starts, decisions = (Path(folder, "out", n) for n in ("attempts.jsonl", "decisions.jsonl"))
+        child = subprocess.Popen(
+            [*command, "checkpoint.every_steps=20", f"run_dir={folder}/out"],
+            cwd=REPOSITORY,
+            env=environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        deadline = time.monotonic() + 100
+
+        def wait_for_lines(file: Path, lines: int) -> int:
+            """Wait until a file has so many lines; return how many it has."""
+            while not file.exists() or (n := file.read_bytes().count(b"\n")) < lines:
+                if child.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise RuntimeError(f"{' '.join(command)}\n{log.read()[-4000:]}")
+                time.sleep(POLL_SECONDS / 5)
+            return n
+
+        try:
+            wait_for_lines(decisions, 60)
+            family = psutil.Process(child.pid).children(recursive=True)
+            (victim,) = (each for each in family if each.name() == "switokd rank 1")
+            victim.kill()
+            killed = time.monotonic()
+            wait_for_lines(starts, 2)  # the record is cut back by then
+            wait_for_lines(decisions, wait_for_lines(decisions, 1) + 1)
+            return time.monotonic() - killed
+        finally:
+            child.terminate()
+            child.wait()
 
 
 def family_mib(pid: int) -> float:

@@ -10,6 +10,7 @@ real commands (`support.py`).
 from __future__ import annotations
 
 import atexit
+import json
 import multiprocessing
 import os
 import runpy
@@ -143,7 +144,8 @@ def _run(
 def train_ranks(world_size: int, arguments: tuple[str, ...]) -> None:
     """Fork the ranks of `switokd train ARGUMENTS`, and end with the exit code of the run."""
     launcher, ranks_end = socket.socketpair()
-    launcher.sendall(b"null\n")  # no coordinator: rank 0 starts one
+    start = {"coordinator": None, "settings": [], "again": False}  # rank 0 starts a coordinator
+    launcher.sendall(json.dumps(start).encode() + b"\n")
     sys.argv = ["ranks", f"--fork={world_size}", f"--launcher={ranks_end.detach()}", *arguments]
     worker_main()
 

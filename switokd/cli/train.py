@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from itertools import count
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from switokd.cli.arguments import OptionalRunFile, Settings, fail
-from switokd.errors import PeerError, SwitokdError, UsageError
+from switokd.errors import SwitokdError, UsageError
 from switokd.runtime.environment import Environment, ProcessLayout
-from switokd.runtime.lifecycle import end_with_parent, print_error
+from switokd.runtime.lifecycle import end_with_parent
 
 if TYPE_CHECKING:
     from switokd.config.config import Config
@@ -33,9 +32,6 @@ PROCESSES_HELP = (
 MAX_RESTARTS_HELP = (
     "How often a run that has lost a process starts again by itself, from its last checkpoint."
 )
-
-LONGEST_PAUSE = 30.0
-"""Longest wait before a restart, in seconds; the first is 1 second, and each later one doubles."""
 
 
 def train(
@@ -148,29 +144,10 @@ def _launch(
     layouts: Sequence[ProcessLayout],
     max_restarts: int,
 ) -> int:
-    """Run the job, again if it loses a process; return its exit code."""
-    continuing: list[str] = []
-    for restart in count(1):
-        code, folder = _launch_once(config, processes, [*arguments, *continuing], layouts)
-        if code != PeerError.exit_code or folder is None or restart > max_restarts:
-            return code
-        seconds = min(2.0 ** (restart - 1), LONGEST_PAUSE)
-        print_error(
-            f"the run has lost a process and starts again in {seconds:g} s from its last "
-            f"checkpoint (restart {restart} of {max_restarts})"
-        )
-        time.sleep(seconds)
-        continuing = _settings_to_continue(folder)
-    raise AssertionError("unreachable")
-
-
-def _launch_once(
-    config: Config, processes: int, arguments: Sequence[str], layouts: Sequence[ProcessLayout]
-) -> tuple[int, Path | None]:
-    """Start the coordinator and the ranks; return the exit code, and the run folder if any."""
+    """Start the coordinator and the ranks, again if the job loses one; return the exit code."""
     from switokd.coordination.process import coordinator_process
     from switokd.runs.curves import draw_curves
-    from switokd.runtime.launcher import launch
+    from switokd.runtime.launcher import Job, launch
 
     env = Environment(world_size=processes, local_world_size=processes)
     with ExitStack() as stack:
@@ -183,4 +160,13 @@ def _launch_once(
 
             return asdict(coordinator()) if coordinator else {}
 
-        return launch(processes, arguments, layouts, while_importing, draw_curves)
+        job = Job(
+            world_size=processes,
+            arguments=arguments,
+            layouts=layouts,
+            wait_for_coordinator=cache(while_importing),  # the same one for every start
+            draw=draw_curves,
+            settings_to_continue=_settings_to_continue,
+            max_restarts=max_restarts,
+        )
+        return launch(job)

@@ -14,11 +14,11 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -85,33 +85,66 @@ def fork_ranks(
 ) -> None:
     """Import PyTorch, start the ranks of `switokd train`, and end with the run's exit code.
 
-    launcher: sends the coordinator's addresses, and receives the run folder to draw.
+    launcher: sends a line per start of the ranks (`launcher.py`), and receives the run folder to
+    draw. After a run that has lost a process, this one stays for the next start if the launcher
+    wants it, and imports nothing again.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to print before the ranks start
     config = load_importable(recipe, settings)
     from switokd import worker
-    from switokd.runtime.fork import start_ranks, wait_for_ranks
-
-    with launcher.makefile(encoding="utf-8") as messages:
-        message = messages.readline()
-    if not message:
-        raise typer.Exit(PeerError.exit_code)  # the launcher is gone, or has printed an error
-    addresses = json.loads(message)
-    endpoint = Endpoint(**addresses) if addresses else None
-    options = [f"--layouts={','.join(layout.code for layout in layouts)}"] if layouts else []
-    options += [f"--coordinator={message.strip()}"] if endpoint else []
-    command = [sys.executable, "-u", "-m", "switokd.train", *options, recipe, *settings]
-    started = start_ranks(world_size, launcher, command)
-    if started:
-        ranks, _store = started
-        raise typer.Exit(wait_for_ranks(ranks, launcher, lambda rank: config.who(rank, world_size)))
-    follow_launcher(environment())
 
     def send(message: str, folder: Path) -> None:
         launcher.sendall(json.dumps({message: str(folder)}).encode() + b"\n")
 
-    to_launcher = worker.Helpers(draw=partial(send, "draw"), on_folder=partial(send, "folder"))
-    run_rank(recipe, settings, layouts, endpoint, to_launcher)
+    code = PeerError.exit_code  # the launcher is gone, or has printed an error
+    while start := _next_start(launcher):
+        to_start = [*settings, *start["settings"]]
+        endpoint = Endpoint(**start["coordinator"]) if start["coordinator"] else None
+        options = [f"--layouts={','.join(layout.code for layout in layouts)}"] if layouts else []
+        options += [f"--coordinator={json.dumps(start['coordinator'])}"] if endpoint else []
+        command = [sys.executable, "-u", "-m", "switokd.train", *options, recipe, *to_start]
+        ended = _run_ranks(
+            world_size, launcher, command, partial(config.who, world_size=world_size)
+        )
+        if ended is None:
+            follow_launcher(environment())
+            helpers = worker.Helpers(draw=partial(send, "draw"), on_folder=partial(send, "folder"))
+            run_rank(recipe, to_start, layouts, endpoint, helpers)
+            return
+        code = ended
+        if code != PeerError.exit_code or not start["again"]:
+            break
+        with suppress(BrokenPipeError):
+            launcher.sendall(json.dumps({"lost": code}).encode() + b"\n")
+    raise typer.Exit(code)
+
+
+def _next_start(launcher: socket.socket) -> dict[str, Any] | None:
+    """Wait for the launcher's next start; None if there is none."""
+    with launcher.makefile(encoding="utf-8") as messages:
+        line = messages.readline()
+    return json.loads(line) if line else None
+
+
+def _run_ranks(
+    world_size: int, launcher: socket.socket, command: list[str], who: Callable[[int], str]
+) -> int | None:
+    """Start the ranks and wait for them; return the exit code, or None in a forked rank.
+
+    Signals end this process at once before and afterwards.
+    """
+    from switokd.runtime.fork import StoreProcess, start_ranks, wait_for_ranks
+
+    if (started := start_ranks(world_size, launcher, command)) is None:
+        return None
+    ranks, store = started
+    process = store if isinstance(store, StoreProcess) else None
+    code = wait_for_ranks(ranks, launcher, who, process)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    if process:
+        process.close()
+    return code
 
 
 def run_rank(

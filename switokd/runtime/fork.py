@@ -2,6 +2,8 @@
 
 Forked ranks share PyTorch's code and modules in memory, and start at once. A process is forked only
 while it has a single thread and has not initialised CUDA; otherwise each rank is a new process.
+The store in which forked ranks meet has a thread, so it gets a forked process of its own. The
+forking process stays as it is, and starts a lost job again without an import.
 
 Not covered: what the command `switokd train` itself does (`launcher.py`); several machines.
 """
@@ -22,6 +24,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -58,14 +61,14 @@ def can_fork() -> bool:
 
 def start_ranks(
     world_size: int, launcher: socket.socket, command: Sequence[str]
-) -> tuple[dict[int, int], TCPStore] | None:
+) -> tuple[dict[int, int], StoreProcess | TCPStore] | None:
     """Start the ranks, and return their ranks by process id, with the store in which they meet.
 
     Returns None in a forked rank, which has torchrun's environment variables from then on.
     launcher: connection to the launcher; only forked rank 0 keeps it. command: starts a rank that
     is not forked.
     """
-    # The socket listens before the ranks start; the store's thread starts after the fork.
+    # The socket listens before the ranks start.
     listener = socket.create_server((ADDRESS, 0), backlog=max(128, 4 * world_size))
     port = listener.getsockname()[1]
     os.environ.update(
@@ -81,6 +84,7 @@ def start_ranks(
     if is_forking:
         gc.collect()
         gc.freeze()  # a later collection would write to shared pages
+    store = StoreProcess(listener, launcher) if is_forking else _store(listener)
     ranks: dict[int, int] = {}
     for rank in range(world_size):
         of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -90,34 +94,96 @@ def start_ranks(
             continue
         pid = os.fork()
         if not pid:
-            listener.close()
+            assert isinstance(store, StoreProcess)
+            store.leave()
             if rank:
                 launcher.close()
             os.environ.update(of_rank)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            with suppress(OSError):  # the name that `top` and `ps -o comm` show
-                Path("/proc/self/comm").write_text(f"switokd rank {rank}")
+            _name_process(f"switokd rank {rank}")
             return None
         ranks[pid] = rank
-    store = TCPStore(
+    return ranks, store
+
+
+class StoreProcess:
+    """A forked process that holds the store in which forked ranks meet.
+
+    It ends on `close`, or with the process that has forked it. listener: the store's socket, which
+    only the forked process keeps. launcher: a connection that it does not keep.
+    """
+
+    def __init__(self, listener: socket.socket, launcher: socket.socket) -> None:
+        theirs, self._ours = socket.socketpair()
+        self._pid = os.fork()
+        if not self._pid:
+            self.leave()
+            launcher.close()
+            _hold_store(listener, theirs)
+        theirs.close()
+        listener.close()
+
+    def leave(self) -> None:
+        """Let go of the store, in a process forked later: it must not keep the store alive."""
+        self._ours.close()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the process has ended although nobody has closed it."""
+        return bool(select.select([self._ours], [], [], 0)[0])
+
+    def close(self) -> None:
+        """End the process, once the ranks have ended."""
+        self._ours.close()
+        os.kill(self._pid, signal.SIGKILL)  # ends it even if it is stopped
+        os.waitpid(self._pid, 0)
+
+
+def _hold_store(listener: socket.socket, forker: socket.socket) -> NoReturn:
+    """Hold the store until the forking process ends or closes its end of the connection.
+
+    A service manager sends SIGTERM to all processes; the ranks then still need the store.
+    """
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        _name_process("switokd store")
+        _held = _store(listener)
+        forker.recv(1)
+    finally:  # run nothing of the forking process
+        os._exit(0)
+
+
+def _store(listener: socket.socket) -> TCPStore:
+    """Return the store that serves on a listening socket; it starts a thread."""
+    return TCPStore(
         host_name=ADDRESS,
-        port=port,
+        port=listener.getsockname()[1],
         is_master=True,
         timeout=timedelta(seconds=STOP_SECONDS),
         wait_for_workers=False,
         master_listen_fd=listener.detach(),
     )
-    return ranks, store
+
+
+def _name_process(name: str) -> None:
+    """Set the name that `top` and `ps -o comm` show."""
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
 
 
 def wait_for_ranks(
-    ranks: dict[int, int], launcher: socket.socket, who: Callable[[int], str]
+    ranks: dict[int, int],
+    launcher: socket.socket,
+    who: Callable[[int], str],
+    store: StoreProcess | None = None,
 ) -> int:
     """Wait until all ranks have ended, and return the exit code of the run.
 
     After the first failure the other ranks get SIGTERM. SIGINT and SIGTERM are passed on to the
     ranks. ranks: rank by process id. who: describes a rank in the message of a rank that was
-    killed. Returns early if the launcher is gone; the ranks then notice that this process is gone.
+    killed. store: without it the ranks are stopped. Returns early if the launcher is gone; the
+    ranks then notice that this process is gone.
     """
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -132,6 +198,10 @@ def wait_for_ranks(
         while running:
             readable, _, _ = select.select([launcher], [], [], POLL_SECONDS)
             if readable and not launcher.recv(1):
+                return PeerError.exit_code
+            if store is not None and store.is_gone:
+                print_error("the process that holds the store of the ranks is gone")
+                _stop(running, signal.SIGTERM)
                 return PeerError.exit_code
             failures = _failures(running)
             if failures:

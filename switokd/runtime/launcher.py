@@ -1,7 +1,8 @@
 """The launcher behind `switokd train`: starts the ranks of a run on this machine.
 
 The launcher does not import PyTorch. It starts one process that imports PyTorch and forks the
-ranks (`fork.py`), and works beside it: it starts the coordinator, and draws the curves.
+ranks (`fork.py`), and works beside it: it starts the coordinator, and draws the curves. If the run
+loses a rank, the process that has imported PyTorch forks the ranks again.
 
 Not covered: several machines; there torchrun is the launcher.
 """
@@ -15,13 +16,19 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from switokd.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, PeerError
 from switokd.runtime.environment import STARTED, ProcessLayout, cores, started
 from switokd.runtime.lifecycle import Terminated, ignore_sigterm, print_error, unwind_on_sigterm
+
+LONGEST_PAUSE = 30.0
+"""Longest wait before a restart, in seconds: 0 before the first one, 1, 2, 4, ... before others."""
 
 
 def environment_of_ranks() -> dict[str, str]:
@@ -36,63 +43,140 @@ def environment_of_ranks() -> dict[str, str]:
     return env
 
 
-def launch(
-    world_size: int,
-    arguments: Sequence[str],
-    layouts: Sequence[ProcessLayout],
-    wait_for_coordinator: Callable[[], Mapping[str, object]],
-    draw: Callable[[Path], object],
-) -> tuple[int, Path | None]:
-    """Run `python -m switokd.train ARGUMENTS` once per rank; return exit code and run folder.
+@dataclass(frozen=True)
+class Job:
+    """What a launcher runs: `python -m switokd.train ARGUMENTS` once per rank."""
 
-    The folder is None if the ranks have not made one. The code is 0, or that of the rank that
-    failed first. layouts: numbers of processes and threads that the ranks may choose from, if the
-    run may continue with fewer processes.
-    wait_for_coordinator: called while PyTorch is imported; its result goes to every rank as JSON.
-    draw: called with the run folder when training is complete, while the ranks end.
+    world_size: int
+    arguments: Sequence[str]
+    layouts: Sequence[ProcessLayout]
+    """Numbers of processes and threads that the ranks may choose from, if the run may continue with
+    fewer processes."""
+    wait_for_coordinator: Callable[[], Mapping[str, object]]
+    """Called while PyTorch is imported; its result goes to every rank as JSON."""
+    draw: Callable[[Path], object]
+    """Called with the run folder when training is complete, while the ranks end."""
+    settings_to_continue: Callable[[Path], Sequence[str]]
+    """Returns what to add to the arguments, so that a run goes on in its folder."""
+    max_restarts: int = 0
+    """How often the ranks are started again after the run has lost a process."""
+
+
+def launch(job: Job) -> int:
+    """Run a job, again from its checkpoint if it loses a process; return its exit code.
+
+    The code is 0, or that of the rank that failed first. The first restart follows at once, because
+    most losses come alone; later ones wait longer and longer.
     """
-    threads = max(cores() // world_size, 1)
+    threads = max(cores() // job.world_size, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    connection, ranks_end = socket.socketpair()
-    command = [sys.executable, "-u", "-m", "switokd.train", f"--fork={world_size}"]
-    command += [f"--launcher={ranks_end.fileno()}"]
-    command += [f"--layouts={','.join(layout.code for layout in layouts)}"] if layouts else []
     unwind_on_sigterm()
-    parent = subprocess.Popen(
-        [*command, *arguments],
-        env=environment_of_ranks(),
-        pass_fds=[ranks_end.fileno()],
-        start_new_session=True,  # Ctrl-C reaches the ranks only through this process
-    )
-    ranks_end.close()
-    is_started, folder = False, None
+    parent = _Parent(job)
     try:
-        with suppress(BrokenPipeError):  # the exit code says why
-            connection.sendall(json.dumps(wait_for_coordinator()).encode() + b"\n")
-        is_started = True
-        with connection.makefile(encoding="utf-8") as messages:
-            for line in messages:  # until the ranks end
-                message = json.loads(line)
-                if "folder" in message:
-                    folder = Path(message["folder"])
-                if "draw" in message:
-                    draw(Path(message["draw"]))
-        code = parent.wait()
+        settings: Sequence[str] = ()
+        for restart in count(1):
+            code = parent.run(settings, again=restart <= job.max_restarts)
+            is_over = code != PeerError.exit_code or restart > job.max_restarts
+            if is_over or parent.folder is None:
+                return code
+            seconds = min(2.0 ** (restart - 2), LONGEST_PAUSE) if restart > 1 else 0.0
+            when = f" in {seconds:g} s" if seconds else ""
+            print_error(
+                f"the run has lost a process and starts again{when} from its last checkpoint "
+                f"(restart {restart} of {job.max_restarts})"
+            )
+            time.sleep(seconds)
+            settings = job.settings_to_continue(parent.folder)
     except (KeyboardInterrupt, Terminated) as stopped:
         ignore_sigterm()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         is_interrupt = isinstance(stopped, KeyboardInterrupt)
-        # Without ranks there is nothing to interrupt, and SIGTERM leaves no traceback.
-        parent.send_signal(signal.SIGINT if is_interrupt and is_started else signal.SIGTERM)
-        parent.wait()
-        return (EXIT_INTERRUPTED if is_interrupt else EXIT_TERMINATED), folder
+        parent.stop(signal.SIGINT if is_interrupt else signal.SIGTERM)
+        return EXIT_INTERRUPTED if is_interrupt else EXIT_TERMINATED
     finally:
-        connection.close()
-        if parent.poll() is None:
-            parent.terminate()
-            parent.wait()
-    if code < 0:
-        name = signal.Signals(-code).name
-        print_error(f"process {parent.pid}, which started the ranks, was killed by {name}")
-        return PeerError.exit_code, folder
-    return code, folder
+        parent.close()
+    raise AssertionError("unreachable")
+
+
+class _Parent:
+    """The process that imports PyTorch and forks the ranks, and its connection.
+
+    It is sent a line per start of the ranks, and sends lines itself:
+
+        {"coordinator": ADDRESSES, "settings": [WORD, ...], "again": WHETHER_TO_STAY}
+        {"folder": PATH}    by rank 0: the run folder
+        {"draw": PATH}      by rank 0: training is complete
+        {"lost": CODE}      the ranks have lost one of them, and the process waits for a line
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.folder: Path | None = None
+        """The run folder, once rank 0 has made it."""
+        self._has_ranks = False
+        self._start()
+
+    def _start(self) -> None:
+        job = self._job
+        self._connection, theirs = socket.socketpair()
+        self._messages = self._connection.makefile(encoding="utf-8")
+        command = [sys.executable, "-u", "-m", "switokd.train", f"--fork={job.world_size}"]
+        command += [f"--launcher={theirs.fileno()}"]
+        if job.layouts:
+            command += [f"--layouts={','.join(layout.code for layout in job.layouts)}"]
+        self._process = subprocess.Popen(
+            [*command, *job.arguments],
+            env=environment_of_ranks(),
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C reaches the ranks only through this process
+        )
+        theirs.close()
+
+    def run(self, settings: Sequence[str], again: bool) -> int:
+        """Start the ranks and wait for their end; return the exit code.
+
+        settings: added to the arguments. again: whether another start may follow.
+        """
+        if self._process.poll() is not None:
+            self.close()
+            self._start()
+        start = {
+            "coordinator": self._job.wait_for_coordinator(),
+            "settings": list(settings),
+            "again": again,
+        }
+        with suppress(BrokenPipeError):  # the exit code says why
+            self._connection.sendall(json.dumps(start).encode() + b"\n")
+        self._has_ranks = True
+        for line in self._messages:
+            message = json.loads(line)
+            if "folder" in message:
+                self.folder = Path(message["folder"])
+            if "draw" in message:
+                self._job.draw(Path(message["draw"]))
+            if "lost" in message:
+                self._has_ranks = False
+                return int(message["lost"])
+        code = self._process.wait()
+        self._has_ranks = False
+        if code < 0:
+            name = signal.Signals(-code).name
+            print_error(
+                f"process {self._process.pid}, which started the ranks, was killed by {name}"
+            )
+            return PeerError.exit_code
+        return code
+
+    def stop(self, number: int) -> None:
+        """Pass a signal on to the ranks, and wait for their end."""
+        # Without ranks there is nothing to interrupt, and SIGTERM leaves no traceback.
+        self._process.send_signal(number if self._has_ranks else signal.SIGTERM)
+        self._process.wait()
+
+    def close(self) -> None:
+        """End the process if it runs."""
+        self._messages.close()
+        self._connection.close()
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()

@@ -46,8 +46,10 @@ def test_both_sides_of_a_start_are_run_in_turn(monkeypatch: pytest.MonkeyPatch) 
         return starting.Start(value, 10 * value, 2 * value)
 
     monkeypatch.setattr(starting, "watch", watch)
-    first, memory = starting.measure(False, lambda text: None)
+    monkeypatch.setattr(starting, "restart_seconds", lambda quick: 1.5)
+    first, memory, restart = starting.measure(False, lambda text: None)
     assert sides == [False, True] * 5
-    assert (first.name, memory.name) == starting.FIGURES
+    assert (first.name, memory.name, restart.name) == starting.FIGURES
+    assert (restart.value, restart.reached) == (1.5, True)
     assert first.value == memory.value == 0.5
     assert first.details["wall_seconds of torchrun"] == [8.0] * 5
