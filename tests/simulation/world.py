@@ -131,7 +131,7 @@ class World:
     def _is_complete(self) -> bool:
         run = self.disk.runs.get(RUN_ID)
         steps = range(self.job.first_step, self.steps + 1)
-        return bool(run) and all(s in run.rows or s in self._lost_rows for s in steps)
+        return run is not None and all(s in run.rows or s in self._lost_rows for s in steps)
 
     def _heal(self) -> None:
         self._is_healing = True
