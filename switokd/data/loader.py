@@ -1,4 +1,6 @@
-"""Batches from a torch DataLoader, with one-line errors if a loader process fails or dies.
+"""Batches from a torch DataLoader, with one-line errors if a loader process fails.
+
+A loader process that dies is started again.
 
 Not covered: the contents of a batch (`images.py`); copying it to the device (`prefetch.py`).
 """
@@ -7,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import active_children, parent_process
 from multiprocessing.connection import wait
 from typing import Any
@@ -18,6 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from switokd.errors import PeerError, UsageError
+from switokd.runtime.environment import rank_in_words
+from switokd.runtime.lifecycle import print_error
 
 Batch = tuple[Tensor, Tensor]
 """Images `[B, C, H, W]` in float32, normalised; labels `[B]` or target distributions `[B, C]`."""
@@ -26,55 +31,109 @@ Positions = Iterable[Sequence[tuple[int, ...]]]
 """By batch, a tuple for each sample: (epoch, index) or (epoch, index, partner's index)."""
 
 
+MOST_DEATHS = 3
+"""How often loader processes are started again before they deliver a batch."""
+
+
+class Undelivered:
+    """The positions of the batches, from the first one that was not delivered.
+
+    Loader processes ask for positions ahead. Those of batches that have died with their loader
+    process are given out again, in the same order.
+    """
+
+    def __init__(self, positions: Positions) -> None:
+        self._positions = positions
+        self.begin()
+
+    def begin(self) -> None:
+        """Start with the first batch."""
+        self._rest = iter(self._positions)
+        self._given: deque[Sequence[tuple[int, ...]]] = deque()
+
+    def __iter__(self) -> Iterator[Sequence[tuple[int, ...]]]:
+        self._rest = chain(tuple(self._given), self._rest)
+        self._given.clear()
+        for batch in self._rest:
+            self._given.append(batch)
+            yield batch
+
+    def delivered(self) -> None:
+        """Note that the first of the batches has been delivered."""
+        self._given.popleft()
+
+
 class Batches:
     """A data set's batches at given positions.
 
     May be iterated repeatedly if `positions` may. workers: number of loader processes, which live
-    as long as this object; 0: the calling process loads.
+    as long as this object; 0: the calling process loads. If one of them dies, all are started
+    again: a batch depends on its positions alone, so the same batches follow.
     """
 
     def __init__(self, view: Dataset[Batch], positions: Positions, workers: int) -> None:
-        self.loader: DataLoader[Batch] = DataLoader(
-            view,
-            batch_sampler=positions,  # type: ignore[arg-type]
+        self._view, self._workers = view, workers
+        self._undelivered = Undelivered(positions)
+        self.loader = self._new_loader()
+        self._processes: list[Any] = []
+
+    def _new_loader(self) -> DataLoader[Batch]:
+        return DataLoader(
+            self._view,
+            batch_sampler=self._undelivered,  # type: ignore[arg-type]
             collate_fn=_as_is,
             generator=torch.Generator(),  # else the loader draws from the default one
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            num_workers=self._workers,
+            persistent_workers=self._workers > 0,
             # A fork of a process with threads of gRPC or collectives may deadlock.
-            multiprocessing_context="forkserver" if workers else None,
+            multiprocessing_context="forkserver" if self._workers else None,
             worker_init_fn=_end_with_rank,
         )
-        self._processes: list[Any] = []
 
     def __iter__(self) -> Iterator[Batch]:
         """Start the loader processes, unless they run, and yield the batches.
 
-        UsageError for an invalid sample, PeerError if a loader process has died.
+        UsageError for an invalid sample, PeerError if loader processes die again and again.
         """
+        self._undelivered.begin()
+        return self._checked(self._start())
+
+    def _start(self) -> Iterator[Batch | UsageError]:
         before = {process.pid for process in active_children()}
         iterator = iter(self.loader)
         self._processes += [p for p in active_children() if p.pid not in before]
-        return self._checked(iterator)
+        return iterator
 
     def _checked(self, iterator: Iterator[Batch | UsageError]) -> Iterator[Batch]:
         """Yield batches; raise errors that loader processes returned or caused."""
+        deaths = 0
         while True:
+            batch: Batch | UsageError | None = None
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
-            except (RuntimeError, ConnectionError, EOFError) as error:
+            except (RuntimeError, OSError, EOFError) as error:
                 # Any of these errors may mean that a loader process has died.
                 wait([p.sentinel for p in self._processes], timeout=1.0)
                 if not (dead := [str(p.pid) for p in self._processes if not p.is_alive()]):
                     raise
-                raise PeerError(
-                    f"data loader process {', '.join(dead)} is gone: killed, or out of memory "
-                    "(data.workers)"
-                ) from error
+                what = f"data loader process {', '.join(dead)} is gone: killed, or out of memory"
+                deaths += 1
+                if deaths > MOST_DEATHS:
+                    raise PeerError(
+                        f"{what} (data.workers), {deaths} times without a batch between"
+                    ) from error
+                print_error(f"{what} (data.workers); it starts again", rank_in_words())
+            if batch is None:
+                del iterator  # with the loader, it ends the processes that are left
+                self.loader, self._processes = self._new_loader(), []
+                iterator = self._start()
+                continue
             if isinstance(batch, UsageError):
                 raise batch
+            deaths = 0
+            self._undelivered.delivered()
             yield batch
 
 

@@ -97,6 +97,12 @@ def environment(variables: Mapping[str, str] = os.environ) -> Environment:
     )
 
 
+def rank_in_words() -> str:
+    """Return "rank 1" for a message, an empty string in a run of one process."""
+    env = environment()
+    return f"rank {env.rank}" if env.world_size > 1 else ""
+
+
 def restart_count() -> str:
     """Return how often torchrun has started the ranks again, as it tells them: "0" at first."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

@@ -260,23 +260,6 @@ def test_sigterm_ends_all_processes_and_keeps_the_decision_log(tmp_path: Path) -
         assert not (tmp_path / "out" / "summary.json").exists()
 
 
-def test_a_killed_loader_process_is_named(tmp_path: Path) -> None:
-    with running(tmp_path, "data.workers=1") as run:
-        loaders = [
-            child
-            for child in run.ranks[2].children(recursive=True)
-            if any("forkserver" in word or "spawn" in word for word in child.cmdline())
-            and not child.children()
-        ]
-        victim = loaders[-1]
-        victim.kill()
-        assert_all_end(run)
-        assert any(
-            f"rank 2 (student): data loader process {victim.pid} is gone" in line
-            for line in complaints(run)
-        ), run.log.read_text()
-
-
 def test_a_diverging_network_is_named_once_with_exit_code_3(tmp_path: Path) -> None:
     words = ("digits-2t1s", "networks.teacher2.optimizer.lr=1e30", "run_dir=out")
     code, _, text = call(tmp_path, train_ranks, 3, words)

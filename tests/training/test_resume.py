@@ -234,6 +234,20 @@ def test_an_interrupted_run_continues_to_the_same_bits(
     assert_equal_runs(long_run, folder / "out")
 
 
+def test_a_killed_loader_process_changes_no_bit(long_run: Path, tmp_path: Path) -> None:
+    words, log = ("digits-1t1s", *LONG, "data.workers=1", "run_dir=out"), tmp_path / "log"
+    with forked(train_ranks, 2, words, cwd=tmp_path, out=log) as child:
+        ranks = run_until(tmp_path, 5, child)
+        family = [p for p in ranks[1].children(recursive=True) if not p.children()]
+        (victim,) = (p for p in family if any("forkserver" in word for word in p.cmdline()))
+        victim.kill()
+        assert child.wait(90) == 0, log.read_text()
+    (line,) = (li for li in log.read_text().splitlines() if li.startswith("switokd:"))
+    assert line.startswith(f"switokd: rank 1: data loader process {victim.pid} is gone")
+    assert_equal_runs(long_run, tmp_path / "out")
+    assert len((tmp_path / "out" / "attempts.jsonl").read_text().splitlines()) == 2  # one start
+
+
 def test_a_longer_schedule_continues_a_finished_run(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", 1, "digits-1t1s", *SMALL, *ALONE)
     folder = train(tmp_path / "cut", 1, "digits-1t1s", *SMALL, *ALONE, "schedule.epochs=1")
