@@ -5,12 +5,12 @@ Not covered: a real cluster.
 
 import functools
 import json
+import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from switokd.errors import EXIT_FAULT, EXIT_TERMINATED, NonFiniteError, PeerError, UsageError
+from switokd.runtime.lifecycle import GRACE_SECONDS
 from tests.support import REPOSITORY, free_port, lines, process, require, wait_until
 
 BASE, GPU = REPOSITORY / "k8s/base", REPOSITORY / "k8s/overlays/gpu"
@@ -56,14 +58,32 @@ def options(container: dict[str, Any]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in container["args"] if "=" in word)
 
 
-def command(container: dict[str, Any], changed: dict[str, str]) -> list[str]:
-    """Command of a container with its environment, and with changed name=value arguments."""
+def variables(container: dict[str, Any]) -> dict[str, str]:
+    """Environment variables of a container that have a value, not a reference."""
+    return {v["name"]: v["value"] for v in container.get("env", []) if "value" in v}
+
+
+def command(container: dict[str, Any], changed: dict[str, str], **env: str) -> list[str]:
+    """Command of a container with its environment, and with changed name=value arguments.
+
+    env: replaces environment variables.
+    """
     assert changed.keys() <= options(container).keys()
-    env = [f"{variable['name']}={variable['value']}" for variable in container.get("env", [])]
+    assert env.keys() <= {variable["name"] for variable in container.get("env", [])}
+    words = [f"{name}={value}" for name, value in {**variables(container), **env}.items()]
     args = [
         f"{n}={changed[n]}" if (n := a.split("=")[0]) in changed else a for a in container["args"]
     ]
-    return ["env", *env, *container["command"], *args]
+    return ["env", *words, *container["command"], *args]
+
+
+def action(job: dict[str, Any], code: int) -> str:
+    """What the Job does about a pod whose rank has ended with a code."""
+    for rule in job["podFailurePolicy"]["rules"]:
+        if (codes := rule.get("onExitCodes")) and code in codes["values"]:
+            assert (codes["containerName"], codes["operator"]) == ("worker", "In")
+            return str(rule["action"])
+    return "Count"  # against backoffLimit
 
 
 @pytest.fixture(params=KUSTOMIZATIONS, ids=lambda directory: directory.name)
@@ -95,15 +115,31 @@ def test_each_service_selects_its_own_pods(manifests: Manifests) -> None:
 
 
 def test_ranks_find_each_other(manifests: Manifests) -> None:
-    given, job = options(manifests.worker), manifests.job
+    given, job = variables(manifests.worker), manifests.job
     subdomain = job["template"]["spec"]["subdomain"]
     service = manifests.specs[f"Service/{subdomain}"]
     assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
     assert job["completionMode"] == "Indexed"
-    assert job["completions"] == job["parallelism"] == int(given["--nnodes"])
-    assert given["--node-rank"] == "$(JOB_COMPLETION_INDEX)"
-    assert given["--master-addr"] == f"switokd-workers-0.{subdomain}"
-    assert int(given["--master-port"]) == service["ports"][0]["port"]
+    assert job["completions"] == job["parallelism"] == int(given["WORLD_SIZE"])
+    (rank,) = [v for v in manifests.worker["env"] if v["name"] == "RANK"]
+    index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert rank["valueFrom"]["fieldRef"]["fieldPath"] == index
+    assert given["MASTER_ADDR"] == f"switokd-workers-0.{subdomain}"
+    assert int(given["MASTER_PORT"]) == service["ports"][0]["port"]
+
+
+def test_only_losses_are_tried_again(manifests: Manifests) -> None:
+    job = manifests.job
+    assert [action(job, e.exit_code) for e in (UsageError, NonFiniteError)] == ["FailJob"] * 2
+    assert action(job, EXIT_TERMINATED) == "Ignore"
+    assert action(job, PeerError.exit_code) == action(job, EXIT_FAULT) == "Count"
+    assert job["backoffLimit"] >= job["completions"]
+    conditions = [r.get("onPodConditions") for r in job["podFailurePolicy"]["rules"]]
+    assert [{"type": "DisruptionTarget", "status": "True"}] in conditions
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    assert pod["terminationGracePeriodSeconds"] > GRACE_SECONDS
+    assert options(manifests.worker)["resume"] == "auto"
 
 
 def test_workers_find_the_coordinator(manifests: Manifests) -> None:
@@ -122,7 +158,7 @@ def test_probes_and_scraping_use_served_ports(manifests: Manifests) -> None:
 
 
 def test_one_rank_per_network_of_the_recipe(manifests: Manifests) -> None:
-    recipe = manifests.worker["args"][manifests.worker["args"].index("switokd.train") + 1]
+    recipe = manifests.worker["args"][0]
     text = (REPOSITORY / f"switokd/recipes/{recipe}.yaml").read_text(encoding="utf-8")
     assert len(yaml.safe_load(text)["networks"]) == manifests.job["completions"]
 
@@ -163,24 +199,49 @@ def test_coordinator_answers_probe_and_scrape(coordinator: dict[str, str]) -> No
         assert b"# HELP" in page.read()
 
 
-@pytest.mark.timeout(180)
-def test_job_command_trains(coordinator: dict[str, str], tmp_path: Path) -> None:
-    run, ranks = tmp_path / "run", range(Manifests(BASE).job["completions"])
-    changed = {"--master-addr": "127.0.0.1", "--master-port": str(free_port())}
-    changed |= {"coordinator.address": coordinator["grpc"], "run_dir": str(run)}
-    words = [*command(Manifests(BASE).worker, changed), "schedule.epochs=1", "schedule.max_steps=5"]
+@contextmanager
+def pods(coordinator: str, folder: Path, *settings: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Run the Job's command once per pod, with additional settings; one log file each."""
+    container, job = Manifests(BASE).worker, Manifests(BASE).job
+    changed = {"coordinator.address": coordinator, "run_dir": str(folder / "run")}
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with ExitStack() as stack:
         workers = []
-        for rank in ranks:
-            of_rank = [word.replace("$(JOB_COMPLETION_INDEX)", str(rank)) for word in words]
-            log = tmp_path / f"worker-{rank}.log"
-            workers.append(stack.enter_context(process(of_rank, tmp_path, log)))
-        until = (
-            time.monotonic() + 140
-        )  # before pytest's timeout, which would leave processes behind
-        while None in (codes := [w.poll() for w in workers]) and time.monotonic() < until:
-            time.sleep(0.1)
-    output = [f"{log.name}: {log.read_text()}" for log in sorted(tmp_path.glob("*.log"))]
-    assert codes == [0, 0, 0], "\n".join(output)
-    assert len(json.loads((run / "summary.json").read_text())["networks"]) == 3
-    assert len(lines(run / "decisions.jsonl")) == 2 * 5
+        for rank in range(job["completions"]):
+            words = [*command(container, changed, **env, RANK=str(rank)), *settings]
+            log = folder / f"worker-{rank}.log"
+            workers.append(stack.enter_context(process(words, folder, log)))
+        yield workers
+
+
+def ended(workers: list[subprocess.Popen[str]]) -> list[int]:
+    """Wait until all pods have ended, and return their codes."""
+    wait_until(lambda: None not in [w.poll() for w in workers], 90, "the end of all ranks")
+    return [w.returncode for w in workers]
+
+
+def logs(folder: Path) -> str:
+    return "\n".join(f"{log.name}: {log.read_text()}" for log in sorted(folder.glob("*.log")))
+
+
+@pytest.mark.timeout(240)
+def test_job_command_trains_and_continues_after_an_eviction(
+    coordinator: dict[str, str], tmp_path: Path
+) -> None:
+    """Kubernetes sends SIGTERM to one pod, and then makes new ones with the same command."""
+    run, settings = tmp_path / "run", ["schedule.epochs=3", "schedule.max_steps=40"]
+    record = run / "decisions.jsonl"
+    with pods(coordinator["grpc"], tmp_path, *settings) as workers:
+        wait_until(lambda: record.exists() and len(lines(record)) >= 2 * 5, 90, "5 steps")
+        workers[1].send_signal(signal.SIGTERM)
+        assert ended(workers) == [143, 143, 143], logs(tmp_path)
+    with pods(coordinator["grpc"], tmp_path, *settings) as workers:
+        assert ended(workers) == [0, 0, 0], logs(tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    assert (len(summary["networks"]), summary["restarts"], summary["steps_lost"]) == (3, 1, 0)
+    assert len(lines(record)) == 2 * 40
+
+
+def test_job_command_hands_on_the_exit_code_of_a_mistake(tmp_path: Path) -> None:
+    with pods("127.0.0.1:1", tmp_path, "networks.student.model=nonsense") as workers:
+        assert ended(workers) == [2, 2, 2], logs(tmp_path)
