@@ -39,7 +39,7 @@ CHANNEL_OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 3.0
 """How long streams may stay open after standard input has closed."""
 
 

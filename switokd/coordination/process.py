@@ -27,6 +27,9 @@ from switokd.runtime.lifecycle import print_error
 START_SECONDS = 30.0
 """Longest wait for the coordinator to be ready."""
 
+STOP_SECONDS = 4.0
+"""How long the coordinator may take to end, before SIGKILL; it waits for the ends of streams."""
+
 PAUSES = (0.0, 0.2, 1.0, 5.0, 20.0)
 """Seconds before each attempt to start a coordinator again; after the last one, none follows."""
 
@@ -76,7 +79,7 @@ class CoordinatorProcess:
         with suppress(OSError):
             self._child.stdin.close()
         try:
-            self._child.wait(timeout=10.0)
+            self._child.wait(timeout=STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()

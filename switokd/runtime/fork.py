@@ -39,7 +39,11 @@ CAUSE_SECONDS = 0.5
 """How long a rank that was noticed as lost may take to end by itself."""
 
 STOP_SECONDS = 30.0
-"""How long a rank may take to end after a signal, before SIGKILL."""
+"""How long a rank that is asked to end may take, before SIGKILL: it saves a checkpoint."""
+
+FAILED_SECONDS = 2.5
+"""How long a rank may take to end after another one has failed, before SIGKILL. A rank that is
+stopped (SIGSTOP) ends only by SIGKILL."""
 
 ADDRESS = "127.0.0.1"
 """All ranks run on this machine, and its own name may not resolve."""
@@ -182,8 +186,8 @@ def wait_for_ranks(
 
     After the first failure the other ranks get SIGTERM. SIGINT and SIGTERM are passed on to the
     ranks. ranks: rank by process id. who: describes a rank in the message of a rank that was
-    killed. store: without it the ranks are stopped. Returns early if the launcher is gone; the
-    ranks then notice that this process is gone.
+    killed. store: without it the ranks are stopped. If the launcher is gone, the ranks get SIGTERM
+    as well.
     """
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -191,17 +195,19 @@ def wait_for_ranks(
             signal.signal(signal_number, signal.SIG_IGN)
         raise _Stopped(number)
 
-    running = dict(ranks)
+    running, parent = dict(ranks), os.getppid()
     try:
         for signal_number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signal_number, on_signal)
         while running:
             readable, _, _ = select.select([launcher], [], [], POLL_SECONDS)
             if readable and not launcher.recv(1):
+                print_error(f"the launcher (process {parent}) is gone")
+                _stop(running, signal.SIGTERM, FAILED_SECONDS)
                 return PeerError.exit_code
             if store is not None and store.is_gone:
                 print_error("the process that holds the store of the ranks is gone")
-                _stop(running, signal.SIGTERM)
+                _stop(running, signal.SIGTERM, FAILED_SECONDS)
                 return PeerError.exit_code
             failures = _failures(running)
             if failures:
@@ -213,10 +219,10 @@ def wait_for_ranks(
                 if failures[pid] < 0:
                     name = signal.Signals(-failures[pid]).name
                     print_error(f"{who(ranks[pid])}, process {pid}, was killed by {name}")
-                _stop(running, signal.SIGTERM)
+                _stop(running, signal.SIGTERM, FAILED_SECONDS)
                 return failures[pid] if failures[pid] > 0 else PeerError.exit_code
     except _Stopped as stopped:
-        _stop(running, stopped.number)
+        _stop(running, stopped.number, STOP_SECONDS)
         is_interrupt = stopped.number == signal.SIGINT
         return EXIT_INTERRUPTED if is_interrupt else 128 + stopped.number
     return 0
@@ -248,12 +254,17 @@ def _ended(running: dict[int, int]) -> dict[int, int]:
     return codes
 
 
-def _stop(running: dict[int, int], number: int) -> None:
-    """Send a signal to the ranks, and SIGKILL to those that do not end in time."""
+def _stop(running: dict[int, int], number: int, seconds: float) -> None:
+    """Send a signal to the ranks, and SIGKILL to those that do not end in time.
+
+    seconds: how long they may take. Once one of them has ended unfinished, the others need not save
+    anything, and may take `FAILED_SECONDS`.
+    """
     for signal_number in (number, signal.SIGKILL):
         for pid in running:
             os.kill(pid, signal_number)
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + seconds
         while running and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-            _ended(running)
+            if any(_ended(running).values()):
+                deadline = min(deadline, time.monotonic() + FAILED_SECONDS)

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +26,19 @@ from pathlib import Path
 
 from switokd.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, PeerError
 from switokd.runtime.environment import STARTED, ProcessLayout, cores, started
-from switokd.runtime.lifecycle import Terminated, ignore_sigterm, print_error, unwind_on_sigterm
+from switokd.runtime.lifecycle import (
+    Terminated,
+    end_group,
+    ignore_sigterm,
+    print_error,
+    unwind_on_sigterm,
+)
+
+LEFT_SECONDS = 2.5
+"""How long the ranks may outlive the process that started them, before SIGKILL."""
+
+STUCK_SECONDS = 40.0
+"""How long that process may take to end after a signal: longer than it gives the ranks."""
 
 LONGEST_PAUSE = 30.0
 """Longest wait before a restart, in seconds: 0 before the first one, 1, 2, 4, ... before others."""
@@ -131,6 +144,8 @@ class _Parent:
             start_new_session=True,  # Ctrl-C reaches the ranks only through this process
         )
         theirs.close()
+        self._ending = threading.Thread(target=_end_ranks, args=(self._process,), daemon=True)
+        self._ending.start()
 
     def run(self, settings: Sequence[str], again: bool) -> int:
         """Start the ranks and wait for their end; return the exit code.
@@ -171,7 +186,7 @@ class _Parent:
         """Pass a signal on to the ranks, and wait for their end."""
         # Without ranks there is nothing to interrupt, and SIGTERM leaves no traceback.
         self._process.send_signal(number if self._has_ranks else signal.SIGTERM)
-        self._process.wait()
+        _wait(self._process)
 
     def close(self) -> None:
         """End the process if it runs."""
@@ -179,4 +194,24 @@ class _Parent:
         self._connection.close()
         if self._process.poll() is None:
             self._process.terminate()
-            self._process.wait()
+            _wait(self._process)
+        self._ending.join()
+
+
+def _end_ranks(parent: subprocess.Popen[bytes]) -> None:
+    """Wait for the process that started the ranks; then end those that are left.
+
+    Its session has all of them, and their loader processes. Otherwise a rank that is stopped, and
+    cannot notice that its parent is gone, would be left for ever.
+    """
+    parent.wait()
+    end_group(parent.pid, LEFT_SECONDS)
+
+
+def _wait(parent: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that got a signal; SIGKILL if it is stopped or hangs."""
+    try:
+        parent.wait(STUCK_SECONDS)
+    except subprocess.TimeoutExpired:
+        parent.kill()
+        parent.wait()

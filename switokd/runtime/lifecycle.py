@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -30,7 +30,7 @@ LESS_MEMORY = (
     "(networks.NAME.ranks), or compute.cuda_graphs=false"
 )
 
-UNWIND_SECONDS = 5.0
+UNWIND_SECONDS = 2.0
 """How long the main thread may take to end after a failure, before the process is ended."""
 
 GRACE_SECONDS = 20.0
@@ -38,6 +38,9 @@ GRACE_SECONDS = 20.0
 
 PRECEDENCE_SECONDS = 10.0
 """How long a rank waits for the machine's first rank to print an error that all ranks raise."""
+
+END_POLL_SECONDS = 0.05
+"""How often `end_group` looks."""
 
 PARENT = "SWITOKD_PARENT"
 """Environment variable with the process without which `switokd train` must not go on."""
@@ -137,6 +140,37 @@ def _is_running(pid: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def end_group(group: int, seconds: float) -> None:
+    """Wait until all processes of a process group have ended; SIGKILL after `seconds`.
+
+    For processes that notice nothing, because they are stopped (SIGSTOP).
+    """
+    deadline = time.monotonic() + seconds
+    while _has_running(group):
+        if time.monotonic() > deadline:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+            return
+        time.sleep(END_POLL_SECONDS)
+
+
+def _has_running(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # macOS: all that is left are zombies
+        return False
+    if not os.path.isdir("/proc/self"):
+        return True
+    for path in Path("/proc").glob("[0-9]*/stat"):  # zombies that nobody reaps have ended
+        with suppress(OSError):
+            state, _, of_group = path.read_text(errors="replace").rpartition(") ")[2].split()[:3]
+            if int(of_group) == group and state not in "ZX":
+                return True
+    return False
 
 
 def unwind_on_sigterm() -> None:

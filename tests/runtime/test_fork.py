@@ -21,6 +21,7 @@ from switokd.runtime.launcher import environment_of_ranks
 from tests.preloaded import call, train_ranks
 from tests.support import run
 
+STOPPED = "kill -STOP $$"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 COMPILER = ("torch._dynamo", "torch._inductor", "torch.onnx", "sympy")
 SPY = """
@@ -65,6 +66,13 @@ def start(*programs: str) -> dict[int, int]:
     return {pid: rank for rank, pid in enumerate(spawned)}
 
 
+def assert_ended(ranks: dict[int, int]) -> None:
+    """Check that all ranks have ended and were waited for."""
+    for pid in ranks:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
 @pytest.mark.parametrize(
     ("programs", "code", "message"),
     [
@@ -89,28 +97,43 @@ def test_the_first_failure_is_the_exit_code_and_stops_the_other_ranks(
     assert fork.wait_for_ranks(ranks, connection[1], lambda rank: f"rank {rank}") == code
     line = f"switokd: rank 1, {message.format(max(ranks))}\n" if message else ""
     assert capsys.readouterr().err == line
-    for pid in ranks:
-        with pytest.raises(ChildProcessError):
-            os.waitpid(pid, 0)
+    assert_ended(ranks)
 
 
-def test_waiting_ends_when_the_launcher_is_gone(
+def test_the_ranks_end_when_the_launcher_is_gone(
     connection: tuple[socket.socket, socket.socket],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ranks = start("sleep 60")
+    monkeypatch.setattr(fork, "FAILED_SECONDS", 0.2)
+    ranks = start("sleep 60", STOPPED)
     connection[0].close()
     assert fork.wait_for_ranks(ranks, connection[1], str) == 4
-    (pid,) = ranks
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    assert capsys.readouterr().err == f"switokd: the launcher (process {os.getppid()}) is gone\n"
+    assert_ended(ranks)
 
 
-def test_a_rank_that_ignores_the_signal_is_killed(
-    connection: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("program", ["trap '' TERM; while :; do sleep 0.1; done", "kill -STOP $$"])
+def test_a_rank_that_does_not_end_after_anothers_failure_is_killed_soon(
+    program: str, connection: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fork, "STOP_SECONDS", 0.2)
-    ranks = start("trap '' TERM; while :; do sleep 0.1; done", "sleep 0.5; exit 2")
+    monkeypatch.setattr(fork, "FAILED_SECONDS", 0.2)
+    ranks = start(program, "sleep 0.5; exit 2")
     assert fork.wait_for_ranks(ranks, connection[1], str) == 2
+    assert_ended(ranks)
+
+
+def test_ranks_that_are_asked_to_end_have_time_until_one_has_failed(
+    connection: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first rank saves something for longer than a rank may take after a failure."""
+    monkeypatch.setattr(fork, "FAILED_SECONDS", 0.2)
+    saved = tmp_path / "saved"
+    saves = f"trap 'sleep 0.6; touch {saved}; exit 143' TERM; kill -TERM {os.getpid()}; "
+    ranks = start(saves + "while :; do sleep 0.05; done", STOPPED)
+    assert fork.wait_for_ranks(ranks, connection[1], str) == 143
+    assert saved.exists()
+    assert_ended(ranks)
 
 
 @pytest.mark.timeout(120)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -135,3 +136,31 @@ def test_signals(number: signal.Signals, code: int, tmp_path: Path) -> None:
     assert "Traceback" not in text
     if number == signal.SIGKILL:
         assert f"rank 1 (student), process {victim.pid}, was killed by SIGKILL" in text
+
+
+@pytest.mark.parametrize("victim", ["the launcher", "the process that started the ranks"])
+def test_a_stopped_rank_outlives_neither_its_launcher_nor_its_parent(
+    victim: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    command = [*TRAIN, "schedule.epochs=500", "--max-restarts=0"]
+    with process(command, tmp_path, log) as child:
+        decision_log = tmp_path / "out" / "decisions.jsonl"
+        wait_until(lambda: decision_log.exists() and decision_log.stat().st_size, 60, "a step")
+        family = psutil.Process(child.pid).children(recursive=True)
+        stopped = [p for p in family if p.name().startswith("switokd rank ")]
+        assert len(stopped) == 2
+        try:
+            for rank in stopped:
+                rank.suspend()
+            if victim == "the launcher":
+                child.kill()
+            else:
+                psutil.Process(stopped[0].ppid()).kill()
+            _, alive = psutil.wait_procs(family, timeout=5)
+            assert not alive
+        finally:
+            for member in family:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
+        assert child.wait(10) == (-9 if victim == "the launcher" else 4), log.read_text()
