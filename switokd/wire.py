@@ -21,6 +21,11 @@ ROLE_TO_WIRE = {Role.TEACHER: pb.ROLE_TEACHER, Role.STUDENT: pb.ROLE_STUDENT}
 ROLE_FROM_WIRE = {wire: role for role, wire in ROLE_TO_WIRE.items()}
 MODE_TO_WIRE = {Mode.LEARNING: pb.MODE_LEARNING, Mode.EXPERT: pb.MODE_EXPERT}
 MODE_FROM_WIRE = {wire: mode for mode, wire in MODE_TO_WIRE.items()}
+PHASE_TO_WIRE = {
+    name.removeprefix("PHASE_").lower(): number for name, number in pb.Phase.items() if number
+}
+"""By name in lower case."""
+PHASE_FROM_WIRE = {wire: name for name, wire in PHASE_TO_WIRE.items()}
 
 
 def sums_to_wire(

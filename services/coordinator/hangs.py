@@ -3,6 +3,8 @@
 A rank whose stream breaks may open a new one. While the others report new steps the rank is there,
 because every step needs all ranks.
 
+What each rank says that it is doing is looked at in `health.py`.
+
 Not covered: a rank that lives but cannot reach the coordinator while the others evaluate.
 """
 

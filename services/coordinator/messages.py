@@ -5,14 +5,23 @@ Not covered: sums and decisions, which the client converts as well (`switokd.wir
 
 from __future__ import annotations
 
+import math
+
 import grpc
 
 from switokd.distillation.topology import Pair, Topology
+from switokd.services.coordinator.health import Heartbeat, RankHealth
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.refusal import Refusal
 from switokd.services.coordinator.run import CoordinatedRun, RunState
 from switokd.v1 import coordinator_pb2 as pb
-from switokd.wire import ROLE_FROM_WIRE, ROLE_TO_WIRE, decision_to_wire
+from switokd.wire import (
+    PHASE_FROM_WIRE,
+    PHASE_TO_WIRE,
+    ROLE_FROM_WIRE,
+    ROLE_TO_WIRE,
+    decision_to_wire,
+)
 
 STATE_TO_WIRE = {
     RunState.JOINING: pb.RUN_STATE_JOINING,
@@ -39,7 +48,47 @@ def status_to_wire(run: CoordinatedRun, recorded: int = 0) -> pb.GetRunStatusRes
         epoch=run.epoch,
         recorded_step=recorded,
         decided_alone_steps=run.decided_alone,
+        ranks=[_rank_to_wire(state, run.plan) for state in run.health.ranks],
+        waiting_for=run.health.sentences(),
     )
+
+
+def _rank_to_wire(state: RankHealth, plan: Plan) -> pb.RankStatus:
+    heartbeat = state.heartbeat
+    return pb.RankStatus(
+        rank=state.rank,
+        networks=plan.networks_of[state.rank],
+        heartbeat=pb.Heartbeat(
+            phase=PHASE_TO_WIRE.get(heartbeat.phase, pb.PHASE_UNSPECIFIED),
+            step=heartbeat.step,
+            phase_seconds=heartbeat.phase_seconds,
+            still_seconds=heartbeat.still_seconds,
+            waits=heartbeat.waits,
+        ),
+        seconds_since_heartbeat=state.age,
+        is_waited_for=state.is_waited_for,
+    )
+
+
+def heartbeat_from_wire(message: pb.Heartbeat) -> Heartbeat:
+    """Return a heartbeat; a phase that this version does not know is called "unknown"."""
+    return Heartbeat(
+        PHASE_FROM_WIRE.get(message.phase, "unknown"),
+        message.step,
+        _seconds(message.phase_seconds),
+        _seconds(message.still_seconds),
+        message.waits,
+    )
+
+
+def _seconds(value: float) -> float:
+    """Return a duration that a rank has sent; 0 for one that is none."""
+    return value if 0 <= value < math.inf else 0.0
+
+
+def notice_to_wire(text: str) -> bytes:
+    """Return a serialized response with one sentence for the user."""
+    return pb.TrainResponse(notice=pb.Notice(text=text)).SerializeToString()
 
 
 def plan_from_wire(message: pb.RunPlan) -> Plan:

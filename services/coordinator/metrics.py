@@ -1,7 +1,7 @@
 """Prometheus metrics of the coordinator.
 
 Names follow the conventions of Prometheus (base units, `_total`, `_ratio`). Labels are bounded:
-run, teacher, student, network, rank, mode, state. A run's series disappear when the run is
+run, teacher, student, network, rank, mode, state, phase. A run's series disappear when the run is
 forgotten.
 
 Not covered: the HTTP port (`http_server.py`).
@@ -170,6 +170,13 @@ FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "connected_ranks": ("gauge", "Ranks with an open stream.", ("run",)),
     "expected_ranks": ("gauge", "Ranks of the run.", ("run",)),
+    "rank_phase_seconds": ("gauge", "Time that a rank has been in its phase.", (*RANK, "phase")),
+    "heartbeat_age_seconds": ("gauge", "Time since the last heartbeat of a rank.", RANK),
+    "rank_waited_for": (
+        "gauge",
+        "1 if a rank is silent, or stays in a phase while all others wait; else 0.",
+        RANK,
+    ),
     "run_state": ("gauge", "1 for the state of the run, 0 for all others.", ("run", "state")),
 }
 
@@ -259,3 +266,8 @@ def _series(metrics: RunMetrics) -> Iterator[Series]:
     for rank, exchange in list(metrics.exchanges.items()):
         if any(exchange.counts):
             yield "exchange_seconds", (run_id, str(rank)), exchange
+    for health in run.health.ranks:
+        labels = (run_id, str(health.rank))
+        yield "rank_phase_seconds", (*labels, health.heartbeat.phase), health.phase_seconds
+        yield "heartbeat_age_seconds", labels, health.age
+        yield "rank_waited_for", labels, health.is_waited_for

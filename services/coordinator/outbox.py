@@ -73,6 +73,11 @@ class RunStreams:
         for outbox in self._outboxes.values():
             outbox.put(response)
 
+    def send_to(self, rank: int, response: bytes) -> None:
+        """Send one serialized response to one rank, if it has a stream."""
+        if outbox := self._outboxes.get(rank):
+            outbox.put(response)
+
     def drain(self) -> None:
         """End every stream with UNAVAILABLE: its rank is to try again elsewhere, or later."""
         for outbox in self._outboxes.values():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from switokd.distillation.decision import Decision
 from switokd.services.coordinator.journal import NO_JOURNAL, Journal, StoredRun
+from switokd.services.coordinator.messages import notice_to_wire
 from switokd.services.coordinator.metrics import Metrics, RunMetrics
 from switokd.services.coordinator.outbox import RunStreams
 from switokd.services.coordinator.plan import Plan
@@ -40,6 +41,10 @@ class RunEntry:
         """End the run if one of its ranks hangs or is gone."""
         if reason := self.run.hang(now):
             self.run.fail(reason, now)
+        for notice in self.run.health.take_notices():
+            log.warning("run %s: %s", self.run.run_id, notice.text)
+            if notice.reader is not None:
+                self.streams.send_to(notice.reader, notice_to_wire(notice.text))
         self.announce_failure()
 
     def announce_failure(self) -> None:

@@ -16,6 +16,7 @@ from switokd.distillation.decision import Decision, Mode
 from switokd.distillation.gap import PairSums
 from switokd.distillation.topology import Pair
 from switokd.services.coordinator.hangs import HangDetector
+from switokd.services.coordinator.health import Health
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.ranks import NOBODY, Caller, Ranks
 from switokd.services.coordinator.refusal import Refusal
@@ -58,6 +59,7 @@ class CoordinatedRun:
         self._ranks = Ranks(run_id, plan)
         self._rounds = Rounds(plan, self._ranks, plan.rule(strategies))
         self._hangs = HangDetector(self._ranks, self._rounds, plan.round_timeout, now)
+        self.health = Health(self._ranks, self._rounds, plan.round_timeout)
         self._failure = ""
         self._ended_at: float | None = None
 
@@ -133,6 +135,7 @@ class CoordinatedRun:
         """
         self._check(rank)
         self._ranks.attach(rank, caller)
+        self.health.forget(rank)
         return self._rounds.attach(rank, settled, received)
 
     def report(
@@ -177,8 +180,12 @@ class CoordinatedRun:
     def hang(self, now: float) -> str | None:
         """Name the ranks that the run has waited for too long; None if no rank hangs."""
         if self._ended_at is not None:
+            self.health.clear()
             return None
-        return self._hangs.describe(self.state is RunState.JOINING, now)
+        self.health.check(now)
+        if reason := self._hangs.describe(self.state is RunState.JOINING, now):
+            return reason + self.health.explain(now)
+        return self.health.hang()
 
     @property
     def settled(self) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 
 from switokd.distillation.decision import Decision
-from switokd.services.coordinator.messages import status_code
+from switokd.services.coordinator.messages import heartbeat_from_wire, status_code
 from switokd.services.coordinator.metrics import Histogram
 from switokd.services.coordinator.outbox import Outbox, StreamEnd
 from switokd.services.coordinator.ranks import Caller
@@ -103,6 +103,9 @@ class Session:
             self._attach(message.attach)
         elif event == "report":
             self._report(message.report, attachment)
+        elif event == "heartbeat":
+            heartbeat = heartbeat_from_wire(message.heartbeat)
+            attachment.entry.run.health.beat(attachment.rank, heartbeat, self._runs.now())
         elif event == "settled":
             _settled(message.settled, attachment.entry)
         elif event == "progress":

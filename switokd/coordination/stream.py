@@ -19,10 +19,13 @@ import grpc
 
 from switokd.config.sections import Coordinator
 from switokd.coordination.connection import FINAL, Connection, Outgoing
+from switokd.coordination.heartbeat import HeartbeatThread
 from switokd.coordination.membership import Membership
 from switokd.coordination.protocol import Messages, RankProtocol
 from switokd.distillation.decision import Decision
 from switokd.errors import CoordinatorError, PeerError, SwitokdError
+from switokd.runtime.lifecycle import print_error
+from switokd.runtime.phase import ACTIVITY
 from switokd.v1 import coordinator_pb2 as pb
 
 CLOSE_SECONDS = 2.0
@@ -72,6 +75,7 @@ class CoordinatorStream:
         self._failure: SwitokdError | None = None
         self._is_closing = False
         self._lost_at: float | None = None
+        self._heart: HeartbeatThread | None = None
 
     @property
     def failure(self) -> SwitokdError | None:
@@ -89,6 +93,7 @@ class CoordinatorStream:
             target=self._receive_always, daemon=True, name="decisions"
         )
         self._receiver.start()
+        self._heart = HeartbeatThread(self.send, self._settings.timeout)
 
     def report(self, report: pb.Report) -> None:
         """Send this rank's report of a step; does not wait."""
@@ -122,7 +127,7 @@ class CoordinatorStream:
 
     def wait(self, step: int, seconds: float) -> Decision | None:
         """Wait for the decision of `step`; return the last decision, or None if it is older."""
-        with self._changed:
+        with self._changed, ACTIVITY.waiting():
             self._changed.wait_for(lambda: self._failure or self._has_decided(step), seconds)
             decision = self._last_decision if self._has_decided(step) else None
         self.raise_if_failed()
@@ -154,6 +159,8 @@ class CoordinatorStream:
 
     def close(self, failure: str) -> None:
         """Send Leave, then close the connection. failure: why the rank failed, or empty."""
+        if self._heart is not None:
+            self._heart.stop()
         with self._changed:
             if not failure and not self._failure:
                 self._changed.wait_for(lambda: self.protocol.is_attached, RETURN_SECONDS)
@@ -226,6 +233,9 @@ class CoordinatorStream:
 
     def _handle(self, response: pb.TrainResponse, attempt: int) -> bool:
         """Handle one message; return whether the stream can go on."""
+        if response.WhichOneof("event") == "notice":
+            print_error(response.notice.text)
+            return True
         with self._changed:
             received = self.protocol.receive(response, attempt)
             self._send(received.messages)

@@ -15,8 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from switokd.errors import UsageError
+from switokd.runtime.phase import ACTIVITY
 
 SUMS = "SHA256SUMS"
+
+PIECE = 64 * 2**20
+"""Bytes that are written at once. A rank that writes a large file slowly does not hang."""
 
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:
@@ -27,9 +31,12 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            for begin in range(0, len(content), PIECE):
+                file.write(content[begin : begin + PIECE])
+                ACTIVITY.progress()
             file.flush()
             os.fsync(file.fileno())
+            ACTIVITY.progress()
         partial.replace(path)
     except OSError:
         with suppress(OSError):

@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from switokd.errors import CollectiveError, SwitokdError, UsageError
 from switokd.runtime.environment import Environment, restart_count
+from switokd.runtime.phase import ACTIVITY
 
 T = TypeVar("T")
 
@@ -142,7 +143,8 @@ class World:
         if self.store is None:
             return None
         try:
-            self.store.wait([f"text/{key}"], timedelta(seconds=seconds))
+            with ACTIVITY.waiting():
+                self.store.wait([f"text/{key}"], timedelta(seconds=seconds))
         except RuntimeError:  # DistStoreError
             return None
         return self.store.get(f"text/{key}").decode()
@@ -166,12 +168,13 @@ class World:
 
 @contextmanager
 def collective_errors(doing: str) -> Iterator[None]:
-    """Turn the failure of a collective into a CollectiveError.
+    """Turn the failure of a collective into a CollectiveError, and note that the rank waits.
 
     doing: describes what the rank was doing.
     """
     try:
-        yield
+        with ACTIVITY.waiting():
+            yield
     except torch.OutOfMemoryError:  # not a failure of the collective
         raise
     except (RuntimeError, ValueError) as error:

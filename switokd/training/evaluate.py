@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from switokd.data.images import Images
+from switokd.runtime.phase import ACTIVITY
 from switokd.runtime.placement import LocalPlacement
 from switokd.runtime.process_group import World
 from switokd.training.batch_norm import average_statistics
@@ -35,6 +36,7 @@ def top1(
         z = learner.predict(x.to(device), model)
         correct += (z.argmax(dim=1) == y.to(device)).sum()
         samples += len(y)
+        ACTIVITY.progress()
     model.train(was_training)
     return int(correct.item()), samples
 

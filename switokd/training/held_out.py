@@ -19,6 +19,7 @@ from torch import Tensor
 from switokd.data.images import Images
 from switokd.data.loader import Batches
 from switokd.distillation.strategies.base import Strategy
+from switokd.runtime.phase import ACTIVITY, Phase
 from switokd.training.exchange import Exchange
 from switokd.training.learner import Learner
 
@@ -51,6 +52,7 @@ class HeldOut:
         """
         if self.batches is None:
             return
+        ACTIVITY.begin(Phase.EVALUATING, step - 1)
         modes = {learner.name: learner.model.training for learner in learners}
         for learner in learners:
             learner.model.eval()

@@ -31,6 +31,7 @@ from switokd.distillation.distances import (
 )
 from switokd.distillation.method import Method
 from switokd.errors import NonFiniteError
+from switokd.runtime.phase import ACTIVITY, Phase
 from switokd.training.cuda_graphs import GraphedFunctions
 from switokd.training.exchange import Exchange, Gathered, gradient_sum
 from switokd.training.learner import Learner
@@ -90,6 +91,7 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
     """
     learners, method, decider = context.learners, context.method, context.decider
     exchange, placement, guard = context.exchange, context.exchange.local_placement, context.guard
+    ACTIVITY.begin(Phase.FORWARD, step)
     if guard:
         guard.begin()
     # Forward in train mode, also for paused teachers: their BatchNorm statistics keep moving.
@@ -101,9 +103,11 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
         for learner in learners
     }
     y_own = {name: y[part] for name, part in loaded.items()}
+    ACTIVITY.begin(Phase.EXCHANGE)
     gathered = exchange(step, _whole_shards(z), y_own, n)  # detached
 
     # Distances between this rank's teachers and their students; a student's rank needs none.
+    ACTIVITY.begin(Phase.DECIDING)
     sums, correct = _measure(context, step, gathered, shards)
     exchanged_at = time.perf_counter()
     decider.report(step, sums, gathered.seconds)
@@ -122,6 +126,7 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
             applied[learner.name] = decision
             if learner.name in decision.paused:
                 continue  # no backward pass: weights and momentum stay unchanged
+        ACTIVITY.begin(Phase.BACKWARD)
         own: list[Tensor | None] = [None for _ in parts[learner.name]]
         if any(z_part is not None for z_part in z[learner.name]):
             terms = list(method.terms(learner.name, decision))
@@ -138,7 +143,9 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
         guard.check(step, losses)
     for learner in students_first:
         if learner.is_teacher and learner.optimizer_step.is_due(step):
+            ACTIVITY.begin(Phase.DECIDING)
             decider.decision(step)  # an early decision must be confirmed before weights change
+            ACTIVITY.begin(Phase.BACKWARD)
         with exchange.watched(gradient_sum(step)):
             learner.update(step)
     return StepResult(gathered.logits, gathered.y, losses, correct, applied, exchanged_at)

@@ -14,6 +14,7 @@ from switokd.data.images import Images
 from switokd.data.loader import Batch
 from switokd.errors import NonFiniteError
 from switokd.runtime.lifecycle import Preempted, ignore_sigterm
+from switokd.runtime.phase import ACTIVITY, Phase
 from switokd.runtime.process_group import World
 from switokd.training.agreement import Agreement
 from switokd.training.build import set_learning_rate
@@ -70,6 +71,7 @@ class Trainer:
         held_out = HeldOut.of(self.images, self.config.method.strategy, exchange)
         last, per_epoch = total_steps(self.config, self.images), self.images.steps_per_epoch
         done = self._restore()
+        ACTIVITY.begin(Phase.LOADING, done)
         for observer in self.observers:
             observer.on_begin()
         if done:  # the rest of the epoch, or its evaluation alone
@@ -96,7 +98,9 @@ class Trainer:
         log = self._train(epoch, steps, resumed)
         end = steps.stop - 1
         if steps:
+            ACTIVITY.begin(Phase.DECIDING, end)
             self.context.decider.settle(end)
+        ACTIVITY.begin(Phase.EVALUATING, end)
         is_last = end == total_steps(self.config, self.images)
         is_tested = is_last or (epoch + 1) % self.config.schedule.evaluate_every == 0
         if is_tested:
@@ -122,6 +126,7 @@ class Trainer:
         for step in steps:
             for learner in context.learners:
                 set_learning_rate(self.config, learner, step, self.images.steps_per_epoch)
+            ACTIVITY.begin(Phase.LOADING, step)
             x, y = next(self.batches)
             n = self.images.size_of(step - 1)
             exchange.ask(self.clock.request, self._agreement.applied)
@@ -165,6 +170,7 @@ class Trainer:
         Preempted if the ranks were asked to stop, as soon as the checkpoint is on the disk.
         """
         context, world = self.context, self.world
+        ACTIVITY.begin(Phase.SAVING, step)
         context.decider.settle(step)  # the checkpoint goes with a record that is complete
         check_finite(context.learners, world.rank)
         local_placement = context.exchange.local_placement
@@ -226,6 +232,7 @@ class Trainer:
 
         names: the networks to save; None: all. averages: whether to save moving averages too.
         """
+        ACTIVITY.begin(Phase.SAVING)
         placement = self.context.exchange.local_placement.placement
         states = gather_weights(self.context.learners, placement, self.world, names, averages)
         for observer in self.observers:

@@ -61,6 +61,44 @@ MODE_EXPERT: Mode.ValueType  # 2
 """The teacher is paused for this student."""
 Global___Mode: _TypeAlias = Mode  # noqa: Y015
 
+class _Phase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PHASE_UNSPECIFIED: _Phase.ValueType  # 0
+    PHASE_LOADING: _Phase.ValueType  # 1
+    """Waits for the next batch of images."""
+    PHASE_FORWARD: _Phase.ValueType  # 2
+    PHASE_EXCHANGE: _Phase.ValueType  # 3
+    """Exchanges logits with the other ranks."""
+    PHASE_DECIDING: _Phase.ValueType  # 4
+    """Measures distances, and waits for the decision."""
+    PHASE_BACKWARD: _Phase.ValueType  # 5
+    """Backward passes, sums of gradients, optimizer steps."""
+    PHASE_EVALUATING: _Phase.ValueType  # 6
+    PHASE_SAVING: _Phase.ValueType  # 7
+    """Collects and writes a checkpoint or weights."""
+
+class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
+    """What a rank is doing in its training."""
+
+PHASE_UNSPECIFIED: Phase.ValueType  # 0
+PHASE_LOADING: Phase.ValueType  # 1
+"""Waits for the next batch of images."""
+PHASE_FORWARD: Phase.ValueType  # 2
+PHASE_EXCHANGE: Phase.ValueType  # 3
+"""Exchanges logits with the other ranks."""
+PHASE_DECIDING: Phase.ValueType  # 4
+"""Measures distances, and waits for the decision."""
+PHASE_BACKWARD: Phase.ValueType  # 5
+"""Backward passes, sums of gradients, optimizer steps."""
+PHASE_EVALUATING: Phase.ValueType  # 6
+PHASE_SAVING: Phase.ValueType  # 7
+"""Collects and writes a checkpoint or weights."""
+Global___Phase: _TypeAlias = Phase  # noqa: Y015
+
 class _RunState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -255,6 +293,7 @@ class TrainRequest(_message.Message):
     LEAVE_FIELD_NUMBER: _builtins.int
     STALL_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attach(self) -> Global___Attach:
         """First message of every stream, and only the first."""
@@ -279,6 +318,10 @@ class TrainRequest(_message.Message):
     def settled(self) -> Global___Settled:
         """Only from rank 0: a step in its record that the coordinator lacks."""
 
+    @_builtins.property
+    def heartbeat(self) -> Global___Heartbeat:
+        """About once a second, from a thread of its own: what the rank is doing."""
+
     def __init__(
         self,
         *,
@@ -288,12 +331,13 @@ class TrainRequest(_message.Message):
         leave: Global___Leave | None = ...,
         stall: Global___Stall | None = ...,
         settled: Global___Settled | None = ...,
+        heartbeat: Global___Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "leave", b"leave", "progress", b"progress", "report", b"report", "settled", b"settled", "stall", b"stall"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "heartbeat", b"heartbeat", "leave", b"leave", "progress", b"progress", "report", b"report", "settled", b"settled", "stall", b"stall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "leave", b"leave", "progress", b"progress", "report", b"report", "settled", b"settled", "stall", b"stall"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "heartbeat", b"heartbeat", "leave", b"leave", "progress", b"progress", "report", b"report", "settled", b"settled", "stall", b"stall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attach", "report", "progress", "leave", "stall", "settled"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attach", "report", "progress", "leave", "stall", "settled", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -463,6 +507,46 @@ class PairSums(_message.Message):
 Global___PairSums: _TypeAlias = PairSums  # noqa: Y015
 
 @_typing.final
+class Heartbeat(_message.Message):
+    """A rank that sends none for long is stopped, or one of its threads lets no
+    other one run.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    PHASE_SECONDS_FIELD_NUMBER: _builtins.int
+    STILL_SECONDS_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
+    phase: Global___Phase.ValueType
+    step: _builtins.int
+    """The step of the phase, or the last step before it; 0 before the first."""
+    phase_seconds: _builtins.float
+    """Time since the phase began, and since the rank has last got any further in
+    it, such as by one batch of an evaluation.
+    """
+    still_seconds: _builtins.float
+    waits: _builtins.bool
+    """Whether the rank waits for other ranks or for the coordinator."""
+    def __init__(
+        self,
+        *,
+        phase: Global___Phase.ValueType = ...,
+        step: _builtins.int = ...,
+        phase_seconds: _builtins.float = ...,
+        still_seconds: _builtins.float = ...,
+        waits: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phase", b"phase", "phase_seconds", b"phase_seconds", "step", b"step", "still_seconds", b"still_seconds", "waits", b"waits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
 class Progress(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -583,25 +667,52 @@ class TrainResponse(_message.Message):
 
     ATTACHED_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attached(self) -> Global___Attached: ...
     @_builtins.property
     def decision(self) -> Global___Decision: ...
+    @_builtins.property
+    def notice(self) -> Global___Notice:
+        """To one rank of the run."""
+
     def __init__(
         self,
         *,
         attached: Global___Attached | None = ...,
         decision: Global___Decision | None = ...,
+        notice: Global___Notice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "decision", b"decision", "event", b"event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "decision", b"decision", "event", b"event", "notice", b"notice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "decision", b"decision", "event", b"event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "decision", b"decision", "event", b"event", "notice", b"notice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attached", "decision"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attached", "decision", "notice"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___TrainResponse: _TypeAlias = TrainResponse  # noqa: Y015
+
+@_typing.final
+class Notice(_message.Message):
+    """One sentence for the user, such as a warning about another rank."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notice: _TypeAlias = Notice  # noqa: Y015
 
 @_typing.final
 class Attached(_message.Message):
@@ -769,6 +880,8 @@ class GetRunStatusResponse(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     RECORDED_STEP_FIELD_NUMBER: _builtins.int
     DECIDED_ALONE_STEPS_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
     state: Global___RunState.ValueType
     failure: _builtins.str
     """Why the run failed; empty otherwise."""
@@ -785,6 +898,14 @@ class GetRunStatusResponse(_message.Message):
     def last_decision(self) -> Global___Decision:
         """The last step that was decided, with its decision."""
 
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankStatus]:
+        """The ranks that have sent a heartbeat, in ascending order."""
+
+    @_builtins.property
+    def waiting_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """A sentence about each rank that the others wait for, or that is silent."""
+
     def __init__(
         self,
         *,
@@ -796,11 +917,51 @@ class GetRunStatusResponse(_message.Message):
         epoch: _builtins.int = ...,
         recorded_step: _builtins.int = ...,
         decided_alone_steps: _builtins.int = ...,
+        ranks: _abc.Iterable[Global___RankStatus] | None = ...,
+        waiting_for: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_decision", b"last_decision", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected_ranks", b"connected_ranks", "decided_alone_steps", b"decided_alone_steps", "epoch", b"epoch", "failure", b"failure", "last_decision", b"last_decision", "plan", b"plan", "recorded_step", b"recorded_step", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected_ranks", b"connected_ranks", "decided_alone_steps", b"decided_alone_steps", "epoch", b"epoch", "failure", b"failure", "last_decision", b"last_decision", "plan", b"plan", "ranks", b"ranks", "recorded_step", b"recorded_step", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRunStatusResponse: _TypeAlias = GetRunStatusResponse  # noqa: Y015
+
+@_typing.final
+class RankStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    NETWORKS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    SECONDS_SINCE_HEARTBEAT_FIELD_NUMBER: _builtins.int
+    IS_WAITED_FOR_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    seconds_since_heartbeat: _builtins.float
+    is_waited_for: _builtins.bool
+    """Whether the other ranks wait for it, or it is silent."""
+    @_builtins.property
+    def networks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its networks."""
+
+    @_builtins.property
+    def heartbeat(self) -> Global___Heartbeat:
+        """The last one."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        networks: _abc.Iterable[_builtins.str] | None = ...,
+        heartbeat: Global___Heartbeat | None = ...,
+        seconds_since_heartbeat: _builtins.float = ...,
+        is_waited_for: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "is_waited_for", b"is_waited_for", "networks", b"networks", "rank", b"rank", "seconds_since_heartbeat", b"seconds_since_heartbeat"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankStatus: _TypeAlias = RankStatus  # noqa: Y015

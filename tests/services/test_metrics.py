@@ -11,6 +11,7 @@ from switokd.distillation.decision import Decision, Rule, decide
 from switokd.distillation.gap import Distances
 from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Pair, Role, Topology
+from switokd.services.coordinator.health import Heartbeat
 from switokd.services.coordinator.metrics import SECONDS_BUCKETS, Histogram, Metrics
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.run import CoordinatedRun
@@ -94,3 +95,24 @@ def test_a_histogram_ignores_a_number_that_is_no_duration(seconds: float) -> Non
     histogram.observe(seconds)
     assert histogram.buckets()[-1] == ("+Inf", 0)
     assert histogram.total == 0.0
+
+
+def test_a_rank_has_series_of_its_phase_until_the_run_ends() -> None:
+    metrics = Metrics()
+    run = CoordinatedRun("r", PLAN, now=0.0)
+    metrics.add_run(run)
+    run.join(0, PLAN)
+    run.attach(0)
+    run.health.beat(0, Heartbeat("backward", 3, 2.0, 2.0, waits=False), now=1.0)
+    run.hang(now=1.5)
+    series = {name: value for name, value in scraped(metrics).items() if "rank=" in name}
+    assert series == {
+        'switokd_rank_phase_seconds{phase="backward",rank="0",run="r"}': 2.5,
+        'switokd_heartbeat_age_seconds{rank="0",run="r"}': 0.5,
+        'switokd_rank_waited_for{rank="0",run="r"}': 0,
+    }
+    run.hang(now=12.0)
+    assert scraped(metrics)['switokd_rank_waited_for{rank="0",run="r"}'] == 1
+    run.leave(0, "", now=13.0)
+    run.hang(now=13.5)
+    assert not [name for name in scraped(metrics) if "rank=" in name]
