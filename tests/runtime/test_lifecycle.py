@@ -6,6 +6,7 @@ Not covered: whole runs whose parts are killed (`test_faults.py`).
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -100,3 +101,16 @@ def test_a_process_ends_soon_after_the_one_that_it_must_not_outlive(tmp_path: Pa
             assert child.poll() is None
             other.kill()
             assert child.wait(10) == -signal.SIGTERM
+
+
+def test_what_is_left_of_a_process_group_is_killed_also_if_it_is_stopped() -> None:
+    program = "sh -c 'kill -STOP $$; sleep 60' & sleep 60"
+    leader = subprocess.Popen(["sh", "-c", program], start_new_session=True)
+    children = psutil.Process(leader.pid).children
+    stopped = psutil.STATUS_STOPPED
+    wait_until(lambda: any(c.status() == stopped for c in children()), 10, "a stopped process")
+    leader.kill()
+    leader.wait()
+    lifecycle.end_group(leader.pid, 0.2)
+    wait_until(lambda: not lifecycle._has_running(leader.pid), 10, "the end of the group")
+    lifecycle.end_group(leader.pid, 60)  # returns at once
