@@ -144,7 +144,8 @@ def _run(
 def train_ranks(world_size: int, arguments: tuple[str, ...]) -> None:
     """Fork the ranks of `switokd train ARGUMENTS`, and end with the exit code of the run."""
     launcher, ranks_end = socket.socketpair()
-    start: dict[str, object] = {"coordinator": None, "settings": [], "again": False}  # rank 0 starts a coordinator
+    # Without a coordinator from the launcher, rank 0 starts one.
+    start: dict[str, object] = {"coordinator": None, "settings": [], "again": False}
     launcher.sendall(json.dumps(start).encode() + b"\n")
     sys.argv = ["ranks", f"--fork={world_size}", f"--launcher={ranks_end.detach()}", *arguments]
     worker_main()

@@ -243,5 +243,5 @@ def test_job_command_trains_and_continues_after_an_eviction(
 
 
 def test_job_command_hands_on_the_exit_code_of_a_mistake(tmp_path: Path) -> None:
-    with pods("127.0.0.1:1", tmp_path, "networks.student.model=nonsense") as workers:
+    with pods("127.0.0.1:1", tmp_path, "schedule.epochs=nonsense") as workers:
         assert ended(workers) == [2, 2, 2], logs(tmp_path)
