@@ -56,7 +56,11 @@ class RankProtocol:
         """Last step that was reported; that is decided, as far as this rank knows; that is in rank
         0's record."""
         self._told = first_step - 1
-        """Last settled step that the coordinator has been told when the stream was opened."""
+        """Last settled step that the coordinator has been told on the open stream."""
+        self._first_here = first_step
+        """The first decision that the coordinator tells on the open stream."""
+        self._last_here = first_step - 1
+        """The last decision that it has told on it."""
         self.recorded = first_step - 1
         """Last step that is in the coordinator's journal, on its disk, with all before it."""
         self.is_alone = False
@@ -72,6 +76,7 @@ class RankProtocol:
         attach = pb.Attach(attempt=self.attempt)
         attach.settled_step, attach.received_step = self.settled, self.decided
         self._told = self.settled
+        self._first_here, self._last_here = self.decided + 1, self.decided
         attach.MergeFrom(self._identity)
         return [pb.TrainRequest(attach=attach)]
 
@@ -89,6 +94,7 @@ class RankProtocol:
         if event != "decision":
             return NOTHING
         self._heard = max(self._heard, response.decision.step)
+        self._last_here = max(self._last_here, response.decision.step)
         self._note_recorded(response.decision.recorded_step)
         if response.decision.step <= self.decided:
             return NOTHING
@@ -127,26 +133,38 @@ class RankProtocol:
         self._outbox = {s: report for s, report in self._outbox.items() if s > step}
         self.settled = max(self.settled, step)
         self.decided = max(self.decided, step)
-        new = {d.step: _settled(decision_to_wire(d), alone=True) for d in decisions}
-        self._unrecorded.update(new)
-        return [_message(serialized) for serialized in new.values()] if self.is_attached else []
+        self._unrecorded.update(
+            {d.step: _settled(decision_to_wire(d), alone=True) for d in decisions}
+        )
+        return self._tell_settled([]) if self.is_attached else []
 
     def _attached(self, attached: pb.Attached) -> Received:
         """Send what the coordinator lacks: settled decisions first, then reports."""
         self.is_attached = True
         self._has_journal = attached.has_journal
-        missing = [(steps.first, steps.last) for steps in attached.missing]
-        # Steps may have been settled since this stream was opened; their reports are gone.
-        missing.append((self._told + 1, self.settled))
-        messages = [
-            _message(serialized)
-            for step, serialized in self._unrecorded.items()
-            if any(first <= step <= last for first, last in missing)
-        ]
+        messages = self._tell_settled([(steps.first, steps.last) for steps in attached.missing])
         for step, report in self._outbox.items():
             if step >= attached.next_step:
                 messages.append(pb.TrainRequest(report=report))
         return Received([], messages)
+
+    def _tell_settled(self, missing: Iterable[tuple[int, int]]) -> Messages:
+        """Return the settled decisions that the coordinator may lack; their reports are gone.
+
+        missing: first and last steps of which it says so. It cannot say so of those that were
+        settled since the stream was opened. Of these it knows what it has told on this stream.
+        """
+        wanted = [
+            *missing,
+            (self._told + 1, min(self.settled, self._first_here - 1)),
+            (max(self._told, self._last_here) + 1, self.settled),
+        ]
+        self._told = self.settled
+        return [
+            _message(serialized)
+            for step, serialized in self._unrecorded.items()
+            if any(first <= step <= last for first, last in wanted)
+        ]
 
     def _note_recorded(self, step: int) -> None:
         self.recorded = max(self.recorded, step)
