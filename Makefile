@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 comma := ,
 
-.PHONY: help demo test simulate cover cover-units matrix bench check format imports types tree \
+.PHONY: help demo test simulate soak cover cover-units matrix bench check format imports types tree \
   docs proto proto-check proto-baseline install dev clean
 
 help:  ## List the targets
@@ -35,6 +35,11 @@ test: $(VENV)/.installed-dev  ## Run the tests, two at a time
 SEEDS ?= 100
 simulate: $(VENV)/.installed-dev  ## Simulate SEEDS runs of the coordinator's protocol under random faults
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+FAULTS ?= 1000
+SEED ?= 0
+soak: $(VENV)/.installed-dev  ## Train short runs under FAULTS random faults that really kill (an hour)
+	$(BIN)/python -m tests.faults.soak --faults $(FAULTS) --seed $(SEED)
 
 # Tests that start processes are counted too: coverage follows every Python process.
 cover: $(VENV)/.installed-dev  ## Run the tests and report line and branch coverage
