@@ -131,9 +131,9 @@ def soak(
     first: number of the first run. Folders of runs with a problem stay.
     """
     total = Soak()
+    deadline = time.monotonic() + 60 * minutes
     expected = undisturbed(top / "undisturbed")
     outside = Outside(top / "coordinator")
-    deadline = time.monotonic() + 60 * minutes
     try:
         for run in count(first):
             is_enough = total.happened.total() >= faults or total.runs == runs
