@@ -18,6 +18,7 @@ from queue import SimpleQueue
 import grpc
 
 from switokd.config.sections import Coordinator
+from switokd.coordination.absence import Absence
 from switokd.coordination.connection import FINAL, Connection, Outgoing
 from switokd.coordination.heartbeat import HeartbeatThread
 from switokd.coordination.membership import Membership
@@ -60,7 +61,7 @@ class CoordinatorStream:
     ) -> None:
         """Join the run; errors as `Connection.join_first`."""
         self._settings = settings
-        self._on_failure, self._say = on_failure, say
+        self._on_failure, self._absence = on_failure, Absence(settings, say)
         self._connection = Connection(membership, plan)
         self._connection.join_first(settings.timeout)
         self._outgoing: Outgoing = SimpleQueue()
@@ -74,7 +75,6 @@ class CoordinatorStream:
         self._last_decision: Decision | None = None
         self._failure: SwitokdError | None = None
         self._is_closing = False
-        self._lost_at: float | None = None
         self._heart: HeartbeatThread | None = None
 
     @property
@@ -201,15 +201,7 @@ class CoordinatorStream:
 
     def _lose(self, error: SwitokdError) -> None:
         """Note that the stream has broken; it is a failure if the run needs the coordinator."""
-        now = time.monotonic()
-        if self._lost_at is None and self._settings.on_loss != "stop":
-            alone = self._settings.on_loss == "decide_alone"
-            meanwhile = "the ranks decide alone" if alone else "the ranks wait"
-            self._say(f"{error}; {meanwhile} until it is back (coordinator.on_loss)")
-        self._lost_at = self._lost_at or now
-        limits = {"stop": 0.0, "wait": self._settings.timeout}
-        limit = limits.get(self._settings.on_loss)
-        if limit is not None and now - self._lost_at >= limit:
+        if self._absence.begin(str(error)):
             self.fail(error)
         with self._changed:
             self.protocol.lose()
@@ -242,9 +234,7 @@ class CoordinatorStream:
             for decision in received.decisions:
                 self._on_decision(decision)
                 self._last_decision = decision
-            if self.protocol.is_attached and self._lost_at is not None:
-                seconds = time.monotonic() - self._lost_at
-                self._say(f"{self._connection.coordinator} is back after {seconds:.1f} s")
-                self._lost_at = None
+            if self.protocol.is_attached:
+                self._absence.end(self._connection.coordinator)
             self._changed.notify_all()
         return not received.is_broken

@@ -11,10 +11,10 @@ Not covered: loading batches, logging, evaluation (`trainer.py`).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -86,8 +86,7 @@ class StepResult:
 def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) -> StepResult:
     """Train on one batch of `n` samples; x `[b, ...]` and y are the part that this rank loaded.
 
-    NonFiniteError and PeerError as in `Exchange.check` and `Guard.check`. In these cases no weight
-    of this rank has changed.
+    NonFiniteError, PeerError: as in `Exchange.check`, `Guard.check`; no weight has changed here.
     """
     learners, method, decider = context.learners, context.method, context.decider
     exchange, placement, guard = context.exchange, context.exchange.local_placement, context.guard
@@ -95,14 +94,13 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
     if guard:
         guard.begin()
     # Forward in train mode, also for paused teachers: their BatchNorm statistics keep moving.
-    loaded = {learner.name: placement.local(learner.name, n) for learner in learners}
+    y_own = {learner.name: y[placement.local(learner.name, n)] for learner in learners}
     shards = {learner.name: placement.shard(learner.name, n) for learner in learners}
     parts = {learner.name: placement.parts(learner.name, n) for learner in learners}
     z = {  # by network: logits of each micro-batch; usually the shard is the only one
-        learner.name: learner.forward_parts(x[loaded[learner.name]], step, parts[learner.name], n)
-        for learner in learners
+        li.name: li.forward_parts(x[placement.local(li.name, n)], step, parts[li.name], n)
+        for li in learners
     }
-    y_own = {name: y[part] for name, part in loaded.items()}
     ACTIVITY.begin(Phase.EXCHANGE)
     gathered = exchange(step, _whole_shards(z), y_own, n)  # detached
 
@@ -127,11 +125,9 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
             if learner.name in decision.paused:
                 continue  # no backward pass: weights and momentum stay unchanged
         ACTIVITY.begin(Phase.BACKWARD)
-        own: list[Tensor | None] = [None for _ in parts[learner.name]]
-        if any(z_part is not None for z_part in z[learner.name]):
-            terms = list(method.terms(learner.name, decision))
-            own = _losses(learner, z[learner.name], gathered.y, peers, parts[learner.name], terms)
-            present = [loss.detach() for loss in own if loss is not None]
+        terms = partial(method.terms, learner.name, decision)
+        own = _losses(learner, z[learner.name], gathered.y, peers, parts[learner.name], terms)
+        if present := [loss.detach() for loss in own if loss is not None]:
             losses[learner.name] = present[0] if len(present) == 1 else torch.stack(present)
         if decision is not None and method.zeroes_loss(learner.name, decision):
             # published 1T2S code: momentum and weight decay go on
@@ -143,9 +139,7 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
         guard.check(step, losses)
     for learner in students_first:
         if learner.is_teacher and learner.optimizer_step.is_due(step):
-            ACTIVITY.begin(Phase.DECIDING)
             decider.decision(step)  # an early decision must be confirmed before weights change
-            ACTIVITY.begin(Phase.BACKWARD)
         with exchange.watched(gradient_sum(step)):
             learner.update(step)
     return StepResult(gathered.logits, gathered.y, losses, correct, applied, exchanged_at)
@@ -169,12 +163,16 @@ def _losses(
     y: Tensor,
     peers: Mapping[str, Tensor],
     parts: Sequence[slice],
-    terms: Sequence[Term],
+    terms: Callable[[], Iterable[Term]],
 ) -> list[Tensor | None]:
     """Return what each micro-batch adds to the whole batch's mean loss; None if it is empty.
 
-    z: logits of the micro-batches. y, peers: targets and peers' logits of the whole batch.
+    z: logits of the micro-batches. y, peers: targets and peers' logits of the whole batch. terms:
+    returns those of the network's loss; not called if all micro-batches are empty.
     """
+    if all(z_part is None for z_part in z):
+        return [None for _ in z]
+    terms_of_loss = list(terms())
     cut = aligned if learner.buffers else (lambda tensor: tensor)
     losses: list[Tensor | None] = []
     for z_part, part in zip(z, parts, strict=True):
@@ -182,7 +180,7 @@ def _losses(
             losses.append(None)
             continue
         logits = {name: cut(z_i[part]) for name, z_i in peers.items()}
-        loss = learner.loss(z_part, cut(y[part]), logits, terms)
+        loss = learner.loss(z_part, cut(y[part]), logits, terms_of_loss)
         share = (part.stop - part.start) / len(y)
         losses.append(loss if share == 1 else loss * share)
     return losses
