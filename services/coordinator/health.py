@@ -27,7 +27,7 @@ and can say more about it."""
 AGAIN_SECONDS = 60.0
 """A rank that was named is not named again for this long."""
 
-WITHIN = ("evaluating", "saving")
+AFTER_STEP = ("evaluating", "saving")
 """Phases that follow a step, instead of being a part of it."""
 
 
@@ -46,7 +46,7 @@ def where(phase: str, step: int) -> str:
     """Return phase and step in words: "backward of step 12"."""
     if not step:
         return f"{phase} before the first step"
-    return f"{phase} {'after' if phase in WITHIN else 'of'} step {step}"
+    return f"{phase} {'after' if phase in AFTER_STEP else 'of'} step {step}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from switokd.config.config import Config
-from switokd.coordination.settling import Peers
+from switokd.coordination.settling import Board
 from switokd.distillation.decision import ROUNDING, Decision, Mode, Rule, decide, unsafe_pairs
 from switokd.distillation.distances import Parts, means
 from switokd.distillation.topology import Pair
@@ -21,12 +21,12 @@ from switokd.runtime.placement import Placement
 
 
 class OwnDecisions:
-    """One rank's own decisions. peers: None if no teacher's ranks need each other's modes."""
+    """One rank's own decisions. board: None if no teacher's ranks need each other's modes."""
 
     def __init__(
-        self, rank: int, config: Config, placement: Placement, peers: Peers | None
+        self, rank: int, config: Config, placement: Placement, board: Board | None
     ) -> None:
-        self._rule, self._peers = config.method.rule, peers
+        self._rule, self._board = config.method.rule, board
         self.reported = {
             pair: placement.ranks_of(pair.teacher).index(rank)
             for pair in config.topology.pairs
@@ -62,8 +62,8 @@ class OwnDecisions:
         close = unsafe_pairs(own, distances, self._rule, 2 * ROUNDING)
         chosen = {pair: own.mode(pair) for pair in close if self.reported[pair] == 0}
         for pair, mode in chosen.items():
-            if self._peers and pair.teacher in self._shared:
-                self._peers.publish(_key(step, pair), mode.value)
+            if self._board and pair.teacher in self._shared:
+                self._board.publish(_key(step, pair), mode.value)
         unsafe = unsafe_pairs(own, distances, self._rule) if len(chosen) < len(close) else ()
         self._unsafe = tuple(pair for pair in unsafe if pair not in chosen)
         return chosen
@@ -78,7 +78,7 @@ class OwnDecisions:
         modes = {}
         for pair in self._unsafe:
             key = _key(self._last.step, pair)
-            text = self._peers.read(key, seconds) if self._peers else None
+            text = self._board.read(key, seconds) if self._board else None
             if text is None:
                 return None
             modes[pair] = Mode(text)

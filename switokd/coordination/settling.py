@@ -19,7 +19,19 @@ from switokd.v1 import coordinator_pb2 as pb
 from switokd.wire import modes_from_wire, sums_from_wire
 
 
-class Peers(Protocol):
+class Board(Protocol):
+    """Texts that the ranks of a run let each other read."""
+
+    def publish(self, key: str, text: str) -> None:
+        """Let the other ranks read a text."""
+        ...
+
+    def read(self, key: str, seconds: float) -> str | None:
+        """Wait for a text that a rank publishes; None if none comes in time."""
+        ...
+
+
+class Peers(Board, Protocol):
     """The other ranks. Every rank must call `gather` and `broadcast` together."""
 
     def gather(self, mine: Any) -> list[Any]:
@@ -28,14 +40,6 @@ class Peers(Protocol):
 
     def broadcast(self, rank_0s: Any) -> Any:
         """Return rank 0's object on every rank."""
-        ...
-
-    def publish(self, key: str, text: str) -> None:
-        """Let the other ranks read a text."""
-        ...
-
-    def read(self, key: str, seconds: float) -> str | None:
-        """Wait for a text that a rank publishes; None if none comes in time."""
         ...
 
 

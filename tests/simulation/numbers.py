@@ -46,12 +46,6 @@ class Board:
     def read(self, key: str, seconds: float) -> str | None:
         return self.texts.get(key)
 
-    def gather(self, mine: object) -> list[object]:
-        raise NotImplementedError
-
-    def broadcast(self, rank_0s: object) -> object:
-        raise NotImplementedError
-
 
 class Numbers:
     """The numbers of a run; the same for every start of its processes."""
