@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import copy
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from switokd.errors import UsageError
+from switokd import errors
+from switokd.errors import OwnCodeError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,32 +37,59 @@ def add_import_folders(folders: Iterable[str]) -> None:
     """Let Python import modules from these folders for the rest of the process."""
     for folder in folders:
         if folder not in sys.path:
-            sys.path.append(folder)  # last: a yaml.py there must not hide the package yaml
+            # Last, after the standard library and what is installed: a queue.py or a yaml.py there
+            # must not hide the module that all others mean.
+            sys.path.append(folder)
 
 
 def import_callable(text: str, setting: str) -> Callable[..., Any]:
     """Import `package.module:callable`; UsageError if there is no such module or callable.
 
-    setting: names the setting in the error. Errors raised by the module's own code pass through,
-    with their traceback.
+    setting: names the setting in the error. OwnCodeError for an error of the module's own code.
     """
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", text):
         raise UsageError(f"{setting} {text}: write package.module:callable")
     module_name, _, attribute = text.partition(":")
+    errors.own_packages.update({module_name.partition(".")[0]} - {"torch"})
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+        with errors.own_code_errors(f"{setting} {text}", __file__, every_rank=True):
+            module = importlib.import_module(module_name)
+    except OwnCodeError as error:
+        cause = error.__cause__
+        name = (cause.name or "") if isinstance(cause, ImportError) else ""
+        if hidden := _hidden(name):
+            raise UsageError(f"{setting} {text}: {cause}; {hidden}") from None
+        is_missing = isinstance(cause, ModuleNotFoundError)
+        if not (is_missing and name and f"{module_name}.".startswith(f"{name}.")):
             raise
         raise UsageError(
-            f"{setting} {text}: there is no module {error.name!r}; it must be installed, or be in "
+            f"{setting} {text}: there is no module {name!r}; it must be installed, or be in "
             "the current folder or beside the run file"
         ) from None
     imported = getattr(module, attribute, None)
     if not callable(imported):
         state = "not callable" if hasattr(module, attribute) else "not there"
-        raise UsageError(f"{setting} {text}: {attribute!r} is {state} in module {module_name}")
+        hidden = f"; {hidden}" if (hidden := _hidden(module_name)) else ""
+        raise UsageError(
+            f"{setting} {text}: {attribute!r} is {state} in module {module_name}{hidden}"
+        )
     return imported  # type: ignore[no-any-return]
+
+
+def _hidden(module_name: str) -> str:
+    """Name the file whose module has the name of an imported one, and what to do; else empty.
+
+    The imported module comes earlier on the import path, such as one of the standard library.
+    """
+    name = module_name.partition(".")[0]
+    if name not in sys.modules:
+        return ""
+    used = getattr(sys.modules[name], "__file__", None) or "Python itself"
+    specs = (PathFinder.find_spec(name, [folder]) for folder in sys.path)
+    for file in (spec.origin for spec in specs if spec and spec.origin):
+        if os.path.realpath(file) != os.path.realpath(used):
+            return f"{file} is hidden by the module {name} of {used}: rename the file"
+    return ""
 
 
 @dataclass(frozen=True)

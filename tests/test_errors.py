@@ -6,7 +6,14 @@ import pickle
 
 import pytest
 
-from switokd.errors import CollectiveError, NonFiniteError, PeerError, SwitokdError, UsageError
+from switokd.errors import (
+    CollectiveError,
+    NonFiniteError,
+    PeerError,
+    SwitokdError,
+    UsageError,
+    first_line,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,3 +41,16 @@ def test_an_error_can_be_sent_to_other_ranks(error: SwitokdError) -> None:
     assert type(received) is type(error)
     assert str(received) == str(error)
     assert vars(received) == vars(error)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("no image in <_io.BufferedReader name='/d/my <1>.png'>", "no image in '/d/my <1>.png'"),
+        ("no image in <_io.TextIOWrapper name=4 mode='r' encoding='utf-8'>", "no image in 4"),
+        ("<_io.BytesIO object at 0x7f3a> is no image", "a file in memory is no image"),
+        ("", "OSError"),
+    ],
+)
+def test_first_line_names_a_file_object_by_its_file(message: str, expected: str) -> None:
+    assert first_line(OSError(message + "\nmore" if message else message)) == expected

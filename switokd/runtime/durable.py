@@ -23,14 +23,17 @@ PIECE = 64 * 2**20
 """Bytes that are written at once. A rank that writes a large file slowly does not hang."""
 
 
-def replace_file(path: Path, content: bytes | memoryview) -> None:
+def replace_file(path: Path, content: bytes | memoryview, mode: int = 0o666) -> None:
     """Write a file so that either the old or the whole new content is there, also after a crash.
 
-    OSError if the disk is full or read-only; the old file is then unchanged.
+    mode: of the file, less what the umask takes away; 0o600 is for secrets. OSError if the disk is
+    full or read-only; the old file is then unchanged.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with suppress(FileNotFoundError):  # left by a crash, perhaps with other permissions
+            partial.unlink()
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             for begin in range(0, len(content), PIECE):
                 file.write(content[begin : begin + PIECE])
                 ACTIVITY.progress()

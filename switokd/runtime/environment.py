@@ -15,6 +15,9 @@ from switokd.errors import UsageError
 STARTED = "SWITOKD_STARTED"
 """Environment variable with the time at which `switokd train` was started, for its ranks."""
 
+TORCHRUN = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR")
+"""Environment variables of a process among several."""
+
 _IMPORTED_AT = time.time()
 
 
@@ -84,22 +87,48 @@ def cores() -> int:
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> Environment:
-    """Read torchrun's variables; without them, return the environment of a single process."""
-    if "WORLD_SIZE" not in variables:
+    """Read torchrun's variables; without them, return the environment of a single process.
+
+    UsageError if only some of them are set, as a job of another program leaves them, or if a value
+    cannot be one of torchrun's.
+    """
+    if not variables.get("WORLD_SIZE"):
         return Environment()
+    if missing := [name for name in TORCHRUN if not variables.get(name)]:
+        raise UsageError(
+            f"environment variable WORLD_SIZE={variables['WORLD_SIZE']} is set, but not "
+            f"{', '.join(missing)}: torchrun sets all of them; start with torchrun, or unset "
+            "WORLD_SIZE"
+        )
+    world_size, local_world_size = (_count(variables, name, 1) for name in TORCHRUN[:2])
     return Environment(
-        rank=int(variables["RANK"]),
-        world_size=int(variables["WORLD_SIZE"]),
-        local_rank=int(variables["LOCAL_RANK"]),
-        local_world_size=int(variables["LOCAL_WORLD_SIZE"]),
+        rank=_count(variables, "RANK", 0, world_size - 1),
+        world_size=world_size,
+        local_rank=_count(variables, "LOCAL_RANK", 0, local_world_size - 1),
+        local_world_size=local_world_size,
         master_addr=variables["MASTER_ADDR"],
         under_torchrun="TORCHELASTIC_RUN_ID" in variables,
     )
 
 
+def _count(variables: Mapping[str, str], name: str, least: int, most: int | None = None) -> int:
+    """Read a whole number from `least` to `most`; UsageError for any other value."""
+    text = variables[name].strip()
+    value = int(text) if text.isdecimal() and len(text) < 10 else -1
+    if value < least or (most is not None and value > most):
+        allowed = f"{least} or more" if most is None else f"{least} to {most}"
+        raise UsageError(
+            f"environment variable {name}={variables[name]}: allowed: {allowed}; torchrun sets it"
+        )
+    return value
+
+
 def rank_in_words() -> str:
     """Return "rank 1" for a message, an empty string in a run of one process."""
-    env = environment()
+    try:
+        env = environment()
+    except UsageError:  # another program's variables: not of a rank
+        return ""
     return f"rank {env.rank}" if env.world_size > 1 else ""
 
 

@@ -23,19 +23,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import IO
 
 from switokd.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, PeerError
 from switokd.runtime.environment import STARTED, ProcessLayout, cores, started
+from switokd.runtime.interpreter import python_command
 from switokd.runtime.lifecycle import (
     Terminated,
     end_group,
     ignore_sigterm,
     print_error,
+    print_warning,
     unwind_on_sigterm,
 )
+from switokd.runtime.log import is_json, objects
 
 LEFT_SECONDS = 2.5
 """How long the ranks may outlive the process that started them, before SIGKILL."""
+
+RELAY_SECONDS = 1.0
+"""How long the last lines of the ranks may take to be passed on."""
 
 STUCK_SECONDS = 40.0
 """How long that process may take to end after a signal: longer than it gives the ranks."""
@@ -94,7 +101,7 @@ def launch(job: Job) -> int:
                 return code
             seconds = min(2.0 ** (restart - 2), LONGEST_PAUSE) if restart > 1 else 0.0
             when = f" in {seconds:g} s" if seconds else ""
-            print_error(
+            print_warning(
                 f"the run has lost a process and starts again{when} from its last checkpoint "
                 f"(restart {restart} of {job.max_restarts})"
             )
@@ -133,7 +140,7 @@ class _Parent:
         job = self._job
         self._connection, theirs = socket.socketpair()
         self._messages = self._connection.makefile(encoding="utf-8")
-        command = [sys.executable, "-u", "-m", "switokd.train", f"--fork={job.world_size}"]
+        command = [*python_command("switokd.train"), f"--fork={job.world_size}"]
         command += [f"--launcher={theirs.fileno()}"]
         if job.layouts:
             command += [f"--layouts={','.join(layout.code for layout in job.layouts)}"]
@@ -142,8 +149,11 @@ class _Parent:
             env=environment_of_ranks(),
             pass_fds=[theirs.fileno()],
             start_new_session=True,  # Ctrl-C reaches the ranks only through this process
+            stderr=subprocess.PIPE if is_json() else None,
         )
         theirs.close()
+        self._relay = threading.Thread(target=_relay, args=(self._process.stderr,), daemon=True)
+        self._relay.start()
         self._ending = threading.Thread(target=_end_ranks, args=(self._process,), daemon=True)
         self._ending.start()
 
@@ -196,6 +206,15 @@ class _Parent:
             self._process.terminate()
             _wait(self._process)
         self._ending.join()
+        self._relay.join(RELAY_SECONDS)
+
+
+def _relay(lines: IO[bytes] | None) -> None:
+    """Pass on what the ranks write to standard error; what a C library writes is made an object."""
+    for line in lines or ():
+        for said in objects([line.decode(errors="replace")], "warning"):
+            sys.stderr.write(f"{said.rstrip()}\n")
+            sys.stderr.flush()
 
 
 def _end_ranks(parent: subprocess.Popen[bytes]) -> None:

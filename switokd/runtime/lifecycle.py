@@ -5,11 +5,13 @@ Not covered: saving a checkpoint (`training/trainer.py`).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,13 +19,17 @@ from types import FrameType
 
 from switokd.errors import (
     EXIT_INTERRUPTED,
+    EXIT_STOPPED,
     EXIT_TERMINATED,
     CollectiveError,
+    OwnCodeError,
     PeerError,
     SwitokdError,
     UsageError,
+    own_code_errors,
 )
 from switokd.runtime.environment import Environment
+from switokd.runtime.log import say
 
 LESS_MEMORY = (
     "choose a smaller data.batch_size, compute.precision=bf16, more ranks for this network "
@@ -45,6 +51,12 @@ END_POLL_SECONDS = 0.05
 PARENT = "SWITOKD_PARENT"
 """Environment variable with the process without which `switokd train` must not go on."""
 
+VERBOSE = "SWITOKD_VERBOSE"
+"""Environment variable that --verbose sets, for this process and those that it starts."""
+
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+"""Environment variable that only torchrun sets, not `switokd train`."""
+
 WATCH_SECONDS = 0.5
 """How often a rank checks that its launcher is running."""
 
@@ -56,23 +68,47 @@ class Terminated(BaseException):
 class Preempted(Terminated):
     """SIGTERM was obeyed after a whole step, by all ranks together; the message says what to do."""
 
+    exit_code = EXIT_TERMINATED
+
+
+class Stopped(Preempted):
+    """A command has ended the run after a whole step; nothing may start it again by itself."""
+
+    exit_code = EXIT_STOPPED
+
 
 def print_error(sentence: str, who: str = "") -> None:
-    """Print one line to standard error. who: names the rank in the line."""
-    # Ranks share the terminal. One write keeps the line whole; print() writes its end separately.
-    sys.stderr.write(f"switokd: {who + ': ' if who else ''}{sentence}\n")
-    sys.stderr.flush()
+    """Print an error to standard error; see `log.say`. who: names the rank in the line."""
+    say(sentence, "error", who)
+
+
+def print_warning(sentence: str, who: str = "") -> None:
+    """Print to standard error what the user may have to act on, as `print_error`."""
+    say(sentence, "warning", who)
+
+
+def told(error: SwitokdError) -> str:
+    """Return an error's message; with --verbose, print the frames of a mistake's cause first."""
+    cause, seen = error.__cause__, {id(error)}
+    while isinstance(cause, SwitokdError) and id(cause) not in seen:
+        seen.add(id(cause))
+        cause = cause.__cause__
+    if cause is not None and isinstance(error, UsageError) and os.environ.get(VERBOSE):
+        sys.stderr.write("".join(traceback.format_exception(cause)))  # one write, as above
+        return str(error)
+    return f"{error}; --verbose shows the frames" if isinstance(error, OwnCodeError) else str(error)
 
 
 @contextmanager
 def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
     """End the process with a one-line error and an exit code if the body fails or is stopped.
 
-    Handles SwitokdError, SIGINT, SIGTERM, and a GPU that is out of memory. Other exceptions pass
-    with their traceback. who: names this rank in the line.
+    Handles SwitokdError, errors of the user's own code, SIGINT, SIGTERM, and a GPU that is out of
+    memory. Other exceptions pass with their traceback. who: names this rank in the line.
     """
     try:
-        yield
+        with own_code_errors():
+            yield
     except SwitokdError as error:
         if isinstance(error, CollectiveError) and env.under_torchrun:
             # The launcher owns the store in which the ranks meet. If the launcher has ended, the
@@ -83,7 +119,9 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
             # One line is enough: local rank 0 prints the error. The launcher then sends SIGTERM.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(PRECEDENCE_SECONDS)
-        print_error(str(error), "" if error.seen_by_every_rank else who)
+        print_error(told(error), "" if error.seen_by_every_rank else who)
+        if isinstance(error, PeerError):
+            wake_stopped_siblings()
         _exit(error.exit_code)
     except KeyboardInterrupt:
         if env.local_rank == 0:
@@ -97,7 +135,9 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
     except Preempted as stopped:
         if env.local_rank == 0:
             print_error(str(stopped))
-        _exit(EXIT_TERMINATED)
+        # torchrun starts its ranks again after every other code than 0.
+        is_final = isinstance(stopped, Stopped) and _RESTARTS in os.environ
+        _exit(0 if is_final else stopped.exit_code)
     except Terminated:
         print_error("stopped by SIGTERM", who)
         _exit(EXIT_TERMINATED)
@@ -115,6 +155,17 @@ def follow_launcher(env: Environment) -> None:
 
     if env.under_torchrun:
         threading.Thread(target=watch, daemon=True, name="parent").start()
+        _wake_with_parents_death()
+
+
+def _wake_with_parents_death() -> None:
+    """Let Linux continue this process when its parent ends; a stopped one could notice nothing.
+
+    SIGCONT changes nothing for a process that runs.
+    """
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG in linux/prctl.h
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGCONT), 0, 0, 0)
 
 
 def end_with_parent() -> None:
@@ -173,18 +224,40 @@ def _has_running(group: int) -> bool:
     return False
 
 
+def wake_stopped_siblings() -> None:
+    """Continue (SIGCONT) stopped ranks of the same torchrun, so that they notice the lost run.
+
+    A stopped rank cannot obey torchrun's SIGTERM, and torchrun waits 30 s for it. `switokd train`
+    kills such a rank itself. Linux only.
+    """
+    if _RESTARTS not in os.environ:
+        return
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent, *_ = path.read_text(errors="replace").rpartition(") ")[2].split()
+            if state == "T" and int(parent) == os.getppid():
+                os.kill(int(path.parent.name), signal.SIGCONT)
+
+
 def unwind_on_sigterm() -> None:
-    """Make the first SIGTERM raise Terminated in the main thread; ignore further ones."""
+    """Make the first SIGTERM or SIGHUP raise Terminated in the main thread; ignore further ones."""
 
     def on_sigterm(number: int, frame: FrameType | None) -> None:
         ignore_sigterm()
         raise Terminated
 
-    signal.signal(signal.SIGTERM, on_sigterm)
+    _on_end(on_sigterm)
+
+
+def _on_end(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Handle SIGTERM, and SIGHUP of a terminal that closes, unless nohup has it ignored."""
+    signal.signal(signal.SIGTERM, handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, handler)
 
 
 class StopFlag:
-    """Is set by the first SIGTERM, so that a rank can end after a whole step.
+    """Is set by the first SIGTERM or SIGHUP, so that a rank can end after a whole step.
 
     A second SIGTERM, or `GRACE_SECONDS` after the first one, raises Terminated in the main thread.
     """
@@ -198,10 +271,12 @@ class StopFlag:
 
     def install(self) -> None:
         """Handle SIGTERM from now on; call this on the main thread."""
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        _on_end(self._on_sigterm)
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         self._is_set = True
+        # The system and the shell both send SIGHUP when a terminal closes: the second says nothing.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         unwind_on_sigterm()
         timer = threading.Timer(GRACE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
@@ -210,7 +285,8 @@ class StopFlag:
 
 def ignore_sigterm() -> None:
     """Ignore SIGTERM from now on, because this rank ends already and knows a better reason."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def end_if_stuck(who: str) -> Callable[[SwitokdError], None]:
@@ -223,6 +299,7 @@ def end_if_stuck(who: str) -> Callable[[SwitokdError], None]:
     def on_failure(error: SwitokdError) -> None:
         def end() -> None:
             print_error(str(error), who)
+            wake_stopped_siblings()
             _exit(error.exit_code)
 
         timer = threading.Timer(UNWIND_SECONDS, end)

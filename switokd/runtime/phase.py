@@ -37,6 +37,8 @@ class Doing(NamedTuple):
     """Since the rank has last got any further."""
     waits: bool
     """Whether the rank waits for other ranks, or for the coordinator."""
+    limit: float | None = None
+    """The longest that it waits, in seconds; None: the usual limit."""
 
 
 class _Waiting:
@@ -62,6 +64,7 @@ class Activity:
         self._phase = Phase.LOADING, 0, self._moved_at
         self._waits = 0
         self._waiting = _Waiting(self)
+        self._limit: float | None = None
 
     def begin(self, phase: Phase, step: int | None = None) -> None:
         """Note that a phase begins. step: None keeps that of the phase before."""
@@ -72,8 +75,12 @@ class Activity:
         """Note that the rank has got further in its phase, such as by one batch."""
         self._moved_at = time.monotonic()
 
-    def waiting(self) -> _Waiting:
-        """Note that the rank waits for others in the body of the `with` statement."""
+    def waiting(self, limit: float | None = None) -> _Waiting:
+        """Note that the rank waits for others in the body of the `with` statement.
+
+        limit: the longest that it waits, in seconds; None: the usual limit.
+        """
+        self._limit = limit
         return self._waiting
 
     def note_wait(self, change: int) -> None:
@@ -85,7 +92,9 @@ class Activity:
         """Return what the rank does now."""
         phase, step, began_at = self._phase
         now = time.monotonic()
-        return Doing(phase, step, now - began_at, now - self._moved_at, self._waits > 0)
+        waits = self._waits > 0
+        limit = self._limit if waits else None
+        return Doing(phase, step, now - began_at, now - self._moved_at, waits, limit)
 
 
 ACTIVITY = Activity()

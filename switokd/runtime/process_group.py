@@ -8,6 +8,7 @@ Not covered: starting the processes (`launcher.py`).
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 from switokd.errors import CollectiveError, SwitokdError, UsageError
 from switokd.runtime.environment import Environment, restart_count
 from switokd.runtime.phase import ACTIVITY
+from switokd.runtime.waiting import PeerWatch, waiting
 
 T = TypeVar("T")
 
@@ -101,7 +103,7 @@ class World:
         if self.env.world_size == 1:
             return [mine]
         everyone: list[Any] = [None] * self.env.world_size
-        with collective_errors("waiting for the other ranks"):
+        with collective_errors("waiting for the other ranks", PATIENCE):
             dist.all_gather_object(everyone, mine)
         return everyone
 
@@ -110,7 +112,7 @@ class World:
         if self.env.world_size == 1:
             return [mine]
         everyone: list[Any] | None = [None] * self.env.world_size if self.rank == 0 else None
-        with collective_errors("waiting for the other ranks"):
+        with collective_errors("waiting for the other ranks", PATIENCE):
             dist.gather_object(mine, everyone)
         return everyone or []
 
@@ -120,7 +122,7 @@ class World:
             assert rank_0s is not None
             return rank_0s[0]
         mine: list[Any] = [None]
-        with collective_errors("waiting for rank 0"):
+        with collective_errors("waiting for rank 0", PATIENCE):
             dist.scatter_object_list(mine, None if rank_0s is None else list(rank_0s))
         return mine[0]
 
@@ -129,7 +131,7 @@ class World:
         if self.env.world_size == 1:
             return rank_0s
         carrier = [rank_0s]
-        with collective_errors("waiting for rank 0"):
+        with collective_errors("waiting for rank 0", PATIENCE):
             dist.broadcast_object_list(carrier)
         return carrier[0]
 
@@ -143,7 +145,7 @@ class World:
         if self.store is None:
             return None
         try:
-            with ACTIVITY.waiting():
+            with ACTIVITY.waiting(seconds):
                 self.store.wait([f"text/{key}"], timedelta(seconds=seconds))
         except RuntimeError:  # DistStoreError
             return None
@@ -167,13 +169,14 @@ class World:
 
 
 @contextmanager
-def collective_errors(doing: str) -> Iterator[None]:
+def collective_errors(doing: str, limit: timedelta | None = None) -> Iterator[None]:
     """Turn the failure of a collective into a CollectiveError, and note that the rank waits.
 
-    doing: describes what the rank was doing.
+    doing: describes what the rank was doing. limit: the collective's timeout; None: that of the
+    collectives in a step.
     """
     try:
-        with ACTIVITY.waiting():
+        with ACTIVITY.waiting(limit.total_seconds() if limit else None):
             yield
     except torch.OutOfMemoryError:  # not a failure of the collective
         raise
@@ -198,14 +201,17 @@ def join_world(env: Environment, device: torch.device, timeout: float) -> Iterat
     if device.type == "cuda":
         torch.cuda.set_device(device)
     mine = _identity(device)
-    with collective_errors("joining the process group"):
+    with collective_errors("joining the process group", PATIENCE):
         store = _store(env)
+        _meet(store.clone(), env)
         dist.init_process_group("gloo", None, PATIENCE, env.world_size, env.rank, store=store)
         world = World(env, device, timedelta(seconds=timeout), store=store)
         everyone = world.all_gather(mine)
         world = replace(world, backend=_backend(everyone), sharing=everyone.count(mine))
         world = replace(world, steps=world.group(range(env.world_size)))
+    watch = PeerWatch(store.clone(), env.rank, env.world_size, timeout)
     yield world
+    watch.stop()
     dist.destroy_process_group()
 
 
@@ -215,8 +221,26 @@ def _store(env: Environment) -> Store:
     Its prefix separates it from a larger world that the same ranks may have left, and from the
     processes that torchrun has started before: it keeps its store when it starts them again.
     """
-    store, _, _ = next(rendezvous("env://", env.rank, env.world_size, timeout=PATIENCE))
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    what = f"the store of the ranks at {address}"
+    hint = "are all machines' commands started, with the same address?"
+    with waiting(what, PATIENCE.total_seconds(), hint):
+        store, _, _ = next(rendezvous("env://", env.rank, env.world_size, timeout=PATIENCE))
     return PrefixStore(f"of {env.world_size}, restart {restart_count()}", store)
+
+
+def _meet(store: Store, env: Environment) -> None:
+    """Wait until all ranks are here, and name those that are not."""
+    store.set(f"here/{env.rank}", "")
+    keys = [f"here/{rank}" for rank in range(env.world_size)]
+    looker = store.clone()  # the other one serves the wait
+
+    def missing() -> str:
+        late = [f"rank {rank}" for rank, key in enumerate(keys) if not looker.check([key])]
+        return f"{', '.join(late[:4])}{' and others' * (len(late) > 4)} to join the run"
+
+    with waiting(missing, PATIENCE.total_seconds()):
+        store.wait(keys, PATIENCE)
 
 
 def _identity(device: torch.device) -> str:

@@ -14,14 +14,31 @@ Not covered: a process that has loaded PyTorch already, such as a notebook; othe
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Callable
 
 from switokd.runtime.environment import cores
 
 SPINS = "20000"
 """Number of spins; takes about one millisecond."""
+THREADS = "OMP_NUM_THREADS"
 CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 """Variables by which the user chooses; if one is set, nothing is changed."""
+
+
+def drop_unusable_threads(say: Callable[[str], object]) -> None:
+    """Unset OMP_NUM_THREADS for this process and its children if OpenMP cannot use its value.
+
+    OpenMP would take a thread per core instead, in each rank. say: receives a sentence for the
+    user. Must be called before PyTorch is loaded.
+    """
+    given = os.environ.get(THREADS)
+    if given is None or re.fullmatch(r"\s*\+?0*[1-9]\d{0,4}\s*(,\s*\+?0*[1-9]\d{0,4}\s*)*", given):
+        return
+    del os.environ[THREADS]
+    if given.strip():  # empty: as if it were not set
+        say(f"{THREADS}={given} is left out; allowed: a number of threads, from 1 to 99999")
 
 
 def wait_briefly() -> None:

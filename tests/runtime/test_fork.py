@@ -128,12 +128,14 @@ def test_ranks_that_are_asked_to_end_have_time_until_one_has_failed(
 ) -> None:
     """The first rank saves something for longer than a rank may take after a failure."""
     monkeypatch.setattr(fork, "FAILED_SECONDS", 0.2)
-    saved = tmp_path / "saved"
+    saved, ready = tmp_path / "saved", tmp_path / "ready"
     saves = f"trap 'sleep 0.6; touch {saved}; exit 143' TERM; "
+    waits = f"while [ ! -e {ready} ]; do sleep 0.05; done; "
     asks = f"while :; do kill -TERM {os.getpid()}; sleep 0.05; done"
+    stays = f"trap '' TERM; touch {ready}; while :; do sleep 0.1; done"
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # the first may come too early
     try:
-        ranks = start(saves + asks, STOPPED)
+        ranks = start(saves + waits + asks, stays)
         assert fork.wait_for_ranks(ranks, connection[1], str) == 143
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -5,6 +5,7 @@ Not covered: whole runs whose parts are killed (`test_faults.py`).
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from switokd.errors import UsageError
 from switokd.runtime import lifecycle
 from switokd.runtime.watchdog import Watchdog
 from tests.support import process, wait_until
@@ -114,3 +116,35 @@ def test_what_is_left_of_a_process_group_is_killed_also_if_it_is_stopped() -> No
     lifecycle.end_group(leader.pid, 0.2)
     wait_until(lambda: not lifecycle._has_running(leader.pid), 10, "the end of the group")
     lifecycle.end_group(leader.pid, 60)  # returns at once
+
+
+def test_an_error_that_is_its_own_cause_is_told() -> None:
+    error = UsageError("a mistake")
+    error.__cause__ = error
+    assert lifecycle.told(error) == "a mistake"
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "another"])
+def test_a_failing_rank_of_torchrun_wakes_the_stopped_ones(
+    launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process stands for the launcher. Another launcher kills its stopped ranks itself."""
+    for name in ("RANK", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    env = {**os.environ, "TORCHELASTIC_RESTART_COUNT": "0"} if launcher == "torchrun" else None
+    fails = "from switokd.runtime.environment import environment\n"
+    fails += "from switokd.runtime.lifecycle import one_line_errors\n"
+    fails += "from switokd.errors import PeerError\n"
+    fails += "with one_line_errors(environment(), 'rank 0'):\n    raise PeerError('rank 1 hangs')"
+    with subprocess.Popen(["sh", "-c", "kill -STOP $$; exit 7"]) as stopped:
+        try:
+            rank = psutil.Process(stopped.pid)
+            wait_until(lambda: rank.status() == psutil.STATUS_STOPPED, 10, "a stopped rank")
+            failed = subprocess.run([sys.executable, "-c", fails], env=env, capture_output=True)
+            assert (failed.returncode, failed.stderr) == (4, b"switokd: rank 0: rank 1 hangs\n")
+            if launcher == "torchrun":
+                assert stopped.wait(10) == 7
+            else:
+                assert rank.status() == psutil.STATUS_STOPPED
+        finally:
+            stopped.kill()

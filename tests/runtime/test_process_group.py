@@ -35,7 +35,27 @@ def test_environment_is_torchruns() -> None:
 
 def test_one_process_alone_without_torchrun() -> None:
     env = environment({})
+    assert environment({"WORLD_SIZE": ""}) == env
     assert (env.rank, env.world_size, env.under_torchrun) == (0, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4 is set, but not LOCAL_WORLD_SIZE, RANK, LOCAL_RANK, "),
+        ({"WORLD_SIZE": "4", "RANK": "1"}, "but not LOCAL_WORLD_SIZE, LOCAL_RANK, MASTER_ADDR: "),
+        ({**TORCHRUN, "MASTER_ADDR": ""}, "but not MASTER_ADDR: torchrun sets all of them; "),
+        ({**TORCHRUN, "WORLD_SIZE": "abc"}, "WORLD_SIZE=abc: allowed: 1 or more; "),
+        ({**TORCHRUN, "WORLD_SIZE": "0"}, "WORLD_SIZE=0: allowed: 1 or more; "),
+        ({**TORCHRUN, "RANK": "6"}, "RANK=6: allowed: 0 to 5; "),
+        ({**TORCHRUN, "LOCAL_RANK": "-1"}, "LOCAL_RANK=-1: allowed: 0 to 1; "),
+    ],
+)
+def test_variables_left_by_another_program_are_one_line(given: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError) as told:
+        environment(given)
+    assert words in str(told.value)
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ Not covered: the time that it saves (see the reason in `switokd/runtime/threads.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from switokd.runtime.threads import THREADS, drop_unusable_threads
 from tests.support import BIN, run
 
 TORCH = """
@@ -17,7 +19,7 @@ import os
 from pathlib import Path
 
 Path("found.txt").write_text(os.environ.get("GOMP_SPINCOUNT", "not set"))
-raise SystemExit(0)
+os._exit(0)  # not an error of the user's module
 """
 ONE_STEP = [
     "digits-1t1s",
@@ -49,3 +51,24 @@ def test_commands_say_how_threads_wait(
 def test_torch_is_not_loaded_for_it(tmp_path: Path) -> None:
     code = "import sys, switokd.runtime.threads; sys.exit('torch' in sys.modules)"
     assert run([sys.executable, "-c", code], tmp_path)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "lines"),
+    [
+        *[(text, True, 0) for text in ("1", "16", " 4 ", "4,2")],
+        *[(text, False, 1) for text in ("0", "-1", "abc", "4,", "1.5", "10000000000000000000")],
+        ("", False, 0),
+        (None, False, 0),
+    ],
+)
+def test_a_number_of_threads_that_openmp_cannot_use_is_left_out(
+    given: str | None, kept: bool, lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(THREADS, raising=False)
+    if given is not None:
+        monkeypatch.setenv(THREADS, given)
+    said: list[str] = []
+    drop_unusable_threads(said.append)
+    assert os.environ.get(THREADS) == (given if kept else None)
+    assert len(said) == lines
