@@ -13,8 +13,11 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 """A share from 0 to below 1."""
-Temperature = Annotated[float, Field(ge=0.001)]
-"""Divides logits; a much smaller one would overflow."""
+Temperature = Annotated[float, Field(ge=0.001, le=1e6)]
+"""Divides logits; one that is much smaller, or much larger, would overflow."""
+Seconds = Annotated[float, Field(gt=0, le=1e7)]
+"""A time to wait; the system's clocks end at some 100 years."""
+MOST_RANKS = 65_536
 KeyText = Annotated[str, Field(min_length=1)]
 """Text that is not empty."""
 

@@ -1,7 +1,7 @@
 """Checks between the sections of a run file.
 
 Each function raises ValueError with one sentence that names the settings and the remedy. The class
-`Config` calls them in the order of this file.
+`Config` calls all of them, in the order of this file.
 
 Not covered: checks inside one section (`sections.py`); whether data, networks and processes fit
 together (`data`, `models`, `runtime`).
@@ -26,11 +26,30 @@ from switokd.distillation.strategies.base import Strategy
 from switokd.distillation.topology import Topology
 from switokd.errors import UsageError, nearest
 from switokd.plugins import is_object
+from switokd.services.coordinator.addresses import host_of, is_loopback
 
 Networks = Mapping[str, Network]
 """A run's networks by name."""
 Pairs = Mapping[str, Mapping[str, PairSettings]]
 """Settings of single pairs, by teacher and student."""
+
+
+def check_names(networks: Networks) -> None:
+    """ValueError if the names of two networks differ only in the case of letters."""
+    known: dict[str, str] = {}
+    for name in networks:
+        other = known.setdefault(name.lower(), name)
+        if other != name:
+            raise ValueError(
+                f"networks: {other} and {name} differ only in the case of letters, which some file "
+                "systems ignore: their weights would be one file; rename one"
+            )
+
+
+def check_resume(resume: str, run_dir: str | None) -> None:
+    """ValueError if a run is to be continued whose folder is not known."""
+    if resume == "auto" and run_dir is None:
+        raise ValueError("resume: auto needs run_dir, the folder of the run to continue")
 
 
 def check_placement(placement: PlacementSetting, networks: Networks) -> None:
@@ -107,6 +126,12 @@ def check_strategy(
                 f"networks.{name}.weights: strategy {distillation.strategy} does not train its "
                 "teachers; name the weights of a trained network (weights/NAME.pt of a run)"
             )
+        if network.fresh_classifier:
+            raise UsageError(
+                f"networks.{name}.fresh_classifier: strategy {distillation.strategy} does not "
+                "train its teachers, so that a fresh classifier would stay untrained; name weights "
+                "for the classes of the data"
+            )
 
 
 def check_auto(auto: Auto, placement: PlacementSetting, topology: Topology) -> None:
@@ -140,14 +165,32 @@ def check_pairs_have_an_effect(pairs: Pairs, strategy: str) -> None:
 def check_coordinator(
     coordinator: Coordinator, placement: PlacementSetting, ranks: int | None
 ) -> None:
-    """ValueError if a run of several ranks is to have no coordinator.
+    """ValueError if a run of several ranks is to have no coordinator, or one without TLS.
 
-    ranks: number that the placement needs; None if any number fits.
+    A coordinator on this machine needs no TLS, nor does one that `allow_plaintext` allows. ranks:
+    number that the placement needs; None if any number fits.
     """
     if coordinator.address == "off" and ranks not in (None, 1):
         raise ValueError(
             f"coordinator: off is for a run of one process, and placement {placement} "
             f"needs {ranks}; leave it on auto, or set placement=replicated"
+        )
+    if coordinator.address in ("auto", "off") or coordinator.tls.ca:
+        return
+    addresses = coordinator.address.split(",")
+    address = next((a.strip() for a in addresses if not is_loopback(host_of(a.strip()))), None)
+    if address is None:
+        return
+    if coordinator.token_file:
+        raise ValueError(
+            f"coordinator.token_file: the token would go to {address} in plain text; set "
+            "coordinator.tls.ca to the file with the coordinator's CA"
+        )
+    if not coordinator.allow_plaintext:
+        raise ValueError(
+            f"coordinator.address: {address} is another machine, and there is no TLS; set "
+            "coordinator.tls.ca to the file with the coordinator's CA, or "
+            "coordinator.allow_plaintext=true on a network where everyone is trusted"
         )
 
 

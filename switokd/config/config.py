@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
@@ -26,9 +25,11 @@ from switokd.config.checks import (
     check_learning_rates,
     check_method,
     check_micro_batches,
+    check_names,
     check_pairs,
     check_pairs_have_an_effect,
     check_placement,
+    check_resume,
     check_strategy,
 )
 from switokd.config.dotted import flatten
@@ -45,6 +46,9 @@ from switokd.config.sections import (
     PairSettings,
     Schedule,
 )
+from switokd.config.tls import Tls
+from switokd.config.tracking import Tracking, check_observers
+from switokd.config.yaml_loader import dump_yaml
 from switokd.distillation.couplings import Coupling, Couplings
 from switokd.distillation.method import Method
 from switokd.distillation.strategies import make_strategy
@@ -54,14 +58,16 @@ from switokd.models.families import is_own
 from switokd.plugins import is_object
 from switokd.runtime.placement import Placement, dedicated, replicated
 
-NetworkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+MOST_LETTERS = 100
+"""In a name that becomes part of a file name; most file systems allow 255 bytes in all."""
+NetworkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=MOST_LETTERS)]
 T = TypeVar("T")
 
 
 class Config(Section):
     """A whole run file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MOST_LETTERS)]
     """Name of the run, for its folder and the coordinator's metrics."""
     description: str = ""
     """One line for 'switokd recipes'."""
@@ -91,21 +97,16 @@ class Config(Section):
     compute: Compute = Compute()
     checkpoint: Checkpoint = Checkpoint()
     coordinator: Coordinator = Coordinator()
+    observers: tuple[KeyText, ...] = ()
+    """What watches the training: tensorboard, mlflow, wandb, or package.module:Class for your own;
+    see docs/reports-and-trackers.md."""
+    tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _check_sections(self) -> Config:
-        """Run the checks between sections; ValueError for the first problem."""
-        if self.resume == "auto" and self.run_dir is None:
-            raise ValueError("resume: auto needs run_dir, the folder of the run to continue")
-        check_placement(self.placement, self.networks)
-        check_pairs(self.pairs, self.networks)
-        check_method(self.distillation, self.topology, self.networks)
-        check_auto(self.auto, self.placement, self.topology)
-        check_pairs_have_an_effect(self.pairs, self.distillation.strategy)
-        check_coordinator(self.coordinator, self.placement, self.world_size)
-        check_compute(self.compute, self.device, self.schedule.accumulate)
-        check_micro_batches(self.compute, self.placement)
-        check_learning_rates(self.schedule, self.networks)
+        """Run the checks between sections; ValueError with a line per problem."""
+        if problems := _problems_between_sections(self):
+            raise ValueError("\n".join(problems))
         return self
 
     def placement_on(self, world_size: int) -> Placement:
@@ -221,13 +222,15 @@ class Config(Section):
         shared = self.model_dump(mode="json", exclude={"run_dir", "description", "import_from"})
         for key in ("root", "workers", "download"):
             del shared["data"][key]
+        for key in ("tls", "token_file"):
+            del shared["coordinator"][key]
         return shared
 
     @property
     def has_own_modules(self) -> bool:
         """Whether a setting names the user's own code, as package.module:callable."""
         models = (network.model for network in self.networks.values())
-        names = (self.data.dataset, self.distillation.strategy, *models)
+        names = (self.data.dataset, self.distillation.strategy, *self.observers, *models)
         return any(":" in name and not is_object(name) for name in names)
 
     @cached_property
@@ -235,14 +238,14 @@ class Config(Section):
         """SHA-256, in hexadecimal, of all settings that the training's result depends on."""
         no_effect = (
             *("auto", "coordinator", "save_initial_weights", "device"),
-            *("checkpoint", "resume"),
+            *("checkpoint", "resume", "observers", "tracking"),
         )
         settings = {key: value for key, value in self._shared().items() if key not in no_effect}
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def dump(self) -> str:
         """Return the effective configuration as YAML; loading it gives an equal configuration."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def known_settings(
@@ -263,6 +266,8 @@ def known_settings(
         "compute": ((Compute, ""),),
         "checkpoint": ((Checkpoint, ""),),
         "coordinator": ((Coordinator, ""),),
+        "tls": ((Tls, ""),),
+        "tracking": ((Tracking, ""),),
     }
     for key, field in section.model_fields.items():
         described = copy(field)
@@ -275,3 +280,31 @@ def known_settings(
 def _first_set(setting: T | None, default: T) -> T:
     """Return `setting`, or `default` if it is None."""
     return default if setting is None else setting
+
+
+def _problems_between_sections(config: Config) -> list[str]:
+    """Return all problems that the checks between sections find."""
+    problems: list[str] = []
+
+    def check(run: Callable[..., None], *arguments: object) -> None:
+        try:
+            run(*arguments)
+        except ValueError as error:
+            problems.append(str(error))
+
+    check(check_placement, config.placement, config.networks)
+    check(check_pairs, config.pairs, config.networks)
+    if not problems:  # otherwise the topology would only say the same again
+        check(check_method, config.distillation, config.topology, config.networks)
+    has_ranks = not problems
+    check(check_resume, config.resume, config.run_dir)
+    check(check_names, config.networks)
+    check(check_auto, config.auto, config.placement, config.topology)
+    check(check_pairs_have_an_effect, config.pairs, config.distillation.strategy)
+    if has_ranks:
+        check(check_coordinator, config.coordinator, config.placement, config.world_size)
+    check(check_compute, config.compute, config.device, config.schedule.accumulate)
+    check(check_micro_batches, config.compute, config.placement)
+    check(check_learning_rates, config.schedule, config.networks)
+    check(check_observers, config.observers, config.tracking)
+    return problems

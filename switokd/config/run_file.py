@@ -1,8 +1,8 @@
 """Reads a run file: a recipe or a path, with `key.key=value` settings on top.
 
 A run file is YAML with the keys of `Config`. Values are checked strictly ("3" is no number), and
-unknown keys are errors. An error is one line that names the file, the key, the value, the allowed
-values and, for an unknown key, the nearest known one.
+unknown keys are errors. All problems are told, each in one line that names the file, the key, the
+value, the allowed values and, for an unknown key, the nearest known one.
 
 Not covered: the sentences about invalid values (`explain.py`).
 """
@@ -29,12 +29,14 @@ from switokd.plugins import add_import_folders
 def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe by name or a run file by path, apply `key.key=value` settings, and check.
 
-    UsageError, of one line, if the file or a setting is invalid.
+    UsageError if the file or settings are invalid, with a line per problem.
     """
     path = Path(recipe_or_file)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{path} is a folder; name a run file in it, or a recipe")
-    looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file()
+    looks_like_path = (
+        path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or os.path.isfile(path)
+    )
     try:
         text = path.read_text(encoding="utf-8") if looks_like_path else recipe_text(recipe_or_file)
     except (OSError, UnicodeDecodeError) as error:
@@ -51,21 +53,33 @@ def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
 def checked(raw: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
     """Apply settings to a run file's content, which is changed, and check the result.
 
-    UsageError, of one line that begins with `source`, if the content or a setting is invalid.
+    UsageError if the content or settings are invalid: a line per problem, which begins with
+    `source` or the setting.
     """
+    problems, applied = [], []
     for override in overrides:
-        _apply(override, raw)
+        try:
+            _apply(override, raw)
+            applied.append(override)
+        except UsageError as error:  # noqa: PERF203 all problems are told
+            problems.append(str(error))
     try:
+        _check_sizes(raw, ())
         raw = spell_out(raw)
-    except ValueError as error:
-        raise UsageError(f"{source}: {error}") from None
-    try:
-        return Config.model_validate_json(json.dumps(raw, default=str))
+        config = Config.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        key, sentence = explain(error, raw)
+        problems += [_placed(source, applied, *problem) for problem in explain(error, raw)]
+    except ValueError as error:
+        problems.append(f"{source}: {error}")
+    if problems:
+        raise UsageError("\n".join(" ".join(problem.split()) for problem in problems))
+    return config
+
+
+def _placed(source: str, overrides: Sequence[str], key: str, sentence: str) -> str:
+    """Return a sentence with the run file, and the setting that has changed the value if any."""
     settings = [o for o in overrides if _concerns(o.partition("=")[0], key)]
-    where = f"{source} with {settings[-1]}" if settings else source
-    raise UsageError(" ".join(f"{where}: {sentence}".split()))
+    return f"{source} with {settings[-1]}: {sentence}" if settings else f"{source}: {sentence}"
 
 
 def load_importable(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
@@ -75,6 +89,10 @@ def load_importable(recipe_or_file: str, overrides: Sequence[str] = ()) -> Confi
     the run folder's config.yaml finds the modules from anywhere.
     """
     config = load(recipe_or_file, overrides)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the current folder was deleted; change to another one by cd") from None
     beside = Path(recipe_or_file).resolve().parent
     add_import_folders(import_folders(config, beside))
     _ = config.method  # the user's own strategy can be imported now: report its mistakes here
@@ -98,6 +116,18 @@ def with_folders(config: Config, beside: Path) -> Config:
     if not config.has_own_modules:
         return config
     return config.model_copy(update={"import_from": tuple(import_folders(config, beside))})
+
+
+def _check_sizes(value: Any, keys: tuple[str, ...]) -> None:
+    """ValueError, with the dotted key, for a whole number that nothing can have so many of."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(
+            f"{'.'.join(keys)}: found a number of {len(str(abs(value)))} digits; allowed: whole "
+            "numbers from -2^63 to 2^63"
+        )
+    inner = dict(enumerate(value)) if isinstance(value, list) else value
+    for key, item in inner.items() if isinstance(inner, dict) else ():
+        _check_sizes(item, (*keys, str(key)))
 
 
 def _concerns(setting: str, key: str) -> bool:

@@ -19,12 +19,33 @@ from pydantic import (
     model_validator,
 )
 
-from switokd.config.base import Fraction, KeyText, NonNegative, Positive, Section, Temperature
+from switokd.config.base import (
+    MOST_RANKS,
+    Fraction,
+    KeyText,
+    NonNegative,
+    Positive,
+    Seconds,
+    Section,
+    Temperature,
+)
 from switokd.config.optimizers import SGD, Adam, AdamW, optimizer_name
+from switokd.config.tls import Tls
 from switokd.distillation.semantics import SEMANTICS
 from switokd.distillation.strategies import make_strategy
 from switokd.distillation.strategies.base import Strategy
 from switokd.errors import UsageError
+
+
+def _check_keys(value: Any) -> Any:
+    """Return two different keys as a tuple, or None; ValueError otherwise, in one line."""
+    if value is None:
+        return None
+    keys = tuple(value) if isinstance(value, list | tuple) else ()
+    are_keys = all(isinstance(k, int | str) and k != "" and not isinstance(k, bool) for k in keys)
+    if len(keys) != 2 or keys[0] == keys[1] or not are_keys:
+        raise ValueError("two different keys or positions, such as [image, label] or [0, 2]")
+    return keys
 
 
 class Data(Section):
@@ -32,9 +53,9 @@ class Data(Section):
 
     dataset: KeyText = "digits"
     """The data set: digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet,
-    image-folder, or package.module:callable for your own."""
+    image-folder, huggingface, webdataset, or package.module:callable for your own."""
     root: str = "data"
-    """Folder that holds the data set; digits needs none."""
+    """Folder that holds the data set; digits needs none; huggingface also takes a name."""
     download: bool = False
     """Let torchvision download a missing data set into root."""
     batch_size: Annotated[int, Field(ge=2)] = 64
@@ -50,16 +71,29 @@ class Data(Section):
     cutmix: NonNegative = 0.0
     """Paste a box of another image, with an area from Beta(cutmix, cutmix), into every image;
     0: off. With mixup as well, every image gets one of the two at random."""
-    image_size: Annotated[int, Field(ge=8)] = 224
-    """Side, in pixels, of the square images of image-folder and imagenet."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    image_size: Annotated[int, Field(ge=8, le=16_384)] | None = None
+    """Side, in pixels, of the square images of image-folder, imagenet, huggingface and webdataset;
+    null: 224 for the first two, the images' own size for the others."""
+    allow_empty_classes: bool = False
+    """Let a class of image-folder or imagenet have no training or no test images."""
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Loader processes per rank; 0: the rank loads itself. The images stay the same."""
     train_samples: Annotated[int, Field(ge=2)] | None = None
     """Number of training images to use, the same ones for every seed; null: all."""
     drop_last: bool = True
     """Leave out the last batch of an epoch if it is smaller than batch_size."""
+    keys: Annotated[tuple[KeyText | int, KeyText | int] | None, BeforeValidator(_check_keys)] = None
+    """Where an item of your own data set, huggingface or webdataset has its image and its label:
+    two keys, attributes or positions, such as [image, label] or [0, 2]; null: by common names, or
+    the first two positions."""
     kwargs: dict[str, Any] = {}
-    """Keyword arguments for the callable of your own data set."""
+    """Keyword arguments for the callable of your own data set; for huggingface and webdataset,
+    see docs/data-and-networks.md."""
+
+    @property
+    def side(self) -> int:
+        """Side of the square images of image-folder and imagenet."""
+        return self.image_size or 224
 
     @property
     def has_soft_targets(self) -> bool:
@@ -67,11 +101,14 @@ class Data(Section):
         return self.label_smoothing > 0 or self.mixup > 0 or self.cutmix > 0
 
     @model_validator(mode="after")
-    def _check_kwargs(self) -> Data:
-        if self.kwargs and ":" not in self.dataset:
-            raise ValueError(
-                "kwargs are for a dataset of your own, named as package.module:callable"
-            )
+    def _check_items(self) -> Data:
+        has_items = ":" in self.dataset or self.dataset in ("huggingface", "webdataset")
+        for setting in ("kwargs", "keys"):
+            if getattr(self, setting) and not has_items:
+                raise ValueError(
+                    f"{setting} are for a dataset of your own, named as package.module:callable, "
+                    "and for huggingface and webdataset"
+                )
         return self
 
 
@@ -103,6 +140,13 @@ class Auto(Section):
     null: 0.3."""
 
 
+def _check_key(value: Any) -> Any:
+    """Return a valid key of an output; ValueError otherwise, in one line for all types."""
+    if isinstance(value, bool) or not (value is None or isinstance(value, int | str)):
+        raise ValueError("a key, an attribute or an index, such as logits or 0")
+    return value
+
+
 class Network(Section):
     """One network of the run: its role, model and optimizer."""
 
@@ -112,7 +156,10 @@ class Network(Section):
     """Name of the model (see 'switokd networks'), or package.module:callable."""
     model_kwargs: dict[str, Any] = {}
     """Keyword arguments for the model's callable."""
-    ranks: Annotated[int, Field(ge=1)] = 1
+    output: Annotated[KeyText | int | None, BeforeValidator(_check_key)] = None
+    """Where the logits are, if the model returns a tuple, a dict or an object: a key, an attribute
+    or an index, such as logits or 0; null: guessed where only one part can be meant."""
+    ranks: Annotated[int, Field(ge=1, le=MOST_RANKS)] = 1
     """Processes that share this network's batch; for placement: dedicated."""
     optimizer: Annotated[
         Annotated[SGD, Tag("sgd")] | Annotated[Adam, Tag("adam")] | Annotated[AdamW, Tag("adamw")],
@@ -124,6 +171,12 @@ class Network(Section):
     weights: KeyText | None = None
     """File with a state dict to start from, such as weights/NAME.pt of a run; null: the
     model's own initial weights."""
+    weights_key: KeyText | None = None
+    """Where the state dict is in that file, such as state_dict_ema; null: the only one that
+    fits, or the only one that is no moving average."""
+    fresh_classifier: bool = False
+    """Keep the model's own initial weights in a classifier that has another number of classes in
+    that file; false: refuse the file."""
     temperature: Temperature | None = None
     """tau of the KL terms in this network's loss and, for a student, of its pairs' distances;
     null: distillation.temperature."""
@@ -131,6 +184,13 @@ class Network(Section):
     """Students only: weight of the KL terms in the loss; null: distillation.alpha."""
     beta: NonNegative | None = None
     """Teachers only: weight of the KL terms in the loss; null: distillation.beta."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Network:
+        if self.weights is None and (self.weights_key is not None or self.fresh_classifier):
+            key = "fresh_classifier" if self.fresh_classifier else "weights_key"
+            raise ValueError(f"{key} is for weights from a file; set weights, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _check_weight(self) -> Network:
@@ -258,7 +318,7 @@ class Compute(Section):
     batch_norm: Literal["rank", "sync"] = "rank"
     """BatchNorm statistics of a network on several ranks: rank (every rank its own) or sync
     (over all its ranks; GPUs only)."""
-    micro_batches: Annotated[int, Field(ge=1)] = 1
+    micro_batches: Annotated[int, Field(ge=1, le=MOST_RANKS)] = 1
     """Parts in which every network's batch is computed: 1, 2, 4, 8 and so on. From 2, the result
     is the same bits on 1 rank per network, on 2, and so on up to that number."""
 
@@ -266,7 +326,7 @@ class Compute(Section):
     @classmethod
     def _check_micro_batches(cls, value: int) -> int:
         if value & (value - 1):
-            raise ValueError(f"1, 2, 4, 8 and so on, got {value}")
+            raise ValueError("1, 2, 4, 8 and so on")
         return value
 
 
@@ -283,25 +343,32 @@ class Checkpoint(Section):
 
 
 class Coordinator(Section):
-    """The coordinator: address, port for metrics, and timeout."""
+    """The coordinator: address, identity, port for metrics, and timeout."""
 
     address: KeyText = "auto"
-    """auto: rank 0 starts a coordinator; HOST:PORT: use a running one; off: none, for a run of
-    one process."""
+    """auto: rank 0 starts a coordinator; HOST:PORT: use a running one, or one of several separated
+    by commas, which the run's id chooses; off: none, for a run of one process."""
+    tls: Tls = Tls()
+    token_file: KeyText | None = None
+    """File with the token that the coordinator at `address` asks for; null: the environment
+    variable SWITOKD_TOKEN, if it is set."""
+    allow_plaintext: bool = False
+    """Allow a coordinator on another machine without TLS: whoever is on the network between them
+    can read the run and take part in it."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port for /metrics of the coordinator that rank 0 starts; 0: any free port."""
-    timeout: Positive = 60.0
+    timeout: Seconds = 60.0
     """Seconds without a message from a rank or the coordinator after which the run stops."""
     on_loss: Literal["decide_alone", "wait", "stop"] = "decide_alone"
     """If the coordinator is lost or slow. decide_alone: a teacher's ranks decide by themselves, in
     the same way, until it is back; wait: they wait up to `timeout`; stop: the run stops."""
-    deadline: Positive = 1.0
+    deadline: Seconds = 1.0
     """Seconds that a teacher waits for a decision before its ranks decide alone."""
 
     @model_validator(mode="before")
     @classmethod
     def _read_off(cls, value: Any) -> Any:
-        """Read `coordinator: off` as `coordinator: {address: off}`; off is false in YAML."""
+        """Read `coordinator: off` as `coordinator: {address: off}`; YAML 1.1 reads false."""
         if value is False or value == "off":
             return {"address": "off"}
         if not isinstance(value, dict | Coordinator):
@@ -311,10 +378,11 @@ class Coordinator(Section):
     @field_validator("address", mode="before")
     @classmethod
     def _check_address(cls, value: Any) -> Any:
-        if value is False:  # off is false in YAML
+        if value is False:  # what YAML 1.1 reads for off
             return "off"
         if isinstance(value, str) and value not in ("auto", "off"):
-            port = re.fullmatch(r".+:(\d{1,5})", value)
-            if not (port and 0 < int(port[1]) < 65536):
-                raise ValueError("auto, off, or HOST:PORT")
+            for address in value.split(","):
+                port = re.fullmatch(r"[^\s,]+:(\d{1,5})", address.strip())
+                if not (port and 0 < int(port[1]) < 65536):
+                    raise ValueError("auto, off, or HOST:PORT (several: with commas)")
         return value

@@ -14,7 +14,7 @@ import yaml
 from switokd.config.config import Config
 from switokd.config.optimizers import SGD, Adam
 from switokd.config.placement_setting import ranks_of_row
-from switokd.config.recipes import recipes
+from switokd.config.recipes import recipe_text, recipes
 from switokd.config.run_file import load, load_importable
 from switokd.errors import (
     CoordinatorError,
@@ -41,12 +41,16 @@ def run_file(tmp_path: Path) -> Path:
 
 def refusal(recipe_or_file: object, *settings: str) -> str:
     """Load an invalid run file and return the error message, which must be one line."""
+    (message,) = refusals(recipe_or_file, *settings)
+    return message
+
+
+def refusals(recipe_or_file: object, *settings: str) -> list[str]:
+    """As `refusal`, with a line per problem."""
     with pytest.raises(UsageError) as caught:
         load(str(recipe_or_file), settings)
-    message = str(caught.value)
-    assert "\n" not in message
     assert caught.value.exit_code == 2
-    return message
+    return str(caught.value).splitlines()
 
 
 def test_minimal_file_gets_the_documented_defaults(run_file: Path) -> None:
@@ -106,6 +110,8 @@ def test_dump_loads_to_the_same_configuration(recipe: str, tmp_path: Path) -> No
         ("data.batch_size=32", True),
         ("run_dir=elsewhere", False),
         ("coordinator.timeout=5", False),
+        ("observers=[tensorboard]", False),
+        ("tracking.every_steps=3", False),
         ("description=other", False),
     ],
 )
@@ -169,6 +175,7 @@ def test_digest_follows_what_the_training_depends_on(setting: str, matters: bool
         ("schedule.ema_decay=1.0", "schedule.ema_decay: found 1.0; allowed: less than 1"),
         ("networks.big.clip_norm=0", "networks.big.clip_norm: found 0; allowed: greater than 0"),
         ("coordinator.address=here:99999", "allowed: auto, off, or HOST:PORT"),
+        ("coordinator.address=here:1,there", "allowed: auto, off, or HOST:PORT (several"),
         ("distillation.temperature=1e-320", "greater than or equal to 0.001"),
         (
             "data.kwargs={a: 1}",
@@ -224,13 +231,13 @@ def test_message_names_the_file_and_the_invalid_setting(run_file: Path) -> None:
         ("seed: 1\nname: x\nseed: 2\n", ", line 3: not valid YAML: key 'seed' is there twice"),
         ("data: {root: a, root: b}\n", ", line 1: not valid YAML: key 'root' is there twice"),
         ("a: [1\n", "not valid YAML: expected ',' or ']'"),
-        ("seed: !!python/name:os.system\n", "not valid YAML: could not determine a constructor"),
+        ("seed: !!python/name:os.system\n", "not valid YAML: the tag !!python/name:os.system is"),
         ("", "a run file holds keys and values"),
         ("- name\n", "a run file holds keys and values"),
         ("name: x\n", "networks is missing"),
-        (MINIMAL + "? [1, 2]\n: 3\n", "not valid YAML: [1, 2] cannot be a key"),
-        ("on: 3\n", "line 1: not valid YAML: the key on is a truth value in YAML; quote it"),
-        (MINIMAL + "2001-01-01: 3\n", "cannot be a key"),
+        (MINIMAL + "? [1, 2]\n: 3\n", "not valid YAML: a list or a mapping cannot be a key"),
+        (MINIMAL + "on: 3\n", "unknown key on; known keys here: name, description, seed"),
+        (MINIMAL + "2001-01-01: 3\n", "unknown key 2001-01-01; known keys here: name"),
         (MINIMAL + "3: 4\n", "unknown key 3; known keys here: name, description, seed"),
     ],
 )
@@ -271,7 +278,7 @@ def test_ranks_of_a_network_need_placement_dedicated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["coordinator=off", "coordinator.address=off"])
-def test_coordinator_off_is_read_although_yaml_reads_false(setting: str, tmp_path: Path) -> None:
+def test_coordinator_off_is_read(setting: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(MINIMAL)
     config = load(str(path), [setting, "placement=replicated"])
@@ -308,3 +315,74 @@ def test_a_rank_may_be_number_or_text_but_not_both() -> None:
     assert ranks_of_row({0: 1, "1": 2.5}) == {0: 1.0, 1: 2.5}
     with pytest.raises(ValueError, match="a network's ranks are"):
         ranks_of_row({0: 1, "0": 2})
+
+
+def test_current_folder_that_was_deleted_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UsageError, match="the current folder was deleted; change to another one"):
+        load_importable("digits-1t1s")
+
+
+def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    text = recipe_text("digits-1t1s")
+    file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert load(str(file)) == load("digits-1t1s")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, f"{'a' * 300}.yaml", f"{'a/' * 3000}b.yaml"])
+def test_a_name_that_is_too_long_is_one_line(name: str) -> None:
+    with pytest.raises(UsageError) as told:
+        load(name)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("key", ["name", "networks"])
+def test_a_name_too_long_for_a_file_is_refused(key: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    long = "a" * 101
+    text = recipe_text("digits-1t1s")
+    if key == "name":
+        text = text.replace("name: digits-1t1s", f"name: {long}")
+    else:
+        text = text.replace("  student:", f"  {long}:")
+    assert long in text
+    file.write_text(text)
+    with pytest.raises(UsageError) as told:
+        load(str(file))
+    assert "100" in str(told.value)
+    file.write_text(text.replace(long, long[1:]))
+    load(str(file))
+
+
+def test_names_that_a_file_system_may_confuse_are_refused(run_file: Path) -> None:
+    run_file.write_text(MINIMAL.replace("big", "Little"))
+    assert "networks: Little and little differ only in the case of letters" in refusal(run_file)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        (f"schedule.epochs={10**400}", "schedule.epochs: found a number of 401 digits; allowed: w"),
+        (
+            f"data={{kwargs: {{a: [1, {-(2**63)}]}}}}",
+            "data.kwargs.a.1: found a number of 19 digits",
+        ),
+        (f"networks.big.optimizer={{name: sgd, lr: {10**400}}}", "lr: found a number of 401 digit"),
+        (f"compute.micro_batches={2**40}", "micro_batches: found 1099511627776; allowed: less th"),
+        ("networks.big.ranks=1000000000", "ranks: found 1000000000; allowed: less than or equal "),
+        ("data.workers=1000000", "data.workers: found 1000000; allowed: less than or equal to 10"),
+        ("data.image_size=1000000000", "image_size: found 1000000000; allowed: less than or equ"),
+        ("distillation.temperature=1e300", "temperature: found 1e+300; allowed: less than or equ"),
+        ("coordinator.timeout=1e300", "coordinator.timeout: found 1e+300; allowed: less than or"),
+        ("coordinator.deadline=1e12", "deadline: found 1000000000000.0; allowed: less than or equ"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(
+    run_file: Path, setting: str, sentence: str
+) -> None:
+    assert sentence in refusal(run_file, setting)

@@ -1,0 +1,47 @@
+"""The observers of a run in its run file: their names, and when trackers write.
+
+Not covered: the observers themselves (`runs/observers.py`, `runs/trackers/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from switokd.config.base import Section
+from switokd.errors import nearest
+
+TRACKERS = ("tensorboard", "mlflow", "wandb")
+"""Observers that come with the package."""
+
+
+class Tracking(Section):
+    """How the observers work."""
+
+    every_steps: Annotated[int, Field(ge=1)] = 10
+    """Steps per row of numbers that trackers write; a row holds means over these steps."""
+    on_error: Literal["continue", "stop"] = "continue"
+    """What happens if an observer raises an error. continue: one line says so, the observer gets
+    no more events, and the training goes on; stop: the run ends."""
+    kwargs: dict[str, dict[str, Any]] = Field(default={})
+    """Keyword arguments by observer, such as {mlflow: {experiment: digits}}."""
+
+
+def check_observers(observers: Sequence[str], tracking: Tracking) -> None:
+    """ValueError, in one line, for an observer that does not exist or is named twice."""
+    for name in observers:
+        if ":" not in name and name not in TRACKERS:
+            raise ValueError(
+                f"observers: {name!r} is not one of {', '.join(TRACKERS)}, or "
+                f"package.module:Class{nearest(name, TRACKERS)}"
+            )
+        if list(observers).count(name) > 1:
+            raise ValueError(f"observers: {name} is named twice")
+    for name in tracking.kwargs:
+        if name not in observers:
+            known = ", ".join(observers) or "none"
+            raise ValueError(
+                f"tracking.kwargs: {name!r} is no observer of the run (observers: {known})"
+            )

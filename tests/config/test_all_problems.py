@@ -1,0 +1,54 @@
+"""Every problem of a run file and its settings is named, not only the first.
+
+Not covered: the sentences themselves (`test_run_file.py`); options (`tests/cli/test_commands.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.config.test_run_file import MINIMAL, refusals
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_every_wrong_value_of_file_and_settings_is_named(run_file: Path) -> None:
+    run_file.write_text(MINIMAL + "data: {batch_size: 0, bach_size: 3}\nseed: x\n")
+    found = refusals(
+        run_file,
+        *("schedule.epochs", "device=gpu", "device.x=3", "networks.big.optimizer.lr=-1"),
+        *("networks.little.modle=x", "compute.micro_batches=3", "name=[", "seed=-1"),
+    )
+    wanted = [
+        "'schedule.epochs': a setting is written key.key=value",
+        "'device.x=3': device is 'gpu', which has no keys below it",
+        "'name=[', line 1: not valid YAML",
+        "unknown key data.bach_size; did you mean data.batch_size?",
+        "with networks.little.modle=x: unknown key networks.little.modle; did you mean",
+        "with seed=-1: seed: found -1; allowed: greater than or equal to 0",
+        "with device=gpu: device: found \"gpu\"; allowed: 'auto', 'cpu' or 'cuda'",
+        f"{run_file}: data.batch_size: found 0; allowed: greater than or equal to 2",
+        "with networks.big.optimizer.lr=-1: networks.big.optimizer.lr: found -1",
+        "with compute.micro_batches=3: compute.micro_batches: found 3; allowed: 1, 2, 4, 8",
+    ]
+    assert len(found) == len(wanted), found
+    for line, words in zip(found, wanted, strict=True):
+        assert words in line
+
+
+def test_every_problem_between_sections_is_named() -> None:
+    found = refusals(
+        "digits-1t1s",
+        *("resume=auto", "auto={paused: 0.5}", "compute.cuda_graphs=true"),
+        *("schedule.accumulate=2", "pairs={teacher: {stdent: {enabled: false}}}"),
+    )
+    wanted = ["pairs.teacher.stdent: no student", "run_dir", "auto.paused", "compute.cuda_graphs"]
+    for line, words in zip(found, wanted, strict=True):
+        assert words in line
