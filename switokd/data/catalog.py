@@ -40,6 +40,6 @@ DOWNLOADABLE = ("fashion-mnist", "cifar10", "cifar100")
 def known(data: Data) -> KnownData | None:
     """Return shape and size of a run file's data set; None if only opening it tells them."""
     if data.dataset == "imagenet":
-        shape = (3, data.image_size, data.image_size)
+        shape = (3, data.side, data.side)
         return KnownData(shape, 1_000, 1_281_167, ("train", "val"))
     return KNOWN.get(data.dataset)

@@ -1,6 +1,8 @@
 """A run's images: the stream of training batches and the test set, equal on every rank.
 
     named.py     opening a data set by its name in the run file
+    image_folder.py, tiny_imagenet.py    data sets of image files, found by image_files.py
+    pictures.py  any picture as bytes of grey or RGB
     sources.py   images and labels by index
     augment.py   order and augmentation as functions of (seed, epoch, sample index)
     mixup.py     label smoothing, mixup, cutmix
@@ -28,14 +30,14 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from switokd.config.sections import Data
-from switokd.data.augment import crop_and_flip, mix, order
+from switokd.data.augment import crop_and_flip, mix, order, seeding
 from switokd.data.labels import check_labels
-from switokd.data.loader import Batch, Batches, Positions, in_blocks
+from switokd.data.loader import Batch, Batches, Failed, Positions, in_blocks
 from switokd.data.mixup import SoftTargets
 from switokd.data.named import open_sources
 from switokd.data.sources import ArraySource, Source, Sources
 from switokd.data.subset import with_fewer
-from switokd.errors import UsageError
+from switokd.errors import SwitokdError, UsageError
 from switokd.runtime.device import to_device
 
 __all__ = ["Batch", "Batches", "Images", "open_images"]
@@ -58,19 +60,19 @@ class View(Dataset[Batch]):
     soft: SoftTargets | None = None
     """Soft targets and mixing of samples; None: targets are labels."""
 
-    def __getitems__(self, positions: Sequence[tuple[int, ...]]) -> Batch | UsageError:
+    def __getitems__(self, positions: Sequence[tuple[int, ...]]) -> Batch | Failed:
         """Load one batch; torch's DataLoader calls this with the positions of the batch.
 
-        Returns a UsageError instead of raising it: an error raised in a loader process reaches
-        the user with the traceback of that process.
+        Returns an error for the user instead of raising it: an error raised in a loader process
+        reaches the user with the traceback of that process.
         """
         try:
             return self.batch(positions)
-        except UsageError as error:
-            return error
+        except SwitokdError as error:
+            return Failed.of(error)
 
     def batch(self, positions: Sequence[tuple[int, ...]]) -> Batch:
-        """Load images and targets at these `Positions`; UsageError for an invalid sample.
+        """Load images and targets at these `Positions`; errors of a sample as in `ItemSource`.
 
         Returns images `[B, C, H, W]` in float32, normalised, and labels `[B]`, or distributions
         `[B, classes]` with soft targets.
@@ -139,6 +141,11 @@ class Images:
                 f"training images{held_out}; choose a smaller one, or data.drop_last=false"
             )
         channels, height, width = self.view(train=False)[0, 0][0].shape[1:]
+        if (padding := self.view(train=True).crop_padding) > min(height, width):
+            raise UsageError(
+                f"data.crop_padding: {padding} is more than the {min(height, width)} pixels of an "
+                "image's shorter side"
+            )
         object.__setattr__(self, "shape", (channels, height, width))
 
     @property
@@ -299,7 +306,9 @@ def open_images(config: Data, seed: int, held_out: int = 0) -> Images:
 
     held_out: number of training images to keep out of the training stream.
     """
-    sources = open_sources(config)
+    with seeding() as seed_for_data:  # what a user's data set draws once, the same for every seed
+        seed_for_data(0)
+        sources = open_sources(config)
     check_labels(sources, f"data.dataset {config.dataset}")
     sources = with_fewer(sources, config.train_samples)
     return Images(sources, config, seed, held_out)

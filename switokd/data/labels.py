@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from switokd.data.augment import seeding
-from switokd.data.sources import ArraySource, ItemSource, Source, Sources, label_of
+from switokd.data.sources import ArraySource, ItemSource, Source, Sources
 from switokd.errors import UsageError
 
 Labels = NDArray[np.int64]
@@ -53,14 +52,14 @@ def _first_outside(source: Source, classes: int, deadline: float) -> tuple[int, 
             return index, int(source.labels[index])
     if not isinstance(source, ItemSource):
         return None
-    targets = _targets(source.items)
+    targets = _targets(source)
     suspects: Sequence[int] = range(len(source)) if targets is None else _outside(targets, classes)
     with seeding() as seed:  # transforms of the items must not change the training's generators
         for index in suspects:
             if time.monotonic() > deadline:
                 return None
             seed(index)
-            label = label_of(source.items, index, source.where)
+            label, _ = source.label_of(index)
             if not 0 <= label < classes:  # the item decides: it may map its target
                 return index, label
     return None
@@ -72,11 +71,11 @@ def _outside(labels: Labels, classes: int) -> list[int]:
     return indices
 
 
-def _targets(items: Any) -> Labels | None:
+def _targets(source: ItemSource) -> Labels | None:
     """Return a data set's `targets`; None unless they are one whole number per item."""
     try:
-        targets = np.asarray(getattr(items, "targets", None))
-    except (TypeError, ValueError, RuntimeError):
+        targets = np.asarray(getattr(source.items, "targets", None))
+    except Exception:  # a property may raise anything; the items' own labels decide
         return None
-    are_labels = targets.shape == (len(items),) and targets.dtype.kind in "iu"
+    are_labels = targets.shape == (len(source),) and targets.dtype.kind in "iu"
     return targets.astype(np.int64) if are_labels else None

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import active_children, parent_process
 from multiprocessing.connection import wait
@@ -20,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from switokd.errors import PeerError, UsageError
+from switokd.errors import PeerError, SwitokdError, UsageError, summary
 from switokd.runtime.environment import rank_in_words
-from switokd.runtime.lifecycle import print_error
+from switokd.runtime.lifecycle import print_warning
 
 Batch = tuple[Tensor, Tensor]
 """Images `[B, C, H, W]` in float32, normalised; labels `[B]` or target distributions `[B, C]`."""
@@ -33,6 +35,31 @@ Positions = Iterable[Sequence[tuple[int, ...]]]
 
 MOST_DEATHS = 3
 """How often loader processes are started again before they deliver a batch."""
+
+
+class InLoader(Exception):
+    """An error in a loader process; the message is its traceback there."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An error for the user in place of a batch; may come from a loader process."""
+
+    error: SwitokdError
+    frames: str
+    """Traceback of the error's cause, which is not sent with it; empty without a cause."""
+
+    @classmethod
+    def of(cls, error: SwitokdError) -> Failed:
+        """Return the error with the traceback of its cause."""
+        cause = error.__cause__
+        return cls(error, "".join(traceback.format_exception(cause)) if cause else "")
+
+    def as_here(self) -> SwitokdError:
+        """Return the error, whose cause has the traceback of the loader process."""
+        if self.frames and self.error.__cause__ is None:
+            self.error.__cause__ = InLoader(f"\n{self.frames}")
+        return self.error
 
 
 class Undelivered:
@@ -93,22 +120,31 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         """Start the loader processes, unless they run, and yield the batches.
 
-        UsageError for an invalid sample, PeerError if loader processes die again and again.
+        UsageError for an invalid sample or a data set that cannot be sent to another process,
+        OwnCodeError for a sample that raises, PeerError if loader processes die again and again.
         """
         self._undelivered.begin()
         return self._checked(self._start())
 
-    def _start(self) -> Iterator[Batch | UsageError]:
+    def _start(self) -> Iterator[Batch | Failed]:
         before = {process.pid for process in active_children()}
-        iterator = iter(self.loader)
+        try:
+            iterator = iter(self.loader)
+        except Exception as error:  # pickle raises many kinds of errors, and a __getstate__ any
+            if not self._workers:
+                raise
+            raise UsageError(
+                f"data.workers: the data set cannot be sent to a loader process: {summary(error)}; "
+                "keep lambdas, local classes and open files out of it, or set data.workers=0"
+            ) from error
         self._processes += [p for p in active_children() if p.pid not in before]
         return iterator
 
-    def _checked(self, iterator: Iterator[Batch | UsageError]) -> Iterator[Batch]:
+    def _checked(self, iterator: Iterator[Batch | Failed]) -> Iterator[Batch]:
         """Yield batches; raise errors that loader processes returned or caused."""
         deaths = 0
         while True:
-            batch: Batch | UsageError | None = None
+            batch: Batch | Failed | None = None
             try:
                 batch = next(iterator)
             except StopIteration:
@@ -124,14 +160,14 @@ class Batches:
                     raise PeerError(
                         f"{what} (data.workers), {deaths} times without a batch between"
                     ) from error
-                print_error(f"{what} (data.workers); it starts again", rank_in_words())
+                print_warning(f"{what} (data.workers); it starts again", rank_in_words())
             if batch is None:
                 del iterator  # with the loader, it ends the processes that are left
                 self.loader, self._processes = self._new_loader(), []
                 iterator = self._start()
                 continue
-            if isinstance(batch, UsageError):
-                raise batch
+            if isinstance(batch, Failed):
+                raise batch.as_here()
             deaths = 0
             self._undelivered.delivered()
             yield batch

@@ -4,18 +4,23 @@
     fashion-mnist   torchvision's, from data.root
     cifar10, cifar100          torchvision's, from data.root
     tiny-imagenet   its original folder layout, as downloaded (tiny_imagenet.py)
-    image-folder    a folder with train/CLASS/*.jpg and val/CLASS/*.jpg
+    image-folder    a folder with train/CLASS/*.jpg and val/CLASS/*.jpg (image_folder.py)
     imagenet        an image-folder with ImageNet's 1,000 classes
+    huggingface     a data set of Hugging Face, from a folder or by name (hugging_face.py)
+    webdataset      .tar shards (shards.py)
     package.module:callable    the user's own: called with `train: bool` and data.kwargs, returns a
-                    map-style data set of (image, label)
+                    map-style data set (own.py)
 
 Not covered: data sets without a length; targets that are not class labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import copy
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,16 +33,24 @@ from numpy.typing import NDArray
 from switokd import plugins
 from switokd.config.sections import Data
 from switokd.data import tiny_imagenet
-from switokd.data.sources import ArraySource, ItemSource, Sources, label_of
-from switokd.errors import UsageError, nearest
+from switokd.data.hugging_face import open_hugging_face
+from switokd.data.image_folder import open_image_folder
+from switokd.data.own import of_items
+from switokd.data.scale import Scale
+from switokd.data.shards import open_shards
+from switokd.data.sources import ArraySource, ItemSource, Sources
+from switokd.errors import UsageError, nearest, own_code_errors
 from switokd.plugins import import_callable, is_object
+from switokd.runtime.waiting import waiting
 
 
 def open_sources(data: Data) -> Sources:
     """Open the data set; UsageError if it is unknown or missing, with the folder to put it in."""
     if is_object(data.dataset):
         lent = plugins.datasets(data.dataset)
-        return _of_items([lent.train, lent.test], data.dataset, lent.classes)
+        return of_items(
+            (lent.train, lent.test), f"data.dataset {data.dataset}", data.keys, lent.classes
+        )
     if ":" in data.dataset:
         return _custom(data)
     if data.dataset not in BY_NAME:
@@ -57,7 +70,7 @@ def _digits_table() -> NDArray[np.float64]:
     assert package is not None
     assert package.origin is not None
     file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    if file.exists():
+    if os.path.exists(file):
         return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
 
@@ -124,10 +137,8 @@ def _torchvision(name: str, data: Data, train: bool) -> Any:
     """Open one part of torchvision's data set `name`; UsageError if its files are missing."""
     import torchvision
 
-    # The ranks of a machine share the folder: one rank downloads, the others wait for it.
-    lock = FileLock(f"{data.root}.lock") if data.download else nullcontext()
     try:
-        with lock:
+        with _downloading(name, data.root) if data.download else nullcontext():
             make = getattr(torchvision.datasets, name)
             return make(data.root, train=train, download=data.download)
     except (RuntimeError, OSError) as error:
@@ -142,36 +153,28 @@ def _torchvision(name: str, data: Data, train: bool) -> Any:
         ) from None
 
 
+@contextmanager
+def _downloading(name: str, root: str) -> Iterator[None]:
+    """Let one rank of a machine download, because all share the folder; the others wait for it."""
+    lock = FileLock(f"{root}.lock")
+    with waiting(f"another process that downloads into {root} (it holds {lock.lock_file})"):
+        lock.acquire()
+    try:
+        with waiting(f"the download of {name} into {root}"):
+            yield
+    finally:
+        lock.release()
+
+
 def _image_folder(data: Data) -> Sources:
     """Images by class in train/ and val/ or test/, augmented and scaled as usual for ImageNet."""
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import v2
-
-    crop = data.image_size
-    to_tensor = [v2.ToImage(), v2.ToDtype(torch.uint8)]
-    train = v2.Compose([v2.RandomResizedCrop(crop, antialias=True), *to_tensor])
-    resize = round(crop * 8 / 7)
-    whole = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop), *to_tensor])
-    root = Path(data.root)
-    try:
-        test_folder = next((root / n for n in ("val", "test") if (root / n).is_dir()), root / "val")
-        parts = [ImageFolder(root / "train", train), ImageFolder(test_folder, whole)]
-    except OSError as error:
-        raise UsageError(
-            f"data.root: {root.resolve()} must hold train/CLASS/... and val/CLASS/... with at "
-            f"least one image file in each class folder ({error})"
-        ) from None
-    if parts[0].classes != parts[1].classes:
-        only_one = sorted(set(parts[0].classes) ^ set(parts[1].classes))
-        raise UsageError(
-            f"{root.resolve()}: train and {test_folder.name} differ in classes: {only_one}"
-        )
-    names = tuple(parts[0].classes)
-    sources = [ItemSource(part, len(names), str(root)) for part in parts]
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-    return Sources(
-        *(sources[0], sources[1], len(names), mean, std), flip=True, names=names, resize=resize
+    scale = Scale.to(data.side)
+    train_files, test_files, names = open_image_folder(
+        data.root, data.allow_empty_classes, scale.train, scale.test
     )
+    train = ItemSource(train_files, len(names), f"{data.root}, training")
+    test = ItemSource(test_files, len(names), f"{data.root}, test")
+    return scale.applied_to(Sources(train, test, len(names), (), (), names=tuple(names)))
 
 
 def _imagenet(data: Data) -> Sources:
@@ -191,7 +194,10 @@ def _tiny_imagenet(data: Data) -> Sources:
         train, val, names = tiny_imagenet.open_tiny_imagenet(data.root)
     except OSError as error:  # files without permission to read
         raise UsageError(f"data.root: {data.root} cannot be read: {error}") from None
-    parts = [ItemSource(part, len(names), str(part.root)) for part in (train, val)]
+    parts = [
+        ItemSource(part, len(names), f"{part.root}, {kind}")
+        for part, kind in ((train, "training"), (val, "test"))
+    ]
     mean, std = tiny_imagenet.MEAN, tiny_imagenet.STD
     return Sources(
         *(parts[0], parts[1], len(names), mean, std), crop_padding=4, flip=True, names=tuple(names)
@@ -201,40 +207,20 @@ def _tiny_imagenet(data: Data) -> Sources:
 def _custom(data: Data) -> Sources:
     """The user's own data set, from package.module:callable."""
     make = import_callable(data.dataset, "data.dataset")
-    try:
-        parts = [make(train=train, **data.kwargs) for train in (True, False)]
-    except TypeError as error:
-        raise UsageError(
-            f"data.dataset {data.dataset} is called with train=True or False and data.kwargs "
-            f"{data.kwargs}: {error}"
-        ) from error
-    return _of_items(parts, data.dataset)
-
-
-def _of_items(parts: Sequence[Any], where: str, classes: int | None = None) -> Sources:
-    """Make sources of a user's training and test set; UsageError if they are no data sets.
-
-    where: names the data set in errors. classes: number of classes; None: the training set's
-    `classes`, or else one more than its largest label.
-    """
-    for part in parts:
-        if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
+    where = f"data.dataset {data.dataset}"
+    with suppress(ValueError):  # some callables of C have no signature
+        try:
+            inspect.signature(make).bind(train=True, **data.kwargs)
+        except TypeError as error:
             raise UsageError(
-                f"data.dataset {where} must return a data set with a length and items, got "
-                f"{type(part).__name__}"
-            )
-        if not len(part):
-            raise UsageError(f"data.dataset {where} returned a data set without samples")
-    named = getattr(parts[0], "classes", None) if classes is None else classes
-    if named is None:  # reads every item once
-        labels = (label_of(parts[0], i, where) for i in range(len(parts[0])))
-        classes = 1 + max(labels)
-    else:
-        classes = named if isinstance(named, int) else len(named)
-    names = () if named is None or isinstance(named, int) else tuple(str(name) for name in named)
-    sources = [ItemSource(part, classes, where) for part in parts]
-    # Images of bytes are scaled to [-1, 1]; images of floats are not scaled.
-    return Sources(sources[0], sources[1], classes, mean=(0.5,), std=(0.5,), names=names)
+                f"{where} is called with train=True or False and data.kwargs {data.kwargs}: {error}"
+            ) from None
+    parts = []
+    for train in (True, False):
+        with own_code_errors(f"{where} with train={train}", __file__, every_rank=True):
+            # A copy: what the first call changes in it must not reach the second one.
+            parts.append(make(train=train, **copy.deepcopy(data.kwargs)))
+    return of_items((parts[0], parts[1]), where, data.keys)
 
 
 BY_NAME: dict[str, Callable[[Data], Sources]] = {
@@ -245,5 +231,7 @@ BY_NAME: dict[str, Callable[[Data], Sources]] = {
     "tiny-imagenet": _tiny_imagenet,
     "image-folder": _image_folder,
     "imagenet": _imagenet,
+    "huggingface": open_hugging_face,
+    "webdataset": open_shards,
 }
 """Functions that open the data sets with a name."""

@@ -15,23 +15,31 @@ from torch import Tensor
 
 from switokd.data.loader import Batch
 from switokd.runtime.device import to_device
+from switokd.runtime.waiting import waiting_for_first
 
 
 def prefetch(
     batches: Iterator[Batch], device: torch.device, channels_last: bool, ahead: bool = True
 ) -> Iterator[Batch]:
-    """Yield the batches on `device`.
+    """Yield the batches on `device`; say so if the first one takes long.
 
     channels_last: whether images get NHWC order. ahead: on a GPU, copy a batch one step early.
     """
+    batches = waiting_for_first(batches, "the first batch of images")
     if ahead and device.type == "cuda":
         return _ahead(batches, device, channels_last)
     return (_place(batch, device, channels_last) for batch in batches)
 
 
 def _place(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
-    """Copy one batch to the device."""
+    """Copy one batch to the device, out of the memory that it shares with a loader process.
+
+    Networks get lazy copies of the images (`training/input_guard.py`), which shared memory cannot
+    be: it would be copied for each network.
+    """
     x, y = (to_device(device, t) for t in batch)
+    is_shared = x.device.type == "cpu" and x.untyped_storage().is_shared()
+    x = x.clone() if is_shared else x
     return in_order(x, channels_last), y
 
 

@@ -1,21 +1,21 @@
 """Images and labels by index, before augmentation: in memory, or item by item.
 
-Not covered: opening a data set by its name (`named.py`); targets that are not class labels.
+Not covered: opening a data set by its name (`named.py`); the forms of items (`items.py`).
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from switokd.data import items as forms
 from switokd.data.augment import Keys, seeding
-from switokd.errors import UsageError, first_line
+from switokd.errors import OwnCodeError, UsageError, first_line, own_code_errors
 from switokd.runtime.device import to_device
 
 
@@ -55,34 +55,96 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class ItemSource:
-    """A map-style data set of (image, label), read item by item."""
+    """A map-style data set, read item by item; `items.py` says which forms an item may have."""
 
     items: Any
     classes: int
     where: str
-    """Names the data set in errors."""
+    """Names the data set in errors, with the part that this is: training or test."""
+    length: int | None = None
+    """Number of items, which all ranks agree on; None: the data set's own."""
+    keys: forms.Keys | None = None
+    """Of an item's image and label; None: guess them."""
+    reader: str = ""
+    """File of switokd's module that reads the items; empty if the data set is the user's."""
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.items) if self.length is None else self.length
 
     def fetch(self, indices: Sequence[int], keys: Keys) -> tuple[Tensor, Tensor]:
-        """See `Source`. UsageError for a label outside the classes or an invalid image."""
+        """See `Source`. UsageError for an invalid item, OwnCodeError for one that raises."""
         images, labels = [], []
         with seeding() as seed:
             for index, key in zip(indices, keys.tolist(), strict=True):
                 seed(key)
-                image, label = _pair(self.items, index, self.where)
-                images.append(_as_tensor(image, f"{self.where}, sample {index}"))
+                image, label = self._read(index)
+                images.append(image)
                 labels.append(label)
-                if not 0 <= label < self.classes:
-                    raise UsageError(
-                        f"{self.where}, sample {index}: label {label} is outside the "
-                        f"{self.classes} classes (0 to {self.classes - 1})"
-                    )
-        shapes = {tuple(image.shape) for image in images}
-        if len(shapes) > 1:
-            raise UsageError(f"{self.where}: images of one batch differ in shape: {sorted(shapes)}")
+        if len(kinds := {(image.dtype, image.shape) for image in images}) > 1:
+            shown = (f"{str(kind).removeprefix('torch.')} {list(shape)}" for kind, shape in kinds)
+            raise UsageError(
+                f"{self.where} set: images of one batch differ: {', '.join(sorted(shown))}; make "
+                "them equal in the data set, or with data.image_size for huggingface and webdataset"
+            )
         return torch.stack(images), torch.tensor(labels)
+
+    def label_of(self, index: int) -> tuple[int, int]:
+        """Return an item's label, and the number of classes that it implies; errors as `fetch`."""
+        item = self.item(index)
+        with self.naming(index):
+            return forms.class_of(forms.parts_of(item, self.keys)[1])
+
+    def item(self, index: int) -> Any:
+        """Return one item; UsageError, or OwnCodeError if the user's code raises an error."""
+        sample = f"{self.where} sample {index}"
+        try:
+            with own_code_errors(sample, self.reader or __file__, every_rank=True):
+                return self.items[index]
+        except OwnCodeError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError | SyntaxError) and (file := self._file_of(index)):
+                # Pillow raises these for damaged files.
+                raise UsageError(f"{file} cannot be read: {first_line(cause)}") from cause
+            if isinstance(cause, IndexError | StopIteration):
+                counted = f"{error}; the data set says that it has {len(self)} samples"
+                raise OwnCodeError(counted, every_rank=True) from cause
+            raise
+        except UsageError as error:
+            if not self.reader:
+                raise
+            raise UsageError(f"{sample}: {error}") from None
+
+    def _file_of(self, index: int) -> str:
+        """Return the file of an item if the data set lists it, as ImageFolder does."""
+        try:
+            return str(self.items.samples[index][0])
+        except (AttributeError, IndexError, KeyError, TypeError):
+            return ""
+
+    def _read(self, index: int) -> tuple[Tensor, int]:
+        """Return image and label of one item."""
+        item = self.item(index)
+        with self.naming(index):
+            image, label = forms.parts_of(item, self.keys)
+            tensor, (number, _) = forms.image_tensor(image), forms.class_of(label, self.classes)
+            if not 0 <= number < self.classes:
+                raise UsageError(
+                    f"label {number} is outside the {self.classes} classes "
+                    f"(0 to {self.classes - 1})"
+                )
+        return tensor, number
+
+    @contextmanager
+    def naming(self, index: int) -> Iterator[None]:
+        """Name the sample in errors of the body, where an item may do its work only now."""
+        sample = f"{self.where} sample {index}"
+        try:
+            with own_code_errors(sample, forms.__file__, every_rank=True):
+                yield
+        except OwnCodeError:
+            raise
+        except UsageError as error:
+            raise UsageError(f"{sample}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -105,55 +167,5 @@ class Sources:
     """Names of the classes, in the order of the labels; empty if the data set has none."""
     resize: int | None = None
     """Pixels of the shorter side of a test image before its centre is cropped; None: no resize."""
-
-
-def _pair(items: Any, index: int, where: str) -> tuple[Any, int]:
-    """Return one (image, label); UsageError for another item or a file that cannot be read."""
-    try:
-        item = items[index]
-    except (OSError, SyntaxError) as error:  # Pillow raises these for damaged files
-        file = _file_of(items, index, where)
-        raise UsageError(f"{file} cannot be read: {first_line(error)}") from error
-    try:
-        image, label = item
-        return image, operator.index(label.item() if hasattr(label, "item") else label)
-    except (TypeError, ValueError, RuntimeError):
-        raise UsageError(
-            f"{where}, sample {index}: an item must be (image, label), the label a whole "
-            f"number, got {str(item)[:60]!r}"
-        ) from None
-
-
-def _file_of(items: Any, index: int, where: str) -> str:
-    """Return the file of an item if the data set lists it, as ImageFolder does, else its number."""
-    try:
-        return str(items.samples[index][0])
-    except (AttributeError, IndexError, KeyError, TypeError):
-        return f"{where}, sample {index}"
-
-
-def label_of(items: Any, index: int, where: str) -> int:
-    """Return the label of one item; UsageError if the item is not (image, label)."""
-    return _pair(items, index, where)[1]
-
-
-def _as_tensor(image: Any, where: str) -> Tensor:
-    """Return an image as `[C, H, W]`; UsageError for another shape or type.
-
-    A tensor is returned unchanged. A PIL image or array `[H, W]` or `[H, W, C]` must hold bytes.
-    """
-    if isinstance(image, Tensor):
-        tensor = image
-    else:
-        array = np.array(image)
-        if array.dtype != np.uint8:
-            raise UsageError(f"{where}: an image must be a tensor or hold bytes, got {array.dtype}")
-        tensor = torch.from_numpy(array)
-        tensor = tensor[None] if tensor.dim() == 2 else tensor.permute(2, 0, 1)
-    if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
-        raise UsageError(f"{where}: a tensor must hold bytes or floats, got {tensor.dtype}")
-    if tensor.dim() != 3:
-        raise UsageError(
-            f"{where}: an image must be [channels, height, width], got {list(tensor.shape)}"
-        )
-    return tensor
+    notes: tuple[str, ...] = ()
+    """What a user should know about the data, such as parts of the items that are not used."""

@@ -15,13 +15,15 @@ Not covered: test/, which has no labels; bounding boxes; downloading and unpacki
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from switokd.data import pictures
+from switokd.data.image_files import entries
 from switokd.errors import UsageError
 
 FOLDER = "tiny-imagenet-200"
@@ -47,11 +49,9 @@ class TinyImageNet:
         """Return RGB bytes `[64, 64, 3]` and label; UsageError if the file is not such an image."""
         path = self.root / self.files[index]
         try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except OSError as error:  # Pillow raises it for damaged images as well
-            reason = error.strerror or "not a whole image"
-            raise UsageError(f"{path}: cannot be read: {reason}; unpack the data again") from None
+            pixels = np.asarray(pictures.load(path, channels=3))
+        except UsageError as error:
+            raise UsageError(f"{error}; unpack the data again") from None
         if pixels.shape != (SIDE, SIDE, 3):
             height, width, _ = pixels.shape
             raise UsageError(
@@ -68,9 +68,9 @@ def open_tiny_imagenet(data_root: str) -> tuple[TinyImageNet, TinyImageNet, list
     file or folder of the layout is missing.
     """
     root = Path(data_root)
-    if (root / FOLDER).is_dir():
+    if os.path.isdir(root / FOLDER):
         root = root / FOLDER
-    if not (root / "wnids.txt").is_file():
+    if not os.path.isfile(root / "wnids.txt"):
         raise UsageError(
             f"data.root: {root.resolve()} holds no {FOLDER}/ with wnids.txt, train/ and val/; "
             "unpack tiny-imagenet-200.zip there"
@@ -101,7 +101,7 @@ def _train(root: Path, label_of: dict[str, int]) -> TinyImageNet:
 def _val(root: Path, label_of: dict[str, int]) -> TinyImageNet:
     """Return all images that val/val_annotations.txt lists, in the order of its lines."""
     annotations = root / "val" / "val_annotations.txt"
-    if not annotations.is_file():
+    if not os.path.isfile(annotations):
         raise UsageError(
             f"{annotations.resolve()} is not there; it lists the classes of the images in "
             "val/images: unpack the data again (a val/ sorted into classes is not the original)"
@@ -125,9 +125,9 @@ def _val(root: Path, label_of: dict[str, int]) -> TinyImageNet:
 
 def _images(folder: Path) -> list[str]:
     """Return the sorted names of a folder's image files; empty if there is no such folder."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
-    return sorted(file.name for file in folder.iterdir() if file.suffix.upper() == ".JPEG")
+    return [e.name for e in entries(folder) if e.name.upper().endswith(".JPEG")]
 
 
 def _lines(path: Path) -> list[str]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import gzip
 import os
 import random
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from switokd.data.augment import crop_and_flip, mix, mix_one
 from switokd.data.images import Images, View, open_images
 from switokd.data.loader import Batch
 from switokd.data.sources import ArraySource
-from switokd.errors import UsageError
+from switokd.errors import OwnCodeError, UsageError
 
 # The DataLoader warns on machines with fewer processors than loader processes.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -71,9 +72,9 @@ class Wrong(Noise):
             if self.defect == "shape":
                 image = image[:, :4]
             if self.defect == "dimensions":
-                image = image[0]
-            if self.defect == "floats":
-                image = image.numpy()
+                image = image[0, 0]
+            if self.defect == "type":
+                image = image.mul(255).byte()
             if self.defect == "file":
                 open("nowhere.npy")
         return image, label
@@ -116,7 +117,7 @@ def digits(seed: int = 0, **settings: Any) -> Images:
     return open_images(Data(dataset="digits", **{"batch_size": 100, **settings}), seed)
 
 
-def equal(one: Iterator[Batch] | list[Batch], other: Iterator[Batch] | list[Batch]) -> bool:
+def equal(one: Iterable[Batch], other: Iterable[Batch]) -> bool:
     pairs = zip(one, other, strict=True)
     return all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in pairs)
 
@@ -310,9 +311,12 @@ def test_bytes_of_own_data_are_scaled_and_classes_counted(own_data: Open) -> Non
     [
         ("label", "own_data:Wrong, training sample 3: label 4 is outside the 4 classes (0 to 3)"),
         ("negative", "sample 3: label -1 is outside the 4 classes"),
-        ("shape", "own_data:Wrong: images of one batch differ in shape: [(2, 4, 8), (2, 8, 8)]"),
-        ("dimensions", "sample 3: an image must be [channels, height, width], got [8, 8]"),
-        ("floats", "sample 3: an image must be a tensor or hold bytes, got float32"),
+        (
+            "shape",
+            "training set: images of one batch differ: float32 [2, 4, 8], float32 [2, 8, 8]; ",
+        ),
+        ("type", "images of one batch differ: float32 [2, 8, 8], uint8 [2, 8, 8]; make them"),
+        ("dimensions", "sample 3: an image must be [channels, height, width], got [8]"),
     ],
 )
 def test_message_for_an_invalid_sample(
@@ -325,8 +329,10 @@ def test_message_for_an_invalid_sample(
 
 
 def test_message_for_a_missing_file_of_own_data(own_data: Open) -> None:
-    with pytest.raises(UsageError, match=r"^own_data:Wrong, sample 3 cannot be read: \[Errno 2\]"):
+    with pytest.raises(OwnCodeError) as caught:
         list(own_data("Wrong", {"defect": "file"}).stream(3))
+    where = r"own_data\.py:\d+ in __getitem__ \(data.dataset own_data:Wrong, training sample 3\)"
+    assert re.search(rf"{where}: FileNotFoundError: \[Errno 2\]", str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -347,7 +353,10 @@ def test_message_for_a_missing_file_of_own_data(own_data: Open) -> None:
             {"dataset": "no_such:thing"},
             ["data.dataset no_such:thing: there is no module 'no_such'"],
         ),
-        ({"dataset": "own_data:nothing"}, ["must return a data set", "got NoneType"]),
+        (
+            {"dataset": "own_data:nothing"},
+            ["must be a data set with a length and items, got NoneType"],
+        ),
         ({"dataset": "own_data:Noise", "kwargs": {"a": 1}}, ["unexpected keyword argument 'a'"]),
         ({"batch_size": 1438}, ["data.batch_size: 1438 is more than the 1437 training images"]),
     ],
@@ -370,8 +379,7 @@ def test_fashion_mnist_from_debians_package(tmp_path: Path) -> None:
     if not (parts := sorted(package.glob("*.gz"))):
         missing = f"{package} is not there (Debian package dataset-fashion-mnist)"
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
-    raw = tmp_path / "FashionMNIST/raw"
-    raw.mkdir(parents=True)
+    (raw := tmp_path / "FashionMNIST/raw").mkdir(parents=True)
     for part in parts:
         with gzip.open(part) as packed, (raw / part.stem).open("wb") as unpacked:
             shutil.copyfileobj(packed, unpacked)
@@ -382,3 +390,9 @@ def test_fashion_mnist_from_debians_package(tmp_path: Path) -> None:
     assert labels.bincount().tolist() == [6_000] * 10
     x, _ = next(images.stream(1))
     assert abs(x.mean().item()) < 0.3
+
+
+def test_a_crop_beyond_the_image_is_refused() -> None:
+    assert digits(crop_padding=8).samples
+    with pytest.raises(UsageError, match=r"crop_padding: 9 is more than the 8 pixels of an image"):
+        digits(crop_padding=9)

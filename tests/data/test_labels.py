@@ -104,7 +104,8 @@ def test_invalid_label_of_a_data_set_read_item_by_item(name: str, own_module: st
     )
     assert caught.value.seen_by_every_rank
     looked_at = vars(__import__(own_module))[name].looked_at
-    assert len(looked_at) == (28 if name == "Tenfold" else 1)  # `targets` show the invalid one
+    assert looked_at[:2] == [0, 0]  # tell the form of the items, in training and test
+    assert len(looked_at) == 2 + (28 if name == "Tenfold" else 1)  # `targets` show the invalid one
 
 
 def test_the_label_of_an_item_wins_over_targets(own_module: str) -> None:

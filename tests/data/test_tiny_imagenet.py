@@ -24,6 +24,7 @@ from switokd.data.tiny_imagenet import (
 )
 from switokd.errors import UsageError
 from switokd.models.registry import build
+from tests.data.test_image_files import LEFT_BEHIND, touch
 from tests.preloaded import train
 from tests.support import lines
 
@@ -82,6 +83,14 @@ def test_images_have_the_label_of_their_class(root: Path) -> None:
         assert level == [list(GREY.values())[label] for label in y.tolist()]
         labels.append(y.tolist())
     assert labels == [[0] * 4 + [1] * 4 + [2] * 4, [2, 0, 0, 1, 2, 1]]
+
+
+def test_what_systems_leave_behind_is_no_image(root: Path) -> None:
+    top = root / "tiny-imagenet-200"
+    for folder in (top / "train" / "n01" / "images", top / "val" / "images"):
+        touch(folder, *LEFT_BEHIND, "._n01_0.JPEG")
+    opened = images(root)
+    assert (len(opened.sources.train), len(opened.sources.test)) == (12, 6)
 
 
 def test_data_root_may_be_the_folder_itself(root: Path) -> None:
@@ -172,7 +181,7 @@ def with_a_large_image(top: Path) -> None:
         (with_a_foreign_class, "val_annotations.txt, line 1: 'n09' is not a class of wnids.txt"),
         (without_a_tab, "val_annotations.txt, line 1: '' is not a class"),
         (without_an_image, "val_annotations.txt, line 4: 'val_3.JPEG' is not in val/images"),
-        (with_half_an_image, "val_0.JPEG: cannot be read: not a whole image"),
+        (with_half_an_image, "val_0.JPEG: cannot be read as a picture: "),
         (with_a_large_image, "val_0.JPEG: an image of 80 x 80 pixels, where Tiny-ImageNet has 64"),
     ],
 )
