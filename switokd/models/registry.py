@@ -12,28 +12,32 @@ The number of input channels, of classes and the shorter side of the images come
 They are passed as `in_channels`, `num_classes` and `image_size` if the callable has arguments of
 these names.
 
+    outputs.py       the logits in what a network returns
     flops.py         number of parameters and multiply-adds
     paper.py         the networks of the paper's tables
+    given_weights.py weights from a file; state_dicts.py and weights_file.py serve it
+    own_state.py     what a network's state dict holds beside tensors
 
 Not covered: downloading pretrained weights; inputs that are not images.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from switokd import plugins
-from switokd.errors import UsageError, first_line, nearest
+from switokd.errors import UsageError, first_line, nearest, own_code_error
 from switokd.models import families
 from switokd.models.from_timm import PREFIX, timm_builder
 from switokd.models.mobilenet import MobileNet
 from switokd.models.mobilenet_v2 import mobilenet_v2
+from switokd.models.outputs import Key, give_logits, not_logits
 from switokd.models.resnet import resnet
 from switokd.models.wide_resnet import WideResNet
 from switokd.plugins import import_callable, is_object
@@ -56,12 +60,14 @@ def build(
     num_classes: int,
     kwargs: Mapping[str, Any] | None = None,
     image_size: int | None = None,
+    output: Key | None = None,
 ) -> nn.Module:
     """Build the network `name` for images with `in_channels` and for `num_classes` classes.
 
     kwargs: arguments for the network's callable; they win over the three from the data.
-    image_size: shorter side of the images in pixels; None: the network's default. UsageError if
-    there is no such network, or it cannot be made with these arguments.
+    image_size: shorter side of the images in pixels; None: the network's default. output: where
+    the logits are in what the network returns; None: guess it. The built network returns logits
+    alone. UsageError if there is no such network, or it cannot be made with these arguments.
     """
     factory, of_name = _factory(name)
     arguments = {**of_name, **(kwargs or {})}
@@ -74,15 +80,22 @@ def build(
         if key in accepted and value is not None:
             arguments.setdefault(key, value)
     try:
-        network = factory(**arguments)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise UsageError(
-            f"model {name} cannot be made with {arguments}: {first_line(error)}"
-        ) from error
+        # A copy: what the callable changes in it must not reach the configuration.
+        network = factory(**copy.deepcopy(arguments))
+    except BaseException as error:
+        what = f"model {name} cannot be made with {arguments}"
+        if found := own_code_error(error, what):
+            raise found from error
+        # switokd's own networks, and libraries, refuse arguments by one of these errors.
+        if not isinstance(error, TypeError | ValueError | KeyError | RuntimeError):
+            raise
+        raise UsageError(f"{what}: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise UsageError(
             f"model {name} must return a torch.nn.Module, got {type(network).__name__}"
         )
+    if not families.is_own(name):  # switokd's own return a tensor
+        give_logits(network, name, num_classes, output)
     return network
 
 
@@ -97,56 +110,24 @@ def check_output(network: nn.Module, name: str, image: tuple[int, int, int], cla
     try:
         with torch.no_grad():
             logits = network(torch.zeros(2, *image))
-    except Exception as error:
-        raise UsageError(
+    except UsageError:  # of the hook that finds the logits
+        raise
+    except BaseException as error:
+        what = (
             f"model {name} does not take images of {image[0]} x {image[1]} x {image[2]} "
-            f"(channels, height, width): {first_line(error)}"
-        ) from error
+            "(channels, height, width)"
+        )
+        if found := own_code_error(error, what):
+            raise found from error
+        if not isinstance(error, Exception):
+            raise
+        raise UsageError(f"{what}: {first_line(error)}") from error
     finally:
         network.train(was_training)
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if shape != (2, classes):
+    if got := not_logits(logits, 2, classes):
         raise UsageError(
-            f"model {name} must turn 2 images into logits of shape (2, {classes}), got {shape}"
+            f"model {name} must turn 2 images into logits of shape (2, {classes}), got {got}"
         )
-
-
-def load_weights(network: nn.Module, path: Path, source: str) -> None:
-    """Load a state dict into a network.
-
-    source: names the setting or run in errors. UsageError if the file cannot be read, holds no
-    state dict, or holds one of another network.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises many kinds of errors
-        reason = getattr(error, "strerror", None) or "it is no state dict saved by torch.save"
-        raise UsageError(f"{source}: {path} cannot be read: {reason}") from None
-    expected = network.state_dict()
-    if not isinstance(state, dict):
-        raise UsageError(f"{source}: {path} holds no state dict, but a {type(state).__name__}")
-    differing = [key for key in [*expected, *state] if (key in expected) != (key in state)]
-    common = [key for key in expected if key in state]
-    differing += [
-        key for key in common if _shape_or_type(expected[key]) != _shape_or_type(state[key])
-    ]
-    if differing:
-        key = differing[0]
-        there, here = (
-            _shape_or_type(side[key]) if key in side else "not there" for side in (state, expected)
-        )
-        raise UsageError(
-            f"{source}: {path} is of another network: {key} is {there} in the file and {here} in "
-            f"the network ({len(differing)} of {len(expected)} entries differ)"
-        )
-    network.load_state_dict(state)
-
-
-def _shape_or_type(value: Any) -> tuple[int, ...] | str:
-    """Return a tensor's shape, or "a TYPE" for any other value."""
-    if isinstance(value, torch.Tensor):
-        return tuple(value.shape)
-    return f"a {type(value).__name__}"
 
 
 def parameter_count(network: nn.Module) -> int:

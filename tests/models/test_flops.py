@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 
-from switokd.errors import UsageError
+from switokd.errors import OwnCodeError, UsageError
 from switokd.models.flops import size_of
 
 MODULE = """\
@@ -115,6 +115,6 @@ def test_message_for_an_invalid_network(own_networks: str, name: str, sentence: 
     assert name in str(caught.value)
 
 
-def test_error_in_the_users_module_passes_through(own_networks: str) -> None:
-    with pytest.raises(OSError, match="not here"):
+def test_error_in_the_users_module_is_one_line(own_networks: str) -> None:
+    with pytest.raises(OwnCodeError, match=r"cannot be made with .*OSError: not here"):
         size_of(f"{own_networks}:broken", (3, 8, 8), 10)
