@@ -3,6 +3,8 @@
     expert mode (teacher paused for this student)   if G > delta and e_t < e_s
     learning mode                                   otherwise
 
+A command of an operator may hold a pair in a mode, or scale its delta (`overrides.py`).
+
 No state is carried from step to step. The coordinator and every rank therefore reach the same
 decision from the same distances, also when they decide a step twice.
 
@@ -54,6 +56,22 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class InForce:
+    """What an operator's commands change in one step; mostly nothing. See `overrides.py`."""
+
+    holds: Mapping[Pair, Mode] = field(default_factory=dict)
+    """Pairs that have this mode whatever their distances are."""
+    scales: Mapping[Pair, float] = field(default_factory=dict)
+    """Pairs whose threshold is multiplied by this factor."""
+
+    def __bool__(self) -> bool:
+        return bool(self.holds or self.scales)
+
+
+NOTHING = InForce()
+
+
+@dataclass(frozen=True)
 class PairDecision:
     """Mode of one pair, with all numbers that led to it."""
 
@@ -61,7 +79,12 @@ class PairDecision:
     distances: Distances
     epsilon: float
     delta: float
+    """The threshold after the scale."""
     mode: Mode
+    held: bool = False
+    """Whether a command is the reason for the mode."""
+    delta_scale: float = 1.0
+    """The factor in the threshold that a command has set."""
 
 
 @dataclass(frozen=True)
@@ -87,26 +110,41 @@ def decide(
     distances: Mapping[Pair, Distances],
     rule: Rule,
     settled: Mapping[Pair, Mode] = MappingProxyType({}),
+    in_force: InForce = NOTHING,
 ) -> Decision:
     """Decide one step for all pairs in `distances`; the result keeps their order.
 
-    settled: modes that hold whatever the distances are (see `unsafe_pairs`).
+    settled: modes that a rank has chosen where rounding matters (see `unsafe_pairs`). in_force:
+    what commands hold and scale in this step; a hold comes before everything else.
     KeyError if `rule.epsilon_from` names a pair that `distances` does not contain.
     """
     pairs = tuple(
         _decide(pair, d, epsilon(distances[rule.epsilon_from.get(pair, pair)]), rule)
         for pair, d in distances.items()
     )
+    if in_force.scales:
+        pairs = tuple(_scaled(p, in_force.scales.get(p.pair, 1.0), rule) for p in pairs)
     if settled:
         pairs = tuple(replace(p, mode=settled.get(p.pair, p.mode)) for p in pairs)
-    decision = Decision(step, pairs, ())
+    if holds := in_force.holds:
+        pairs = tuple(
+            replace(p, mode=holds[p.pair], held=True) if p.pair in holds else p for p in pairs
+        )
     teachers = dict.fromkeys(p.pair.teacher for p in pairs) if rule.pauses else ()
-    return replace(decision, paused=tuple(t for t in teachers if decision.is_expert(t)))
+    learning = {p.pair.teacher for p in pairs if p.mode is not Mode.EXPERT}
+    return Decision(step, pairs, tuple(t for t in teachers if t not in learning))
 
 
 def _decide(pair: Pair, d: Distances, eps: float, rule: Rule) -> PairDecision:
     threshold = rule.delta(d, eps)
     return PairDecision(pair, d, eps, threshold, rule.switch(d, threshold))
+
+
+def _scaled(p: PairDecision, scale: float, rule: Rule) -> PairDecision:
+    """Decide a pair again with its threshold multiplied by `scale`."""
+    threshold = p.delta * scale
+    mode = rule.switch(p.distances, threshold)
+    return replace(p, delta=threshold, mode=mode, delta_scale=scale)
 
 
 ROUNDING = 1e-6
@@ -124,8 +162,9 @@ def unsafe_pairs(
 ) -> tuple[Pair, ...]:
     """Return the pairs for which another processor might compute the other mode.
 
-    These are so close to their threshold that rounding matters. decision: made from `distances`.
-    rounding: largest relative and absolute difference.
+    These are so close to their threshold that rounding matters. A pair that a command holds is
+    not among them. decision: made from `distances`. rounding: largest relative and absolute
+    difference.
     """
     return tuple(p.pair for p in decision.pairs if not _is_safe(p, distances, rule, rounding))
 
@@ -133,10 +172,12 @@ def unsafe_pairs(
 def _is_safe(
     decided: PairDecision, distances: Mapping[Pair, Distances], rule: Rule, rounding: float
 ) -> bool:
+    if decided.held:
+        return True
     epsilon_pair = rule.epsilon_from.get(decided.pair)
     for d in _rounding_corners(decided.distances, rounding):
         corners = _rounding_corners(distances[epsilon_pair], rounding) if epsilon_pair else [d]
-        thresholds = (rule.delta(d, epsilon(corner)) for corner in corners)
+        thresholds = (rule.delta(d, epsilon(corner)) * decided.delta_scale for corner in corners)
         if any(rule.switch(d, threshold) is not decided.mode for threshold in thresholds):
             return False
     return True

@@ -41,6 +41,11 @@ class Method:
         return getattr(self.strategy.combine, "__func__", None) is not Strategy.combine
 
     @cached_property
+    def is_own(self) -> bool:
+        """Whether the strategy is a user's class; only such a class may draw random numbers."""
+        return not type(self.strategy).__module__.startswith("switokd.")
+
+    @cached_property
     def taus(self) -> Mapping[Pair, float]:
         """Temperature of the distances, by pair."""
         return {pair: self.couplings.tau(pair) for pair in self.topology.pairs}

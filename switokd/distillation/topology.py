@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 
 class Role(str, Enum):
@@ -43,19 +44,23 @@ class Topology:
 
     def role(self, network: str) -> Role:
         """Role of `network`. KeyError if the run has no network of that name."""
-        return dict(self.roles)[network]
+        return self._role_of[network]
 
-    @property
+    @cached_property
+    def _role_of(self) -> dict[str, Role]:
+        return dict(self.roles)
+
+    @cached_property
     def teachers(self) -> tuple[str, ...]:
         """Names of the teachers."""
         return tuple(name for name, role in self.roles if role is Role.TEACHER)
 
-    @property
+    @cached_property
     def students(self) -> tuple[str, ...]:
         """Names of the students."""
         return tuple(name for name, role in self.roles if role is Role.STUDENT)
 
-    @property
+    @cached_property
     def pairs(self) -> tuple[Pair, ...]:
         """Every teacher with every student, teacher by teacher, without the pairs in `off`."""
         pairs = (Pair(t, s) for t in self.teachers for s in self.students)
@@ -70,7 +75,8 @@ class Topology:
             missing = "student" if self.teachers else "teacher"
             return f"a run needs at least one teacher and one student (there is no {missing})"
         for pair in sorted(self.off):
-            if pair.teacher not in self.teachers or pair.student not in self.students:
+            roles = self._role_of.get(pair.teacher), self._role_of.get(pair.student)
+            if roles != (Role.TEACHER, Role.STUDENT):
                 return f"the pair {pair.teacher}, {pair.student} is not a teacher with a student"
         paired = {name for pair in self.pairs for name in (pair.teacher, pair.student)}
         for name, role in self.roles:

@@ -16,6 +16,7 @@ Not covered: the form of the KL terms (`losses.py`).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ from switokd.distillation.strategies.kdcl import (
 )
 from switokd.distillation.strategies.peers import DML, KD, Vanilla
 from switokd.distillation.strategies.switching import SwitOKD, Threshold
-from switokd.errors import UsageError, nearest
+from switokd.errors import UsageError, nearest, own_code_error
 from switokd.plugins import import_callable
 
 __all__ = ["STRATEGIES", "Strategy", "make_strategy"]
@@ -64,11 +65,14 @@ def make_strategy(
             f"{nearest(name, STRATEGIES)}"
         )
     try:
-        strategy = factory(**(kwargs or {}))
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"strategy {name} cannot be created with strategy_kwargs {dict(kwargs or {})}: {error}"
-        ) from error
+        strategy = factory(**copy.deepcopy(dict(kwargs or {})))  # which it may change and keep
+    except BaseException as error:
+        what = f"strategy {name} cannot be created with strategy_kwargs {dict(kwargs or {})}"
+        if found := own_code_error(error, what, every_rank=True):
+            raise found from error
+        if not isinstance(error, TypeError | ValueError):
+            raise
+        raise UsageError(f"{what}: {error}") from error
     if not isinstance(strategy, Strategy):
         raise UsageError(
             f"strategy {name} must be a switokd.distillation.strategies.Strategy, "
