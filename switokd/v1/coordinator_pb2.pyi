@@ -238,12 +238,18 @@ class JoinRequest(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     rank: _builtins.int
     epoch: _builtins.int
     """Counts how often the run's processes were started; 0 where nobody counts.
     A higher epoch takes the run over from plan.first_step on; a lower one is
     refused.
+    """
+    secret: _builtins.bytes
+    """The run's secret, which rank 0 has made: at least 16 bytes, the same in
+    every call of the run's ranks and in every epoch. The first rank that joins
+    sets it; a run without one takes no commands but an operator's.
     """
     @_builtins.property
     def plan(self) -> Global___RunPlan: ...
@@ -254,10 +260,11 @@ class JoinRequest(_message.Message):
         rank: _builtins.int = ...,
         plan: Global___RunPlan | None = ...,
         epoch: _builtins.int = ...,
+        secret: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "plan", b"plan", "rank", b"rank", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "plan", b"plan", "rank", b"rank", "run_id", b"run_id", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -294,6 +301,7 @@ class TrainRequest(_message.Message):
     STALL_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    COMMAND_TAKEN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attach(self) -> Global___Attach:
         """First message of every stream, and only the first."""
@@ -322,6 +330,10 @@ class TrainRequest(_message.Message):
     def heartbeat(self) -> Global___Heartbeat:
         """About once a second, from a thread of its own: what the rank is doing."""
 
+    @_builtins.property
+    def command_taken(self) -> Global___CommandTaken:
+        """Only from rank 0: all ranks have a command now."""
+
     def __init__(
         self,
         *,
@@ -332,12 +344,13 @@ class TrainRequest(_message.Message):
         stall: Global___Stall | None = ...,
         settled: Global___Settled | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        command_taken: Global___CommandTaken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "heartbeat", b"heartbeat", "leave", b"leave", "progress", b"progress", "report", b"report", "settled", b"settled", "stall", b"stall"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "command_taken", b"command_taken", "event", b"event", "heartbeat", b"heartbeat", "leave", b"leave", "progress", b"progress", "report", b"report", "settled", b"settled", "stall", b"stall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "event", b"event", "heartbeat", b"heartbeat", "leave", b"leave", "progress", b"progress", "report", b"report", "settled", b"settled", "stall", b"stall"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "command_taken", b"command_taken", "event", b"event", "heartbeat", b"heartbeat", "leave", b"leave", "progress", b"progress", "report", b"report", "settled", b"settled", "stall", b"stall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attach", "report", "progress", "leave", "stall", "settled", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attach", "report", "progress", "leave", "stall", "settled", "heartbeat", "command_taken"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -356,6 +369,7 @@ class Attach(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SETTLED_STEP_FIELD_NUMBER: _builtins.int
     RECEIVED_STEP_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     rank: _builtins.int
     epoch: _builtins.int
@@ -372,6 +386,8 @@ class Attach(_message.Message):
     """Last step whose decision this rank has; later ones are sent again. Absent
     where the rank needs no decision twice.
     """
+    secret: _builtins.bytes
+    """See JoinRequest."""
     def __init__(
         self,
         *,
@@ -382,10 +398,11 @@ class Attach(_message.Message):
         attempt: _builtins.int = ...,
         settled_step: _builtins.int = ...,
         received_step: _builtins.int | None = ...,
+        secret: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_received_step", b"_received_step", "received_step", b"received_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_received_step", b"_received_step", "attempt", b"attempt", "client", b"client", "epoch", b"epoch", "rank", b"rank", "received_step", b"received_step", "run_id", b"run_id", "settled_step", b"settled_step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_received_step", b"_received_step", "attempt", b"attempt", "client", b"client", "epoch", b"epoch", "rank", b"rank", "received_step", b"received_step", "run_id", b"run_id", "secret", b"secret", "settled_step", b"settled_step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__received_step: _TypeAlias = _typing.Literal["received_step"]  # noqa: Y015
     _WhichOneofArgType__received_step: _TypeAlias = _typing.Literal["_received_step", b"_received_step"]  # noqa: Y015
@@ -474,6 +491,8 @@ class PairSums(_message.Message):
     E_T_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    DELTA_SCALE_FIELD_NUMBER: _builtins.int
     teacher: _builtins.str
     student: _builtins.str
     gap: _builtins.float
@@ -485,8 +504,13 @@ class PairSums(_message.Message):
     n: _builtins.int
     mode: Global___Mode.ValueType
     """Set by the teacher's first rank if rounding might change the mode on
-    another processor: the decision has this mode then.
+    another processor, or if a command holds the teacher in this mode: the
+    decision has this mode then.
     """
+    held: _builtins.bool
+    """Whether a command is the reason for the mode."""
+    delta_scale: _builtins.float
+    """The threshold is multiplied by this, because of a command; 0 means 1."""
     def __init__(
         self,
         *,
@@ -497,10 +521,12 @@ class PairSums(_message.Message):
         e_t: _builtins.float = ...,
         n: _builtins.int = ...,
         mode: Global___Mode.ValueType = ...,
+        held: _builtins.bool = ...,
+        delta_scale: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["e_s", b"e_s", "e_t", b"e_t", "gap", b"gap", "mode", b"mode", "n", b"n", "student", b"student", "teacher", b"teacher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta_scale", b"delta_scale", "e_s", b"e_s", "e_t", b"e_t", "gap", b"gap", "held", b"held", "mode", b"mode", "n", b"n", "student", b"student", "teacher", b"teacher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -668,6 +694,7 @@ class TrainResponse(_message.Message):
     ATTACHED_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attached(self) -> Global___Attached: ...
     @_builtins.property
@@ -676,18 +703,25 @@ class TrainResponse(_message.Message):
     def notice(self) -> Global___Notice:
         """To one rank of the run."""
 
+    @_builtins.property
+    def command(self) -> Global___Command:
+        """Only to rank 0, which hands it to the other ranks at the end of a step;
+        sent again on every stream until rank 0 has answered command_taken.
+        """
+
     def __init__(
         self,
         *,
         attached: Global___Attached | None = ...,
         decision: Global___Decision | None = ...,
         notice: Global___Notice | None = ...,
+        command: Global___Command | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "decision", b"decision", "event", b"event", "notice", b"notice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "command", b"command", "decision", b"decision", "event", b"event", "notice", b"notice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "decision", b"decision", "event", b"event", "notice", b"notice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "command", b"command", "decision", b"decision", "event", b"event", "notice", b"notice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attached", "decision", "notice"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attached", "decision", "notice", "command"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -818,6 +852,8 @@ class PairDecision(_message.Message):
     DELTA_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    DELTA_SCALE_FIELD_NUMBER: _builtins.int
     teacher: _builtins.str
     student: _builtins.str
     gap: _builtins.float
@@ -828,6 +864,9 @@ class PairDecision(_message.Message):
     delta: _builtins.float
     mode: Global___Mode.ValueType
     n: _builtins.int
+    held: _builtins.bool
+    """See PairSums; delta is the threshold after the scale."""
+    delta_scale: _builtins.float
     def __init__(
         self,
         *,
@@ -840,14 +879,460 @@ class PairDecision(_message.Message):
         delta: _builtins.float = ...,
         mode: Global___Mode.ValueType = ...,
         n: _builtins.int = ...,
+        held: _builtins.bool = ...,
+        delta_scale: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "e_s", b"e_s", "e_t", b"e_t", "epsilon", b"epsilon", "gap", b"gap", "mode", b"mode", "n", b"n", "student", b"student", "teacher", b"teacher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "delta_scale", b"delta_scale", "e_s", b"e_s", "e_t", b"e_t", "epsilon", b"epsilon", "gap", b"gap", "held", b"held", "mode", b"mode", "n", b"n", "student", b"student", "teacher", b"teacher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PairDecision: _TypeAlias = PairDecision  # noqa: Y015
+
+@_typing.final
+class Command(_message.Message):
+    """What an operator asks of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    SCALE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    SAVE_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    ASKED_BY_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """Chosen by the caller, unique within the run; empty lets the coordinator
+    choose.
+    """
+    asked_by: _builtins.str
+    """Set by the coordinator: "operator", or "run" for who has the run's secret."""
+    @_builtins.property
+    def hold(self) -> Global___Hold:
+        """Keeps a teacher in a mode, for all its students."""
+
+    @_builtins.property
+    def release(self) -> Global___Release:
+        """Ends a hold."""
+
+    @_builtins.property
+    def scale_threshold(self) -> Global___ScaleThreshold: ...
+    @_builtins.property
+    def save_checkpoint(self) -> Global___SaveCheckpoint:
+        """Save a checkpoint after the current step."""
+
+    @_builtins.property
+    def stop(self) -> Global___Stop:
+        """Save a checkpoint and end the run."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        hold: Global___Hold | None = ...,
+        release: Global___Release | None = ...,
+        scale_threshold: Global___ScaleThreshold | None = ...,
+        save_checkpoint: Global___SaveCheckpoint | None = ...,
+        stop: Global___Stop | None = ...,
+        asked_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "hold", b"hold", "release", b"release", "save_checkpoint", b"save_checkpoint", "scale_threshold", b"scale_threshold", "stop", b"stop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "asked_by", b"asked_by", "command_id", b"command_id", "hold", b"hold", "release", b"release", "save_checkpoint", b"save_checkpoint", "scale_threshold", b"scale_threshold", "stop", b"stop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["hold", "release", "scale_threshold", "save_checkpoint", "stop"]  # noqa: Y015
+    _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
+
+Global___Command: _TypeAlias = Command  # noqa: Y015
+
+@_typing.final
+class Hold(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEACHER_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    UNTIL_STEP_FIELD_NUMBER: _builtins.int
+    teacher: _builtins.str
+    mode: Global___Mode.ValueType
+    until_step: _builtins.int
+    """The last step of the hold; 0 holds until a release."""
+    def __init__(
+        self,
+        *,
+        teacher: _builtins.str = ...,
+        mode: Global___Mode.ValueType = ...,
+        until_step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "teacher", b"teacher", "until_step", b"until_step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hold: _TypeAlias = Hold  # noqa: Y015
+
+@_typing.final
+class Release(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEACHER_FIELD_NUMBER: _builtins.int
+    teacher: _builtins.str
+    def __init__(
+        self,
+        *,
+        teacher: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["teacher", b"teacher"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Release: _TypeAlias = Release  # noqa: Y015
+
+@_typing.final
+class ScaleThreshold(_message.Message):
+    """Multiplies the threshold delta of a teacher's pairs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEACHER_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    teacher: _builtins.str
+    """Empty means all teachers."""
+    factor: _builtins.float
+    """Above 0; 1 ends the scaling."""
+    def __init__(
+        self,
+        *,
+        teacher: _builtins.str = ...,
+        factor: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["factor", b"factor", "teacher", b"teacher"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScaleThreshold: _TypeAlias = ScaleThreshold  # noqa: Y015
+
+@_typing.final
+class SaveCheckpoint(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveCheckpoint: _TypeAlias = SaveCheckpoint  # noqa: Y015
+
+@_typing.final
+class Stop(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stop: _TypeAlias = Stop  # noqa: Y015
+
+@_typing.final
+class CommandTaken(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    first_step: _builtins.int
+    """The first step for which the command holds; for a checkpoint or a stop, the
+    step before it is the last one that was trained.
+    """
+    failure: _builtins.str
+    """Why the ranks refuse it; empty if they do not."""
+    @_builtins.property
+    def command(self) -> Global___Command:
+        """The whole command, for a coordinator that has forgotten it."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        first_step: _builtins.int = ...,
+        failure: _builtins.str = ...,
+        command: Global___Command | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "command_id", b"command_id", "failure", b"failure", "first_step", b"first_step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandTaken: _TypeAlias = CommandTaken  # noqa: Y015
+
+@_typing.final
+class SendCommandRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    secret: _builtins.bytes
+    """The run's secret; empty where the call has an operator's credentials."""
+    @_builtins.property
+    def command(self) -> Global___Command: ...
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        command: Global___Command | None = ...,
+        secret: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "run_id", b"run_id", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendCommandRequest: _TypeAlias = SendCommandRequest  # noqa: Y015
+
+@_typing.final
+class SendCommandResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendCommandResponse: _TypeAlias = SendCommandResponse  # noqa: Y015
+
+@_typing.final
+class CommandStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    first_step: _builtins.int
+    """The first step for which the command holds; 0: rank 0 has not answered yet."""
+    failure: _builtins.str
+    """Why the ranks refused it; empty if they did not."""
+    @_builtins.property
+    def command(self) -> Global___Command: ...
+    def __init__(
+        self,
+        *,
+        command: Global___Command | None = ...,
+        first_step: _builtins.int = ...,
+        failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "failure", b"failure", "first_step", b"first_step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandStatus: _TypeAlias = CommandStatus  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAMS_FIELD_NUMBER: _builtins.int
+    streams: _builtins.int
+    """Streams that were open."""
+    def __init__(
+        self,
+        *,
+        streams: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["streams", b"streams"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
+
+@_typing.final
+class ListRunsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINISHED_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    finished: _builtins.bool
+    """Also the finished runs that only the journal has."""
+    page_size: _builtins.int
+    """The most runs to return; 0 means the coordinator's limit."""
+    def __init__(
+        self,
+        *,
+        finished: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "page_size", b"page_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunsRequest: _TypeAlias = ListRunsRequest  # noqa: Y015
+
+@_typing.final
+class ListRunsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    truncated: _builtins.bool
+    """Whether there are more."""
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunSummary]: ...
+    def __init__(
+        self,
+        *,
+        runs: _abc.Iterable[Global___RunSummary] | None = ...,
+        truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runs", b"runs", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunsResponse: _TypeAlias = ListRunsResponse  # noqa: Y015
+
+@_typing.final
+class RunSummary(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NETWORKS_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    CONNECTED_RANKS_FIELD_NUMBER: _builtins.int
+    LAST_STEP_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    state: Global___RunState.ValueType
+    ranks: _builtins.int
+    connected_ranks: _builtins.int
+    last_step: _builtins.int
+    epoch: _builtins.int
+    started_at: _builtins.float
+    """Seconds since 1970-01-01 UTC; 0 where it is not known."""
+    ended_at: _builtins.float
+    failure: _builtins.str
+    @_builtins.property
+    def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Network]:
+        """Networks with their roles and ranks."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        state: Global___RunState.ValueType = ...,
+        networks: _abc.Iterable[Global___Network] | None = ...,
+        ranks: _builtins.int = ...,
+        connected_ranks: _builtins.int = ...,
+        last_step: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        started_at: _builtins.float = ...,
+        ended_at: _builtins.float = ...,
+        failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected_ranks", b"connected_ranks", "ended_at", b"ended_at", "epoch", b"epoch", "failure", b"failure", "last_step", b"last_step", "networks", b"networks", "ranks", b"ranks", "run_id", b"run_id", "started_at", b"started_at", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunSummary: _TypeAlias = RunSummary  # noqa: Y015
+
+@_typing.final
+class WatchRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    interval_seconds: _builtins.float
+    """Seconds between two messages; 0 means one second."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        interval_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval_seconds", b"interval_seconds", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRunRequest: _TypeAlias = WatchRunRequest  # noqa: Y015
+
+@_typing.final
+class WatchRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def status(self) -> Global___GetRunStatusResponse: ...
+    def __init__(
+        self,
+        *,
+        status: Global___GetRunStatusResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRunResponse: _TypeAlias = WatchRunResponse  # noqa: Y015
 
 @_typing.final
 class GetRunStatusRequest(_message.Message):
@@ -882,6 +1367,11 @@ class GetRunStatusResponse(_message.Message):
     DECIDED_ALONE_STEPS_FIELD_NUMBER: _builtins.int
     RANKS_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    COMMANDS_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    NETWORKS_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
     state: Global___RunState.ValueType
     failure: _builtins.str
     """Why the run failed; empty otherwise."""
@@ -890,6 +1380,9 @@ class GetRunStatusResponse(_message.Message):
     """See Decision."""
     decided_alone_steps: _builtins.int
     """Steps that ranks have applied without waiting for the coordinator."""
+    started_at: _builtins.float
+    """See RunSummary."""
+    ended_at: _builtins.float
     @_builtins.property
     def plan(self) -> Global___RunPlan: ...
     @_builtins.property
@@ -906,6 +1399,16 @@ class GetRunStatusResponse(_message.Message):
     def waiting_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """A sentence about each rank that the others wait for, or that is silent."""
 
+    @_builtins.property
+    def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommandStatus]:
+        """Commands of this epoch, the oldest first."""
+
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PairStatus]:
+        """In the order teacher by teacher, student by student."""
+
+    @_builtins.property
+    def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkStatus]: ...
     def __init__(
         self,
         *,
@@ -919,14 +1422,98 @@ class GetRunStatusResponse(_message.Message):
         decided_alone_steps: _builtins.int = ...,
         ranks: _abc.Iterable[Global___RankStatus] | None = ...,
         waiting_for: _abc.Iterable[_builtins.str] | None = ...,
+        commands: _abc.Iterable[Global___CommandStatus] | None = ...,
+        pairs: _abc.Iterable[Global___PairStatus] | None = ...,
+        networks: _abc.Iterable[Global___NetworkStatus] | None = ...,
+        started_at: _builtins.float = ...,
+        ended_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_decision", b"last_decision", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected_ranks", b"connected_ranks", "decided_alone_steps", b"decided_alone_steps", "epoch", b"epoch", "failure", b"failure", "last_decision", b"last_decision", "plan", b"plan", "ranks", b"ranks", "recorded_step", b"recorded_step", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "connected_ranks", b"connected_ranks", "decided_alone_steps", b"decided_alone_steps", "ended_at", b"ended_at", "epoch", b"epoch", "failure", b"failure", "last_decision", b"last_decision", "networks", b"networks", "pairs", b"pairs", "plan", b"plan", "ranks", b"ranks", "recorded_step", b"recorded_step", "started_at", b"started_at", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRunStatusResponse: _TypeAlias = GetRunStatusResponse  # noqa: Y015
+
+@_typing.final
+class PairStatus(_message.Message):
+    """One pair since the run's first step that this coordinator has decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEACHER_FIELD_NUMBER: _builtins.int
+    STUDENT_FIELD_NUMBER: _builtins.int
+    EXPERT_RATIO_FIELD_NUMBER: _builtins.int
+    SWITCHES_FIELD_NUMBER: _builtins.int
+    teacher: _builtins.str
+    student: _builtins.str
+    expert_ratio: _builtins.float
+    """Share of the steps in expert mode, 0 to 1."""
+    switches: _builtins.int
+    """Changes of the mode."""
+    def __init__(
+        self,
+        *,
+        teacher: _builtins.str = ...,
+        student: _builtins.str = ...,
+        expert_ratio: _builtins.float = ...,
+        switches: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_ratio", b"expert_ratio", "student", b"student", "switches", b"switches", "teacher", b"teacher"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PairStatus: _TypeAlias = PairStatus  # noqa: Y015
+
+@_typing.final
+class NetworkStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PAUSED_RATIO_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    TEST_ACCURACY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    paused_ratio: _builtins.float
+    """Share of the steps in which the teacher was paused, 0 to 1; 0 for students."""
+    samples: _builtins.int
+    loss: _builtins.float
+    """The last ones that a rank has sent."""
+    accuracy: _builtins.float
+    test_accuracy: _builtins.float
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        paused_ratio: _builtins.float = ...,
+        samples: _builtins.int = ...,
+        loss: _builtins.float | None = ...,
+        accuracy: _builtins.float | None = ...,
+        test_accuracy: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_loss", b"_loss", "_test_accuracy", b"_test_accuracy", "accuracy", b"accuracy", "loss", b"loss", "test_accuracy", b"test_accuracy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_loss", b"_loss", "_test_accuracy", b"_test_accuracy", "accuracy", b"accuracy", "loss", b"loss", "name", b"name", "paused_ratio", b"paused_ratio", "samples", b"samples", "test_accuracy", b"test_accuracy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__accuracy: _TypeAlias = _typing.Literal["accuracy"]  # noqa: Y015
+    _WhichOneofArgType__accuracy: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy"]  # noqa: Y015
+    _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
+    _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
+    _WhichOneofReturnType__test_accuracy: _TypeAlias = _typing.Literal["test_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__test_accuracy: _TypeAlias = _typing.Literal["_test_accuracy", b"_test_accuracy"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__accuracy) -> _WhichOneofReturnType__accuracy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__test_accuracy) -> _WhichOneofReturnType__test_accuracy | None: ...
+
+Global___NetworkStatus: _TypeAlias = NetworkStatus  # noqa: Y015
 
 @_typing.final
 class RankStatus(_message.Message):
@@ -937,10 +1524,13 @@ class RankStatus(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     SECONDS_SINCE_HEARTBEAT_FIELD_NUMBER: _builtins.int
     IS_WAITED_FOR_FIELD_NUMBER: _builtins.int
+    LAG_STEPS_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     seconds_since_heartbeat: _builtins.float
     is_waited_for: _builtins.bool
     """Whether the other ranks wait for it, or it is silent."""
+    lag_steps: _builtins.int
+    """Steps that it is behind the rank that has reported most."""
     @_builtins.property
     def networks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its networks."""
@@ -957,10 +1547,11 @@ class RankStatus(_message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         seconds_since_heartbeat: _builtins.float = ...,
         is_waited_for: _builtins.bool = ...,
+        lag_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "is_waited_for", b"is_waited_for", "networks", b"networks", "rank", b"rank", "seconds_since_heartbeat", b"seconds_since_heartbeat"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "is_waited_for", b"is_waited_for", "lag_steps", b"lag_steps", "networks", b"networks", "rank", b"rank", "seconds_since_heartbeat", b"seconds_since_heartbeat"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

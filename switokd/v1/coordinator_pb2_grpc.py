@@ -49,6 +49,26 @@ class CoordinatorServiceStub(object):
                 request_serializer=switokd_dot_v1_dot_coordinator__pb2.GetRunStatusRequest.SerializeToString,
                 response_deserializer=switokd_dot_v1_dot_coordinator__pb2.GetRunStatusResponse.FromString,
                 _registered_method=True)
+        self.ListRuns = channel.unary_unary(
+                '/switokd.v1.CoordinatorService/ListRuns',
+                request_serializer=switokd_dot_v1_dot_coordinator__pb2.ListRunsRequest.SerializeToString,
+                response_deserializer=switokd_dot_v1_dot_coordinator__pb2.ListRunsResponse.FromString,
+                _registered_method=True)
+        self.WatchRun = channel.unary_stream(
+                '/switokd.v1.CoordinatorService/WatchRun',
+                request_serializer=switokd_dot_v1_dot_coordinator__pb2.WatchRunRequest.SerializeToString,
+                response_deserializer=switokd_dot_v1_dot_coordinator__pb2.WatchRunResponse.FromString,
+                _registered_method=True)
+        self.SendCommand = channel.unary_unary(
+                '/switokd.v1.CoordinatorService/SendCommand',
+                request_serializer=switokd_dot_v1_dot_coordinator__pb2.SendCommandRequest.SerializeToString,
+                response_deserializer=switokd_dot_v1_dot_coordinator__pb2.SendCommandResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/switokd.v1.CoordinatorService/Drain',
+                request_serializer=switokd_dot_v1_dot_coordinator__pb2.DrainRequest.SerializeToString,
+                response_deserializer=switokd_dot_v1_dot_coordinator__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServiceServicer(object):
@@ -77,6 +97,36 @@ class CoordinatorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRuns(self, request, context):
+        """The runs that this coordinator knows, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRun(self, request, context):
+        """The run's status again and again, until the run has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SendCommand(self, request, context):
+        """Gives a run a command. Only for an operator, or for who has the run's
+        secret. Repeating a command with the same id changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Stops the coordinator as SIGTERM does: runs go on without it, or with the
+        next one on the same journal. Only for an operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +144,26 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.GetRunStatus,
                     request_deserializer=switokd_dot_v1_dot_coordinator__pb2.GetRunStatusRequest.FromString,
                     response_serializer=switokd_dot_v1_dot_coordinator__pb2.GetRunStatusResponse.SerializeToString,
+            ),
+            'ListRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRuns,
+                    request_deserializer=switokd_dot_v1_dot_coordinator__pb2.ListRunsRequest.FromString,
+                    response_serializer=switokd_dot_v1_dot_coordinator__pb2.ListRunsResponse.SerializeToString,
+            ),
+            'WatchRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRun,
+                    request_deserializer=switokd_dot_v1_dot_coordinator__pb2.WatchRunRequest.FromString,
+                    response_serializer=switokd_dot_v1_dot_coordinator__pb2.WatchRunResponse.SerializeToString,
+            ),
+            'SendCommand': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendCommand,
+                    request_deserializer=switokd_dot_v1_dot_coordinator__pb2.SendCommandRequest.FromString,
+                    response_serializer=switokd_dot_v1_dot_coordinator__pb2.SendCommandResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=switokd_dot_v1_dot_coordinator__pb2.DrainRequest.FromString,
+                    response_serializer=switokd_dot_v1_dot_coordinator__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +247,114 @@ class CoordinatorService(object):
             '/switokd.v1.CoordinatorService/GetRunStatus',
             switokd_dot_v1_dot_coordinator__pb2.GetRunStatusRequest.SerializeToString,
             switokd_dot_v1_dot_coordinator__pb2.GetRunStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/switokd.v1.CoordinatorService/ListRuns',
+            switokd_dot_v1_dot_coordinator__pb2.ListRunsRequest.SerializeToString,
+            switokd_dot_v1_dot_coordinator__pb2.ListRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/switokd.v1.CoordinatorService/WatchRun',
+            switokd_dot_v1_dot_coordinator__pb2.WatchRunRequest.SerializeToString,
+            switokd_dot_v1_dot_coordinator__pb2.WatchRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendCommand(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/switokd.v1.CoordinatorService/SendCommand',
+            switokd_dot_v1_dot_coordinator__pb2.SendCommandRequest.SerializeToString,
+            switokd_dot_v1_dot_coordinator__pb2.SendCommandResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/switokd.v1.CoordinatorService/Drain',
+            switokd_dot_v1_dot_coordinator__pb2.DrainRequest.SerializeToString,
+            switokd_dot_v1_dot_coordinator__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

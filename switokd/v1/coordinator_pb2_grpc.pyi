@@ -45,6 +45,18 @@ class CoordinatorServiceStub:
     """
     GetRunStatus: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetRunStatusRequest, _coordinator_pb2.GetRunStatusResponse]
     """What a run is doing now, for people and scripts."""
+    ListRuns: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListRunsRequest, _coordinator_pb2.ListRunsResponse]
+    """The runs that this coordinator knows, the newest first."""
+    WatchRun: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.WatchRunRequest, _coordinator_pb2.WatchRunResponse]
+    """The run's status again and again, until the run has ended."""
+    SendCommand: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.SendCommandRequest, _coordinator_pb2.SendCommandResponse]
+    """Gives a run a command. Only for an operator, or for who has the run's
+    secret. Repeating a command with the same id changes nothing.
+    """
+    Drain: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.DrainRequest, _coordinator_pb2.DrainResponse]
+    """Stops the coordinator as SIGTERM does: runs go on without it, or with the
+    next one on the same journal. Only for an operator.
+    """
 
 @_typing.type_check_only
 class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
@@ -59,6 +71,18 @@ class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
     """
     GetRunStatus: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetRunStatusRequest, _coordinator_pb2.GetRunStatusResponse]  # type: ignore[assignment]
     """What a run is doing now, for people and scripts."""
+    ListRuns: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListRunsRequest, _coordinator_pb2.ListRunsResponse]  # type: ignore[assignment]
+    """The runs that this coordinator knows, the newest first."""
+    WatchRun: _aio.UnaryStreamMultiCallable[_coordinator_pb2.WatchRunRequest, _coordinator_pb2.WatchRunResponse]  # type: ignore[assignment]
+    """The run's status again and again, until the run has ended."""
+    SendCommand: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SendCommandRequest, _coordinator_pb2.SendCommandResponse]  # type: ignore[assignment]
+    """Gives a run a command. Only for an operator, or for who has the run's
+    secret. Repeating a command with the same id changes nothing.
+    """
+    Drain: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.DrainRequest, _coordinator_pb2.DrainResponse]  # type: ignore[assignment]
+    """Stops the coordinator as SIGTERM does: runs go on without it, or with the
+    next one on the same journal. Only for an operator.
+    """
 
 class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -88,5 +112,41 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.GetRunStatusResponse, _abc.Awaitable[_coordinator_pb2.GetRunStatusResponse]]:
         """What a run is doing now, for people and scripts."""
+
+    @_abc_1.abstractmethod
+    def ListRuns(
+        self,
+        request: _coordinator_pb2.ListRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.ListRunsResponse, _abc.Awaitable[_coordinator_pb2.ListRunsResponse]]:
+        """The runs that this coordinator knows, the newest first."""
+
+    @_abc_1.abstractmethod
+    def WatchRun(
+        self,
+        request: _coordinator_pb2.WatchRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_coordinator_pb2.WatchRunResponse], _abc.AsyncIterator[_coordinator_pb2.WatchRunResponse]]:
+        """The run's status again and again, until the run has ended."""
+
+    @_abc_1.abstractmethod
+    def SendCommand(
+        self,
+        request: _coordinator_pb2.SendCommandRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.SendCommandResponse, _abc.Awaitable[_coordinator_pb2.SendCommandResponse]]:
+        """Gives a run a command. Only for an operator, or for who has the run's
+        secret. Repeating a command with the same id changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _coordinator_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.DrainResponse, _abc.Awaitable[_coordinator_pb2.DrainResponse]]:
+        """Stops the coordinator as SIGTERM does: runs go on without it, or with the
+        next one on the same journal. Only for an operator.
+        """
 
 def add_CoordinatorServiceServicer_to_server(servicer: CoordinatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
