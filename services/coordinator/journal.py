@@ -7,64 +7,78 @@ connections are open, and a person who looks into the file with `sqlite3` is a s
 
 If the disk is full, the coordinator goes on and tries again; nothing counts as recorded meanwhile.
 
-Not covered: copying or shrinking the file, taking out runs.
+Not covered: the tables and what is found in them (`journal_file.py`); finished runs, and taking
+them out (`finished.py`); copying the file.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import sqlite3
 import threading
-import zlib
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, Any
 
 from google.protobuf import json_format
 
-from switokd.distillation.decision import Decision, Mode, PairDecision
-from switokd.distillation.gap import Distances
-from switokd.distillation.topology import Pair
+from switokd.distillation.decision import Decision
+from switokd.distillation.overrides import Stamped
 from switokd.errors import UsageError
-from switokd.services.coordinator.messages import plan_from_wire, plan_to_wire
+from switokd.services.coordinator.finished import (
+    BEGIN_SUMMARY,
+    DEFAULT_RETENTION,
+    FinishedRun,
+    Pruner,
+    Retention,
+    finished_runs,
+    numbered,
+    summary_statements,
+)
+from switokd.services.coordinator.journal_commands import (
+    CUT_OVERRIDDEN,
+    command_statement,
+    overridden_statements,
+)
+from switokd.services.coordinator.journal_file import (
+    IS_SOUND,
+    RUN_ROW,
+    StoredRun,
+    connect,
+    crc,
+    lock_journal,
+    open_journal,
+    read_secrets,
+    row_of,
+)
+from switokd.services.coordinator.messages import plan_to_wire
 from switokd.services.coordinator.plan import Plan
-from switokd.services.coordinator.refusal import Refusal
 from switokd.services.coordinator.steps import StepSet
 from switokd.v1 import coordinator_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-APPLICATION_ID = 0x53774F4B
-"""Marks the file as a journal, for `file` and for the check at the start."""
-VERSION = 1
-SCHEMA = """
-CREATE TABLE runs (
-  run TEXT PRIMARY KEY, epoch INTEGER NOT NULL, plan TEXT NOT NULL, settled INTEGER NOT NULL,
-  ended INTEGER NOT NULL DEFAULT 0, failure TEXT NOT NULL DEFAULT ''
-);
-CREATE TABLE decisions (
-  run TEXT NOT NULL, step INTEGER NOT NULL, teacher TEXT NOT NULL, student TEXT NOT NULL,
-  gap REAL NOT NULL, e_s REAL NOT NULL, e_t REAL NOT NULL, epsilon REAL NOT NULL,
-  delta REAL NOT NULL, mode TEXT NOT NULL, n INTEGER NOT NULL, paused INTEGER NOT NULL,
-  place INTEGER NOT NULL, pairs INTEGER NOT NULL, crc INTEGER NOT NULL,
-  alone INTEGER NOT NULL DEFAULT 0,
-  PRIMARY KEY (run, step, place)
-) WITHOUT ROWID;
-"""
 BEGIN = "INSERT INTO runs (run, epoch, plan, settled) VALUES (?, ?, ?, ?)"
-BEGIN += """ ON CONFLICT (run) DO UPDATE SET
-  settled = iif(epoch = excluded.epoch, max(settled, excluded.settled), excluded.settled),
+BEGIN += f""" ON CONFLICT (run) DO UPDATE SET settled = iif(
+    epoch = excluded.epoch AND {IS_SOUND}, max(settled, excluded.settled), excluded.settled),
   epoch = excluded.epoch, plan = excluded.plan, ended = 0, failure = ''"""
+SEAL = f"UPDATE runs SET crc = crc32({RUN_ROW}) WHERE run = ?"
+"""Writes the checksum of a row that BEGIN has written as a whole."""
+SETTLE = f"""UPDATE runs SET settled = ?1, crc = crc32(run, epoch, plan, ?1, ended, failure)
+  WHERE run = ?2 AND epoch = ?3 AND {IS_SOUND}"""
+END = f"""UPDATE runs SET ended = 1, failure = ?1, crc = crc32(run, epoch, plan, settled, 1, ?1)
+  WHERE run = ?2 AND epoch = ?3 AND {IS_SOUND}"""
 CUT = """DELETE FROM decisions WHERE run = ? AND step >= ?
   AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.run = decisions.run AND epoch = ?)"""
 STEPS = """SELECT step FROM decisions WHERE run = ? AND step >= ?
   GROUP BY step HAVING count(*) = max(pairs) ORDER BY step"""
+SECRET = "INSERT OR REPLACE INTO secrets VALUES (?, ?, ?)"
 ADD = "INSERT OR REPLACE INTO decisions"
 RETRY_SECONDS = 1.0
 """Pause after a transaction that failed."""
@@ -72,20 +86,17 @@ MOST_WAITING = 200_000
 """Number of statements that wait for a full disk; further ones are given up."""
 
 Statement = tuple[str, Sequence[object]]
+Statements = Callable[[], Sequence[Statement]]
+"""Makes statements on the writing thread."""
 
 
 @dataclass(frozen=True)
-class StoredRun:
-    """A run that had not ended when its coordinator did."""
+class Query:
+    """A question about finished runs, which the journal's thread answers."""
 
     run_id: str
-    epoch: int
-    plan: Plan
-    settled: int
-    decisions: Sequence[Decision]
-    """Those after the settled step, up to the first that is missing or damaged."""
-    steps: Sequence[int]
-    """Steps of this epoch that are written down, up to the last of `decisions`."""
+    most: int
+    answer: Future[list[FinishedRun]] = field(default_factory=Future)
 
 
 class Journal:
@@ -96,16 +107,30 @@ class Journal:
 
     keeps = False
     """Whether anything is written down."""
+    secrets: dict[str, bytes] = {}  # noqa: RUF012, never changed here
+    """Digests of the runs' secrets, by run."""
 
-    def begin(self, run_id: str, epoch: int, plan: Plan) -> None:
+    def begin(self, run_id: str, epoch: int, plan: Plan, started: float = 0.0) -> None:
         """Note a run, or its new epoch; decisions from the plan's first step on are removed.
+
+        started: when the run was first started, in seconds since 1970.
 
         The decisions of this epoch stay: a coordinator before this one may have noted them, and
         have taken the run for lost.
         """
 
+    def note_secret(self, run_id: str, digest: bytes) -> None:
+        """Note the digest of a run's secret; it stays after the run's end."""
+
+    def secret_digest(self, run_id: str) -> bytes:
+        """Return the digest of a run's secret, also of a run that has ended; empty: none."""
+        return self.secrets.get(run_id, b"")
+
     def add(self, run_id: str, decision: Decision, alone: bool = False) -> None:
         """Note a decision. alone: rank 0 has made it, without the coordinator."""
+
+    def add_command(self, run_id: str, stamped: Stamped) -> None:
+        """Note a command that waits for its run, or rank 0's answer."""
 
     def mark_alone(self, run_id: str, step: int) -> None:
         """Note that a rank has applied a step without waiting for its decision."""
@@ -115,6 +140,18 @@ class Journal:
 
     def end(self, run_id: str, epoch: int, failure: str) -> None:
         """Note that a run has ended; no effect if a later epoch has begun."""
+
+    def keep(self, run_id: str, epoch: int, status: pb.GetRunStatusResponse) -> None:
+        """Keep the last status of a run that has ended, for `finished`."""
+
+    def forget(self, run_id: str) -> None:
+        """Forget what `recorded` knows of an ended run; its rows stay."""
+
+    def finished(self, run_id: str, most: int) -> Future[list[FinishedRun]]:
+        """Return finished runs, those that ended last first; with a run_id, only this one."""
+        answer: Future[list[FinishedRun]] = Future()
+        answer.set_result([])
+        return answer
 
     def recorded(self, run_id: str, epoch: int) -> int:
         """Return the last step of a run that is on the disk with all before it; 0: none.
@@ -135,21 +172,30 @@ NO_JOURNAL = Journal()
 
 
 class SqliteJournal(Journal):
-    """A journal in a file. UsageError if the file cannot be used."""
+    """A journal in a file. UsageError if the file cannot be used.
+
+    retention: how long finished runs stay in it.
+    """
 
     keeps = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, retention: Retention = DEFAULT_RETENTION) -> None:
         self._path = path
-        self._queue: SimpleQueue[Sequence[Statement] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Sequence[Statement] | Statements | Query | str | None] = (
+            SimpleQueue()
+        )
+        """Statements of one transaction; questions; ids of runs to forget; None: the end."""
+        self._queries: list[Query] = []
+        self._forgotten: set[str] = set()
+        self._pruner = Pruner(retention)
         self._written: dict[str, StepSet] = {}
         """By run: its steps that are on the disk."""
         self._recorded: dict[str, tuple[int, int]] = {}
         """By run: the epoch that is on the disk, and its last step before a gap."""
-        self._is_failing = False
-        self._lock = _lock(path)
+        self._is_failing = self._has_left_out = False
+        self._lock = lock_journal(path)
         try:
-            self._stored = _open(path)
+            self._stored, self.secrets = open_journal(path), read_secrets(path)
         except sqlite3.Error as error:
             self._lock.close()
             raise UsageError(
@@ -173,30 +219,53 @@ class SqliteJournal(Journal):
         written, step = self._recorded.get(run_id, (None, 0))
         return step if written == epoch else 0
 
-    def begin(self, run_id: str, epoch: int, plan: Plan) -> None:
+    def begin(self, run_id: str, epoch: int, plan: Plan, started: float = 0.0) -> None:
         """See `Journal`. The new epoch and the end of the old decisions are one transaction."""
-        text = json.dumps(json_format.MessageToDict(plan_to_wire(plan)))
-        values = (run_id, epoch, text, plan.first_step - 1)
-        self._queue.put(((CUT, (run_id, plan.first_step, epoch)), (BEGIN, values)))
+        begin = partial(_begin, run_id, epoch, plan, started, time.time())
+        self._queue.put(begin)  # made on the thread: a plan may be large
+
+    def note_secret(self, run_id: str, digest: bytes) -> None:
+        """See `Journal`."""
+        self.secrets[run_id], row = digest, (run_id, digest)
+        self._queue.put(((SECRET, (*row, crc(row))),))
 
     def add(self, run_id: str, decision: Decision, alone: bool = False) -> None:
         """See `Journal`."""
-        rows = [_row(run_id, decision, place, p) for place, p in enumerate(decision.pairs)]
+        rows = [row_of(run_id, decision, place, p) for place, p in enumerate(decision.pairs)]
         sql = f"{ADD} VALUES ({','.join('?' * (len(rows[0]) + 2))})" if rows else ""
-        self._queue.put([(sql, (*row, _crc(row), int(alone))) for row in rows])  # all or none
+        added = [(sql, (*row, crc(row), int(alone))) for row in rows]
+        self._queue.put([*added, *overridden_statements(run_id, decision)])  # all or none
+
+    def add_command(self, run_id: str, stamped: Stamped) -> None:
+        """See `Journal`."""
+        self._queue.put((command_statement(run_id, stamped),))
 
     def mark_alone(self, run_id: str, step: int) -> None:
         """See `Journal`."""
-        self._put("UPDATE decisions SET alone = 1 WHERE run = ? AND step = ?", run_id, step)
+        sql = "UPDATE decisions SET alone = 1 WHERE run = ? AND step = ?"
+        self._queue.put(((sql, (run_id, step)),))
 
     def settle(self, run_id: str, epoch: int, step: int) -> None:
         """See `Journal`."""
-        self._put("UPDATE runs SET settled = ? WHERE run = ? AND epoch = ?", step, run_id, epoch)
+        self._queue.put(((SETTLE, (step, run_id, epoch)),))
 
     def end(self, run_id: str, epoch: int, failure: str) -> None:
         """See `Journal`."""
-        sql = "UPDATE runs SET ended = 1, failure = ? WHERE run = ? AND epoch = ?"
-        self._put(sql, failure, run_id, epoch)
+        self._queue.put(((END, (failure, run_id, epoch)),))
+
+    def keep(self, run_id: str, epoch: int, status: pb.GetRunStatusResponse) -> None:
+        """See `Journal`."""
+        self._queue.put(tuple(summary_statements(run_id, epoch, status)))
+
+    def forget(self, run_id: str) -> None:
+        """See `Journal`."""
+        self._queue.put(run_id)
+
+    def finished(self, run_id: str, most: int) -> Future[list[FinishedRun]]:
+        """See `Journal`."""
+        query = Query(run_id, most)
+        self._queue.put(query)
+        return query.answer
 
     def close(self) -> None:
         """See `Journal`."""
@@ -204,42 +273,66 @@ class SqliteJournal(Journal):
         self._thread.join(10.0)
         self._lock.close()
 
-    def _put(self, sql: str, *values: object) -> None:
-        self._queue.put(((sql, values),))
-
     def _write(self) -> None:
         waiting: list[Statement] = []
         is_closing = False
-        with closing(_connect(self._path)) as connection:
+        with closing(connect(self._path)) as connection:
             while not is_closing:
                 is_closing = self._take(waiting)
                 if waiting and self._commit(connection, waiting):
                     waiting = []
                 elif len(waiting) > MOST_WAITING:
                     # Begun runs must stay. The ranks tell what is missing when they connect again.
-                    kept = [statement for statement in waiting if statement[0] in (CUT, BEGIN)]
-                    log.error(
-                        "journal %s: %d rows are given up", self._path, len(waiting) - len(kept)
-                    )
+                    always = (SECRET, CUT, CUT_OVERRIDDEN, BEGIN, SEAL)
+                    kept = [(sql, row) for sql, row in waiting if sql in always]
+                    gone = len(waiting) - len(kept)
+                    log.error("journal %s: %d rows are given up", self._path, gone)
                     waiting = kept
+                for run_id in self._forgotten if not waiting else ():
+                    self._written.pop(run_id, None)
+                    self._recorded.pop(run_id, None)
+                self._answer(connection)
+                self._pruner.run(connection)
 
     def _take(self, waiting: list[Statement]) -> bool:
         """Append the statements that are queued; wait for one if none waits. True: the end."""
         with suppress(Empty):
-            statements = self._queue.get(timeout=RETRY_SECONDS if waiting else None)
-            while statements is not None:
-                waiting.extend(statements)
-                statements = self._queue.get_nowait()
+            timeout = RETRY_SECONDS if waiting else self._pruner.seconds_left
+            item = self._queue.get(timeout=timeout)
+            while item is not None:
+                if isinstance(item, Query):
+                    self._queries.append(item)
+                elif isinstance(item, str):
+                    self._forgotten.add(item)
+                else:
+                    statements = item() if callable(item) else item
+                    waiting.extend(statements)
+                    self._forgotten -= {values[0] for sql, values in statements if sql is BEGIN}
+                item = self._queue.get_nowait()
             return True
         return False
+
+    def _answer(self, connection: sqlite3.Connection) -> None:
+        """Answer the questions that have come; what was said before them is in the file."""
+        queries, self._queries = self._queries, []
+        for query in queries:
+            if query.answer.set_running_or_notify_cancel():
+                try:
+                    query.answer.set_result(finished_runs(connection, query.run_id, query.most))
+                except Exception as error:
+                    query.answer.set_exception(error)
 
     def _commit(self, connection: sqlite3.Connection, statements: Sequence[Statement]) -> bool:
         """Run the statements in one transaction; return whether they are on the disk."""
         try:
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
-                for sql, values in statements:
-                    connection.execute(sql, values)
+                refused = [(s, why) for s in statements if (why := _refused(connection, *s))]
+            if refused:
+                if not self._has_left_out:
+                    log.error("journal %s: a row is left out: %s", self._path, refused[0][1])
+                self._has_left_out = True
+                statements = _without(statements, [statement for statement, _ in refused])
             begun = {
                 values[0]: [step for (step,) in connection.execute(STEPS, (values[0], 0))]
                 for sql, values in statements
@@ -254,14 +347,15 @@ class SqliteJournal(Journal):
             log.warning("journal %s is written again", self._path)
         self._is_failing = False
         for sql, values in statements:
-            run_id, *rest = values
             if sql is BEGIN:
-                epoch, _, settled = rest
+                run_id, epoch, _, settled = values
                 first = int(str(settled)) + 1
                 steps = [step for step in begun[run_id] if step >= first]
                 self._note(str(run_id), int(str(epoch)), first, steps)
             elif sql.startswith(ADD):
-                self._written[str(run_id)].add(int(str(rest[0])))
+                run_id, step, *_ = values
+                if known := self._written.get(str(run_id)):  # not one forgotten, or left out
+                    known.add(int(str(step)))
         for name, written in self._written.items():
             self._recorded[name] = self._recorded[name][0], written.last_before_gap
         return True
@@ -274,101 +368,33 @@ class SqliteJournal(Journal):
         self._recorded[run_id] = epoch, written.last_before_gap
 
 
-def _row(run_id: str, decision: Decision, place: int, p: PairDecision) -> tuple[object, ...]:
-    d, pair = p.distances, p.pair
-    return (
-        *(run_id, decision.step, pair.teacher, pair.student, d.gap, d.e_s, d.e_t),
-        *(p.epsilon, p.delta, p.mode.value, d.n, int(pair.teacher in decision.paused)),
-        *(place, len(decision.pairs)),
-    )
+def _refused(connection: sqlite3.Connection, sql: str, values: Sequence[object]) -> str:
+    """Run a statement; say why if its values can never be written, else return an empty text.
 
-
-def _crc(row: Sequence[object]) -> int:
-    """Return the checksum of a row: SQLite would not notice a flipped bit."""
-    return zlib.crc32(repr(tuple(row)).encode())
-
-
-def _lock(path: Path) -> IO[str]:
-    """Keep a second coordinator from writing the same journal."""
+    Such values come from a faulty or hostile rank, and must not hold up the other runs.
+    """
     try:
-        lock = path.with_name(f"{path.name}.lock").open("w", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--journal {path}: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise UsageError(f"--journal {path}: another coordinator writes it") from None
-    return lock
+        connection.execute(sql, numbered(values) if "?1" in sql else values)
+    except (sqlite3.IntegrityError, OverflowError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=5.0, isolation_level=None)
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA journal_mode = TRUNCATE")  # its end is synced, unlike a deletion
-    return connection
+def _without(statements: Sequence[Statement], left_out: Sequence[Statement]) -> list[Statement]:
+    """Return the statements that were written, without rows of a step that was written in part."""
+    missing = {id(statement) for statement in left_out}
+    steps = {values[:2] for sql, values in left_out if sql.startswith(ADD)}
+    return [
+        (sql, values)
+        for sql, values in (s for s in statements if id(s) not in missing)
+        if not (sql.startswith(ADD) and values[:2] in steps)
+    ]
 
 
-def _open(path: Path) -> list[StoredRun]:
-    """Create or check the file, and return its runs that have not ended."""
-    with closing(_connect(path)) as connection, connection:
-        connection.execute("BEGIN IMMEDIATE")
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if not tables and not application:
-            for statement in SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-        elif application != APPLICATION_ID:
-            raise UsageError(f"--journal {path} is a database, but not a journal of switokd")
-        elif version != VERSION:
-            raise UsageError(
-                f"--journal {path} has version {version}, this coordinator needs {VERSION}"
-            )
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(f"the file is damaged ({verdict.splitlines()[-1]})")
-        rows = connection.execute("SELECT run, epoch, plan, settled FROM runs WHERE ended = 0")
-        return [_stored(connection, *row) for row in rows.fetchall()]
-
-
-def _stored(
-    connection: sqlite3.Connection, run_id: str, epoch: int, text: str, settled: int
-) -> StoredRun:
-    try:
-        plan = plan_from_wire(json_format.ParseDict(json.loads(text), pb.RunPlan()))
-    except (ValueError, json_format.ParseError, Refusal):
-        raise sqlite3.DatabaseError(f"the plan of run {run_id!r} is damaged") from None
-    rows = connection.execute(
-        "SELECT * FROM decisions WHERE run = ? AND step >= ? ORDER BY step, place",
-        (run_id, plan.first_step),
-    )
-    found = {decision.step: decision for decision in _whole_decisions(rows)}
-    decisions, step = [], settled + 1
-    while step in found:
-        decisions.append(found[step])
-        step += 1
-    if found and step <= max(found):
-        log.warning("journal: run %s goes on before step %d, which is damaged", run_id, step)
-    steps = [s for s in found if s < step]
-    return StoredRun(run_id, epoch, plan, settled, decisions, steps)
-
-
-def _whole_decisions(rows: Iterable[Sequence[Any]]) -> Iterable[Decision]:
-    """Yield the decisions none of whose rows is missing or damaged."""
-    for step, of_step in groupby(rows, key=lambda row: row[1]):
-        pairs: list[PairDecision] = []
-        paused: dict[str, None] = {}
-        count = 0
-        for *row, crc, _alone in of_step:
-            if _crc(row) != crc:
-                break
-            teacher, student, gap, e_s, e_t, epsilon, delta, mode, n, is_paused, _, count = row[2:]
-            pair, distances = Pair(teacher, student), Distances(gap, e_s, e_t, n)
-            pairs.append(PairDecision(pair, distances, epsilon, delta, Mode(mode)))
-            if is_paused:
-                paused[teacher] = None
-        if pairs and len(pairs) == count:
-            yield Decision(step, tuple(pairs), tuple(paused))
+def _begin(run_id: str, epoch: int, plan: Plan, started: float, now: float) -> Sequence[Statement]:
+    """Return the statements that note a run, or its new epoch."""
+    text = json.dumps(json_format.MessageToDict(plan_to_wire(plan)))
+    values = (run_id, epoch, text, plan.first_step - 1)
+    from_here = (run_id, plan.first_step, epoch)
+    cut: Sequence[Statement] = ((CUT, from_here), (CUT_OVERRIDDEN, from_here))
+    return *cut, (BEGIN, values), (SEAL, (run_id,)), (BEGIN_SUMMARY, (run_id, started, now))

@@ -9,6 +9,7 @@ import math
 
 import grpc
 
+from switokd.distillation.overrides import Command
 from switokd.distillation.topology import Pair, Topology
 from switokd.services.coordinator.health import Heartbeat, RankHealth
 from switokd.services.coordinator.plan import Plan
@@ -20,6 +21,7 @@ from switokd.wire import (
     PHASE_TO_WIRE,
     ROLE_FROM_WIRE,
     ROLE_TO_WIRE,
+    command_to_wire,
     decision_to_wire,
 )
 
@@ -37,7 +39,10 @@ def status_code(refusal: Refusal) -> grpc.StatusCode:
 
 
 def status_to_wire(run: CoordinatedRun, recorded: int = 0) -> pb.GetRunStatusResponse:
-    """Describe a run for GetRunStatus. recorded: last step in the journal on the disk."""
+    """Describe a run for GetRunStatus, without its ranks, times and measurements (`status.py`).
+
+    recorded: last step in the journal on the disk.
+    """
     last = run.last_decision
     return pb.GetRunStatusResponse(
         state=STATE_TO_WIRE[run.state],
@@ -48,12 +53,20 @@ def status_to_wire(run: CoordinatedRun, recorded: int = 0) -> pb.GetRunStatusRes
         epoch=run.epoch,
         recorded_step=recorded,
         decided_alone_steps=run.decided_alone,
-        ranks=[_rank_to_wire(state, run.plan) for state in run.health.ranks],
         waiting_for=run.health.sentences(),
+        commands=[
+            pb.CommandStatus(
+                command=command_to_wire(stamped.command),
+                first_step=stamped.first_step,
+                failure=stamped.failure,
+            )
+            for stamped in run.commands.all
+        ],
     )
 
 
-def _rank_to_wire(state: RankHealth, plan: Plan) -> pb.RankStatus:
+def rank_to_wire(state: RankHealth, plan: Plan, lag: int) -> pb.RankStatus:
+    """Describe a rank. lag: steps that it is behind the rank that has reported most."""
     heartbeat = state.heartbeat
     return pb.RankStatus(
         rank=state.rank,
@@ -67,6 +80,7 @@ def _rank_to_wire(state: RankHealth, plan: Plan) -> pb.RankStatus:
         ),
         seconds_since_heartbeat=state.age,
         is_waited_for=state.is_waited_for,
+        lag_steps=lag,
     )
 
 
@@ -89,6 +103,11 @@ def _seconds(value: float) -> float:
 def notice_to_wire(text: str) -> bytes:
     """Return a serialized response with one sentence for the user."""
     return pb.TrainResponse(notice=pb.Notice(text=text)).SerializeToString()
+
+
+def serialized_command(command: Command) -> bytes:
+    """Return a serialized response with a command for rank 0."""
+    return pb.TrainResponse(command=command_to_wire(command)).SerializeToString()
 
 
 def plan_from_wire(message: pb.RunPlan) -> Plan:

@@ -10,7 +10,8 @@ Not covered: the HTTP port (`http_server.py`).
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -23,6 +24,7 @@ from prometheus_client.utils import floatToGoString
 
 from switokd.distillation.decision import Decision, Mode, PairDecision
 from switokd.distillation.topology import Pair
+from switokd.services.coordinator.limits import DEFAULTS, Limits
 from switokd.services.coordinator.run import CoordinatedRun, RunState
 
 # The first bucket ends at 50 microseconds: a round trip on one machine takes a few hundred.
@@ -90,6 +92,14 @@ class RunMetrics:
         """Return the metrics of a network; create them if there are none."""
         return self.networks.setdefault(name, NetworkSeries())
 
+    @property
+    def line_count(self) -> int:
+        """Number of lines that the run has in /metrics, about."""
+        histograms = 1 + len(self.exchanges)
+        histograms += sum(1 for network in list(self.networks.values()) if network.decision_wait)
+        few = 20 + 6 * len(self.pairs) + 6 * len(self.networks) + 3 * self.run.world_size
+        return few + (len(SECONDS_BUCKETS) + 3) * histograms
+
     def decision_wait(self, teacher: str) -> Histogram:
         """Return the histogram of the times that this teacher's ranks wait for a decision."""
         network = self.network(teacher)
@@ -138,6 +148,8 @@ class RunMetrics:
             network.test_accuracy = test_accuracy
 
 
+PAUSE_SECONDS = 20e-6
+"""A scrape lets the event loop run after each run for at least as long."""
 PAIR, NETWORK, RANK = ("run", "teacher", "student"), ("run", "network"), ("run", "rank")
 FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "gap": ("gauge", "Distillation gap G of the last step.", PAIR),
@@ -188,7 +200,8 @@ class Metrics(Collector):
     series. Therefore a scrape may see a step counted in one series and not yet in another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULTS) -> None:
+        self._most_lines, self._most_ended = limits.max_metrics_lines, limits.max_metrics_ended
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -210,10 +223,26 @@ class Metrics(Collector):
             name: Metric(f"switokd_{name}", text, kind)
             for name, (kind, text, _) in FAMILIES.items()
         }
-        for metrics in list(self._runs.values()):  # a copy: the event loop may add a run
+        runs = list(self._runs.values())  # a copy: the event loop may add a run
+        for metrics in self._shown(runs):
             for name, labels, value in _series(metrics):
                 _add(families[name], dict(zip(FAMILIES[name][2], labels, strict=True)), value)
+            time.sleep(PAUSE_SECONDS)
         yield from families.values()
+
+    def _shown(self, runs: list[RunMetrics]) -> list[RunMetrics]:
+        """Return runs within the limits: those with connected ranks first, then the newest.
+
+        Of those that have ended, first the ones that failed: there is an alert for them.
+        """
+        runs.reverse()
+        ended = [metrics for metrics in runs if metrics.run.ended_at is not None]
+        ended.sort(key=lambda metrics: not metrics.run.failure)
+        runs = [metrics for metrics in runs if metrics.run.ended_at is None]
+        runs.sort(key=lambda metrics: not metrics.run.connected)
+        runs += ended[: self._most_ended]
+        lines = accumulate(metrics.line_count for metrics in runs)
+        return runs[: bisect_right(list(lines), self._most_lines)]
 
 
 Series = tuple[str, tuple[str, ...], float | Histogram | None]

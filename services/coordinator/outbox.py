@@ -1,15 +1,20 @@
 """Queues of the responses that wait to be sent to ranks.
 
-Not covered: a limit on the number of waiting responses.
+A rank that does not read loses its stream once too many responses wait for it.
+
+Not covered: a second stream of the same rank (`session.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
+
+from switokd.services.coordinator.limits import DEFAULTS, Limits, exceeded
 
 
 @dataclass(frozen=True)
@@ -23,18 +28,37 @@ class StreamEnd:
 class Outbox:
     """Serialized responses for one stream, then the stream's end.
 
-    asyncio.Queue does the same at twice the cost.
+    asyncio.Queue does the same at twice the cost. on_full: called once too many items wait.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, limits: Limits = DEFAULTS, on_full: Callable[[], None] = lambda: None
+    ) -> None:
         self._items: deque[bytes | StreamEnd] = deque()
         self._wakeup: asyncio.Future[None] | None = None
+        self._most, self._on_full = limits.max_waiting_responses, on_full
+        self._is_full = False
 
     def put(self, item: bytes | StreamEnd) -> None:
         """Add an item at the end; does not wait."""
         self._items.append(item)
         if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
+
+    def broadcast(self, item: bytes) -> None:
+        """Add an item, unless too many wait: then end the stream, whose rank may come back."""
+        if len(self._items) < self._most:
+            self.put(item)
+        elif not self._is_full:
+            self._is_full = True
+            self._items.clear()
+            full = exceeded(
+                f"{self._most} responses wait for a rank that does not read them",
+                "max_waiting_responses",
+                self._most,
+            )
+            self.put(StreamEnd(grpc.StatusCode.RESOURCE_EXHAUSTED, str(full)))
+            self._on_full()
 
     async def get(self) -> bytes | StreamEnd:
         """Wait for the first item and remove it. Only one task may call this."""
@@ -71,12 +95,12 @@ class RunStreams:
     def send(self, response: bytes) -> None:
         """Send one serialized response to every rank."""
         for outbox in self._outboxes.values():
-            outbox.put(response)
+            outbox.broadcast(response)
 
     def send_to(self, rank: int, response: bytes) -> None:
         """Send one serialized response to one rank, if it has a stream."""
         if outbox := self._outboxes.get(rank):
-            outbox.put(response)
+            outbox.broadcast(response)
 
     def drain(self) -> None:
         """End every stream with UNAVAILABLE: its rank is to try again elsewhere, or later."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +21,10 @@ from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Pair, Topology
 from switokd.errors import UsageError
 from switokd.services.coordinator.refusal import Refusal
+from switokd.services.coordinator.text import listed
+
+LAST_STEP = 2**62
+"""No run gets as far; a later step is a mistake, and might not fit into the journal."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Plan:
                 networks[rank].append(name)
         return {rank: tuple(names) for rank, names in networks.items()}
 
+    def describe(self, rank: int) -> str:
+        """Name a rank with its networks: "rank 1 (teacher2, student)"."""
+        names = self.networks_of.get(rank, ())  # none: of a rank that the run does not have
+        return f"rank {rank} ({listed(list(names))})" if names else f"rank {rank}"
+
     @cached_property
     def teachers(self) -> tuple[str, ...]:
         """The topology's teachers."""
@@ -62,28 +71,42 @@ class Plan:
     def pairs_of(self) -> dict[int, tuple[Pair, ...]]:
         """By rank: the pairs that the rank must report, in this order.
 
-        A rank reports the pairs of every teacher that it holds.
+        A rank reports the pairs of every teacher that it holds. Ranks with the same networks have
+        the same tuple.
         """
-        pairs = self.topology.pairs
-        return {
-            rank: tuple(pair for pair in pairs if pair.teacher in names)
-            for rank, names in self.networks_of.items()
+        by_teacher: dict[str, list[Pair]] = {}
+        for pair in self.topology.pairs:
+            by_teacher.setdefault(pair.teacher, []).append(pair)
+        of_names = {
+            names: tuple(pair for name in names for pair in by_teacher.get(name, ()))
+            for names in dict.fromkeys(self.networks_of.values())
         }
+        return {rank: of_names[names] for rank, names in self.networks_of.items()}
 
     @cached_property
     def parts_of(self) -> dict[Pair, tuple[tuple[int, int], ...]]:
         """By pair: (rank, index of the pair in the rank's report) of each part, ranks ascending."""
-        return {
-            pair: tuple(
-                (rank, pairs.index(pair)) for rank, pairs in self.pairs_of.items() if pair in pairs
-            )
-            for pair in self.topology.pairs
-        }
+        parts: dict[Pair, list[tuple[int, int]]] = {pair: [] for pair in self.topology.pairs}
+        for rank, pairs in self.pairs_of.items():
+            for place, pair in enumerate(pairs):
+                parts[pair].append((rank, place))
+        return {pair: tuple(found) for pair, found in parts.items()}
+
+    @cached_property
+    def part_count(self) -> int:
+        """Number of parts of a step: pairs, each counted once per rank that reports it."""
+        ranks_of = dict(zip(self.topology, self.ranks, strict=True))
+        return sum(len(ranks_of[pair.teacher]) for pair in self.topology.pairs)
 
     def check(self) -> None:
         """Raise Refusal if no run can follow this plan."""
-        if problem := self._problem():
-            raise _wrong_plan(problem)
+        if self._problem:
+            raise _wrong_plan(self._problem)
+
+    def prepare(self) -> None:
+        """Compute now what a run needs, in a thread of the caller's choice; see `check`."""
+        self.check()
+        _ = self.parts_of, self.part_count
 
     def rule(self, strategies: Collection[str]) -> Rule:
         """Make the rule that decides the run's steps; Refusal if the strategy is wrong.
@@ -92,8 +115,10 @@ class Plan:
         """
         try:
             kwargs = json.loads(self.strategy_kwargs or "{}")
+            if not isinstance(kwargs, dict):
+                raise ValueError("the arguments of the strategy must be a JSON object")
             strategy = make_strategy(self.strategy, kwargs, strategies)
-        except (UsageError, ValueError) as error:
+        except (UsageError, ValueError, RecursionError) as error:
             if ":" in self.strategy and self.strategy not in strategies:
                 raise Refusal(
                     Refusal.Kind.INVALID_ARGUMENT,
@@ -105,8 +130,9 @@ class Plan:
             raise _wrong_plan(problem)
         return rule_of(strategy, self.semantics, self.topology)
 
+    @cached_property
     def _problem(self) -> str:
-        """Say what is wrong with the topology or the ranks; empty if nothing is wrong."""
+        """What is wrong with the topology or the ranks; empty if nothing is wrong."""
         # The topology comes first, because the checks of the ranks rely on it.
         problem = self.topology.problem() or problem_of_semantics(self.semantics, self.topology)
         if problem:
@@ -114,13 +140,22 @@ class Plan:
         if not all(self.ranks):
             return "a network has no rank"
         if any(sorted(set(ranks)) != list(ranks) for ranks in self.ranks):
-            return f"a network's ranks must ascend, each once; got {list(self.ranks)}"
+            return f"a network's ranks must ascend, each once; got {_start_of(self.ranks)}"
         used = set().union(*self.ranks)
         if used != set(range(len(used))):
-            return f"ranks must be 0 to world size - 1, none left out; got {sorted(used)}"
+            found = _start_of(sorted(used))
+            return f"ranks must be 0 to world size - 1, none left out; got {found}"
+        if not 1 <= self.first_step <= LAST_STEP:
+            return f"the first step must be 1 or later, got {self.first_step}"
         if not 0 < self.round_timeout < math.inf:
             return f"round timeout must be above 0 seconds, got {self.round_timeout}"
         return ""
+
+
+def _start_of(values: Sequence[object]) -> str:
+    """Return a list as text, the first twenty values of it."""
+    more = ", ..." if len(values) > 20 else ""
+    return f"[{', '.join(map(str, values[:20]))}{more}]"
 
 
 def _wrong_plan(problem: str) -> Refusal:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.refusal import Refusal
+from switokd.services.coordinator.text import MOST_NAMES
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Ranks:
 
     def describe(self, rank: int) -> str:
         """Name a rank with its networks: "rank 1 (teacher2, student)"."""
-        return f"rank {rank} ({', '.join(self._plan.networks_of[rank])})"
+        return self._plan.describe(rank)
 
     def describe_others(self, present: Set[int]) -> str:
         """Name all ranks that are not in `present`."""
@@ -74,7 +75,9 @@ class Ranks:
 
     def describe_all(self, ranks: Iterable[int]) -> str:
         """Name several ranks."""
-        return ", ".join(map(self.describe, ranks))
+        named = list(ranks)
+        more = f" and {len(named) - MOST_NAMES} more ranks" if len(named) > MOST_NAMES else ""
+        return ", ".join(map(self.describe, named[:MOST_NAMES])) + more
 
     def check(self, rank: int) -> None:
         """Raise Refusal if the run has no such rank."""
@@ -107,8 +110,9 @@ class Ranks:
         Refusal if the rank has not joined, or if its stream belongs to another process or is newer.
         """
         if rank not in self._joined:
+            # It may have joined the coordinator before this one: it joins again.
             raise Refusal(
-                Refusal.Kind.FAILED_PRECONDITION,
+                Refusal.Kind.NOT_FOUND,
                 f"{self.describe(rank)} must join before its stream",
             )
         now = self._connected.get(rank)

@@ -19,15 +19,25 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from switokd.distillation.decision import Decision, Mode, Rule, decide
-from switokd.distillation.gap import PairSums
+from switokd.distillation.decision import NOTHING, Decision, InForce, Mode, Rule, decide
+from switokd.distillation.gap import Distances, PairSums
 from switokd.distillation.topology import Pair
+from switokd.services.coordinator.limits import DEFAULTS, Limits, exceeded
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.ranks import Ranks
+from switokd.services.coordinator.received import ReceivedSteps
 from switokd.services.coordinator.refusal import Refusal
+from switokd.services.coordinator.report_checks import check_report, check_settled
 from switokd.services.coordinator.steps import StepRange, StepSet
+
+MOST_GAPS = 10_000
+"""Gaps of the settled steps; no honest record has nearly as many."""
+PARTS_PER_ROUND = 4
+"""A round with more parts than this counts as several, against the limit of open rounds."""
+Parts = Mapping[Pair, Sequence[tuple[int, int]]]
+"""By pair: (rank, index of the pair in the rank's report) of each part, ranks ascending."""
 
 
 @dataclass
@@ -41,6 +51,21 @@ class Round:
     """By rank that holds a teacher: the sums of its pairs, in the plan's order."""
     modes: dict[Pair, Mode] = field(default_factory=dict)
     """Modes that a teacher's first rank has chosen, where rounding matters."""
+    in_force: InForce = NOTHING
+    """What commands hold and scale, as the first rank of each teacher has said."""
+
+    def override(self, rank: int, in_force: InForce, parts_of: Parts) -> None:
+        """Note what commands change, as a rank says, for the teachers whose first rank it is."""
+        holds, scales = dict(self.in_force.holds), dict(self.in_force.scales)
+        holds.update({p: m for p, m in in_force.holds.items() if parts_of[p][0][0] == rank})
+        scales.update({p: s for p, s in in_force.scales.items() if parts_of[p][0][0] == rank})
+        self.in_force = InForce(holds, scales)
+
+    def distances(self, parts_of: Parts) -> dict[Pair, Distances]:
+        """Return the means of each pair, from the parts of all its ranks."""
+        return {
+            pair: _add(self.sums[r][i] for r, i in parts).mean() for pair, parts in parts_of.items()
+        }
 
 
 class OldestRound(NamedTuple):
@@ -72,7 +97,7 @@ class Needs(NamedTuple):
 class Rounds:
     """Open rounds of one run, and its decisions. A refused report changes nothing."""
 
-    def __init__(self, plan: Plan, ranks: Ranks, rule: Rule) -> None:
+    def __init__(self, plan: Plan, ranks: Ranks, rule: Rule, limits: Limits = DEFAULTS) -> None:
         self._plan = plan
         self._ranks = ranks
         self._rule = rule
@@ -80,11 +105,15 @@ class Rounds:
         self._before = plan.first_step - 1
         self._step_of = dict.fromkeys(plan.networks_of, self._before)
         self._open: dict[int, Round] = {}
+        """Oldest first, because every rank reports its steps in order."""
+        self._most_open = _most_open(limits.max_open_rounds, plan.part_count)
+        self._most_kept = _most_open(limits.max_open_rounds, len(plan.topology.pairs))
         self._reported_at = -math.inf
         self._last_decision: Decision | None = None
         self._known = StepSet()
         self._kept: dict[int, Decision] = {}
-        self._received: dict[int, int | None] = dict.fromkeys(plan.networks_of, self._before)
+        """Oldest first, like the open rounds."""
+        self._received = ReceivedSteps(plan.networks_of, self._before)
         self._settled = self._before
 
     @property
@@ -95,14 +124,15 @@ class Rounds:
     @property
     def have_begun(self) -> bool:
         """Whether any rank has reported a step."""
-        return any(step > self._before for step in self._step_of.values())
+        is_settled = self._settled > self._before
+        return is_settled or any(step > self._before for step in self._step_of.values())
 
     @property
     def oldest(self) -> OldestRound | None:
         """The oldest open round; None if no round is open."""
         if not self._open:
             return None
-        step, round_ = min(self._open.items())
+        step, round_ = next(iter(self._open.items()))
         return OldestRound(step, round_.opened_at, round_.reported)
 
     @property
@@ -133,35 +163,42 @@ class Rounds:
     def attach(self, rank: int, settled: int, received: int | None) -> Needs:
         """Return what is needed when a rank opens a stream. received: as in `acknowledge`."""
         self.settle(settled)
-        self._received[rank] = received
+        self._received.note(rank, received)
         last = math.inf if received is None else received
         decisions = [decision for step, decision in self._kept.items() if step > last]
         missing = self._known.gaps(self._before + 1, self._settled)
-        return Needs(self._step_of[rank] + 1, missing, decisions)
+        return Needs(self.step_of(rank) + 1, missing, decisions)
 
     def acknowledge(self, rank: int, settled: int, received: int | None) -> None:
         """Forget decisions that no rank needs again.
 
         received: last step whose decision the rank has; None: it needs none again.
         """
-        self._received[rank] = received
+        self._received.note(rank, received)
         if settled > self._settled:
             self.settle(settled)
-        low = min((step for step in self._received.values() if step is not None), default=None)
-        while self._kept and (low is None or next(iter(self._kept)) <= low):
-            del self._kept[next(iter(self._kept))]
+        _forget(self._kept, self._received.lowest)
 
     def settle(self, step: int) -> None:
         """Note that all steps up to this one are in rank 0's record."""
         if step <= self._settled:
             return
         self._settled = step
-        self._step_of = {rank: max(last, step) for rank, last in self._step_of.items()}
-        self._open = {s: round_ for s, round_ in self._open.items() if s > step}
-        self._kept = {s: decision for s, decision in self._kept.items() if s > step}
+        _forget(self._open, step)
+        _forget(self._kept, step)
 
     def add_settled(self, decision: Decision) -> bool:
-        """Take over a decision that rank 0 has made; return whether it was missing."""
+        """Take over a decision that rank 0 has made; return whether it was missing.
+
+        Refusal if it has not the run's pairs and finite numbers, or if there are too many gaps.
+        """
+        check_settled(self._plan, decision)
+        if self._known.range_count > MOST_GAPS:
+            raise Refusal(
+                Refusal.Kind.INVALID_ARGUMENT,
+                f"the settled decisions have more than {MOST_GAPS} gaps before step "
+                f"{decision.step}",
+            )
         if decision.step in self._known or decision.step <= self._before:
             return False
         self._known.add(decision.step)
@@ -177,7 +214,11 @@ class Rounds:
 
     def step_of(self, rank: int) -> int:
         """Last step that a rank has reported; before its first report, the plan's step before."""
-        return self._step_of[rank]
+        return max(self._step_of[rank], self._settled)
+
+    def must_wait(self, rank: int) -> bool:
+        """Whether a rank is so far ahead that no more of its reports may be taken now."""
+        return len(self._open) >= self._most_open and self.step_of(rank) + 1 not in self._open
 
     def report(
         self,
@@ -186,18 +227,20 @@ class Rounds:
         pairs: Mapping[Pair, PairSums],
         now: float,
         modes: Mapping[Pair, Mode] = MappingProxyType({}),
+        in_force: InForce = NOTHING,
     ) -> DecidedRound | None:
         """Add one rank's sums of a step; return the decision if this report was the last needed.
 
-        pairs: the rank's pairs in the plan's order. now: seconds. modes: see `Round`. A step that
-        the rank has reported before is ignored. Refusal if the step or the pairs are not the
-        expected ones, or if the sums are impossible.
+        pairs: the rank's pairs in the plan's order. now: seconds. modes: see `Round`. in_force:
+        what commands change, as the rank knows it. A step that the rank has reported before is
+        ignored. Refusal if the step or the pairs are not the expected ones, or if the numbers are
+        impossible.
         """
         self._check_step(rank, step)
-        if step <= self._step_of[rank]:
+        if step <= self.step_of(rank):
             return None
         round_ = self._open.get(step)
-        self._check_pairs(rank, step, pairs, round_)
+        check_report(self._plan, rank, step, pairs, round_.sums if round_ else {})
         if round_ is None:
             round_ = self._open[step] = Round(now)
         self._step_of[rank] = step
@@ -209,18 +252,18 @@ class Rounds:
             return None
         round_.sums[rank] = tuple(pairs.values())
         round_.modes.update(modes)
+        if in_force is not NOTHING:
+            round_.override(rank, in_force, self._plan.parts_of)
         if len(round_.sums) < self._reports_needed:
             return None
-        distances = {
-            pair: _add(round_.sums[r][i] for r, i in parts).mean()
-            for pair, parts in self._plan.parts_of.items()
-        }
-        decision = decide(step, distances, self._rule, round_.modes)
+        distances = round_.distances(self._plan.parts_of)
+        round_.sums = {}
+        decision = decide(step, distances, self._rule, round_.modes, round_.in_force)
         self._keep(decision)
         return DecidedRound(decision, now - round_.opened_at)
 
     def _check_step(self, rank: int, step: int) -> None:
-        expected = self._step_of[rank] + 1
+        expected = self.step_of(rank) + 1
         if not self._before < step <= expected:
             how = "goes backwards" if step < expected else "skips ahead"
             raise Refusal(
@@ -228,41 +271,24 @@ class Rounds:
                 f"{self._ranks.describe(rank)} {how}: it reports step {step}, step {expected} is "
                 "next",
             )
-
-    def _check_pairs(
-        self, rank: int, step: int, pairs: Mapping[Pair, PairSums], round_: Round | None
-    ) -> None:
-        expected = self._plan.pairs_of[rank]
-        if tuple(pairs) != expected:
-            wanted = [f"{p.teacher}-{p.student}" for p in expected] or ["none"]
-            raise Refusal(
-                Refusal.Kind.INVALID_ARGUMENT,
-                f"{self._ranks.describe(rank)} must report the pairs {', '.join(wanted)} at step "
-                f"{step}",
+        if step == expected and len(self._kept) >= self._most_kept:
+            raise exceeded(
+                f"{self._ranks.describe(rank)} reports step {step}, but a rank has acknowledged no "
+                f"decision after step {next(iter(self._kept)) - 1}",
+                "max_open_rounds",
+                self._most_kept,
             )
-        for pair, sums in pairs.items():
-            # The L1 distance of two distributions is at most 2; float32 may round it up. The
-            # comparison also refuses NaN. The sums of a rank without samples are zero.
-            limit = 2 * sums.n * (1 + 1e-5)
-            if not (0 <= sums.gap <= limit and 0 <= sums.e_s <= limit and 0 <= sums.e_t <= limit):
-                raise Refusal(
-                    Refusal.Kind.INVALID_ARGUMENT,
-                    f"{self._ranks.describe(rank)} reports distances that are not finite sums of "
-                    f"at most 2 per sample for {pair.teacher} and {pair.student} at step {step}: "
-                    f"{sums}",
-                )
-            if sums.n == 0 and self._all_others_empty(rank, pair, round_):
-                raise Refusal(
-                    Refusal.Kind.INVALID_ARGUMENT,
-                    f"{self._ranks.describe(rank)} is the last to report n=0 samples for "
-                    f"{pair.teacher} and {pair.student} at step {step}: some rank must have some",
-                )
 
-    def _all_others_empty(self, rank: int, pair: Pair, round_: Round | None) -> bool:
-        """Whether all other ranks of this pair have reported, and none of them has a sample."""
-        sums = round_.sums if round_ else {}
-        others = [(r, i) for r, i in self._plan.parts_of[pair] if r != rank]
-        return all(r in sums and sums[r][i].n == 0 for r, i in others)
+
+def _most_open(limit: int, parts: int) -> int:
+    """Return how many rounds with so many parts may be open."""
+    return max(1, limit // max(1, -(-parts // PARTS_PER_ROUND)))
+
+
+def _forget(by_step: dict[int, Any], last: int | None) -> None:
+    """Remove all steps up to `last` from a dictionary in their order; None removes all."""
+    while by_step and (last is None or next(iter(by_step)) <= last):
+        del by_step[next(iter(by_step))]
 
 
 def _add(parts: Iterable[PairSums]) -> PairSums:

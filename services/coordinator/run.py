@@ -12,16 +12,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from enum import Enum
 from types import MappingProxyType
 
-from switokd.distillation.decision import Decision, Mode
+from switokd.distillation.decision import NOTHING, Decision, InForce, Mode
 from switokd.distillation.gap import PairSums
 from switokd.distillation.topology import Pair
+from switokd.services.coordinator.commands import RunCommands
 from switokd.services.coordinator.hangs import HangDetector
 from switokd.services.coordinator.health import Health
+from switokd.services.coordinator.limits import DEFAULTS, Limits
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.ranks import NOBODY, Caller, Ranks
 from switokd.services.coordinator.refusal import Refusal
 from switokd.services.coordinator.rounds import DecidedRound, Needs, Rounds
 from switokd.services.coordinator.steps import StepSet
+from switokd.services.coordinator.text import sentence
 
 
 class RunState(Enum):
@@ -43,6 +46,7 @@ class CoordinatedRun:
         now: float,
         strategies: Collection[str] = (),
         epoch: int = 0,
+        limits: Limits = DEFAULTS,
     ) -> None:
         """Create the run; Refusal if no run can follow the plan.
 
@@ -53,13 +57,15 @@ class CoordinatedRun:
         self.run_id = run_id
         self.plan = plan
         self.epoch = epoch
+        self.created_at = now
         self.decided_alone = 0
         """Number of steps that ranks have applied without waiting for their decisions."""
         self._alone = StepSet()
         self._ranks = Ranks(run_id, plan)
-        self._rounds = Rounds(plan, self._ranks, plan.rule(strategies))
+        self._rounds = Rounds(plan, self._ranks, plan.rule(strategies), limits)
         self._hangs = HangDetector(self._ranks, self._rounds, plan.round_timeout, now)
         self.health = Health(self._ranks, self._rounds, plan.round_timeout)
+        self.commands = RunCommands(plan)
         self._failure = ""
         self._ended_at: float | None = None
 
@@ -82,6 +88,17 @@ class CoordinatedRun:
     def last_decision(self) -> Decision | None:
         """The last decision; None before the first one."""
         return self._rounds.last_decision
+
+    @property
+    def last_step(self) -> int:
+        """The last step that is decided or settled; 0 before the first."""
+        decision = self._rounds.last_decision
+        return max(decision.step if decision else 0, self._rounds.settled)
+
+    @property
+    def reported(self) -> Mapping[int, int]:
+        """By rank: the last step that it has reported."""
+        return {rank: self._rounds.step_of(rank) for rank in self.plan.networks_of}
 
     @property
     def failure(self) -> str:
@@ -115,19 +132,12 @@ class CoordinatedRun:
     def restore(
         self, settled: int, decisions: Sequence[Decision], steps: Iterable[int], now: float
     ) -> None:
-        """Continue after the decisions of a journal; see `Rounds.restore`.
-
-        All ranks must come back within the timeout.
-        """
+        """Continue after a journal's decisions; all ranks must come back within the timeout."""
         self._rounds.restore(settled, decisions, steps)
         self._hangs.expect_all(now)
 
     def attach(
-        self,
-        rank: int,
-        caller: Caller = NOBODY,
-        settled: int = 0,
-        received: int | None = None,
+        self, rank: int, caller: Caller = NOBODY, settled: int = 0, received: int | None = None
     ) -> Needs:
         """Note a rank's open stream; return what is needed. Refusal as `Ranks.attach`.
 
@@ -145,10 +155,15 @@ class CoordinatedRun:
         pairs: Mapping[Pair, PairSums],
         now: float,
         modes: Mapping[Pair, Mode] = MappingProxyType({}),
+        in_force: InForce = NOTHING,
     ) -> DecidedRound | None:
         """Add one rank's sums of a step; see `Rounds.report`."""
         self._check(rank)
-        return self._rounds.report(rank, step, pairs, now, modes)
+        return self._rounds.report(rank, step, pairs, now, modes, in_force)
+
+    def must_wait(self, rank: int) -> bool:
+        """Whether no more of a rank's messages may be taken now; see `Rounds.must_wait`."""
+        return self._ended_at is None and self._rounds.must_wait(rank)
 
     def acknowledge(self, rank: int, settled: int, received: int | None) -> None:
         """Forget decisions that no rank needs again; see `Rounds.acknowledge`."""
@@ -201,6 +216,7 @@ class CoordinatedRun:
             self._ranks.finish(rank)
             if self._ranks.all_finished:
                 self._ended_at = now
+                self.commands.end("the run had ended before it took the command")
 
     def lose(self, rank: int, now: float) -> None:
         """Note that a rank's stream broke without a Leave message; the rank may come back."""
@@ -209,7 +225,7 @@ class CoordinatedRun:
     def fail(self, reason: str, now: float) -> None:
         """End the run; the first reason stays."""
         if self._ended_at is None:
-            self._failure, self._ended_at = reason, now
+            self._failure, self._ended_at = sentence(reason), now
 
     def _check(self, rank: int) -> None:
         """Raise Refusal if the run has no such rank or has failed."""

@@ -3,7 +3,7 @@
 When both ports are open, one JSON line on standard output gives their addresses:
 {"grpc": "127.0.0.1:50051", "http": "127.0.0.1:9464", "pid": 4711}
 
-Not covered: TLS, authentication, several processes on one port.
+Not covered: several processes on one port.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Collection
-from wsgiref.simple_server import WSGIServer
+from contextlib import suppress
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
 
 from switokd.errors import UsageError
-from switokd.services.coordinator.http_server import serve_http
+from switokd.services.coordinator.access import FREE, Access
+from switokd.services.coordinator.http_server import HttpAccess, HttpServer, serve_http
 from switokd.services.coordinator.journal import NO_JOURNAL, Journal
+from switokd.services.coordinator.limits import DEFAULTS, Limits
 from switokd.services.coordinator.metrics import Metrics
+from switokd.services.coordinator.pace import PaceInterceptor
 from switokd.services.coordinator.registry import RunRegistry
+from switokd.services.coordinator.resources import channel_options, with_files
 from switokd.services.coordinator.servicer import SERVICE, CoordinatorServicer
 
 CHANNEL_OPTIONS = [
@@ -38,7 +42,12 @@ CHANNEL_OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # The streams of a large job open at once; gRPC would cancel some from the 1,000th on.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
 ]
+SWITCH_SECONDS = 5e-4
+"""A thread that reads a plan or makes /metrics keeps the event loop waiting for no longer."""
 GRACE_SECONDS = 3.0
 """How long streams may stay open after standard input has closed."""
 
@@ -50,12 +59,15 @@ async def serve(
     follow_stdin: bool,
     strategies: Collection[str] = (),
     journal: Journal = NO_JOURNAL,
+    access: Access = FREE,
+    limits: Limits = DEFAULTS,
 ) -> None:
     """Serve until SIGTERM or SIGINT; with `follow_stdin` also until standard input closes.
 
     port, http_port: 0 chooses a free port. strategies: import strings that a run may name.
-    journal: where decisions are written down; it is closed at the end.
-    UsageError if a port is in use, or if `host` is not an address of this machine.
+    journal: where decisions are written down; it is closed at the end. access: what callers must
+    show. limits: see `Limits`. UsageError if a port is in use, or if `host` is not an address of
+    this machine.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,15 +76,23 @@ async def serve(
     # Imported objects live as long as the process. A full garbage collection would scan all of
     # them and delay every rank by some 5 ms.
     gc.freeze()
-    metrics = Metrics()
-    runs = RunRegistry(metrics, strategies, journal=journal)
-    server = grpc.aio.server(options=CHANNEL_OPTIONS)
-    health = _add_services(server, runs)
-    port, http_port, http_server = _open_ports(server, metrics, host, port, http_port)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    limits = with_files(limits)
+    metrics = Metrics(limits)
+    runs = RunRegistry(metrics, strategies, limits.forget_after, journal, limits=limits)
+    server = grpc.aio.server(
+        options=[*CHANNEL_OPTIONS, *channel_options(limits)],
+        interceptors=[PaceInterceptor(limits, SERVICE), access.security],
+    )
+    servicer = CoordinatorServicer(runs, access.security, stop.set)
+    health = _add_services(server, servicer, access.reflection)
+    http_host, _ = access.http_at(host)
+    ports = (port, http_port)
+    port, http_port, http_server = _open_ports(server, metrics, access, limits, host, ports)
     await server.start()
     for name in ("", SERVICE):
         await health.set(name, health_pb2.HealthCheckResponse.SERVING)
-    ready = {"grpc": f"{host}:{port}", "http": f"{host}:{http_port}", "pid": os.getpid()}
+    ready = {"grpc": f"{host}:{port}", "http": f"{http_host}:{http_port}", "pid": os.getpid()}
     print(json.dumps(ready), flush=True)
 
     watch = asyncio.create_task(runs.watch())
@@ -92,23 +112,45 @@ async def serve(
     journal.close()
 
 
-def _add_services(server: grpc.aio.Server, runs: RunRegistry) -> HealthServicer:
-    """Add the coordinator, health checks and reflection to a server; return the health checks."""
-    server.add_generic_rpc_handlers((CoordinatorServicer(runs).handlers(),))
+def _add_services(
+    server: grpc.aio.Server, servicer: CoordinatorServicer, with_reflection: bool
+) -> HealthServicer:
+    """Add the coordinator and health checks to a server; return the health checks."""
+    server.add_generic_rpc_handlers((servicer.handlers(),))
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    if with_reflection:
+        from grpc_reflection.v1alpha import reflection
+
+        names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
     return health
 
 
 def _open_ports(
-    server: grpc.aio.Server, metrics: Metrics, host: str, port: int, http_port: int
-) -> tuple[int, int, WSGIServer]:
-    """Open both ports; return them with the HTTP server. UsageError if a port cannot be opened."""
+    server: grpc.aio.Server,
+    metrics: Metrics,
+    access: Access,
+    limits: Limits,
+    host: str,
+    ports: tuple[int, int],
+) -> tuple[int, int, HttpServer]:
+    """Open both ports; return them with the HTTP server. UsageError if a port cannot be opened.
+
+    ports: of gRPC and of HTTP.
+    """
+    port, http_port = ports
+    http_host, certificates = access.http_at(host)
     try:
-        port = server.add_insecure_port(f"{host}:{port}")
-        http_port, http_server = serve_http(metrics.registry, host, http_port)
+        if access.certificates:
+            credentials = access.certificates.grpc_credentials()
+            port = server.add_secure_port(f"{host}:{port}", credentials)
+        else:
+            port = server.add_insecure_port(f"{host}:{port}")
+        protection = HttpAccess(certificates, access.metrics)
+        http_port, http_server = serve_http(
+            metrics.registry, http_host, http_port, limits, protection
+        )
     except (RuntimeError, OSError) as error:
         raise UsageError(
             f"cannot listen on {host}, ports {port} and {http_port}: {error}; "
@@ -119,13 +161,20 @@ def _open_ports(
 
 async def _until_stdin_closes(stop: asyncio.Event) -> None:
     """Wait for `stop` or for the end of standard input, which its writer's death closes as well."""
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    closed = asyncio.create_task(reader.read())
-    stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait([closed, stopped], return_when=asyncio.FIRST_COMPLETED)
-    for task in (closed, stopped):
+    loop, closed = asyncio.get_running_loop(), asyncio.Event()
+
+    def read() -> None:
+        with suppress(OSError, ValueError):  # closed, or a terminal that has gone away
+            while sys.stdin and os.read(sys.stdin.fileno(), 4096):
+                pass
+        with suppress(RuntimeError):  # the loop has ended before
+            loop.call_soon_threadsafe(closed.set)
+
+    # A thread can read anything. The event loop can wait neither for a file nor for /dev/null.
+    threading.Thread(target=read, daemon=True, name="standard input").start()
+    waiting = [asyncio.create_task(event.wait()) for event in (stop, closed)]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
         task.cancel()
 
 

@@ -22,6 +22,11 @@ class StepSet:
         return i >= 0 and self._ranges[i][1] >= step
 
     @property
+    def range_count(self) -> int:
+        """Number of ranges."""
+        return len(self._ranges)
+
+    @property
     def last_before_gap(self) -> int:
         """The last step of the first range. IndexError if the set is empty."""
         return self._ranges[0][1]

@@ -15,11 +15,10 @@ from queue import SimpleQueue
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
-from tests.support import free_port, process, run, wait_until
+from tests.support import process, run, wait_until
 
 COMMAND = [sys.executable, "-m", "switokd", "coordinator"]
 names = count()
@@ -271,16 +270,11 @@ def test_join_refuses_another_configuration(server: Server) -> None:
     assert "rank 1 (s)" in (caught.value.details() or "")
 
 
-def test_health_and_reflection(server: Server) -> None:
+def test_health_of_the_server_and_of_the_service(server: Server) -> None:
     health = health_pb2_grpc.HealthStub(server.channel)
     for service in ("", "switokd.v1.CoordinatorService"):
         answer = health.Check(health_pb2.HealthCheckRequest(service=service))  # type: ignore[attr-defined]
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    ask = reflection_pb2.ServerReflectionRequest(list_services="")
-    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
-    (answer,) = stub.ServerReflectionInfo(iter([ask]))  # type: ignore[operator]
-    listed = {s.name for s in answer.list_services_response.service}
-    assert {"switokd.v1.CoordinatorService", "grpc.health.v1.Health"} <= listed
 
 
 def test_metrics_of_a_run(server: Server) -> None:
@@ -380,13 +374,3 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(server: Server, tmp_path: Pat
     assert port in err
     assert "--port" in err
     assert "Traceback" not in err
-
-
-def test_stops_when_standard_input_closes(tmp_path: Path) -> None:
-    command = [*COMMAND, "--follow-stdin", "--port", "0", "--http-port", str(free_port())]
-    with process(command, tmp_path) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        assert child.stdout.readline()
-        child.stdin.close()
-        assert child.wait(10) == 0

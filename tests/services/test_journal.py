@@ -21,7 +21,8 @@ from switokd.distillation.decision import Decision, Rule, decide
 from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Pair
 from switokd.errors import UsageError
-from switokd.services.coordinator.journal import SqliteJournal, StoredRun
+from switokd.services.coordinator.journal import SqliteJournal
+from switokd.services.coordinator.journal_file import StoredRun
 from tests.services.examples import EXPERT, LEARNING, PLAN
 from tests.support import require, run, wait_until
 
@@ -153,7 +154,66 @@ def test_a_flipped_bit_never_comes_back_as_a_decision(seed: int, tmp_path: Path)
     with suppress(UsageError), opened(path) as journal:  # SQLite has noticed it
         runs += journal.stored()
     for found in runs:
+        assert (found.run_id, found.epoch, found.plan, found.settled) == ("r", 1, PLAN, 0)
         assert list(found.decisions) == [decision(d.step) for d in found.decisions]
+
+
+CHANGES = {
+    "epoch": "UPDATE runs SET epoch = 65",
+    "settled": "UPDATE runs SET settled = 64",
+    "plan": "UPDATE runs SET plan = plan || ' '",
+}
+
+
+@pytest.mark.parametrize("column", CHANGES)
+def test_a_damaged_run_is_left_out_and_told_again(
+    column: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "j", range(1, 6))
+    with closing(sqlite3.connect(tmp_path / "j")) as connection, connection:
+        connection.execute(CHANGES[column])
+    with opened(tmp_path / "j") as journal:
+        assert not list(journal.stored())
+        assert "run r is damaged and left out" in caplog.text
+        journal.begin("r", 1, PLAN)
+        journal.add("r", decision(1))
+        wait_until(lambda: journal.recorded("r", 1) >= 1, 10, "the step on the disk")
+        journal.settle("r", 1, 1)
+    found = stored(tmp_path / "j")
+    assert (found.epoch, found.plan, found.settled) == (1, PLAN, 1)
+
+
+def test_the_last_settled_step_and_the_end_are_sealed(tmp_path: Path) -> None:
+    write(tmp_path / "j", range(1, 6))
+    with opened(tmp_path / "j") as journal:
+        journal.settle("r", 1, 3)
+    assert stored(tmp_path / "j").settled == 3
+    with opened(tmp_path / "j") as journal:
+        journal.end("r", 1, "rank 1 (b) went away")
+    with closing(sqlite3.connect(tmp_path / "j")) as connection, connection:
+        connection.execute("UPDATE runs SET ended = 0")
+    with opened(tmp_path / "j") as journal:  # the row was changed by someone else
+        assert not list(journal.stored())
+
+
+def test_a_row_that_is_damaged_while_it_is_used_is_not_sealed_again(tmp_path: Path) -> None:
+    write(tmp_path / "j", range(1, 6))
+    with opened(tmp_path / "j") as journal:
+        with closing(sqlite3.connect(tmp_path / "j")) as connection, connection:
+            connection.execute("UPDATE runs SET plan = plan || ' '")
+        journal.settle("r", 1, 3)
+    with opened(tmp_path / "j") as journal:
+        assert not list(journal.stored())
+
+
+def test_a_database_of_another_program_stays_as_it_is(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "j")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE other (x)")
+    before = (tmp_path / "j").read_bytes()
+    with pytest.raises(UsageError, match="not a journal of switokd"):
+        SqliteJournal(tmp_path / "j")
+    assert (tmp_path / "j").read_bytes() == before
 
 
 def test_a_full_disk_is_said_once_and_nothing_is_acknowledged(
@@ -177,6 +237,37 @@ def test_a_full_disk_is_said_once_and_nothing_is_acknowledged(
         wait_until(lambda: journal.recorded("r", 1) == 399, 20, "all steps")
     assert caplog.text.count("cannot be written: database or disk is full") == 1
     assert "is written again" in caplog.text
+
+
+def poison(journal: SqliteJournal, kind: str) -> None:
+    """Add what no database takes: a number beyond 64 bits, or one that SQLite takes for NULL."""
+    journal.begin("x", 1, replace(PLAN, first_step=-(2**63)) if kind == "first step" else PLAN)
+    if kind == "alone":
+        journal.mark_alone("x", -(2**63) - 1)
+    if kind == "not a number":
+        whole = decision(2)
+        wrong = replace(whole.pairs[1], epsilon=float("nan"))
+        journal.add("x", decision(1))
+        journal.add("x", replace(whole, pairs=(whole.pairs[0], wrong)))
+    else:
+        journal.add("x", decision(1))
+
+
+@pytest.mark.parametrize("kind", ["first step", "alone", "not a number"])
+def test_values_that_cannot_be_written_hold_up_no_other_run(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(tmp_path / "j") as journal:
+        journal.begin("r", 1, PLAN)
+        journal.add("r", decision(1))
+        poison(journal, kind)
+        journal.add("r", decision(2))
+        wait_until(lambda: journal.recorded("r", 1) == 2, 10, "the steps of the other run")
+        assert journal.recorded("x", 1) == (0 if kind == "first step" else 1)
+    assert caplog.text.count("a row is left out") == 1
+    with opened(tmp_path / "j") as journal:
+        runs = {run.run_id: list(run.steps) for run in journal.stored()}
+    assert runs == {"r": [1, 2]} | ({} if kind == "first step" else {"x": [1]})
 
 
 def garbage(path: Path) -> None:

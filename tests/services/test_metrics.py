@@ -12,6 +12,7 @@ from switokd.distillation.gap import Distances
 from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Pair, Role, Topology
 from switokd.services.coordinator.health import Heartbeat
+from switokd.services.coordinator.limits import Limits
 from switokd.services.coordinator.metrics import SECONDS_BUCKETS, Histogram, Metrics
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.run import CoordinatedRun
@@ -76,6 +77,30 @@ def test_progress_adds_samples_and_keeps_numbers_that_it_leaves_out() -> None:
     assert series[f"switokd_loss{labels}"] == 0.5
     assert series[f"switokd_train_accuracy_ratio{labels}"] == 0.0
     assert series[f"switokd_test_accuracy_ratio{labels}"] == 1.0
+
+
+def test_runs_with_connected_ranks_and_the_newest_are_shown_first() -> None:
+    one = Metrics().add_run(CoordinatedRun("one", PLAN, now=0.0)).line_count
+    metrics = Metrics(Limits(max_metrics_lines=3 * one))
+    runs = {name: CoordinatedRun(name, PLAN, now=0.0) for name in ("a", "b", "c", "d", "e")}
+    for run in runs.values():
+        metrics.add_run(run)
+    runs["b"].join(0, PLAN)
+    runs["b"].attach(0)
+    shown = {name for name in runs if f'switokd_expected_ranks{{run="{name}"}}' in scraped(metrics)}
+    assert shown == {"b", "d", "e"}
+
+
+def test_few_ended_runs_are_shown_those_that_failed_first() -> None:
+    metrics = Metrics(Limits(max_metrics_ended=2))
+    runs = {name: CoordinatedRun(name, PLAN, now=0.0) for name in ("a", "b", "c", "d")}
+    for run in runs.values():
+        metrics.add_run(run)
+    runs["a"].fail("stopped", now=1.0)
+    for name in ("b", "c"):
+        runs[name].leave(0, "", now=2.0)
+    shown = {name for name in runs if f'switokd_expected_ranks{{run="{name}"}}' in scraped(metrics)}
+    assert shown == {"a", "c", "d"}
 
 
 def test_a_histogram_counts_a_duration_in_the_first_bucket_that_holds_it() -> None:

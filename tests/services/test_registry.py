@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from switokd.services.coordinator.journal import Journal, StoredRun
+from switokd.services.coordinator.journal import Journal
+from switokd.services.coordinator.journal_file import StoredRun
+from switokd.services.coordinator.limits import Limits
 from switokd.services.coordinator.metrics import Metrics
 from switokd.services.coordinator.registry import RunRegistry
 from tests.services.examples import PLAN, refusal
@@ -29,6 +31,21 @@ def test_a_run_that_hangs_is_ended_and_forgotten_later() -> None:
     runs.check(now=162.0)
     assert refusal(lambda: runs.find("hung"))[0] == "NOT_FOUND"
     assert not scraped(metrics)
+
+
+def test_a_run_that_never_attached_makes_room_after_ended_ones() -> None:
+    runs = RunRegistry(Metrics(), limits=Limits(max_runs=3))
+    for name in ("old", "absent", "present"):
+        runs.join(name, 0, PLAN, now=0.0)
+    runs.find("old").run.fail("stopped", now=0.0)
+    runs.find("present").run.attach(0)
+    runs.join("one", 0, PLAN, now=1.0)
+    assert refusal(lambda: runs.find("old"))[0] == "NOT_FOUND"
+    kind, reason = refusal(lambda: runs.join("two", 0, PLAN, now=1.5))
+    assert (kind, "limit is 3 (--max-runs)" in reason) == ("RESOURCE_EXHAUSTED", True)
+    runs.join("two", 0, PLAN, now=2.5)
+    assert refusal(lambda: runs.find("absent"))[0] == "NOT_FOUND"
+    assert runs.find("present").run.connected == {0}
 
 
 def test_the_id_of_a_forgotten_run_can_be_used_again() -> None:
@@ -61,3 +78,10 @@ def test_a_run_of_the_journal_that_nobody_continues_is_ended() -> None:
 def test_a_run_of_the_journal_that_may_not_be_decided_is_left_out() -> None:
     runs = RunRegistry(Metrics(), journal=Stored("mine:Own"))
     assert refusal(lambda: runs.find("r"))[0] == "NOT_FOUND"
+
+
+def test_a_rank_of_an_earlier_start_that_the_run_does_not_have_is_refused() -> None:
+    runs = RunRegistry(Metrics())
+    runs.join("r", 0, PLAN, now=0.0, epoch=2)
+    kind, reason = refusal(lambda: runs.join("r", -1, PLAN, now=1.0, epoch=1))
+    assert (kind, "rank -1 belongs to start 1 of run" in reason) == ("FAILED_PRECONDITION", True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import permutations
 
 import pytest
 
-from switokd.distillation.decision import Mode
+from switokd.distillation.decision import Decision, Mode, PairDecision
 from switokd.distillation.gap import PairSums
 from switokd.distillation.topology import Pair, Topology
 from switokd.services.coordinator.plan import Plan
@@ -170,3 +171,21 @@ def test_a_mode_that_a_teachers_first_rank_has_chosen_holds() -> None:
     assert decided is not None
     assert [p.mode for p in decided.decision.pairs] == [Mode.LEARNING, Mode.EXPERT]
     assert decided.decision.paused == ("b",)
+
+
+@pytest.mark.parametrize("kind", ["not a number", "infinite", "no pairs", "other pairs", "late"])
+def test_a_settled_step_that_no_run_can_have_is_refused(kind: str) -> None:
+    run = started()
+    pair = PairDecision(Pair("a", "s"), EXPERT.mean(), 0.5, 0.1, Mode.EXPERT)
+    other = replace(pair, pair=Pair("b", "s"))
+    right = Decision(1, (pair, other), ("a", "b"))
+    wrong = {
+        "not a number": replace(right, pairs=(replace(pair, delta=math.nan), other)),
+        "infinite": replace(right, pairs=(pair, replace(other, epsilon=math.inf))),
+        "no pairs": replace(right, pairs=()),
+        "other pairs": replace(right, pairs=(other, pair)),
+        "late": replace(right, step=2**62 + 1),
+    }[kind]
+    assert refusal(lambda: run.add_settled(wrong))[0] == "INVALID_ARGUMENT"
+    assert run.settled == 0
+    assert run.add_settled(right)

@@ -1,0 +1,85 @@
+"""One run of a coordinator with what belongs to it: streams, metrics, journal, secret.
+
+Not covered: which runs there are (`registry.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from switokd.distillation.decision import Decision
+from switokd.distillation.overrides import Command, Stamped
+from switokd.services.coordinator.identity import RunSecret
+from switokd.services.coordinator.journal import Journal
+from switokd.services.coordinator.messages import notice_to_wire, serialized_command
+from switokd.services.coordinator.metrics import RunMetrics
+from switokd.services.coordinator.outbox import RunStreams
+from switokd.services.coordinator.refusal import Refusal
+from switokd.services.coordinator.run import CoordinatedRun
+from switokd.services.coordinator.status import RunTimes, run_to_wire
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One run with its streams, its metrics and its secret."""
+
+    run: CoordinatedRun
+    streams: RunStreams
+    metrics: RunMetrics
+    journal: Journal
+    times: RunTimes
+    secret: RunSecret = field(default_factory=RunSecret)
+
+    def check(self, now: float) -> None:
+        """End the run if one of its ranks hangs or is gone."""
+        if reason := self.run.hang(now):
+            self.run.fail(reason, now)
+        for notice in self.run.health.take_notices():
+            log.warning("run %s: %s", self.run.run_id, notice.text)
+            if notice.reader is not None:
+                self.streams.send_to(notice.reader, notice_to_wire(notice.text))
+        self.announce_failure()
+
+    def announce_failure(self) -> None:
+        """If the run has failed, log the reason and end all its streams with it, once."""
+        if self.run.failure and self.streams.fail(self.run.failure):
+            log.warning("run %s: %s", self.run.run_id, self.run.failure)
+            self.note_end()
+
+    def note_end(self) -> None:
+        """Write down that the run has ended, with its last status."""
+        run = self.run
+        self.times.ended = time.time()
+        recorded = self.journal.recorded(run.run_id, run.epoch)
+        status = run_to_wire(run, self.metrics, self.times, recorded)
+        self.journal.end(run.run_id, run.epoch, run.failure)
+        self.journal.keep(run.run_id, run.epoch, status)
+
+    def add(self, decision: Decision, duration: float, alone: bool = False) -> None:
+        """Count and write down a decision. duration, alone: as for metrics and journal."""
+        self.metrics.add_decision(decision, duration)
+        self.journal.add(self.run.run_id, decision, alone)
+
+    def command(self, command: Command) -> str:
+        """Give the run a command, and return its id; Refusal if the run cannot obey."""
+        run = self.run
+        if run.ended_at is not None:
+            how = f"has failed: {run.failure}" if run.failure else "has finished"
+            raise Refusal(Refusal.Kind.FAILED_PRECONDITION, f"run {run.run_id!r} {how}")
+        stamped, is_new = run.commands.add(command, run.last_step)
+        if is_new:
+            log.info("run %s: command %s: %s", run.run_id, stamped.command.id, command.describe())
+            self.journal.add_command(run.run_id, stamped)
+            self.streams.send_to(0, serialized_command(stamped.command))
+        return stamped.command.id
+
+    def answer(self, stamped: Stamped) -> None:
+        """Note rank 0's answer to a command."""
+        if self.run.commands.answer(stamped):
+            what, outcome = stamped.command.describe(), f"from step {stamped.first_step} on"
+            log.info("run %s: %s: %s", self.run.run_id, what, stamped.failure or outcome)
+            self.journal.add_command(self.run.run_id, stamped)
