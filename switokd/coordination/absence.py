@@ -17,10 +17,17 @@ class Absence:
     def __init__(self, settings: Coordinator, say: Callable[[str], None]) -> None:
         self._on_loss, self._timeout, self._say = settings.on_loss, settings.timeout, say
         self._since: float | None = None
+        self._refusal = ""
 
-    def begin(self, reason: str) -> bool:
-        """Note that the coordinator is away; return whether the run must not go on."""
+    def begin(self, reason: str, is_refusal: bool = False) -> bool:
+        """Note that the coordinator is away; return whether the run must not go on.
+
+        is_refusal: it is there, and refuses this rank; the user is told so, whatever came before.
+        """
         now = time.monotonic()
+        if is_refusal and self._since is not None and reason != self._refusal:
+            self._say(reason)
+        self._refusal = reason if is_refusal else self._refusal
         if self._since is None:
             self._since = now
             if self._on_loss != "stop":
@@ -34,4 +41,4 @@ class Absence:
         """Note that the coordinator answers."""
         if self._since is not None:
             self._say(f"{coordinator} is back after {time.monotonic() - self._since:.1f} s")
-            self._since = None
+            self._since, self._refusal = None, ""

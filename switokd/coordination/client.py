@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 from switokd.config.config import Config
+from switokd.coordination.commands import Commands
 from switokd.coordination.decision_writer import DecisionWriter
 from switokd.coordination.membership import Membership
 from switokd.coordination.own import OwnDecisions, first_difference
@@ -59,7 +60,9 @@ class Client:
         """
         self._member, self._settings = membership, config.coordinator
         self._rule, self._peers, self._first_step = config.method.rule, peers, first_step
-        self._own = OwnDecisions(membership.rank, config, placement, peers)
+        rank = membership.rank
+        self.commands = Commands(config, peers, rank, lambda taken: _answer(self._stream, taken))
+        self._own = OwnDecisions(rank, config, placement, peers, self.commands.overrides)
         self.pairs = self._own.measured
         """Pairs that this rank measures: those it reports, and those it needs to decide early."""
         self.waits: list[float] = []
@@ -73,6 +76,7 @@ class Client:
             membership, config.coordinator, self._plan, on_failure, first_step, say
         )
         self._writer = DecisionWriter(on_decision, self._stream.fail)
+        self._stream.protocol.on_command = self.commands.receive
         self._stream.attach(self._on_decision)
 
     @property
@@ -91,7 +95,7 @@ class Client:
         sums = {pair: parts[pair][index] for pair, index in self._own.reported.items()}
         report = pb.Report(
             step=step,
-            pairs=sums_to_wire(sums, modes),
+            pairs=sums_to_wire(sums, modes, self._own.in_force),
             decision_wait_seconds=self.waits[-1] if self.waits else None,
             exchange_seconds=exchange_seconds,
         )
@@ -229,6 +233,10 @@ class Client:
             return
         if problem := _difference(self._member, early, decision):
             raise problem
+
+
+def _answer(stream: CoordinatorStream, taken: pb.CommandTaken) -> None:
+    stream.send(stream.protocol.answer(taken))
 
 
 def _late(member: Membership, step: int, timeout: float) -> CoordinatorError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from switokd.coordination.commands import Commands
 from switokd.distillation.decision import Decision
 from switokd.distillation.distances import Parts
 from switokd.distillation.topology import Pair
@@ -32,6 +33,11 @@ class Decider(Protocol):
     @property
     def alone_steps(self) -> Sequence[int]:
         """Steps that this rank has decided because the coordinator was late or lost."""
+        ...
+
+    @property
+    def commands(self) -> Commands:
+        """The commands of the run: those that were taken, and on rank 0 those that wait."""
         ...
 
     def report(self, step: int, parts: Parts, exchange_seconds: float | None = None) -> None:

@@ -6,14 +6,19 @@ Not covered: the deciders (`client.py`, `local.py`), the coordinator's process (
 from __future__ import annotations
 
 import json
+import secrets
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from switokd.config.config import Config
+from switokd.coordination.addresses import choose_address
 from switokd.coordination.client import Client
+from switokd.coordination.command_file import append_command, read_commands
 from switokd.coordination.decider import Decider
 from switokd.coordination.local import LocalDecider
 from switokd.coordination.membership import Endpoint, Membership
@@ -26,16 +31,32 @@ from switokd.runtime.lifecycle import (
     Terminated,
     end_if_stuck,
     ignore_sigterm,
-    print_error,
+    print_warning,
     unwind_on_sigterm,
 )
+from switokd.runtime.log import identify
 from switokd.runtime.placement import Placement
 from switokd.runtime.process_group import World
 
 OnDecision = Callable[[Decision], None]
 
 IDENTITY = "run.json"
-"""File in the run folder with the run's id, and how often its processes were started."""
+"""File in the run folder with the run's id and secret, how often its processes were started, and
+where its coordinator is."""
+
+SECRET_BYTES = 32
+
+
+class Start(NamedTuple):
+    """One start of a run's processes."""
+
+    run_id: str
+    epoch: int
+    """Its number, from 1."""
+    address: str
+    """Of the coordinator."""
+    secret: bytes
+    """Of the run."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +82,16 @@ def join_decider(
     folder: the run folder, on rank 0.
     """
     config, world, wait = joining.config, joining.world, joining.wait_for_coordinator
+    teachers = config.topology.teachers
+    recorded = world.broadcast(world.on_rank_0(lambda: read_commands(folder, teachers)))
+    record = partial(append_command, folder) if folder else lambda stamped: None
     if config.coordinator.address == "off":
         assert world.env.world_size == 1, "the configuration requires a coordinator otherwise"
         if not world.env.embedded:
             unwind_on_sigterm()
-        yield LocalDecider(config, on_decision), "no coordinator"
+        decider = LocalDecider(config, on_decision)
+        decider.commands.restore(recorded)
+        yield decider, "no coordinator"
         return
     with ExitStack() as stack:
         if config.coordinator.address == "auto" and world.rank == 0 and not wait:
@@ -75,7 +101,9 @@ def join_decider(
         where = f"coordinator {endpoint}"
         if endpoint.http:
             where = f"live metrics http://{endpoint.http}/metrics"
-        yield stack.enter_context(_connected(membership, joining, on_decision)), where
+        client = stack.enter_context(_connected(membership, joining, on_decision))
+        client.commands.restore(recorded, record)
+        yield client, where
 
 
 def _agree(
@@ -84,38 +112,49 @@ def _agree(
     wait_for_coordinator: Callable[[], Endpoint] | None,
     folder: Path | None,
 ) -> Membership:
-    """Return this rank's membership; coordinator, run id and epoch are the same on all ranks."""
+    """Return this rank's membership; all but the rank is the same on all ranks."""
 
-    def choose() -> tuple[Endpoint, str, int]:
-        endpoint = Endpoint(config.coordinator.address)
-        if config.coordinator.address == "auto":
+    def choose() -> tuple[Endpoint, Start]:
+        addresses = config.coordinator.address
+        own: Endpoint | None = None
+        if addresses == "auto":
             assert wait_for_coordinator is not None
-            endpoint = wait_for_coordinator()
-        return endpoint, *next_start(folder, config.name)
+            own = wait_for_coordinator()
+            addresses = own.grpc
+        start = next_start(folder, config.name, addresses)
+        return own or Endpoint(start.address), start
 
-    endpoint, run_id, epoch = world.broadcast(world.on_rank_0(choose))
-    return Membership(endpoint, run_id, world.rank, epoch)
+    endpoint, start = world.broadcast(world.on_rank_0(choose))
+    identify(run=start.run_id)
+    return Membership(endpoint, start.run_id, world.rank, start.epoch, start.secret)
 
 
-def next_start(folder: Path | None, name: str) -> tuple[str, int]:
-    """Return the run's id, which stays, and the number of this start of its processes.
+def next_start(folder: Path | None, name: str, addresses: str) -> Start:
+    """Return the next start of a run, whose id and secret stay.
 
-    Notes both in the run folder. UsageError if the folder cannot be written.
+    Notes it in the run folder, in a file that only its owner may read. addresses: of coordinators,
+    one of which the id chooses.
+    UsageError if the folder cannot be written.
     """
     run_id, epoch = f"{name}-{uuid.uuid4().hex[:6]}", 0
+    secret = secrets.token_bytes(SECRET_BYTES)
     if folder is None:
-        return run_id, epoch + 1
+        return Start(run_id, epoch + 1, choose_address(addresses, run_id), secret)
     path = folder / IDENTITY
     try:
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
             run_id, epoch = str(before["run_id"]), int(before["epoch"])
-        replace_file(path, (json.dumps({"run_id": run_id, "epoch": epoch + 1}) + "\n").encode())
-    except (ValueError, KeyError, TypeError):
+            secret = bytes.fromhex(before.get("secret", "")) or secret
+        address = choose_address(addresses, run_id)
+        noted = {"run_id": run_id, "epoch": epoch + 1, "coordinator": address}
+        noted["secret"] = secret.hex()
+        replace_file(path, (json.dumps(noted) + "\n").encode(), mode=0o600)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{path} is damaged: remove it to continue the run") from None
     except OSError as error:
         raise UsageError(f"run_dir: {folder} cannot be written: {error.strerror}") from None
-    return run_id, epoch + 1
+    return Start(run_id, epoch + 1, address, secret)
 
 
 @contextmanager
@@ -135,7 +174,7 @@ def _connected(
         on_failure=end_if_stuck(joining.placement.who(membership.rank)),
         first_step=joining.first_step,
         peers=joining.world,
-        say=print_error if membership.rank == 0 else lambda sentence: None,
+        say=print_warning if membership.rank == 0 else lambda sentence: None,
     )
     unwind_on_sigterm()
     try:
@@ -147,7 +186,9 @@ def _connected(
         ignore_sigterm()  # torchrun's SIGTERM may arrive before the coordinator's message
         reason = client.why(error.doing if isinstance(error, CollectiveError) else "")
         client.close(failure=str(error) or "stopped by SIGTERM")
-        raise reason or error from error
+        if reason is None:
+            raise
+        raise reason from error
     except BaseException as error:
         client.close(failure=first_line(error))
         raise

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from switokd.config.config import Config
+from switokd.coordination.commands import Commands
 from switokd.distillation.decision import Decision, decide
 from switokd.distillation.distances import Parts, means
 
@@ -25,6 +26,7 @@ class LocalDecider:
         self.pairs = list(config.topology.pairs)
         self.waits: list[float] = []
         self.alone_steps: list[int] = []
+        self.commands = Commands(config)
         self._rule = config.method.rule
         self._on_decision = on_decision
         self._last: Decision | None = None
@@ -37,7 +39,8 @@ class LocalDecider:
         begun by then. exchange_seconds is ignored.
         """
         self._publish()  # the previous step, unless `decision` has published it
-        self._last = decide(step, means(parts), self._rule)
+        in_force = self.commands.overrides.at(step)
+        self._last = decide(step, means(parts), self._rule, in_force=in_force)
 
     def decide_early(self, step: int, parts: Parts) -> Decision | None:
         """Return the decision of the last reported step."""

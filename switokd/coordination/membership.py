@@ -1,11 +1,11 @@
 """Where a rank reports its steps: the coordinator's address, and the rank of the run.
 
-Not covered: credentials.
+Not covered: what a rank shows to a coordinator that runs already (`credentials.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,11 @@ class Endpoint:
     grpc: str
     http: str | None = None
     pid: int | None = None
+    ca: str = field(default="", repr=False)
+    """Certificate of the CA that rank 0 has made for its coordinator, in PEM format; empty: none.
+    """
+    token: str = field(default="", repr=False)
+    """Token that rank 0 has made for its coordinator; empty: none."""
 
     def __str__(self) -> str:
         return self.grpc if self.pid is None else f"{self.grpc} (process {self.pid})"
@@ -32,3 +37,5 @@ class Membership:
     rank: int
     epoch: int = 0
     """How often the run's processes were started."""
+    secret: bytes = field(default=b"", repr=False)
+    """Proves that a caller belongs to the run; rank 0 has made it."""

@@ -14,19 +14,40 @@ from dataclasses import replace
 
 from switokd.config.config import Config
 from switokd.coordination.settling import Board
-from switokd.distillation.decision import ROUNDING, Decision, Mode, Rule, decide, unsafe_pairs
+from switokd.distillation.decision import (
+    NOTHING,
+    ROUNDING,
+    Decision,
+    Mode,
+    Rule,
+    decide,
+    unsafe_pairs,
+)
 from switokd.distillation.distances import Parts, means
+from switokd.distillation.overrides import Overrides
 from switokd.distillation.topology import Pair
 from switokd.runtime.placement import Placement
 
 
 class OwnDecisions:
-    """One rank's own decisions. board: None if no teacher's ranks need each other's modes."""
+    """One rank's own decisions.
+
+    board: None if no teacher's ranks need each other's modes. overrides: what commands change;
+    None: nothing.
+    """
 
     def __init__(
-        self, rank: int, config: Config, placement: Placement, board: Board | None
+        self,
+        rank: int,
+        config: Config,
+        placement: Placement,
+        board: Board | None,
+        overrides: Overrides | None = None,
     ) -> None:
         self._rule, self._board = config.method.rule, board
+        self._overrides = overrides or Overrides()
+        self.in_force = NOTHING
+        """What commands change in the last step."""
         self.reported = {
             pair: placement.ranks_of(pair.teacher).index(rank)
             for pair in config.topology.pairs
@@ -52,7 +73,8 @@ class OwnDecisions:
         if not parts:
             return {}
         distances = means(parts)
-        whole = decide(step, distances, self._rule)
+        self.in_force = self._overrides.at(step)
+        whole = decide(step, distances, self._rule, in_force=self.in_force)
         self._last = own = replace(
             whole,
             pairs=tuple(p for p in whole.pairs if p.pair in self.reported),

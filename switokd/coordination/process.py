@@ -4,6 +4,9 @@ The child serves until its standard input closes. The operating system closes it
 ends, so the child never outlives this process. A child that dies is started again on the same
 ports; the run goes on meanwhile, and tells it again what it has forgotten.
 
+If the ranks are on several machines, the child speaks TLS and asks for a token. Certificate and
+token are made here, for this run alone, and lie in a private folder until the end.
+
 Not covered: a child that hangs.
 """
 
@@ -11,24 +14,39 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import select
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
 
 from switokd.config.config import Config
 from switokd.coordination.membership import Endpoint
+from switokd.coordination.tokens import TOKEN
 from switokd.errors import CoordinatorError, SwitokdError, UsageError
+from switokd.runtime.durable import replace_file
 from switokd.runtime.environment import Environment
-from switokd.runtime.lifecycle import print_error
+from switokd.runtime.interpreter import python_command
+from switokd.runtime.lifecycle import print_warning
+from switokd.runtime.waiting import waiting
+from switokd.services.coordinator.addresses import OPERATOR_TOKEN, WORKER_TOKEN
 
 START_SECONDS = 30.0
 """Longest wait for the coordinator to be ready."""
 
 STOP_SECONDS = 4.0
 """How long the coordinator may take to end, before SIGKILL; it waits for the ends of streams."""
+
+VALID_DAYS = 3650
+"""How long the certificate of such a coordinator is valid; it is removed at the run's end."""
+
+TOKENS = (TOKEN, WORKER_TOKEN, OPERATOR_TOKEN)
+"""Environment variables that the child does not need."""
 
 PAUSES = (0.0, 0.2, 1.0, 5.0, 20.0)
 """Seconds before each attempt to start a coordinator again; after the last one, none follows."""
@@ -40,7 +58,8 @@ def coordinator_process(config: Config, env: Environment) -> Iterator[Callable[[
 
     Yields at once, so that the caller can import PyTorch while the coordinator starts. The yielded
     function waits until the coordinator is ready, and returns its addresses. The coordinator
-    listens on loopback if all ranks run on this machine, else on all interfaces. It imports the
+    listens on loopback if all ranks run on this machine, else on all interfaces, with TLS unless
+    the run file allows plain text; its metrics then stay on loopback. It imports the
     user's own strategy, if there is one, from the same folders as this process.
     The function raises UsageError if `coordinator.http_port` is in use, and CoordinatorError if the
     coordinator does not start.
@@ -52,14 +71,50 @@ def coordinator_process(config: Config, env: Environment) -> Iterator[Callable[[
         process.close()
 
 
+class PrivateAccess:
+    """Certificate and token of the coordinator of one run. host: where the ranks reach it."""
+
+    def __init__(self, host: str) -> None:
+        from switokd.coordination.certificates import Authority
+
+        self.token = secrets.token_hex(32)
+        self._folder = tempfile.TemporaryDirectory(prefix="switokd-")  # only its owner may enter
+        authority = Authority.new(VALID_DAYS)
+        issued = authority.server([host], VALID_DAYS)
+        self.ca = authority.made.certificate.decode()
+        files = {"crt": issued.certificate, "key": issued.key, "token": self.token.encode()}
+        for name, content in files.items():
+            replace_file(self._path(name), content, mode=0o600)
+
+    @property
+    def options(self) -> list[str]:
+        """Options of `switokd coordinator`."""
+        return [
+            *("--http-host", "127.0.0.1"),
+            *("--tls-certificate", str(self._path("crt")), "--tls-key", str(self._path("key"))),
+            *("--worker-token-file", str(self._path("token"))),
+        ]
+
+    def close(self) -> None:
+        """Remove the files."""
+        self._folder.cleanup()
+
+    def _path(self, name: str) -> Path:
+        return Path(self._folder.name, f"coordinator.{name}")
+
+
 class CoordinatorProcess:
     """The child process, and the thread that starts it again."""
 
     def __init__(self, config: Config, env: Environment) -> None:
         self._strategy, self._env = config.distillation.strategy, env
         self._host = "127.0.0.1" if env.one_host else "0.0.0.0"
+        self._plaintext = config.coordinator.allow_plaintext and not env.one_host
         self._http_port = config.coordinator.http_port
         self._is_closing = threading.Event()
+        self._private: PrivateAccess | None = None
+        if not env.one_host and not self._plaintext:
+            self._private = PrivateAccess(env.master_addr)
         self._child = self._start(0, self._http_port)
 
     def wait_until_ready(self) -> Endpoint:
@@ -70,7 +125,11 @@ class CoordinatorProcess:
         threading.Thread(
             target=self._keep_running, args=(port, http_port), daemon=True, name="coordinator"
         ).start()
-        return Endpoint(f"{reachable}:{port}", f"{reachable}:{http_port}", self._child.pid)
+        http = reachable if self._plaintext else "127.0.0.1"
+        endpoint = Endpoint(f"{reachable}:{port}", f"{http}:{http_port}", self._child.pid)
+        if self._private is None:
+            return endpoint
+        return replace(endpoint, ca=self._private.ca, token=self._private.token)
 
     def close(self) -> None:
         """Stop the coordinator, once the run's streams have ended."""
@@ -83,11 +142,18 @@ class CoordinatorProcess:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
+        _close_pipes(self._child)
+        if self._private:
+            self._private.close()
 
     def _start(self, port: int, http_port: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "switokd", "coordinator", "--follow-stdin"]
+        command = [*python_command("switokd"), "coordinator", "--follow-stdin"]
         command += ["--host", self._host, "--port", str(port), "--http-port", str(http_port)]
-        env_of_child = dict(os.environ)
+        if self._private:
+            command += self._private.options
+        if self._plaintext:
+            command += ["--allow-plaintext"]
+        env_of_child = {key: value for key, value in os.environ.items() if key not in TOKENS}
         if ":" in self._strategy:
             command += ["--strategy", self._strategy]
             env_of_child["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
@@ -105,24 +171,32 @@ class CoordinatorProcess:
             self._child.wait()
             if self._is_closing.wait(pause):
                 return
-            print_error(f"the coordinator (process {self._child.pid}) is gone and starts again")
+            print_warning(f"the coordinator (process {self._child.pid}) is gone and starts again")
             child = self._start(port, http_port)
             self._child, before = child, self._child
-            if before.stdout is not None:
-                before.stdout.close()
+            _close_pipes(before)
             if self._is_closing.is_set():  # `close` may have seen the one before
                 child.kill()
             with suppress(SwitokdError):
                 _ready(child, http_port)
         self._child.wait()
         if not self._is_closing.is_set():
-            print_error("the coordinator has died too often: the run goes on without it")
+            print_warning("the coordinator has died too often: the run goes on without it")
+
+
+def _close_pipes(child: subprocess.Popen[bytes]) -> None:
+    """Close what connects this process to a child that has ended."""
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
 
 
 def _ready(child: subprocess.Popen[bytes], http_port: int) -> dict[str, str]:
     """Return what the coordinator prints when it is ready."""
     assert child.stdout is not None
-    readable, _, _ = select.select([child.stdout], [], [], START_SECONDS)
+    with waiting(f"the coordinator (process {child.pid}) to start", START_SECONDS):
+        readable, _, _ = select.select([child.stdout], [], [], START_SECONDS)
     line = child.stdout.readline() if readable else b""
     if not line:
         code = child.wait() if readable else None

@@ -12,9 +12,10 @@ Not covered: the connection (`stream.py`); what a rank decides (`client.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from switokd.coordination.membership import Membership
 from switokd.distillation.decision import Decision
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.wire import decision_from_wire, decision_to_wire
@@ -42,11 +43,21 @@ class RankProtocol:
     client: identifies this process. first_step: the step that is reported first.
     """
 
-    def __init__(self, run_id: str, rank: int, epoch: int, client: str, first_step: int) -> None:
-        self._identity = pb.Attach(run_id=run_id, rank=rank, epoch=epoch, client=client)
+    def __init__(self, membership: Membership, client: str, first_step: int) -> None:
+        self._identity = pb.Attach(
+            run_id=membership.run_id,
+            rank=membership.rank,
+            epoch=membership.epoch,
+            secret=membership.secret,
+            client=client,
+        )
         self._outbox: dict[int, pb.Report] = {}
         self._unrecorded: dict[int, bytes] = {}
         """On rank 0: decisions, serialized, that may be missing in the coordinator's journal."""
+        self._answers: dict[str, pb.CommandTaken] = {}
+        """On rank 0, by id: the commands that were taken or refused."""
+        self.on_command: Callable[[pb.Command], None] = lambda command: None
+        """Called for every command, for some twice; must not wait."""
         self._has_journal = False
         self.attempt = 0
         """Number of streams that were opened."""
@@ -91,6 +102,8 @@ class RankProtocol:
         event = response.WhichOneof("event")
         if event == "attached":
             return self._attached(response.attached)
+        if event == "command":
+            self.on_command(response.command)
         if event != "decision":
             return NOTHING
         self._heard = max(self._heard, response.decision.step)
@@ -121,6 +134,11 @@ class RankProtocol:
         self.is_alone = True
         self._alone_step = step
 
+    def answer(self, taken: pb.CommandTaken) -> pb.TrainRequest:
+        """Return the message that a command was taken, or refused; each later stream has it too."""
+        self._answers[taken.command_id] = taken
+        return pb.TrainRequest(command_taken=taken)
+
     def undecided(self, first: int, last: int) -> list[pb.Report]:
         """Return this rank's reports of these steps, which rank 0 needs to decide them."""
         return [self._outbox[step] for step in range(first, last + 1)]
@@ -146,6 +164,8 @@ class RankProtocol:
         for step, report in self._outbox.items():
             if step >= attached.next_step:
                 messages.append(pb.TrainRequest(report=report))
+        answers = list(self._answers.values())  # another thread may add one
+        messages += [pb.TrainRequest(command_taken=taken) for taken in answers]
         return Received([], messages)
 
     def _tell_settled(self, missing: Iterable[tuple[int, int]]) -> Messages:

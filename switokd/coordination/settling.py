@@ -57,7 +57,7 @@ def decide_reports(
         for rank, serialized in enumerate(reports_of_step):
             report = pb.Report.FromString(serialized)
             rounds.settle(report.step - 1)
-            sums, modes = sums_from_wire(report), modes_from_wire(report)
-            if decided := rounds.report(rank, report.step, sums, 0.0, modes):
+            sums, (modes, in_force) = sums_from_wire(report), modes_from_wire(report)
+            if decided := rounds.report(rank, report.step, sums, 0.0, modes, in_force):
                 decisions.append(decided.decision)
     return decisions

@@ -24,8 +24,8 @@ from switokd.coordination.heartbeat import HeartbeatThread
 from switokd.coordination.membership import Membership
 from switokd.coordination.protocol import Messages, RankProtocol
 from switokd.distillation.decision import Decision
-from switokd.errors import CoordinatorError, PeerError, SwitokdError
-from switokd.runtime.lifecycle import print_error
+from switokd.errors import CoordinatorError, PeerError, SwitokdError, UsageError, first_line
+from switokd.runtime.lifecycle import print_warning
 from switokd.runtime.phase import ACTIVITY
 from switokd.v1 import coordinator_pb2 as pb
 
@@ -37,9 +37,6 @@ RETURN_SECONDS = 0.5
 
 REJOIN_SECONDS = 5.0
 """Longest wait for one answer of a coordinator that was lost."""
-
-PAUSE_SECONDS = 0.05
-"""Pause between a stream that has broken and the next one, so that no loop is busy."""
 
 
 class CoordinatorStream:
@@ -62,15 +59,16 @@ class CoordinatorStream:
         """Join the run; errors as `Connection.join_first`."""
         self._settings = settings
         self._on_failure, self._absence = on_failure, Absence(settings, say)
-        self._connection = Connection(membership, plan)
-        self._connection.join_first(settings.timeout)
+        self._connection = Connection(membership, settings, plan)
+        absent = self._connection.join_first(settings, say)
+        self._has_joined = not absent
+        if absent:
+            self._absence.begin(absent)
         self._outgoing: Outgoing = SimpleQueue()
         self._receiver: threading.Thread | None = None
         self._on_decision: Callable[[Decision], None] = lambda decision: None
         self._changed = threading.Condition()
-        self.protocol = RankProtocol(
-            membership.run_id, membership.rank, membership.epoch, uuid.uuid4().hex[:12], first_step
-        )
+        self.protocol = RankProtocol(membership, uuid.uuid4().hex[:12], first_step)
         """For reading only."""
         self._last_decision: Decision | None = None
         self._failure: SwitokdError | None = None
@@ -127,7 +125,7 @@ class CoordinatorStream:
 
     def wait(self, step: int, seconds: float) -> Decision | None:
         """Wait for the decision of `step`; return the last decision, or None if it is older."""
-        with self._changed, ACTIVITY.waiting():
+        with self._changed, ACTIVITY.waiting(seconds):
             self._changed.wait_for(lambda: self._failure or self._has_decided(step), seconds)
             decision = self._last_decision if self._has_decided(step) else None
         self.raise_if_failed()
@@ -180,20 +178,23 @@ class CoordinatorStream:
 
     def _receive_always(self) -> None:
         """Receive decisions; open a new stream whenever one breaks, until a final answer."""
-        has_joined = True
         while not self._failure:
             error: PeerError = CoordinatorError(f"{self._connection.coordinator} ended the stream")
             try:
-                if not has_joined:
+                if not self._has_joined:
                     self._connection.join(REJOIN_SECONDS)
-                has_joined = False
+                self._has_joined = False  # the next stream begins with another Join
                 self._receive()
             except grpc.RpcError as rpc_error:
                 error = self._connection.explain(rpc_error, self.protocol.reported)
                 if rpc_error.code() in FINAL:
                     self.fail(error)
                     return
-            except ValueError:  # the connection was closed: this rank is at its end
+            except UsageError as unusable:  # the rank's own files, which may be replaced
+                error = self._connection.explain_unusable(unusable)
+            except (ValueError, KeyError) as unreadable:  # or this rank has closed the connection
+                sent = f"{self._connection.coordinator} sent a message that cannot be read"
+                self.fail(CoordinatorError(f"{sent}: {first_line(unreadable)}"))
                 return
             if self._is_closing:
                 return
@@ -201,11 +202,11 @@ class CoordinatorStream:
 
     def _lose(self, error: SwitokdError) -> None:
         """Note that the stream has broken; it is a failure if the run needs the coordinator."""
-        if self._absence.begin(str(error)):
+        if self._absence.begin(str(error), self._connection.is_refused):
             self.fail(error)
         with self._changed:
             self.protocol.lose()
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(self._connection.pause)
 
     def _receive(self) -> None:
         """Open a stream and receive decisions until it ends."""
@@ -226,7 +227,7 @@ class CoordinatorStream:
     def _handle(self, response: pb.TrainResponse, attempt: int) -> bool:
         """Handle one message; return whether the stream can go on."""
         if response.WhichOneof("event") == "notice":
-            print_error(response.notice.text)
+            print_warning(response.notice.text)
             return True
         with self._changed:
             received = self.protocol.receive(response, attempt)

@@ -79,7 +79,7 @@ def second_teacher(
     config: Any, answer: Decision, on_decision: Callable[[Decision], None] = lambda decision: None
 ) -> Iterator[tuple[Client, FakeCoordinator]]:
     """A client of rank 1, which holds the second teacher, at a fake coordinator."""
-    coordinator = FakeCoordinator(answer)
+    coordinator = FakeCoordinator(answer)  # type: ignore[abstract]  # a client calls no more
     server = grpc.server(ThreadPoolExecutor(4))
     pb_grpc.add_CoordinatorServiceServicer_to_server(coordinator, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -135,6 +135,35 @@ def test_a_decision_that_differs_from_the_early_one_ends_the_rank() -> None:
             client.decision(1)
 
 
+def test_a_message_that_cannot_be_read_ends_the_rank_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = decision_to_wire
+
+    def unknown_mode(decision: Decision) -> pb.Decision:
+        message = original(decision)
+        message.pairs[0].mode = pb.MODE_UNSPECIFIED
+        return message
+
+    with second_teacher(PAPER, correct_decision(PAPER)) as (client, _):
+        monkeypatch.setattr(f"{__name__}.decision_to_wire", unknown_mode)
+        client.report(1, {SECOND: PARTS[SECOND]})
+        with pytest.raises(CoordinatorError, match=r"sent a message that cannot be read: .*"):
+            client.decision(1)
+
+
+def test_it_is_said_who_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("switokd.coordination.connection.WAITS_SECONDS", 0.1)
+    config, said = load("digits-2t1s", ["coordinator.timeout=0.5"]), list[str]()
+    membership = Membership(Endpoint("127.0.0.1:1"), "run", 1, epoch=1)
+    with pytest.raises(CoordinatorError, match=r"127\.0\.0\.1:1 does not answer within 0\.5 s"):
+        Client(membership, config, config.placement_on(3), say=said.append)
+    assert said == [
+        "waiting for the coordinator at 127.0.0.1:1, for up to 0.5 s; is coordinator.address "
+        "right (its gRPC port), and 'switokd coordinator' running there?"
+    ]
+
+
 def test_at_the_threshold_the_teachers_first_rank_decides() -> None:
     """There, rounding may decide either way: the coordinator adopts what the report says."""
     e_s, e_t = 1.2, 1.0
@@ -145,7 +174,7 @@ def test_at_the_threshold_the_teachers_first_rank_decides() -> None:
         client.report(1, at_threshold)
         assert client.decide_early(1, at_threshold) == answer
         assert client.decision(1) == answer
-        assert modes_from_wire(coordinator.reports[0]) == {SECOND: answer.mode(SECOND)}
+        assert modes_from_wire(coordinator.reports[0])[0] == {SECOND: answer.mode(SECOND)}
 
 
 def test_close_waits_for_the_decision_log_but_no_step_does() -> None:

@@ -6,6 +6,7 @@ Real ranks and real coordinators. Not covered: every order of messages (`tests/s
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -121,11 +122,28 @@ def test_a_coordinator_that_has_lost_its_journal_learns_from_the_ranks(
         first.child.kill()
         first.child.wait(10)
         wait_for_step(tmp_path, child, 105)  # the checkpoint has settled what was decided alone
-        stack.enter_context(coordinator(tmp_path / "journal.db", first.port))
+        journal = tmp_path / "journal.db"
+        with no_step_ends(child):  # the run could be over before the coordinator is back
+            stack.enter_context(coordinator(journal, first.port))
+            wait_until(lambda: decided_alone(journal) > 50, 30, "the ranks have told what they did")
         assert_done(tmp_path, child, undisturbed)
-    with closing(sqlite3.connect(tmp_path / "journal.db")) as connection:
-        (alone,) = connection.execute("SELECT count(*) FROM decisions WHERE alone = 1").fetchone()
-    assert alone > 50
+
+
+@contextmanager
+def no_step_ends(child: Forked) -> Iterator[None]:
+    """Stop one rank in the block: all others wait for it."""
+    family = psutil.Process(child.pid).children(recursive=True)
+    (rank,) = (p for p in family if p.name() == "switokd rank 2")
+    rank.suspend()
+    yield
+    rank.resume()
+
+
+def decided_alone(journal: Path) -> int:
+    """Return the number of rows that the ranks have decided alone, as a journal has it."""
+    with closing(sqlite3.connect(journal)) as connection:
+        (rows,) = connection.execute("SELECT count(*) FROM decisions WHERE alone = 1").fetchone()
+    return int(rows)
 
 
 SHARED = "{teacher1: [0, 1], teacher2: [1], student: [2]}"
@@ -157,6 +175,23 @@ def test_without_a_coordinator_the_ranks_decide_alone_to_the_end(
     assert len(told) == 1
     assert f"the coordinator at {server.address} went away" in told[0]
     assert "the ranks decide alone until it is back" in told[0]
+
+
+def test_a_job_that_starts_again_does_not_need_its_coordinator(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    with (
+        coordinator(None) as first,
+        training(tmp_path, f"coordinator.address={first.address}") as (child),
+    ):
+        wait_for_step(tmp_path, child, 60)
+        os.killpg(child.pid, signal.SIGTERM)
+        assert child.wait(30) == 143, (tmp_path / "log").read_text()
+    words = (f"coordinator.address={first.address}", "resume=auto")
+    with training(tmp_path, *words) as child:
+        assert_done(tmp_path, child, undisturbed)
+    log = (tmp_path / "log").read_text()
+    assert f"the coordinator at {first.address} does not answer within 5 s; the ranks decide" in log
 
 
 def test_a_coordinator_that_hangs_is_not_waited_for(undisturbed: Path, tmp_path: Path) -> None:
