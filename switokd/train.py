@@ -9,12 +9,15 @@ import sys
 from types import ModuleType
 from typing import cast
 
-from switokd.runtime.environment import environment
-from switokd.runtime.lifecycle import follow_launcher
+from switokd.runtime.console import quiet_grpc
+from switokd.runtime.environment import Environment, environment
+from switokd.runtime.lifecycle import follow_launcher, one_line_errors
 
 if __name__ == "__main__":
     # Before the long import of PyTorch, because the launcher may die meanwhile.
-    follow_launcher(environment())
+    with one_line_errors(Environment()):
+        follow_launcher(environment())
+    quiet_grpc()
     from switokd.cli.worker import worker_main
 
     worker_main()

@@ -22,23 +22,26 @@ from switokd.distillation.decision import Decision
 from switokd.errors import UsageError
 from switokd.models import registry
 from switokd.planning.auto import Choice, choose_placement
-from switokd.runs import resume, run_folder
+from switokd.runs import checkpoints, resume, run_folder
 from switokd.runs.curves import draw_curves
 from switokd.runs.dead_networks import DeadNetworks
+from switokd.runs.observers import make_observers
 from switokd.runs.progress import ProgressBar
 from switokd.runs.recorder import RunRecorder
 from switokd.runs.resume import Resumption
+from switokd.runs.trackers.state import TrackerState
 from switokd.runtime.allocator import keep_freed_memory
 from switokd.runtime.device import choose_device
 from switokd.runtime.environment import Environment
 from switokd.runtime.lifecycle import (
     Preempted,
     StopFlag,
-    print_error,
+    print_warning,
 )
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import World, check_same_configuration, join_world
 from switokd.runtime.threads import fix_threads, stay_within_limits
+from switokd.runtime.waiting import waiting
 from switokd.runtime.watchdog import Watchdog
 from switokd.training.build import (
     Models,
@@ -53,7 +56,7 @@ from switokd.training.cuda_graphs import GraphedFunctions
 from switokd.training.exchange import Exchange
 from switokd.training.learner import Learner
 from switokd.training.nonfinite import Guard
-from switokd.training.observer import Observer
+from switokd.training.observer import ObservedRun, Observer
 from switokd.training.schedules import AccumulationWindow
 from switokd.training.step import StepContext
 from switokd.training.trainer import Trainer, total_steps
@@ -70,6 +73,8 @@ class Helpers:
     """Draws the curves of a run folder, or lets another process draw them."""
     on_folder: Callable[[Path], object] = lambda folder: None
     """Receives the run folder as soon as it exists."""
+    observers: Sequence[Observer] = ()
+    """Objects of the user that watch the training, besides those that the run file names."""
 
 
 def train(config: Config, env: Environment, helpers: Helpers = Helpers()) -> Path | None:
@@ -81,20 +86,27 @@ def train(config: Config, env: Environment, helpers: Helpers = Helpers()) -> Pat
     """
     if env.rank == 0:
         run_folder.check_run_dir(config)
-    images = open_images(config.data, config.seed, config.method.strategy.held_out)
+    with waiting(f"the data set {config.data.dataset} to be opened"):
+        images = open_images(config.data, config.seed, config.method.strategy.held_out)
     device = choose_device(config.device, env)
     _set_process_limits(config, env, device)
     models: Models = {}
+    loaded: dict[str, str] = {}
     if config.placement != "auto":
         # Before the ranks meet, so that an error in a model is not also a lost peer on other ranks.
         names = config.placement_on(env.world_size).networks_of(env.rank)
-        models = make_models(config, names, images)
+        models = make_models(config, names, images, loaded.__setitem__)
     with tf32(config.compute), ExitStack() as stack:
         world, choice = meet(stack, config, env, device, images)
         if env.rank >= choice.placement.world_size:
             return None
-        models = models or make_models(config, choice.placement.networks_of(env.rank), images)
-        return _train(stack, config, world, choice, images, models, helpers)
+        if not models:
+            names = choice.placement.networks_of(env.rank)
+            models = make_models(config, names, images, loaded.__setitem__)
+        # By name, because every rank of a network has loaded the same.
+        loaded = {name: line for rank in world.gather(loaded) for name, line in rank.items()}
+        given = [f"weights of {name}: {line}" for name, line in loaded.items()]
+        return _train(stack, config, world, choice, images, models, given, helpers)
 
 
 def _set_process_limits(config: Config, env: Environment, device: torch.device) -> None:
@@ -142,6 +154,7 @@ def _train(
     choice: Choice,
     images: Images,
     models: Models,
+    given: Sequence[str],
     helpers: Helpers,
 ) -> Path | None:
     """Build the parts of one rank, connect them, and train; return the run folder on rank 0."""
@@ -163,38 +176,84 @@ def _train(
     batches = prefetch(stream, device, config.compute.channels_last, config.compute.copy_ahead)
 
     parameters = _parameter_counts(world, learners)
+    watching = (
+        world.on_rank_0(lambda: make_observers(config, helpers.observers, print_warning)) or ()
+    )
     output = world.on_rank_0(
         lambda: _open_output(stack, config, world.env, choice, images, parameters, resumption)
     )
     observers: tuple[Observer, ...] = ()
     if output:
-        observers = *output, DeadNetworks(config.topology, print_error)
+        observers = *output, DeadNetworks(config.topology, print_warning), *watching
     joining = Joining(config, world, placement, helpers.wait_for_coordinator, done + 1)
     folder = output[0].folder.path if output else None
     decider, where = stack.enter_context(join_decider(joining, partial(_tell, observers), folder))
+    world.on_rank_0(lambda: _introduce(stack, watching, folder, config, done, steps))
     stops = StopFlag()
     if config.checkpoint.keep and not world.env.embedded:
         stops.install()
     functions = GraphedFunctions(graph_context)
     exchange = _make_exchange(config, world, local_placement, images, functions, decider)
     guard = Guard(learners, exchange, config.schedule.on_nonfinite == "skip")
-    context = StepContext(learners, config.method, exchange, decider, functions, guard)
-    clock = CheckpointClock(config.checkpoint, world.rank, stops)
+    context = StepContext(learners, config.method, exchange, decider, functions, guard, config.seed)
+    clock = CheckpointClock(config.checkpoint, world.rank, stops, decider.commands)
     trainer = Trainer(config, world, images, batches, context, clock, observers, resumed)
     if config.save_initial_weights and not resumed:
         trainer.save_weights("weights/initial")
     if output is None:
         trainer.run()
         return None
-    recorder, bar = output
+    lines = [*_origin(resumption, steps, given), *images.sources.notes]
+    lines += [describe(config, world, placement, where)]
+    return _run_recorded(trainer, *output, lines, helpers)
+
+
+def _origin(resumption: Resumption | None, steps: int, given: Sequence[str]) -> list[str]:
+    """Return sentences on what the networks start from: a checkpoint, or the `given` weights."""
+    lines = resumption.describe(steps) if resumption else []
+    return lines if resumption and resumption.state else [*lines, *given]
+
+
+def _run_recorded(
+    trainer: Trainer,
+    recorder: RunRecorder,
+    bar: ProgressBar,
+    lines: Sequence[str],
+    helpers: Helpers,
+) -> Path:
+    """Train on rank 0, and finish the run folder. lines: what the console says first."""
     helpers.on_folder(recorder.folder.path)
     with bar, how_to_continue(recorder.folder.path):
-        for line in resumption.describe(steps) if resumption else ():
-            bar.console.print(line, markup=False)
-        bar.console.print(describe(config, world, placement, where))
+        for line in lines:
+            bar.console.print(line, markup=False, soft_wrap=True)
         waiting_times = trainer.run()
     recorder.finish(waiting_times, bar.console, helpers.draw)
     return recorder.folder.path
+
+
+def _introduce(
+    stack: ExitStack,
+    observers: Sequence[Observer],
+    folder: Path | None,
+    config: Config,
+    done: int,
+    steps: int,
+) -> None:
+    """Tell the user's observers of their run now, and of its end when `stack` closes.
+
+    done: the step after which the run continues. steps: of the whole run.
+    """
+    if not observers:
+        return
+    assert folder is not None, "rank 0 has one"
+    run = ObservedRun(TrackerState(folder).run_id(config.name), folder, config, done, steps)
+
+    def end(observer: Observer, _: object, error: BaseException | None, *trace: object) -> None:
+        observer.on_end(error)
+
+    for observer in observers:
+        stack.push(partial(end, observer))
+        observer.on_run(run)
 
 
 def _tell(observers: Sequence[Observer], decision: Decision) -> None:
@@ -283,7 +342,8 @@ def how_to_continue(folder: Path) -> Iterator[None]:
         yield
     except Preempted as stopped:
         command = shlex.join(["switokd", "train", "--resume", str(folder)])
-        raise Preempted(f"{stopped}; continue with: {command}") from None
+        verb = "continue" if checkpoints.stored(folder) else "there is no checkpoint; start again"
+        raise type(stopped)(f"{stopped}; {verb} with: {command}") from None
 
 
 def describe(config: Config, world: World, placement: Placement, where: str) -> str:

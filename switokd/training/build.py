@@ -5,9 +5,10 @@ Not covered: the training loop (`trainer.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from zlib import crc32
 
 import torch
@@ -20,13 +21,17 @@ from switokd.data.images import Images
 from switokd.distillation.topology import Role
 from switokd.errors import UsageError
 from switokd.models import registry
+from switokd.models.given_weights import load_weights
+from switokd.models.own_state import check_own_state
 from switokd.runtime.durable import check_sum
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import World
+from switokd.runtime.waiting import waiting
 from switokd.training import eager
 from switokd.training.batch_norm import check_batch_norm
 from switokd.training.cuda_graphs import GraphContext, NetworkGraphs, can_capture
 from switokd.training.ema import moving_average
+from switokd.training.input_guard import InputGuard
 from switokd.training.learner import ForwardPass, Learner
 from switokd.training.micro_batches import MeanBuffers, TreeReducer
 from switokd.training.optimizer import (
@@ -44,37 +49,97 @@ Models = Mapping[str, torch.nn.Module]
 """Models by network name, on the CPU, with their initial weights."""
 
 
-def make_models(config: Config, names: Iterable[str], images: Images) -> Models:
+OnLoaded = Callable[[str, str], object]
+"""Called with a network's name and, in one line, which weights of a file were loaded."""
+
+
+def make_models(
+    config: Config,
+    names: Iterable[str],
+    images: Images,
+    on_loaded: OnLoaded = lambda name, line: None,
+) -> Models:
     """Build the models of several networks; see `make_model`."""
-    return {name: make_model(config, name, images) for name in names}
+    models: dict[str, torch.nn.Module] = {}
+    for name in names:
+        models[name] = make_model(config, name, images, models, on_loaded)
+    return models
 
 
-def make_model(config: Config, name: str, images: Images) -> torch.nn.Module:
+def make_model(
+    config: Config,
+    name: str,
+    images: Images,
+    others: Models = MappingProxyType({}),
+    on_loaded: OnLoaded = lambda name, line: None,
+) -> torch.nn.Module:
     """Build a network's model with its initial weights, or load the weights that config names.
 
     Initial weights depend on the run's seed and the network's name alone: the generators of torch,
-    numpy and random are seeded, so all ranks build the same weights.
-    UsageError if the model cannot be built or does not fit the images.
+    numpy and random are seeded, so all ranks build the same weights. others: the models that this
+    process has built before; they share no memory with the new one.
+    UsageError if the model cannot be built or does not fit the images, or shares parameters.
     """
     network = config.networks[name]
     network_seed = seed_of(config, name)
     torch.manual_seed(network_seed % 2**63)
     try:
         channels, *sides = images.shape
-        with seeding() as seed:
+        with waiting(f"{name} ({network.model}) to be built"), seeding() as seed:
             seed(network_seed)
             model = registry.build(
-                network.model, channels, images.classes, network.model_kwargs, min(sides)
+                network.model,
+                channels,
+                images.classes,
+                network.model_kwargs,
+                min(sides),
+                network.output,
             )
+            # A lazy module has its parameters once it has seen images.
             registry.check_output(model, network.model, images.shape, images.classes)
+            separate(model, f"model {network.model}", others)
+            check_own_state(model, f"network {name}")
         if not any(p.requires_grad for p in model.parameters()):
             raise UsageError(f"model {network.model} has no parameter to train")
         if network.weights is not None:
             check_sum(Path(network.weights))
-            registry.load_weights(model, Path(network.weights), f"networks.{name}.weights")
+            line = load_weights(
+                model,
+                Path(network.weights),
+                f"networks.{name}.weights",
+                network.weights_key,
+                images.classes,
+                network.fresh_classifier,
+            )
+            on_loaded(name, line)
     except UsageError as error:  # the other ranks build other networks
-        raise error.seen_by(every_rank=False) from error
+        raise error.seen_by(every_rank=False) from error.__cause__
     return model
+
+
+def separate(model: torch.nn.Module, what: str, others: Models) -> None:
+    """Give a model its own buffers; UsageError if it has parameters of another network.
+
+    The user's code may use one tensor or module for several networks. On other ranks these are
+    copies. what: names the model in the error.
+    """
+    taken = {
+        tensor.untyped_storage().data_ptr(): name
+        for name, other in others.items()
+        for tensor in (*other.parameters(), *other.buffers())
+        if tensor.numel()
+    }
+    for key, parameter in model.named_parameters():
+        if name := taken.get(parameter.untyped_storage().data_ptr()):
+            raise UsageError(
+                f"{what} has the parameter {key} of network {name}; each call must make a new "
+                "module, with parameters of its own"
+            )
+    own: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and buffer.untyped_storage().data_ptr() in taken:
+                module._buffers[key] = own.setdefault(id(buffer), buffer.clone())
 
 
 def seed_of(config: Config, name: str) -> int:
@@ -172,6 +237,7 @@ def make_learner(
             AUTOCAST_DTYPES.get(compute.precision),
             frozen,
             seed_of(config, name),
+            InputGuard(name, warns=group is None or group.rank() == 0),
         ),
         optimizer_step=OptimizerStep(
             make_optimizer(config.networks[name], model, compute.fused_optimizer),
@@ -204,9 +270,11 @@ def to_compute_format(
     model: torch.nn.Module, compute: Compute, device: torch.device
 ) -> torch.nn.Module:
     """Move a model to `device` and into the memory format of `compute`, in train mode."""
-    model = model.to(device).train()
+    # What these methods return is not used: a model's own `train` may forget to return the model.
+    model.to(device)
+    model.train()
     if compute.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)
     return model
 
 

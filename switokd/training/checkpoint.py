@@ -22,6 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from switokd.config.sections import Checkpoint
+from switokd.coordination.commands import Commands
+from switokd.distillation.overrides import Action, Stamped
+from switokd.runtime.lifecycle import Preempted, Stopped
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.training.exchange import Request
 from switokd.training.learner import Learner
@@ -33,11 +36,14 @@ State = dict[str, Any]
 class CheckpointClock:
     """Decides when a checkpoint is due; rank 0 measures the minutes for all ranks.
 
-    stops: whether this rank was asked to end.
+    stops: whether this rank was asked to end. commands: those of the run.
     """
 
-    def __init__(self, settings: Checkpoint, rank: int, stops: Callable[[], bool]) -> None:
-        self._settings, self._stops = settings, stops
+    def __init__(
+        self, settings: Checkpoint, rank: int, stops: Callable[[], bool], commands: Commands
+    ) -> None:
+        self._settings, self._stops, self._commands = settings, stops, commands
+        self._stopped_by: Stamped | None = None
         minutes = settings.every_minutes if rank == 0 and settings.keep else None
         self._interval = float("inf") if minutes is None else 60 * minutes
         self._saved_at = time.monotonic()
@@ -45,17 +51,40 @@ class CheckpointClock:
     @property
     def request(self) -> Request:
         """What this rank asks of all ranks after the next step."""
+        request = Request.COMMAND if self._commands.has_waiting else Request.NOTHING
         if self._stops():
-            return Request.STOP
+            return request | Request.STOP
         is_due = time.monotonic() - self._saved_at >= self._interval
-        return Request.CHECKPOINT if is_due else Request.NOTHING
+        return request | Request.CHECKPOINT if is_due else request
+
+    def obey(self, step: int, request: Request) -> Request:
+        """Take the commands that wait, all ranks together; return what the run does after `step`.
+
+        request: that of all ranks.
+        """
+        for stamped in self._commands.take(step) if Request.COMMAND in request else ():
+            if stamped.command.action is Action.CHECKPOINT:
+                request |= Request.CHECKPOINT
+            if stamped.command.action is Action.STOP:
+                request |= Request.STOP
+                self._stopped_by = stamped
+        return request
+
+    def end(self, step: int) -> Preempted:
+        """Return what ends the run after `step`."""
+        if self._stopped_by is None:
+            return Preempted(f"stopped by SIGTERM after step {step}")
+        asked_by = self._stopped_by.command.asked_by
+        who = "an operator" if asked_by == "operator" else "who has the run's secret"
+        return Stopped(f"stopped after step {step} by a command of {who}")
 
     def is_due(self, step: int, request: Request, is_last: bool) -> bool:
-        """Return whether all ranks save after `step`; request: that of all ranks."""
+        """Return whether all ranks save after `step`; request: what the run does then."""
         if not self._settings.keep:
             return False
         steps = self._settings.every_steps
-        return is_last or request > Request.NOTHING or (steps is not None and step % steps == 0)
+        is_asked = bool(request & (Request.CHECKPOINT | Request.STOP))
+        return is_last or is_asked or (steps is not None and step % steps == 0)
 
     def saved(self) -> None:
         """Measure the minutes from now on."""
@@ -205,7 +234,8 @@ def copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: copied(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(copied, value))
+        items = map(copied, value)
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 

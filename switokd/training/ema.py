@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from switokd.errors import UsageError, first_line
+from switokd.models.own_state import copy_extra_states, modules_with_extra_state
 
 
 class MovingAverage:
     """A copy of a model: average = decay * average + (1 - decay) * model, at each optimizer step.
 
     BatchNorm's running statistics are averaged like the weights, so that both fit together.
-    Integer buffers are copied. The first update copies everything.
+    Integer buffers and extra states are copied. The first update copies everything.
 
     PyTorch's AveragedModel is not used: its update counter lies on the CPU, and copying the counter
     to the GPU in every step waits for all work that is queued there.
@@ -27,6 +28,7 @@ class MovingAverage:
         self.module = copy.deepcopy(model)
         self._mix = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._is_new = True
+        self._with_extra_state = modules_with_extra_state(model)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -42,6 +44,7 @@ class MovingAverage:
                 values.append(value)
         if averages:
             self._mix(averages, values, None)
+        copy_extra_states(model, self.module, self._with_extra_state)
         self._is_new = False
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,14 +14,16 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from enum import IntEnum
-from functools import cache, partial
+from enum import IntFlag
+from functools import cache, partial, reduce
+from operator import or_
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from switokd.errors import NonFiniteError, PeerError, UsageError
+from switokd.models.outputs import not_logits
 from switokd.runtime.device import to_device
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import collective_errors
@@ -35,14 +37,16 @@ HEADER = 4
 bytes as two float32."""
 
 
-class Request(IntEnum):
-    """What a rank asks of all ranks after a step; the largest request of all ranks holds."""
+class Request(IntFlag):
+    """What a rank asks of all ranks after a step; the requests of all ranks hold together."""
 
     NOTHING = 0
     CHECKPOINT = 1
     """Save a checkpoint."""
     STOP = 2
     """Save a checkpoint and end the run."""
+    COMMAND = 4
+    """Take the commands that wait at rank 0."""
 
 
 Offsets = dict[str, dict[int, tuple[int, int]]]
@@ -109,7 +113,7 @@ class Exchange:
         """Kept on the logits' device, so that no step copies it there."""
         self._request, self._applied = Request.NOTHING, 0
         self.asked = Request.NOTHING
-        """The largest request of all ranks in the last exchange; the same on all ranks."""
+        """The requests of all ranks in the last exchange; the same on all ranks."""
         self.applied: list[int] = []
         """By rank: what it has sent in the last exchange as applied in the step before."""
         self._layout = cache(self._make_layout)
@@ -120,7 +124,7 @@ class Exchange:
         applied: see `Agreement.applied`.
         """
         if self._header is not None:
-            if request is not self._request:
+            if request != self._request:
                 self._header[2:3].fill_(request)
             if applied != self._applied:
                 self._header[3:].fill_(applied)
@@ -195,7 +199,7 @@ class Exchange:
                     f"ranks are out of step: {placement.whose(name)} has other labels than "
                     f"{placement.whose(names[0])} at step {step}: its data differ"
                 )
-        self.asked = Request(int(max(headers[2::HEADER])))
+        self.asked = Request(reduce(or_, map(int, set(headers[2::HEADER]))))
         self.applied = [int(code) for code in headers[3::HEADER]]
         for name, not_finite in zip(names, counts[: len(names)], strict=True):
             if not_finite:
@@ -233,11 +237,11 @@ class Exchange:
     def _check_shapes(self, z: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         """Check the shapes here, because a failing collective would end all ranks silently."""
         for name, z_i in z.items():
-            shape = tuple(z_i.shape) if isinstance(z_i, Tensor) else type(z_i).__name__
-            if shape != (len(y[name]), self._classes):
+            n = len(y[name])
+            if found := not_logits(z_i, n, self._classes):
                 raise UsageError(
-                    f"in training the model must turn {len(y[name])} images into logits of shape "
-                    f"({len(y[name])}, {self._classes}), got {shape}",
+                    f"network {name}: in training the model must turn {n} images into logits of "
+                    f"shape ({n}, {self._classes}), got {found}",
                     every_rank=False,
                 )
 

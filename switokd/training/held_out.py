@@ -16,12 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from switokd.data.augment import mix_one, seed_generators
 from switokd.data.images import Images
 from switokd.data.loader import Batches
 from switokd.distillation.strategies.base import Strategy
 from switokd.runtime.phase import ACTIVITY, Phase
 from switokd.training.exchange import Exchange
 from switokd.training.learner import Learner
+
+OBSERVE = 2**40
+"""Marks the random numbers of `Strategy.observe`."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class HeldOut:
     strategy: Strategy
     exchange: Exchange
     """For labels, because the targets of held-out images are never softened."""
+    seed: int = 0
+    """The run's seed, for random numbers of the strategy."""
 
     @classmethod
     def of(cls, images: Images, strategy: Strategy, exchange: Exchange) -> HeldOut:
@@ -42,7 +48,7 @@ class HeldOut:
         n, size = images.held_out, images.config.batch_size
         sizes = [min(size, n - begin) for begin in range(0, n, size)]
         batches = images.held_out_batches(exchange.local_placement.part) if n else None
-        return cls(batches, sizes, strategy, exchange.for_labels())
+        return cls(batches, sizes, strategy, exchange.for_labels(), images.seed)
 
     @torch.no_grad()
     def observe(self, learners: Sequence[Learner], step: int) -> None:
@@ -62,7 +68,9 @@ class HeldOut:
             learner.model.train(modes[learner.name])
         names = self.exchange.local_placement.placement.networks
         logits = {name: torch.cat([z[name] for z, _ in gathered]) for name in names}
-        self.strategy.observe(logits, torch.cat([y for _, y in gathered]))
+        y = torch.cat([y for _, y in gathered])
+        seed_generators(mix_one(self.seed, step, OBSERVE), y.device)
+        self.strategy.observe(logits, y)
 
     def _forward(
         self, learners: Sequence[Learner], step: int, x: Tensor, y: Tensor, n: int

@@ -7,19 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from switokd.data.augment import mix_one, seed_torch
+from switokd.data.augment import mix_one, seed_generators, seed_torch
 from switokd.distillation.couplings import Term
 from switokd.distillation.losses import objective
 from switokd.distillation.topology import Role
+from switokd.errors import UsageError, own_code_error
 from switokd.training.cuda_graphs import NetworkGraphs
+from switokd.training.input_guard import InputGuard
 from switokd.training.micro_batches import MeanBuffers, split
 from switokd.training.optimizer import OptimizerStep
 from switokd.training.timer import Timer
+
+EVALUATION, BACKWARD = -1, 1
+"""Mark the random numbers that a network draws outside of its forward pass in training."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class ForwardPass:
     """True if the network never learns. It is then in evaluation mode, with no autograd graph."""
     seed: int = 0
     """Seed of the network's random numbers (dropout), from the run's seed and its name."""
+    guard: InputGuard = field(default_factory=InputGuard)
+    """Gives the network its own images: others on this rank get the same batch."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return float32 logits `[b, C]` of images `[b, ...]`; does not seed the generators."""
@@ -45,8 +54,32 @@ class ForwardPass:
         dtype = self.autocast_dtype
         with torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             z = module(x)
-        # The exchange refuses any other type with a clear message.
-        return z.float() if isinstance(z, Tensor) else z
+        # The exchange refuses anything else with a clear message.
+        return z.float() if isinstance(z, Tensor) and z.is_floating_point() else z
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _with_own_code_errors(method: Method) -> Method:
+    """Make a method of a learner raise OwnCodeError for an error of the user's network.
+
+    For a network that is not switokd's, these are also errors that PyTorch raises in here.
+    """
+
+    @wraps(method)
+    def run(learner: Learner, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(learner, *args, **kwargs)
+        except BaseException as error:
+            is_switokds = type(learner.model).__module__.startswith("switokd.")
+            door = "" if is_switokds else __file__
+            found = own_code_error(error, f"network {learner.name}", door)
+            if found is None:
+                raise
+            raise found from error
+
+    return cast("Method", run)
 
 
 @dataclass(frozen=True)
@@ -94,14 +127,20 @@ class Learner:
         """Return the same learner without CUDA graphs."""
         return replace(self, graphs=NetworkGraphs())
 
+    @_with_own_code_errors
     def forward(self, x: Tensor, step: int = 0, begin: int = 0) -> Tensor:
         """Return logits `[b, C]` of images `[b, ...]`, with an autograd graph.
 
         begin: index of x's first sample in the batch. The network's random numbers depend only on
-        its seed, the step and `begin`, not on other computations in this process.
+        its seed, the step and `begin`, not on other computations in this process. It may change its
+        input in place: `x` stays as it is.
         """
-        seed_torch(mix_one(self.forward_pass.seed, step, begin), x.device)
-        return (self.graphs.model(len(x)) or self.forward_pass)(x)
+        key, graph = mix_one(self.forward_pass.seed, step, begin), self.graphs.model(len(x))
+        if graph is not None:  # runs no Python, and copies the images into its own memory
+            seed_torch(key, x.device)
+            return graph(x)
+        seed_generators(key, x.device)
+        return self.forward_pass.guard(self.forward_pass, x)
 
     def forward_parts(
         self, x: Tensor, step: int, parts: Sequence[slice], n: int
@@ -121,24 +160,45 @@ class Learner:
         return z
 
     def predict_parts(self, x: Tensor, parts: Sequence[slice]) -> Tensor:
-        """Return logits `[b, C]` for evaluation, computed by micro-batches as in training."""
-        if self.buffers is None:
-            return self.predict(x)
-        return torch.cat([self.predict(images) for images in split(x, parts) if len(images)])
+        """Return logits `[b, C]` for evaluation, computed by micro-batches as in training.
 
-    def predict(self, x: Tensor, model: nn.Module | None = None) -> Tensor:
+        `x` stays as it is, also if the network changes its input.
+        """
+
+        def predict(part: slice, images: Tensor) -> Tensor:
+            evaluate = partial(self.predict, number=part.start)
+            return self.forward_pass.guard(evaluate, images)
+
+        if self.buffers is None:
+            return predict(parts[0], x)
+        images = zip(parts, split(x, parts), strict=True)
+        return torch.cat([predict(part, x_part) for part, x_part in images if len(x_part)])
+
+    @_with_own_code_errors
+    def predict(self, x: Tensor, model: nn.Module | None = None, number: int = 0) -> Tensor:
         """Return logits `[b, C]` for evaluation, without compiled code or CUDA graphs.
 
-        Compiling the model for the test's batch size would take longer than it saves.
+        Compiling the model for the test's batch size would take longer than it saves. The network
+        may change `x`.
 
         model: the model to use instead of the trained one, for example its moving average.
+        number: of the batch; random numbers depend only on the network's seed and on it.
         """
+        seed_generators(mix_one(self.forward_pass.seed, EVALUATION, number), x.device)
         return self.forward_pass.call(model or self.model, x)
 
     def loss(
         self, z: Tensor, y: Tensor, logits: Mapping[str, Tensor], terms: Iterable[Term]
     ) -> Tensor:
-        """Return the scalar loss of this network's logits z; see `losses.objective`."""
+        """Return the scalar loss of this network's logits z; see `losses.objective`.
+
+        UsageError if z depends on no parameter.
+        """
+        if not z.requires_grad:
+            raise UsageError(
+                f"networks.{self.name}: its logits depend on no parameter to train",
+                every_rank=False,
+            )
         # A strategy may return an iterator, and tensors instead of numbers.
         terms = [Term(term.peer, float(term.weight), float(term.tau)) for term in terms]
         peers = {term.peer: logits[term.peer] for term in terms}
@@ -154,14 +214,23 @@ class Learner:
         loss: None for an empty shard, which adds nothing to the sum. With accumulation, gradients
         stay on this rank until the last step of their window.
         """
-        self.backward_parts([loss], step)
+        self.backward_parts([loss], step, [0])
 
-    def backward_parts(self, losses: Iterable[Tensor | None], step: int) -> None:
-        """Do the same for the losses of this rank's micro-batches, in their order."""
+    @_with_own_code_errors
+    def backward_parts(
+        self, losses: Iterable[Tensor | None], step: int, begins: Iterable[int]
+    ) -> None:
+        """Do the same for the losses of this rank's micro-batches, in their order.
+
+        begins: for each, the index of its first sample in the batch, on which random numbers of
+        the backward pass depend.
+        """
         with self.timer:
             self.optimizer_step.begin(step)
-            for loss in losses:
+            for loss, begin in zip(losses, begins, strict=True):
                 if loss is not None:
+                    key = mix_one(self.forward_pass.seed, step, begin, BACKWARD)
+                    seed_generators(key, loss.device)
                     self.optimizer_step.scale(loss, step).backward()  # type: ignore[no-untyped-call]
                 self.optimizer_step.reducer.part_done()
             self.optimizer_step.reducer.complete()

@@ -36,7 +36,8 @@ cannot rely on it."""
 
 def aligned(x: Tensor) -> Tensor:
     """Return `x`, or a copy if its memory does not begin like that of a new tensor."""
-    return x.clone() if x.data_ptr() % ALIGNMENT else x
+    # x.data_ptr() would copy the memory of a lazy copy (`input_guard.py`).
+    return x.clone() if x.storage_offset() * x.element_size() % ALIGNMENT else x
 
 
 def split(x: Tensor, parts: Sequence[slice]) -> list[Tensor]:

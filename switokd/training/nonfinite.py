@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from switokd.errors import NonFiniteError
+from switokd.models.given_weights import is_mask
 from switokd.training.optimizer import are_finite
-from switokd.training.weights import is_mask
 
 if TYPE_CHECKING:
     from switokd.data.images import Images

@@ -11,15 +11,17 @@ Not covered: loading batches, logging, evaluation (`trainer.py`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from switokd.coordination.decider import Decider
+from switokd.data.augment import mix_one, seed_generators
 from switokd.distillation.couplings import Term
 from switokd.distillation.decision import Decision
 from switokd.distillation.distances import (
@@ -52,6 +54,28 @@ class StepContext:
     """Captures the distances."""
     guard: Guard | None = None
     """Looks for values that are not finite; None: only at logits, and gradients on a CPU."""
+    seed: int = 0
+    """The run's seed, for random numbers of a user's strategy."""
+
+    def combined(self, step: int, gathered: Gathered) -> Mapping[str, Tensor]:
+        """Return the logits `[n, C]` of the peers that the strategy combines, by name."""
+        if not self.method.combines:
+            return {}
+        self._seed_strategy(step, gathered.y)
+        peers = self.method.strategy.combine(*gathered.copies())
+        # A user's strategy may keep them and change them in a later call.
+        return {k: z.detach().clone() for k, z in peers.items()} if self.method.is_own else peers
+
+    def terms(self, step: int, y: Tensor, name: str, decision: Decision | None) -> Sequence[Term]:
+        """Return the KL terms of a network's loss; `decision` is None for a student."""
+        self._seed_strategy(step, y, name)
+        return list(self.method.terms(name, decision))
+
+    def _seed_strategy(self, step: int, y: Tensor, network: str = "") -> None:
+        """Seed the generators before a call of a user's strategy, the same on all ranks."""
+        if self.method.is_own:
+            key = mix_one(self.seed, step, crc32(f"strategy {network}".encode()))
+            seed_generators(key, y.device)
 
 
 @dataclass(frozen=True)
@@ -112,9 +136,7 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
 
     # While the report travels, a teacher's rank may decide early; students need no decision.
     early = decider.decide_early(step, sums)
-    peers = dict(gathered.logits)
-    if method.combines:
-        peers |= method.strategy.combine(*gathered.copies())
+    peers = {**gathered.logits, **context.combined(step, gathered)}
     losses: dict[str, Tensor] = {}
     applied: dict[str, Decision] = {}
     students_first = sorted(learners, key=lambda learner: learner.is_teacher)
@@ -125,7 +147,7 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
             if learner.name in decision.paused:
                 continue  # no backward pass: weights and momentum stay unchanged
         ACTIVITY.begin(Phase.BACKWARD)
-        terms = partial(method.terms, learner.name, decision)
+        terms = partial(context.terms, step, gathered.y, learner.name, decision)
         own = _losses(learner, z[learner.name], gathered.y, peers, parts[learner.name], terms)
         if present := [loss.detach() for loss in own if loss is not None]:
             losses[learner.name] = present[0] if len(present) == 1 else torch.stack(present)
@@ -133,7 +155,7 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
             # published 1T2S code: momentum and weight decay go on
             own = [None if loss is None else loss * 0 for loss in own]
         with exchange.watched(gradient_sum(step)) if learner.buffers else nullcontext():
-            learner.backward_parts(own, step)
+            learner.backward_parts(own, step, [part.start for part in parts[learner.name]])
 
     if guard:
         guard.check(step, losses)
@@ -163,7 +185,7 @@ def _losses(
     y: Tensor,
     peers: Mapping[str, Tensor],
     parts: Sequence[slice],
-    terms: Callable[[], Iterable[Term]],
+    terms: Callable[[], Sequence[Term]],
 ) -> list[Tensor | None]:
     """Return what each micro-batch adds to the whole batch's mean loss; None if it is empty.
 
@@ -172,7 +194,7 @@ def _losses(
     """
     if all(z_part is None for z_part in z):
         return [None for _ in z]
-    terms_of_loss = list(terms())
+    terms_of_loss = terms()
     cut = aligned if learner.buffers else (lambda tensor: tensor)
     losses: list[Tensor | None] = []
     for z_part, part in zip(z, parts, strict=True):

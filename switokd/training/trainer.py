@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NoReturn
 
 from switokd.config.config import Config
 from switokd.data.images import Images
 from switokd.data.loader import Batch
 from switokd.errors import NonFiniteError
-from switokd.runtime.lifecycle import Preempted, ignore_sigterm
+from switokd.runtime.lifecycle import ignore_sigterm
 from switokd.runtime.phase import ACTIVITY, Phase
 from switokd.runtime.process_group import World
 from switokd.training.agreement import Agreement
@@ -142,8 +143,11 @@ class Trainer:
                     log.add(result, n)
                 for observer in self.observers:
                     observer.on_step(step, epoch, result)
-            if self.clock.is_due(step, exchange.asked, step == last):
+            asked = self.clock.obey(step, exchange.asked)
+            if self.clock.is_due(step, asked, step == last):
                 self._save_checkpoint(step, log)
+            if Request.STOP in asked:
+                self._end(step)
         with exchange.watched(gradient_sum(steps.stop - 1)):
             log.end_of_training()
         return log
@@ -165,10 +169,7 @@ class Trainer:
             observer.on_skipped(step, str(error))
 
     def _save_checkpoint(self, step: int, log: EpochLog) -> None:
-        """Collect the state of all ranks, and hand it to the observers on rank 0.
-
-        Preempted if the ranks were asked to stop, as soon as the checkpoint is on the disk.
-        """
+        """Collect the state of all ranks, and hand it to the observers on rank 0."""
         context, world = self.context, self.world
         ACTIVITY.begin(Phase.SAVING, step)
         context.decider.settle(step)  # the checkpoint goes with a record that is complete
@@ -186,10 +187,13 @@ class Trainer:
             for observer in self.observers:
                 observer.on_checkpoint(step, state)
         self.clock.saved()
-        if context.exchange.asked is Request.STOP:
-            world.on_rank_0(self._settle)
-            ignore_sigterm()
-            raise Preempted(f"stopped by SIGTERM after step {step}")
+
+    def _end(self, step: int) -> NoReturn:
+        """Raise Preempted on all ranks, as soon as record and checkpoint are on the disk."""
+        self.context.decider.settle(step)
+        self.world.on_rank_0(lambda: _settle(self.observers))
+        ignore_sigterm()
+        raise self.clock.end(step)
 
     def _restore(self) -> int:
         """Restore what belongs to the loop; return the number of steps that are done."""
@@ -205,10 +209,6 @@ class Trainer:
     def _waiting_times(self) -> WaitingTimes:
         before = self.resumed["waiting"] if self.resumed else None
         return WaitingTimes.of(self.context.exchange, self.context.decider, before)
-
-    def _settle(self) -> None:
-        for observer in self.observers:
-            observer.settle()
 
     def _publish(self, epoch: int, step: int, rows: Sequence[Row]) -> list[str]:
         """Hand an epoch's metrics to the observers; return the networks with a new best top-1."""
@@ -237,6 +237,11 @@ class Trainer:
         states = gather_weights(self.context.learners, placement, self.world, names, averages)
         for observer in self.observers:
             observer.on_weights(folder, states)
+
+
+def _settle(observers: Sequence[Observer]) -> None:
+    for observer in observers:
+        observer.settle()
 
 
 def total_steps(config: Config, images: Images) -> int:

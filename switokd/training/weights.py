@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from torch import Tensor, nn
-
 from switokd.errors import NonFiniteError
+from switokd.models.given_weights import is_mask
+from switokd.models.own_state import state_to_save
 from switokd.runtime.placement import Placement
 from switokd.runtime.process_group import World
 from switokd.training.learner import Learner
@@ -29,9 +29,10 @@ def gather_weights(
     for learner in learners:
         is_first = world.rank == placement.ranks_of(learner.name)[0]
         if is_first and (names is None or learner.name in names):
-            states[learner.name] = _state_dict(learner.model)
+            what = f"network {learner.name}"
+            states[learner.name] = state_to_save(learner.model, what)
             if averages and learner.averaged is not None:
-                states[f"{learner.name}.ema"] = _state_dict(learner.averaged)
+                states[f"{learner.name}.ema"] = state_to_save(learner.averaged, what)
     return {name: state for rank in world.gather(states) for name, state in rank.items()}
 
 
@@ -50,16 +51,3 @@ def check_finite(learners: Sequence[Learner], rank: int) -> None:
                 "finite after its last step; they were not saved",
                 every_rank=False,
             )
-
-
-def is_mask(buffer: Tensor) -> bool:
-    """Return whether all values of a buffer are finite or -inf, and some are -inf.
-
-    Attention masks are. Statistics of a network that diverges have NaN or +inf as well.
-    """
-    return bool((buffer.isfinite() | buffer.isneginf()).all() and buffer.isneginf().any())
-
-
-def _state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return a state dict on the CPU with contiguous tensors, whatever memory format was used."""
-    return {key: value.cpu().contiguous() for key, value in model.state_dict().items()}

@@ -24,7 +24,7 @@ from switokd.errors import UsageError
 from switokd.runtime.environment import Environment
 from switokd.runtime.process_group import World
 from switokd.training.batch_norm import check_batch_norm
-from switokd.training.build import check_shards, make_learner, tf32
+from switokd.training.build import check_shards, make_learner, tf32, to_compute_format
 from switokd.training.learner import Learner
 from switokd.training.schedules import AccumulationWindow
 from switokd.training.warm_up import compile_ahead
@@ -127,8 +127,8 @@ def test_out_of_memory_while_compiling_is_not_a_usage_error() -> None:
     def full(x: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    def broken(x: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("no g++")
+    # Generated code is nobody's own, like PyTorch's.
+    broken = eval("lambda x: (_ for _ in ()).throw(RuntimeError('no g++'))")
 
     def with_module(module: Callable[[Tensor], Tensor]) -> Learner:
         return replace(learner, forward_pass=replace(learner.forward_pass, module=module))
@@ -231,3 +231,19 @@ def test_tf32_restores_the_precision_settings(set_before: str) -> None:
     assert precisions() == before
     BACKENDS.fp32_precision = "tf32"  # applies to all settings that were not set
     assert precisions()[1] == "tf32"
+
+
+class ForgetsToReturn(nn.Linear):
+    """A network with a `train` of its own, as people write it to keep BatchNorm frozen."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_train_method_that_returns_nothing_is_enough(channels_last: bool) -> None:
+    model = ForgetsToReturn(2, 2)
+    model.training = False
+    got = to_compute_format(model, Compute(channels_last=channels_last), torch.device("cpu"))
+    assert got is model
+    assert got.training

@@ -135,7 +135,10 @@ def test_the_boundaries_of_micro_batches_depend_on_their_number_alone() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["compute.micro_batches=3"], "1, 2, 4, 8 and so on, got 3"),
+        (
+            ["compute.micro_batches=3"],
+            "compute.micro_batches: found 3; allowed: 1, 2, 4, 8 and so on",
+        ),
         (["compute.micro_batches=2", "placement=auto"], "for a placement that you choose"),
         (["compute.micro_batches=2", "compute.batch_norm=sync"], "use batch_norm=rank"),
         (["compute.micro_batches=2", "compute.cuda_graphs=true"], "cuda_graphs=false"),

@@ -33,6 +33,8 @@ CHECKPOINTS = [3, 6, 9, 12, 15, 18]
 """After these steps; 9 and 18 are the ends of the epochs."""
 
 OWN = """
+import random
+import numpy as np
 import torch
 from torch import nn
 from switokd.distillation.strategies.switching import SwitOKD
@@ -47,6 +49,7 @@ class Net(nn.Module):
     def forward(self, x):
         if self.training:
             self.seen += 1
+        x = x + 0.1 * random.random() + 0.1 * np.random.rand()
         return self.last(self.layers(x)) * (1 + 0.01 * self.seen)
 
 class Growing(SwitOKD):
@@ -238,8 +241,14 @@ def test_a_killed_loader_process_changes_no_bit(long_run: Path, tmp_path: Path) 
     words, log = ("digits-1t1s", *LONG, "data.workers=1", "run_dir=out"), tmp_path / "log"
     with forked(train_ranks, 2, words, cwd=tmp_path, out=log) as child:
         ranks = run_until(tmp_path, 5, child)
-        family = [p for p in ranks[1].children(recursive=True) if not p.children()]
-        (victim,) = (p for p in family if any("forkserver" in word for word in p.cmdline()))
+
+        def loaders() -> list[psutil.Process]:
+            """Return rank 1's loader process; empty while there are none or two."""
+            family = [p for p in ranks[1].children(recursive=True) if not p.children()]
+            found = [p for p in family if any("forkserver" in word for word in p.cmdline())]
+            return found if len(found) == 1 else []
+
+        victim = wait_until(loaders, 20, "one loader process")[0]
         victim.kill()
         assert child.wait(90) == 0, log.read_text()
     (line,) = (li for li in log.read_text().splitlines() if li.startswith("switokd:"))

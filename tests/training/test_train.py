@@ -30,7 +30,9 @@ RUN_FOLDER = {
 
 
 def complaints(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("switokd: ")]
+    """Return the messages, without those about waits: a busy machine has more of them."""
+    messages = [line for line in text.splitlines() if line.startswith("switokd: ")]
+    return [line for line in messages if not re.search("waiting for|wait for it$", line)]
 
 
 def test_the_demo_command_writes_a_complete_run_folder(tmp_path: Path) -> None:
@@ -245,10 +247,10 @@ def test_fashion_mnist_from_debians_package(tmp_path: Path) -> None:
     raw.mkdir(parents=True)
     for file in packaged.glob("*.gz"):
         content = gzip.decompress(file.read_bytes())
-        is_test = file.name.startswith("t10k")  # its first 1,000 images are enough
-        (raw / file.stem).write_bytes(_first(content, 1_000) if is_test else content)
+        is_test = file.name.startswith("t10k")  # its first 200 images are enough
+        (raw / file.stem).write_bytes(_first(content, 200) if is_test else content)
     settings = ["networks.teacher1.model=wrn-10-1", "networks.teacher2.model=wrn-10-1"]
-    settings += ["placement=replicated", "coordinator=off"]
+    settings += ["placement=replicated", "coordinator=off", "data.batch_size=32"]
     folder = train(tmp_path, 1, "fashion-2t1s", "schedule.max_steps=4", "data.workers=1", *settings)
     assert len(lines(folder / "decisions.jsonl")) == 8
     summary = json.loads((folder / "summary.json").read_text())
@@ -287,7 +289,8 @@ MISTAKES = {
     "training output": (
         ["networks.student.model=mynets:two_faced"],
         3,
-        "rank 2 (student): in training the model must turn 64 images into logits of shape (64, 10)",
+        "rank 2 (student): model mynets:two_faced must turn 64 images into logits of shape "
+        "(64, 10) in training, got",
     ),
     "no coordinator": (
         ["coordinator.address=127.0.0.1:1", "coordinator.timeout=1.0"],
@@ -331,14 +334,17 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_run_folder(tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_ends_the_run_with_one_line(tmp_path: Path) -> None:
+def test_a_disk_that_stays_full_ends_the_run_after_its_last_step(tmp_path: Path) -> None:
     train_command = "-m switokd train digits-1t1s run_dir=out networks.teacher.model=wrn-10-1"
+    train_command += " schedule.epochs=2"
     # The shell limits files to 8 KiB: some 15 steps of the decision log.
     limited = ["bash", "-c", f"ulimit -f 8; trap '' XFSZ; exec {sys.executable} {train_command}"]
     # The file in which `make cover` counts lines would not fit either.
     code, _, err = run(limited, tmp_path, seconds=60, COVERAGE_PROCESS_CONFIG="")
     assert code == 2, err
-    assert "switokd: run_dir: out cannot be written: File too large" in err
+    assert "switokd: out/decisions.jsonl cannot be written: File too large; training goes on" in err
+    assert "there is none yet" in err  # of the checkpoint
+    assert err.splitlines()[-1] == "switokd: run_dir: out cannot be written: File too large"
     assert "Traceback" not in err
 
 

@@ -19,7 +19,7 @@ from switokd.config.run_file import load, load_importable
 from switokd.data.images import open_images
 from switokd.distillation.distances import pair_sums
 from switokd.errors import NonFiniteError
-from switokd.runs.run_folder import RunFolder
+from switokd.runs.weights_files import WeightsFiles
 from switokd.runtime.environment import Environment
 from switokd.training import step
 from switokd.worker import train as train_rank
@@ -127,13 +127,15 @@ def test_best_and_last_weights_are_saved_and_in_the_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[tuple[str, set[str]]] = []
-    save_weights = RunFolder.save_weights
+    save = WeightsFiles.save
 
-    def watched(self: RunFolder, states: Mapping[str, Mapping[str, Tensor]], folder: str) -> None:
+    def watched(
+        self: WeightsFiles, states: Mapping[str, Mapping[str, Tensor]], folder: str
+    ) -> None:
         saved.append((folder, set(states)))
-        save_weights(self, states, folder)
+        save(self, states, folder)
 
-    monkeypatch.setattr(RunFolder, "save_weights", watched)
+    monkeypatch.setattr(WeightsFiles, "save", watched)
     # The learning rate rises after three epochs, so that the last epoch is not the best.
     spoil = ["schedule.epochs=5", "schedule.milestones=[3]", "schedule.gamma=20"]
     folder = train(tmp_path / "out", *spoil, "data.batch_size=128", "schedule.ema_decay=0.9")
