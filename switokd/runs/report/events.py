@@ -1,0 +1,181 @@
+"""What happened during a run, how far it is, and where its time went, in words.
+
+Not covered: the numbers themselves (`runs/recorder.py`, `runs/attempts.py`, `runs/savings.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from switokd.runs.report.record import PairRecord, RunRecord
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run."""
+
+    step: int | None
+    """The step after which it happened, or whose it was; None if it is not known."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the time since a run was started first."""
+
+    name: str
+    seconds: float
+
+
+def progress(run: RunRecord) -> str:
+    """Say how far a run is."""
+    if run.state == "finished":
+        return f"finished, {run.last_step} steps"
+    per_epoch = {line["step"] / line["epoch"] for line in run.metrics}
+    of = ""
+    if len(per_epoch) == 1:  # epochs of equal length, so that the last step is known
+        steps = round(per_epoch.pop() * run.config.schedule.epochs)
+        of = f" of {min(steps, run.config.schedule.max_steps or steps)}"
+    if run.state == "training":
+        return f"training, step {run.last_step}{of}"
+    return f"not finished, stopped after step {run.last_step}{of}"
+
+
+def events(run: RunRecord) -> list[Event]:
+    """Return the events of a run, in the order of their steps."""
+    found = [*_starts(run), *_exceptions(run.summary or {}), *_commands(run)]
+    if run.set_aside:
+        text = f"the record of {run.set_aside} start{'s' * (run.set_aside > 1)} was set aside: it "
+        found.append(Event(0, text + "had no checkpoint that could be used"))
+    return sorted(found, key=lambda event: -1 if event.step is None else event.step)
+
+
+def _starts(run: RunRecord) -> Iterator[Event]:
+    starts = 0
+    for line in run.starts:
+        if "finished" in line:
+            yield Event(line.get("step"), f"finished at {moment(line['finished'])}")
+        elif "started" in line:
+            starts += 1
+            lost = line.get("steps_lost", 0)
+            again = f", {lost} step{'s' * (lost != 1)} lost and done again" if starts > 1 else ""
+            word = "started again" if starts > 1 else "started"
+            yield Event(line.get("after_step"), f"{word} at {moment(line['started'])}{again}")
+
+
+def _exceptions(summary: Mapping[str, Any]) -> Iterator[Event]:
+    """Steps that were skipped, or decided without the coordinator."""
+    for skipped in summary.get("skipped_steps", ()):
+        yield Event(skipped["step"], f"skipped by all networks: {skipped['reason']}")
+    for first, last in summary.get("decided_alone", ()):
+        steps = f"steps {first} to {last} were" if last > first else f"step {first} was"
+        yield Event(first, f"{steps} decided without the coordinator, as it would have decided")
+
+
+def _commands(run: RunRecord) -> Iterator[Event]:
+    """Commands of operators; keys that this version does not know are shown as they are."""
+    known = ("id", "action", "first_step")
+    for line in run.commands:
+        step = line.get("first_step")
+        details = ", ".join(f"{key} {value}" for key, value in line.items() if key not in known)
+        text = f"operator: {line.get('action', 'command')}{f' ({details})' if details else ''}"
+        yield Event(step if isinstance(step, int) else None, text)
+
+
+def switching(pair: PairRecord) -> str:
+    """Say how often a pair switched, and how often its teacher was too far ahead."""
+    count = pair.switches
+    return (
+        f"{pair.name}: {count} switch{'es' * (count != 1)}; expert mode in "
+        f"{pair.expert.mean():.0%} of the steps; gap too large, but teacher not better, in "
+        f"{pair.not_better.mean():.0%}"
+    )
+
+
+def time_parts(run: RunRecord) -> list[Part]:
+    """Return where the time since the first start went; empty until the run has finished."""
+    summary = run.summary or {}
+    whole = summary.get("seconds_since_first_start")
+    if whole is None:
+        return []
+    training = summary["training_seconds"]
+    waits = summary["waiting"]["decision_mean_seconds"] * run.last_step
+    lost = summary["seconds_lost"]
+    rest = max(whole - training - lost, 0.0)
+    parts = [
+        Part("training steps", max(training - waits, 0.0)),
+        Part("waiting for decisions", waits),
+        Part("start, tests, checkpoints", rest),
+        Part("lost by interruptions", lost),
+    ]
+    return [part for part in parts if part.seconds > 0]
+
+
+def costs(run: RunRecord) -> dict[str, str]:
+    """Return what a run cost and what its pauses saved, by name; unknown values are left out."""
+    summary = run.summary
+    if summary is None:
+        return dict(_costs_so_far(run))
+    saved, waiting = summary["saved_by_pauses"], summary["waiting"]
+    count = summary["world_size"]
+    found = {
+        "placement": f"{summary['placement']} ({count} process{'es' * (count > 1)})",
+        "since the first start": seconds(summary.get("seconds_since_first_start")),
+        "training": seconds(summary["training_seconds"]),
+        "steps that count, share of the time": share(summary.get("effective_training_ratio")),
+        "restarts": str(summary.get("restarts", 0)),
+        "steps lost and done again": str(summary.get("steps_lost", 0)),
+        "images per second": f"{summary['samples_per_second']:,.0f}",
+        "wait for a decision, mean": f"{1000 * waiting['decision_mean_seconds']:.2f} ms",
+        "wait for a decision, 99th percentile": f"{1000 * waiting['decision_p99_seconds']:.2f} ms",
+        "waiting for other ranks, by rank": " · ".join(
+            seconds(each) or "not measured" for each in waiting["exchange_seconds_by_rank"]
+        ),
+        "saved by pauses, device time": seconds(saved["device_seconds"]),
+        "of the teachers' backward passes and updates": share(_saved_share(saved)),
+        "saved by pauses, time": seconds(saved["wall_seconds"]),
+        "PyTorch, Python": f"{summary['torch']}, {summary['python']}",
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _costs_so_far(run: RunRecord) -> Iterator[tuple[str, str]]:
+    starts = [line for line in run.starts if "started" in line]
+    if run.state == "training" and starts:
+        yield "since the first start", seconds(max(time.time() - starts[0]["started"], 0))
+    if starts:
+        yield "restarts", str(len(starts) - 1)
+        lost = sum(line.get("steps_lost", 0) for line in starts)
+        yield "steps lost and done again", str(lost)
+    student = run.config.topology.students[0]
+    if rates := [m["samples_per_second"] for m in run.metrics if m["network"] == student]:
+        yield "images per second", f"{sum(rates) / len(rates):,.0f}"
+
+
+def _saved_share(saved: Mapping[str, Any]) -> float | None:
+    done, spared = saved.get("teachers_device_seconds"), saved["device_seconds"]
+    return spared / (spared + done) if done is not None and spared else None
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration in words; empty for None."""
+    if value is None:
+        return ""
+    if value < 120:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def share(value: float | None) -> str:
+    """Return a share as a percentage; empty for None."""
+    return "" if value is None else f"{value:.0%}"
+
+
+def moment(value: float) -> str:
+    """Return a moment of `time.time` in local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))

@@ -1,0 +1,58 @@
+"""Writes a report: an HTML page, or the picture as SVG, PDF or PNG, by the file's name.
+
+Not covered: the content (`page.py`, `figures.py`).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from switokd.errors import UsageError
+from switokd.runs.report.figures import STYLE, picture_of
+from switokd.runs.report.page import page_of
+from switokd.runs.report.record import RunRecord, read_runs
+from switokd.runtime.durable import replace_file
+
+FORMATS = (".html", ".png", ".svg", ".pdf")
+DPI = 300
+"""Of PNG; the other formats are vectors."""
+
+
+def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
+    """Write a report on runs, and return its path.
+
+    output: a file whose name ends in one of `FORMATS`, and which is replaced if it is there; None:
+    report.html in the folder of the only run. UsageError if a folder holds no run, if `output` is
+    missing or has another ending, or if it cannot be written.
+    """
+    if output is None:
+        if len(folders) > 1:
+            raise UsageError("--output: name the file of a report on several runs: --output FILE")
+        output = folders[0] / "report.html"
+    kind = output.suffix.lower()
+    if kind not in FORMATS:
+        raise UsageError(
+            f"--output {output}: the format follows the file's name; allowed: FILE.html, FILE.png, "
+            "FILE.svg, FILE.pdf"
+        )
+    runs = read_runs(list(folders))
+    content = page_of(runs).encode() if kind == ".html" else _picture(runs, kind[1:])
+    try:
+        replace_file(output, content)
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from None
+    return output
+
+
+def _picture(runs: Sequence[RunRecord], kind: str) -> bytes:
+    """Return the picture as the content of a file; the same runs give the same bytes."""
+    from matplotlib import rc_context
+
+    dates = {"pdf": {"CreationDate": None, "Creator": "switokd"}, "svg": {"Date": None}}
+    file = io.BytesIO()
+    with rc_context(STYLE):
+        figure = picture_of(runs)
+        figure.savefig(file, format=kind, dpi=DPI, metadata=dates.get(kind))
+    return file.getvalue()
