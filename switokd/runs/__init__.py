@@ -7,7 +7,11 @@
     summary.py       the closing table
     curves.py        the picture of gap, threshold and accuracy
     run.py           a run folder as a Python object
+    folder_status.py what a run folder says without a coordinator
     compare/         several strategies over several seeds
+    observers.py     trackers and the user's own observers, behind guards
+    trackers/        TensorBoard, MLflow, Weights & Biases
+    report/          one HTML page or picture on one or several runs
 
 Not covered: exporting a network (`export/`).
 """

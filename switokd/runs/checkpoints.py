@@ -21,12 +21,10 @@ from typing import Any
 import torch
 
 from switokd.errors import UsageError, first_line
+from switokd.models.own_state import unplain
 from switokd.runtime.durable import read_checked, read_sums, sync_folder, write_with_sum
 
 FILES = ("state.pt", "run.json")
-
-PLAIN = (torch.Tensor, bool, int, float, str, bytes, type(None))
-"""Types of the values in a checkpoint, inside of lists, tuples and dicts."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +80,10 @@ def write(folder: Path, step: int, state: Mapping[str, Any], run: Mapping[str, A
 
 def check_plain(value: Any) -> None:
     """UsageError if loading a value would need code: a type that is not PyTorch's or plain."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            check_plain(key)
-            check_plain(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            check_plain(item)
-    elif type(value) not in PLAIN:
+    if name := unplain(value):
         raise UsageError(
-            f"the state of a network or strategy holds a {type(value).__name__}; allowed are "
-            "tensors, numbers, texts, lists and dicts"
+            f"the state of a network or strategy holds a {name}; allowed are tensors, numbers, "
+            "texts, lists and dicts"
         )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switokd.runs.json_lines import read_lines
+from switokd.runtime.interpreter import python_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def drawing_process() -> Iterator[Callable[[Path], None]]:
     The process imports Matplotlib while the caller trains. The end of the block waits until the
     curves are drawn. CalledProcessError if drawing fails.
     """
-    command = [sys.executable, "-m", "switokd.runs.curves"]
+    command = python_command("switokd.runs.curves")
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, start_new_session=True, text=True
     ) as child:

@@ -11,7 +11,11 @@ from typing import Any
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a .jsonl file; an empty list if there is no such file."""
+    """Return the lines of a .jsonl file; an empty list if there is no such file.
+
+    A last line without its end is left out: it is being written, or the disk was full.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]

@@ -24,7 +24,7 @@ from switokd.runs.curves import draw_curves
 from switokd.runs.resume import Resumption, paused_by_step
 from switokd.runs.run_folder import RunFolder
 from switokd.runs.summary import print_table
-from switokd.runtime.lifecycle import print_error
+from switokd.runtime.lifecycle import print_warning
 from switokd.runtime.placement import Placement
 from switokd.training.meters import WaitingTimes
 from switokd.training.metrics import EpochMetrics, NetworkMetrics, Row
@@ -78,9 +78,9 @@ class RunRecorder(Observer):
         parameters: Mapping[str, int],
         resumption: Resumption | None = None,
         started: float | None = None,
-        on_warning: Callable[[str], None] = print_error,
+        on_warning: Callable[[str], None] = print_warning,
     ) -> None:
-        self.folder = RunFolder(config, resumption, started)
+        self.folder = RunFolder(config, resumption, started, on_warning)
         self._checkpoints = CheckpointWriter(
             self.folder.path, config.checkpoint.keep, self.folder.sync_record, on_warning
         )
@@ -129,7 +129,7 @@ class RunRecorder(Observer):
 
     def on_weights(self, folder: str, states: Mapping[str, Mapping[str, Any]]) -> None:
         """Save state dicts to `folder` within the run folder."""
-        self.folder.save_weights(states, folder)
+        self.folder.weights.save(states, folder)
 
     def on_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
         """Queue the checkpoint of `step` together with this recorder's own sums."""

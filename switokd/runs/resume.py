@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from switokd.runs.json_lines import read_lines
 MAY_DIFFER = (
     *("placement", "auto", "coordinator", "checkpoint", "resume", "device", "save_initial_weights"),
     *("schedule.epochs", "schedule.max_steps", "schedule.evaluate_every"),
-    *("schedule.on_nonfinite", "schedule.max_skipped"),
+    *("schedule.on_nonfinite", "schedule.max_skipped", "observers", "tracking"),
 )
 """Settings, and sections of them, that may change when a run is continued."""
 
@@ -50,7 +53,10 @@ class Resumption:
     def describe(self, steps: int) -> list[str]:
         """Return sentences for the user. steps: of the whole run."""
         if not self.step:
-            return [*self.notes, f"{self.folder} has no checkpoint: starting from the first step"]
+            return [
+                *self.notes,
+                f"{self.folder} has no checkpoint that can be used: starting from the first step",
+            ]
         return [*self.notes, f"continuing {self.folder} after step {self.step} of {steps}"]
 
 
@@ -62,7 +68,7 @@ def find(config: Config) -> Resumption | None:
     if config.resume != "auto" or config.run_dir is None:
         return None
     folder = Path(config.run_dir)
-    if not (folder / "config.yaml").exists():
+    if not os.path.exists(folder / "config.yaml"):  # also if its name is too long, say
         return None
     notes = _changes(load(str(folder / "config.yaml")), config, folder)
     recorded = _last_step(folder / "decisions.jsonl")
@@ -76,12 +82,14 @@ def find(config: Config) -> Resumption | None:
             notes.append(f"{checkpoint.path} is not used: {error}")
             continue
         return Resumption(folder, checkpoint.step, state, recorded, notes)
-    if recorded and (stored(folder) or (folder / "summary.json").exists()):
+    if recorded and (folder / "summary.json").exists():
         raise UsageError(
-            f"run_dir: the run in {folder} has no checkpoint that can be used, and starting again "
-            f"would remove its record of {recorded} steps: choose another run_dir, or remove the "
+            f"run_dir: the run in {folder} is complete and has no checkpoint that can be used; "
+            "starting again would remove its results: choose another run_dir, or remove the "
             f"folder. {'. '.join(notes)}".strip()
         )
+    if recorded and stored(folder):
+        notes.append(f"the record of {recorded} steps is kept in {_aside(folder)}")
     return Resumption(folder, recorded=recorded, notes=notes)
 
 
@@ -117,8 +125,17 @@ def cut(folder: Path, step: int) -> None:
     """Remove from a run what lies behind `step`, and what only a finished run has.
 
     The metrics of an epoch that ends at `step` are removed too: the checkpoint is older than its
-    evaluation.
+    evaluation. If no checkpoint can be used, the record and the checkpoints are kept elsewhere in
+    the folder: somebody may still need them.
     """
+    if not step and (damaged := stored(folder)):
+        aside = _aside(folder)
+        aside.mkdir()
+        for name in ("decisions.jsonl", "metrics.jsonl"):
+            with suppress(FileNotFoundError):
+                shutil.copy(folder / name, aside)  # the file itself is open already
+        for checkpoint in damaged:
+            checkpoint.path.rename(aside / checkpoint.path.name)
     _cut_lines(folder / "decisions.jsonl", step)
     _cut_lines(folder / "metrics.jsonl", step - 1)
     for name in ("summary.json", "curves.png"):
@@ -126,6 +143,12 @@ def cut(folder: Path, step: int) -> None:
     for checkpoint in stored(folder):  # damaged, or behind the record; they would outlive good ones
         if checkpoint.step > step:
             remove(checkpoint)
+
+
+def _aside(folder: Path) -> Path:
+    """Return the next free name for a folder of what cannot be continued."""
+    names = (folder / f"set-aside-{number}" for number in count(1))
+    return next(path for path in names if not path.exists())
 
 
 def paused_by_step(folder: Path, last: int) -> dict[int, list[str]]:

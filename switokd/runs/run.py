@@ -6,6 +6,7 @@ Not covered: training (`api.py`); formats of exported networks (`export/exporter
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from switokd import plugins
 from switokd.config.config import Config
 from switokd.config.run_file import import_folders, load
-from switokd.data import pictures
+from switokd.data import network_input, pictures
 from switokd.data.images import Images, View, open_images
 from switokd.data.signature import COLOURS, InputSignature
 from switokd.data.sources import ArraySource, ItemSource
@@ -31,6 +32,9 @@ from switokd.export.manifest import FILES, Format, WeightsChoice
 from switokd.export.trained import load_with_config, signature_of
 from switokd.runs.curves import draw_curves
 from switokd.runs.json_lines import read_lines
+from switokd.runs.replay.alternatives import alternatives
+from switokd.runs.replay.record import FolderRecord
+from switokd.runs.replay.replay import Replay, replay
 
 if TYPE_CHECKING:
     from switokd.export.exporter import Scaling
@@ -61,7 +65,7 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """Content of summary.json. UsageError if the run has not finished."""
         path = self.path / "summary.json"
-        if not path.exists():
+        if not os.path.exists(path):
             raise UsageError(
                 f"{self.path}: there is no summary.json, which is written last: the run has not "
                 "finished or has failed; its metrics and decisions so far can be read"
@@ -85,11 +89,29 @@ class Run:
         UsageError if the run has no decisions yet.
         """
         path = self.path / "curves.png"
-        if path.exists() and (self.path / "summary.json").exists():
+        if os.path.exists(path) and os.path.exists(self.path / "summary.json"):
             return path
         if not self.decisions:
             raise UsageError(f"{self.path}: the run has no decisions yet, so there is no picture")
         return draw_curves(self.path)
+
+    def replay(
+        self,
+        *,
+        deltas: Sequence[float] = (),
+        strategies: Sequence[str] = (),
+        scales: Sequence[float] = (),
+    ) -> Replay:
+        """Derive every decision again, as `switokd replay`, and apply other rules to the distances.
+
+        deltas: fixed thresholds, 0 to 2. strategies: names or import strings, with arguments like
+        "threshold:delta=0.5". scales: factors of the run's own threshold. UsageError if the run has
+        no decisions, if a line of the record is damaged, or for a wrong argument.
+        """
+        record = FolderRecord(self.path)
+        with self._importable():
+            others = alternatives(record.deciding, deltas, strategies, scales)
+            return replay(record, others)
 
     def network(self, name: str, weights: WeightsChoice = "last") -> nn.Module:
         """Load a network with trained weights, on the CPU, in evaluation mode.
@@ -148,13 +170,13 @@ class Run:
     def prepare(self, image: Image.Image) -> Tensor:
         """Prepare an image like the images of the test set: `[1, C, H, W]`, float32, normalised.
 
-        Scales and crops like `switokd predict` (`data/pictures.py`). If the data set makes floats
-        itself, the transform of the test set prepares the image, and the data set is needed.
+        Scales and crops like `switokd predict` (`data/network_input.py`). If the data set makes
+        floats itself, the transform of the test set prepares the image, and the data set is needed.
         UsageError if the result has another shape or type than the run's images.
         """
         signature = self.signature
         if signature.mean and signature.channels in COLOURS:
-            pixels = torch.from_numpy(pictures.prepare(image, signature))
+            pixels = torch.from_numpy(network_input.prepare(image, signature))
             mean, std = (torch.tensor(v)[:, None, None] for v in (signature.mean, signature.std))
             return ((pixels - mean) / std)[None]
         sources = self.images.sources
@@ -175,7 +197,7 @@ class Run:
 
     def _transformed(self, image: Image.Image) -> Tensor:
         """The image `[C, H, W]` after the transform of the test set, if there is one."""
-        image = image.convert("L" if self.images.shape[0] == 1 else "RGB")
+        image = pictures.plain(image, self.images.shape[0])
         test = self.images.sources.test
         transform = getattr(test.items, "transform", None) if isinstance(test, ItemSource) else None
         x = transform(image) if transform is not None else image
@@ -204,7 +226,7 @@ def load_run(
     configuration names, and from the current folder.
     """
     run = Run(Path(path))
-    if not (run.path / "config.yaml").is_file():
+    if not os.path.isfile(run.path / "config.yaml"):
         raise UsageError(f"{path} is no run folder: there is no config.yaml in it")
     objects: dict[str, Any] = {}
     for name, network in networks.items():

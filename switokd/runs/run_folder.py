@@ -11,6 +11,10 @@
     weights/best/NAME.pt   state dict of the epoch with the best test top-1
     weights/initial/       state dicts before the first step, if requested
     checkpoints/step-N/    what the run continues from (`checkpoints.py`)
+    set-aside-N/           record and checkpoints of a start that could not be continued
+    commands.jsonl         commands that it has taken (`coordination/command_file.py`)
+    observers.json         what trackers remember (`trackers/state.py`)
+    tensorboard/, wandb/   what trackers write
     attempts.jsonl         when the run was started, and what was lost (`attempts.py`)
     summary.json           written last
     curves.png             gap, threshold and accuracy (`curves.py`)
@@ -29,25 +33,26 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-from torch import Tensor
-
 from switokd.config.config import Config
+from switokd.coordination.command_file import COMMANDS
 from switokd.data.signature import InputSignature
 from switokd.distillation.decision import Decision, PairDecision
 from switokd.errors import UsageError
 from switokd.planning.profile import Profile
 from switokd.runs.attempts import Attempts
+from switokd.runs.record_file import RecordFile
 from switokd.runs.resume import Resumption, cut
-from switokd.runtime.durable import replace_file, write_with_sum
+from switokd.runs.weights_files import WeightsFiles
+from switokd.runtime.durable import replace_file
 from switokd.runtime.environment import ProcessLayout
+from switokd.runtime.lifecycle import print_warning
+from switokd.runtime.waiting import waiting
 
 RECORD_SECONDS = 60.0
 """How long a checkpoint waits for the record of its step."""
@@ -57,19 +62,24 @@ LOCK_SECONDS = 10.0
 
 
 class RunFolder:
-    """Folder of one run. Every method raises UsageError if the folder cannot be written."""
+    """Folder of one run. Methods raise UsageError if the folder cannot be written.
+
+    Only decisions, metrics and weights can wait for space on the disk.
+    """
 
     def __init__(
         self,
         config: Config,
         resumption: Resumption | None = None,
         started: float | None = None,
+        on_warning: Callable[[str], None] = print_warning,
     ) -> None:
         """Create the folder and write config.yaml, or open that of a run that continues.
 
         Nothing in the folder of a run that continues changes before `begin`.
 
         started: when the command was started, in seconds of `time.time`; None: now.
+        on_warning: receives a sentence for the user, such as that the disk is full.
         UsageError if the folder of a new run is not empty, or if another process trains in it.
         """
         self.path = resumption.folder if resumption else _make(config)
@@ -84,11 +94,16 @@ class RunFolder:
                 self._lock = path.open("r+" if resumption else "x", encoding="utf-8")
             except FileExistsError:
                 raise _taken(self.path) from None
-            _lock(self._lock, self.path)
+            with waiting(f"another process that trains in {self.path} to end", LOCK_SECONDS):
+                _lock(self._lock, self.path)
             self.attempts = Attempts(self.path)
             if not resumption:
                 self._write_config()
-            self._decisions = (self.path / "decisions.jsonl").open("a", encoding="utf-8")
+            self._decisions, self._metrics = (
+                RecordFile(self.path / name, on_warning)
+                for name in ("decisions.jsonl", "metrics.jsonl")
+            )
+        self.weights = WeightsFiles(self.path, on_warning)
 
     def begin(self) -> None:
         """Note this start; cut back a run that continues, and write its configuration.
@@ -124,48 +139,33 @@ class RunFolder:
 
     def add_decision(self, decision: Decision) -> None:
         """Append the decision of one step to decisions.jsonl, one line per pair."""
-        with _writing(self.path):
-            for p in decision.pairs:
-                self._decisions.write(json.dumps(_decision_line(decision.step, p)) + "\n")
-            self._decisions.flush()
+        lines = (_decision_line(decision.step, p) for p in decision.pairs)
+        self._decisions.append("".join(json.dumps(line) + "\n" for line in lines))
         with self._recorded:
             self._last_step = decision.step
             self._recorded.notify_all()
 
     def sync_record(self, step: int) -> None:
-        """Put the record up to `step` on the disk; waits until the decision of `step` is written.
+        """Put record and weights on the disk; waits for the decision of `step`.
 
-        Called on another thread than `add_decision`. OSError if the decision does not come.
+        Called on another thread than `add_decision`. OSError if the decision does not come, or if
+        the disk is full.
         """
         with self._recorded:
             if not self._recorded.wait_for(lambda: self._last_step >= step, RECORD_SECONDS):
                 raise OSError(errno.ETIMEDOUT, f"the decision of step {step} was not recorded")
-        os.fsync(self._decisions.fileno())
-        with suppress(FileNotFoundError), (self.path / "metrics.jsonl").open("rb") as file:
-            os.fsync(file.fileno())
+        self._decisions.sync()
+        self._metrics.sync()
+        self.weights.sync()
 
     def add_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Append the numbers of one epoch to metrics.jsonl, one line per network."""
-        path = self.path / "metrics.jsonl"
-        with _writing(self.path), path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-
-    def save_weights(self, states: Mapping[str, Mapping[str, Tensor]], folder: str) -> None:
-        """Write the state dict of each network to `folder`/NAME.pt, for `torch.load`.
-
-        states: state dicts by network. An existing file is replaced after the new file is complete,
-        and the file's checksum is noted in SHA256SUMS.
-        """
-        with _writing(self.path):
-            (self.path / folder).mkdir(parents=True, exist_ok=True)
-            for name, state in states.items():
-                buffer = BytesIO()  # torch.save to a file would hide the OSError of a full disk
-                torch.save(dict(state), buffer)
-                write_with_sum(self.path / folder, f"{name}.pt", buffer.getbuffer())
+        self._metrics.append("".join(json.dumps(line) + "\n" for line in lines))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Close decisions.jsonl and write summary.json."""
+        """Write what waits for the disk, and summary.json; close the record."""
         with _writing(self.path):
+            self.weights.sync()
             self.close()
             self.attempts.finish(self._last_step)
             replace_file(
@@ -173,16 +173,22 @@ class RunFolder:
             )
 
     def close(self) -> None:
-        """Close decisions.jsonl; its lines stay."""
-        self._decisions.close()
-        self._lock.close()
+        """Close the files of the record; OSError if lines that wait for the disk are lost."""
+        try:
+            self._decisions.close()
+            self._metrics.close()
+        finally:
+            self._lock.close()
 
     def discard_if_unused(self) -> None:
         """Remove the folder if the run ended before its first decision."""
         with suppress(OSError):
             self.close()
             if not (self.path / "decisions.jsonl").stat().st_size and not self._resumption:
-                shutil.rmtree(self.path)
+                for child in self.path.iterdir():
+                    if child.name != COMMANDS:  # somebody has put it there
+                        shutil.rmtree(child) if child.is_dir() else child.unlink()
+                self.path.rmdir()
 
 
 @contextmanager
@@ -207,6 +213,8 @@ def _decision_line(step: int, p: PairDecision) -> dict[str, Any]:
         "delta": p.delta,
         "mode": p.mode.value,
         "n": d.n,
+        **({"held": True} if p.held else {}),
+        **({"delta_scale": p.delta_scale} if p.delta_scale != 1 else {}),
     }
 
 
@@ -235,12 +243,18 @@ def check_run_dir(config: Config) -> None:
     if config.run_dir is None:
         return
     path = Path(config.run_dir)
-    if config.resume == "auto" and (path / "config.yaml").exists():
-        return
-    if path.exists() and not path.is_dir():
+    with _writing(path):  # such as a name that is too long
+        if config.resume == "auto" and (path / "config.yaml").exists():
+            return
+        is_there, is_folder = path.exists(), path.is_dir()
+        is_taken = is_folder and any(child.name != COMMANDS for child in path.iterdir())
+    if os.path.islink(path) and not is_there:
+        raise UsageError(
+            f"run_dir: {path} is a link to {os.readlink(path)}, which does not exist; make that "
+            "folder, or delete the link"
+        )
+    if is_there and not is_folder:
         raise UsageError(f"run_dir: {path} is a file; choose a new or an empty folder")
-    with _writing(path):
-        is_taken = path.is_dir() and any(path.iterdir())
     if is_taken:
         raise _taken(path)
 
@@ -252,7 +266,9 @@ def _make(config: Config) -> Path:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"run_dir: {path} cannot be created: {error.strerror}") from None
+            raise UsageError(
+                f"run_dir: {path} cannot be created: {error.strerror}; name another folder"
+            ) from None
         return path
     for number in count(1):
         path = Path("runs") / f"{config.name}-{number:03d}"

@@ -11,12 +11,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from switokd.runtime.log import is_json
+
 
 def print_table(console: Console, summary: dict[str, Any]) -> None:
     """Print the closing table, one row per network, and the costs of the run.
 
-    summary: content of summary.json.
+    summary: content of summary.json. Where messages are objects, a line per network replaces the
+    table.
     """
+    if is_json():
+        for name, network in summary["networks"].items():
+            last, best = network["top1_last"], network["top1_best"]
+            console.print(f"{name}: top-1 last {last:.2f} %, best {best:.2f} %")
+    else:
+        console.print(_table(summary))
+    for line in _describe(summary):
+        console.print(line)
+
+
+def _table(summary: dict[str, Any]) -> Table:
     table = Table(title=f"{summary['name']}: {summary['topology']}, {summary['strategy']}")
     table.add_column("network")
     table.add_column("role")
@@ -36,9 +50,7 @@ def print_table(console: Console, summary: dict[str, Any]) -> None:
             *("-" if ema is None else f"{ema:.2f} %" for ema in emas),
             f"{network['steps_paused'] / network['steps']:.0%}" if is_teacher else "-",
         )
-    console.print(table)
-    for line in _describe(summary):
-        console.print(line)
+    return table
 
 
 def describe_interruptions(summary: Mapping[str, Any]) -> str:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from switokd.errors import UsageError
 from switokd.runs.checkpoints import CheckpointWriter, stored, write
+from switokd.training.checkpoint import copied
 from tests.runtime.test_durable import disk_of
 
 STATE: dict[str, Any] = {"step": 3, "weights": torch.arange(4.0), "names": ["a", "b"], "best": {}}
@@ -68,6 +69,15 @@ def test_a_state_that_needs_code_is_refused_when_it_is_saved(tmp_path: Path) -> 
         write(tmp_path, 3, {"strategy": Spy(spied)}, {})
     assert not spied.exists()
     assert not stored(tmp_path)
+
+
+class Point(NamedTuple):
+    x: int
+
+
+def test_a_named_tuple_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds a Point; allowed are tensors"):
+        write(tmp_path, 3, {"strategy": copied({"point": Point(1)})}, {})
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:

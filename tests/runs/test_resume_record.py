@@ -27,7 +27,7 @@ def configured(folder: Path, *settings: str) -> Config:
 
 def interrupted(folder: Path, steps: int, checkpoints: tuple[int, ...]) -> None:
     """Make the folder of a run that was killed after `steps`."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(load("digits-2t1s", [f"run_dir={folder}"]).dump())
     for step in checkpoints:
         write(folder, step, {"step": step}, {"step": step})
@@ -118,16 +118,33 @@ def test_a_checkpoint_behind_the_cut_is_removed(tmp_path: Path) -> None:
     assert [checkpoint.step for checkpoint in stored(tmp_path / "run")] == [20]
 
 
-@pytest.mark.parametrize("lost", ["damaged", "finished"])
-def test_a_record_without_a_usable_checkpoint_is_not_removed(lost: str, tmp_path: Path) -> None:
-    interrupted(tmp_path / "run", 50, (40,) if lost == "damaged" else ())
-    if lost == "damaged":
-        (tmp_path / "run/checkpoints/step-000000040/state.pt").write_bytes(b"torn")
-    else:
-        (tmp_path / "run/summary.json").write_text("{}")
-    words = "has no checkpoint that can be used, and starting again would remove its record of 50"
+def test_a_finished_run_without_a_usable_checkpoint_is_not_removed(tmp_path: Path) -> None:
+    interrupted(tmp_path / "run", 50, ())
+    (tmp_path / "run/summary.json").write_text("{}")
+    words = "is complete and has no checkpoint that can be used"
     with pytest.raises(UsageError, match=words):
         resume.find(configured(tmp_path / "run"))
+
+
+def test_a_record_whose_checkpoints_are_all_damaged_is_kept_elsewhere(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for number in (1, 2):
+        interrupted(run, 50, (40,))
+        (run / "checkpoints/step-000000040/state.pt").write_bytes(b"torn")
+        before = (run / "decisions.jsonl").read_bytes()
+        found = resume.find(configured(run))
+        assert found is not None
+        said = "; ".join(found.describe(440))
+        assert "state.pt is damaged" in said
+        assert f"the record of 50 steps is kept in {run}/set-aside-{number}" in said
+        assert "starting from the first step" in said
+        assert (run / "decisions.jsonl").read_bytes() == before  # until the first step follows
+        resume.cut(run, found.step)
+        assert (run / "decisions.jsonl").read_bytes() == b""
+        assert not stored(run)
+        aside = run / f"set-aside-{number}"
+        assert (aside / "decisions.jsonl").read_bytes() == before
+        assert (aside / "step-000000040/state.pt").read_bytes() == b"torn"
 
 
 def test_a_start_that_fails_before_the_first_step_changes_nothing(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Pair
 from switokd.errors import UsageError
 from switokd.models.registry import build
+from switokd.runs import resume
 from switokd.runs.curves import draw_curves
 from switokd.runs.json_lines import read_lines
 from switokd.runs.run_folder import RunFolder, check_run_dir
@@ -45,8 +46,8 @@ def test_a_folder_contains_all_files_of_a_run(tmp_path: Path) -> None:
     given = config(tmp_path / "deep" / "out")
     folder = RunFolder(given)
     states = {"student": build("wrn-10-1", 1, 10).state_dict()}
-    folder.save_weights(states, "weights/initial")
-    folder.save_weights(states, "weights")
+    folder.weights.save(states, "weights/initial")
+    folder.weights.save(states, "weights")
     folder.add_decision(decide(1, DISTANCES, Rule(make_strategy("switokd").switch)))
     folder.add_metrics([{"epoch": 1, "network": "student"}])
     folder.add_metrics([{"epoch": 2, "network": "student"}])
@@ -94,7 +95,7 @@ def test_a_decision_is_on_disk_immediately_with_a_line_per_pair(tmp_path: Path) 
 def test_weights_load_safely_and_fit_the_network(tmp_path: Path) -> None:
     network = build("wrn-10-1", 1, 10)
     folder = RunFolder(config(tmp_path))
-    folder.save_weights({"student": network.state_dict()}, "weights")
+    folder.weights.save({"student": network.state_dict()}, "weights")
     folder.close()
     state = torch.load(tmp_path / "weights/student.pt", weights_only=True)
     assert type(state) is dict
@@ -106,7 +107,7 @@ def test_weights_load_safely_and_fit_the_network(tmp_path: Path) -> None:
 def test_better_weights_replace_the_previous_weights(tmp_path: Path) -> None:
     folder = RunFolder(config(tmp_path))
     for value in (1.0, 2.0):
-        folder.save_weights({"student": {"w": torch.tensor(value)}}, "weights/best")
+        folder.weights.save({"student": {"w": torch.tensor(value)}}, "weights/best")
     folder.close()
     file = tmp_path / "weights/best/student.pt"
     assert set(file.parent.iterdir()) == {file, file.parent / "SHA256SUMS"}  # no partial file
@@ -140,6 +141,23 @@ def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
         check_run_dir(config(file))
     with pytest.raises(UsageError, match="cannot be created: Not a directory"):
         RunFolder(config(file / "below"))
+
+
+def test_folder_whose_name_is_too_long_is_refused(tmp_path: Path) -> None:
+    for settings in ({}, {"resume": "auto"}):
+        long = config(tmp_path / ("a" * 300)).model_copy(update=settings)
+        assert resume.find(long) is None
+        with pytest.raises(UsageError, match=r"^run_dir: .* cannot be .*: File name too long"):
+            RunFolder(long)
+
+
+def test_folder_that_is_a_link_to_nowhere_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    for target in ("nowhere", "link"):  # the second leads to itself
+        link.symlink_to(target)
+        with pytest.raises(UsageError, match=f"is a link to {target}, which does not exist; "):
+            check_run_dir(config(link))
+        link.unlink()
 
 
 def test_unnamed_runs_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,3 +265,8 @@ def test_table_shows_moving_averages_if_a_network_has_one() -> None:
     assert ["frozen", "teacher", "9", "97.00", "%", "98.00", "%", "-", "100%"] in rows
     shown = ["little", "student", "9", "97.00", "%", "98.00", "%", "97.50", "%", "-"]
     assert shown in rows
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step"')
+    assert read_lines(tmp_path / "d.jsonl") == [{"step": 1}, {"step": 2}]

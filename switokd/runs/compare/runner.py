@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +23,9 @@ from typing import Protocol
 from switokd.errors import PeerError, UsageError
 from switokd.runs.compare.trials import Trial, TrialState
 from switokd.runtime.environment import cores
+from switokd.runtime.interpreter import python_command
 from switokd.runtime.lifecycle import PARENT, Terminated
+from switokd.runtime.log import plain_environment
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
@@ -165,19 +166,19 @@ def _without_teachers(waiting: Sequence[Trial], failed: dict[Path, Failure]) -> 
 def start(trial: Trial, jobs: int, logs: Path, lock: int) -> RunningTrial:
     """Start one trial; its output goes to a file in `logs`."""
     log = logs / f"{trial.folder.name}.log"
-    command = [sys.executable, "-m", "switokd", "train", *trial.arguments, "resume=auto"]
+    arguments = ["train", *trial.arguments, "resume=auto"]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file:
-        file.write(f"$ {shlex.join(['switokd', *command[3:]])}\n")
+        file.write(f"$ {shlex.join(['switokd', 'train', *trial.arguments, 'resume=auto'])}\n")
         file.flush()
         process = subprocess.Popen(
-            command,
+            [*python_command("switokd"), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             env={
                 **threads(trial, jobs),
-                **os.environ,
+                **plain_environment(),
                 "PYTHONUNBUFFERED": "1",
                 PARENT: str(os.getpid()),
             },

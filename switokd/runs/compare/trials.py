@@ -16,7 +16,7 @@ from typing import Any
 
 from switokd.config.config import Config
 from switokd.config.run_file import load, load_importable
-from switokd.config.yaml_loader import parse_yaml
+from switokd.config.yaml_loader import in_one_line, parse_yaml
 from switokd.distillation.semantics import problem_of_strategy
 from switokd.distillation.strategies import STRATEGIES, make_strategy
 from switokd.errors import UsageError
@@ -52,7 +52,7 @@ class Variant:
         """Settings that select this variant, as KEY=VALUE."""
         return [
             f"distillation.strategy={json.dumps(self.name)}",
-            f"distillation.strategy_kwargs={json.dumps(self.kwargs)}",
+            f"distillation.strategy_kwargs={in_one_line(dict(self.kwargs))}",
         ]
 
     def folder(self, out: Path, seed: int) -> Path:
@@ -145,22 +145,22 @@ class Trial:
         return settings
 
 
-def parse_strategies(text: str) -> list[Variant]:
+def parse_strategies(text: str, option: str = "--strategies") -> list[Variant]:
     """Parse the option --strategies, for example "dml,threshold:delta=0.5,mine:Own:rate=2".
 
     The name, or package.module:callable, is followed by arguments of the form `:KEY=VALUE` with a
-    value in YAML. Commas and colons in brackets or braces belong to a value. UsageError if the
-    text has another form.
+    value in YAML. Commas and colons in brackets or braces belong to a value. option: the option's
+    name. UsageError if the text has another form.
     """
-    variants = [_parse_strategy(piece.strip()) for piece in _split(text, ",")]
+    variants = [_parse_strategy(piece.strip(), option) for piece in _split(text, ",")]
     folders = Counter(v.folder(Path(), 0) for v in variants)
     for variant in variants:
         if folders[variant.folder(Path(), 0)] > 1:
-            raise UsageError(f"--strategies {text}: {variant.label} occurs twice")
+            raise UsageError(f"{option} {text}: {variant.label} occurs twice")
     return variants
 
 
-def _parse_strategy(text: str) -> Variant:
+def _parse_strategy(text: str, option: str) -> Variant:
     name, *rest = _split(text, ":")
     if rest and "=" not in rest[0]:
         name = f"{name}:{rest.pop(0)}"
@@ -169,10 +169,10 @@ def _parse_strategy(text: str) -> Variant:
         key, equals, value = argument.partition("=")
         if not equals or not key.isidentifier() or key in kwargs:
             raise UsageError(
-                f"--strategies {text}: found {argument!r}; allowed: NAME or "
+                f"{option} {text}: found {argument!r}; allowed: NAME or "
                 "package.module:callable, then each argument once, as :KEY=VALUE"
             )
-        kwargs[key] = parse_yaml(value, f"--strategies {text}")
+        kwargs[key] = parse_yaml(value, f"{option} {text}")
     return Variant(name, kwargs)
 
 
