@@ -13,11 +13,12 @@ Both programs take float32 images in [0, 1] and normalise them. weights.pt is th
 normalisation: code that loads the file must normalise with mean and std of the manifest. Using
 model.onnx needs onnxruntime, and no torch.
 
-Not covered: making an artefact (`exporter.py`); reading picture files (`data/pictures.py`).
+Not covered: making an artefact (`exporter.py`); preparing pictures (`data/network_input.py`).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -28,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from switokd.data import pictures
-from switokd.data.pictures import Floats
+from switokd.data import network_input
+from switokd.data.network_input import Floats
 from switokd.data.signature import COLOURS
 from switokd.errors import UsageError, nearest
 from switokd.export import formats
@@ -94,10 +95,10 @@ class Artefact:
         """Return one image as an array `[C, H, W]` for `logits`; UsageError if it cannot be."""
         if isinstance(image, str | Path):
             self.check_takes_pictures()
-            return pictures.read(Path(image), self.manifest.signature)
+            return network_input.read(Path(image), self.manifest.signature)
         if isinstance(image, Image):
             self.check_takes_pictures()
-            return pictures.prepare(image, self.manifest.signature)
+            return network_input.prepare(image, self.manifest.signature)
         array = np.asarray(image)
         if array.dtype.kind != "f" or array.shape != self.manifest.signature.shape:
             raise UsageError(
@@ -149,7 +150,7 @@ def load_artefact(folder: str | Path, format: Format | None = None) -> Artefact:
     usable = [f for f in FILES if f in manifest.files and not formats.missing(f)]
     chosen = format or (usable or list(manifest.files))[0]
     path = folder / manifest.files[chosen].file
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"{path} is missing; copy the whole folder, or export again")
     if sha256(path) != manifest.files[chosen].sha256:
         raise UsageError(

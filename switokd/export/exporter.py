@@ -9,6 +9,7 @@ Not covered: the formats themselves (`formats.py`); using an artefact (`artefact
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from switokd.data.images import open_images
-from switokd.data.pictures import Floats
+from switokd.data.network_input import Floats
 from switokd.data.signature import InputSignature
 from switokd.errors import SwitokdError, UsageError, nearest
 from switokd.export import formats
@@ -77,7 +78,7 @@ def export(
     if scaling:
         trained = replace(trained, signature=trained.signature.with_scaling(*scaling))
     target = Path(out) if out is not None else trained.run_folder / "export" / trained.name
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if os.path.exists(target) and (not os.path.isdir(target) or any(target.iterdir())):
         raise UsageError(f"{target} exists and is never overwritten; remove it, or use --out")
     reference = make_reference(trained)
     try:
@@ -85,7 +86,9 @@ def export(
         # A temporary folder, so that an artefact that is not fully checked never appears.
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
-        raise UsageError(f"{target} cannot be created: {error.strerror}") from None
+        raise UsageError(
+            f"{target} cannot be created: {error.strerror}; name another folder with --out"
+        ) from None
     try:
         write_checked(partial, trained, reference, chosen)
         partial.chmod(target.parent.stat().st_mode)  # mkdtemp gives access to the owner only
@@ -184,7 +187,8 @@ def _random_images(signature: InputSignature) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _logits(network: torch.nn.Module, normalised: Tensor) -> Floats:
-    logits: Floats = torch.cat([network(x) for x in torch.split(normalised, 32)]).numpy()
+    # Clones, because a network may change its input in place.
+    logits: Floats = torch.cat([network(x.clone()) for x in torch.split(normalised, 32)]).numpy()
     return logits
 
 
@@ -198,6 +202,7 @@ def write_checked(
         role=model.role,
         model=model.model,
         model_kwargs=model.model_kwargs,
+        output=model.output,
         import_from=config.import_from,
         parameters=registry.parameter_count(trained.network),
         run=config.name,

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from switokd.data.pictures import Floats
+from switokd.data.network_input import Floats
 from switokd.data.signature import InputSignature
 from switokd.errors import UsageError, first_line
 from switokd.export.manifest import Format, Manifest
@@ -84,7 +84,9 @@ def write(
     import torch
 
     if format == "state-dict":
-        torch.save({k: v.contiguous() for k, v in network.state_dict().items()}, path)
+        from switokd.models.own_state import state_to_save
+
+        torch.save(state_to_save(network, "the network"), path)
     elif format == "torch-export":
         torch.export.save(program, path)
     elif torch.__version__ >= FIRST_WITH_ONNX_FROM_TRACE:
@@ -197,12 +199,12 @@ def _load_torch_export(path: Path) -> LogitsFunction:
 
 def _load_state_dict(path: Path, manifest: Manifest) -> LogitsFunction:
     from switokd.export.trained import build
-    from switokd.models import registry
+    from switokd.models.given_weights import load_weights
 
     add_import_folders([*manifest.import_from, os.getcwd()])
     signature = manifest.signature
-    network = build(manifest.model, manifest.model_kwargs, signature)
-    registry.load_weights(network, path, f"the artefact's {manifest.network}")
+    network = build(manifest.model, manifest.model_kwargs, signature, manifest.output)
+    load_weights(network, path, f"the artefact's {manifest.network}")
     return _logits_function(with_normalisation(network, signature).eval())
 
 
@@ -211,7 +213,7 @@ def _logits_function(module: torch.nn.Module) -> LogitsFunction:
 
     def run(images: Floats) -> Floats:
         with torch.no_grad():
-            logits: Floats = module(torch.from_numpy(images)).numpy()
+            logits: Floats = module(torch.from_numpy(images).clone()).numpy()
         return logits
 
     return run

@@ -62,6 +62,8 @@ class Manifest(_Part):
     role: str
     model: str
     model_kwargs: dict[str, Any]
+    output: str | int | None = None
+    """Where the logits are in what the model returns; only weights.pt needs it."""
     import_from: tuple[str, ...]
     """Folders with the user's own modules; only weights.pt needs them."""
     parameters: int

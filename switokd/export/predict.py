@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from switokd.data import pictures
+from switokd.data.image_files import find
+from switokd.data.network_input import Floats
 from switokd.errors import UsageError
 from switokd.export.artefact import BATCH, Artefact, Guess, batched
 
@@ -37,9 +38,9 @@ def predict_files(
             on_bad(error)
             return None
 
-    def readable() -> Iterator[tuple[Path, pictures.Floats]]:
+    def readable() -> Iterator[tuple[Path, Floats]]:
         for path in paths:
-            for picture in attempt(pictures.find, path) or []:
+            for picture in attempt(find, path) or []:
                 image = attempt(artefact.prepare, picture)
                 if image is not None:
                     yield picture, image

@@ -7,6 +7,7 @@ Not covered: exporting the network (`exporter.py`); starting a run from trained 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,13 @@ import torch
 
 from switokd.config.config import Config
 from switokd.config.run_file import load_importable
+from switokd.data.augment import seeding
 from switokd.data.images import open_images
 from switokd.data.signature import InputSignature
 from switokd.errors import UsageError, nearest
 from switokd.export.manifest import WeightsChoice
 from switokd.models import registry
+from switokd.models.given_weights import load_weights
 from switokd.runtime.durable import check_sum
 
 WEIGHTS_FILES: Mapping[WeightsChoice, str] = {
@@ -68,7 +71,7 @@ def load_trained(
     Raises UsageError if the folder is no run folder, or lacks the network or the weights.
     """
     path = run / "config.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"{run} is no run folder: it has no config.yaml")
     return load_with_config(run, load_importable(str(path), settings), name, weights)
 
@@ -82,19 +85,28 @@ def load_with_config(run: Path, config: Config, name: str | None, weights: str) 
     file, choice = _weights_file(run, name, weights)
     signature = signature_of(run, config)
     model = config.networks[name]
-    network = build(model.model, model.model_kwargs, signature)
+    network = build(model.model, model.model_kwargs, signature, model.output)
     check_sum(file)
-    registry.load_weights(network, file, f"{run.name}, network {name}")
+    load_weights(network, file, f"{run.name}, network {name}")
     network.eval()
     top1 = _top1(run, name, choice)
     return TrainedNetwork(run, config, name, network, signature, choice, top1)
 
 
-def build(name: str, kwargs: Mapping[str, Any], signature: InputSignature) -> torch.nn.Module:
-    """Build a network as training does; the state of random number generators is unchanged."""
-    sides = signature.height, signature.width
-    with torch.random.fork_rng(devices=[]):
-        return registry.build(name, signature.channels, signature.classes, kwargs, min(sides))
+def build(
+    name: str,
+    kwargs: Mapping[str, Any],
+    signature: InputSignature,
+    output: str | int | None = None,
+) -> torch.nn.Module:
+    """Build a network as training does; the state of random number generators is unchanged.
+
+    output: as in `registry.build`.
+    """
+    channels, classes = signature.channels, signature.classes
+    side = min(signature.height, signature.width)
+    with seeding():
+        return registry.build(name, channels, classes, kwargs, side, output)
 
 
 def _network_name(config: Config, run: Path, name: str | None) -> str:
@@ -121,7 +133,7 @@ def _weights_file(run: Path, name: str, weights: str) -> tuple[Path, WeightsChoi
     if choice is None:
         raise UsageError(f"weights: found {weights!r}; allowed: {', '.join(WEIGHTS_FILES)}")
     file = WEIGHTS_FILES[choice].format(name)
-    if not (run / file).is_file():
+    if not os.path.isfile(run / file):
         raise UsageError(f"{run} has no {file}: {REASONS_MISSING[choice]}")
     return run / file, choice
 
@@ -131,7 +143,7 @@ def signature_of(run: Path, config: Config) -> InputSignature:
     path = run / "signature.json"
     return (
         InputSignature.load(path)
-        if path.is_file()
+        if os.path.isfile(path)
         else InputSignature.of(open_images(config.data, 0))
     )
 

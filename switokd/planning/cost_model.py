@@ -18,6 +18,8 @@ only, and the predicted step is the mean of the k steps. So a step takes
 
     E over pauses [ max over ranks ( backward, all-reduce, update, forward ) ] + exchange
 
+A rank computes each of its micro-batches (`compute.micro_batches`) in a pass of its own.
+
 Times of a shard come from a profile (`profile.py`), linear between the measured sizes. An
 all-reduce over r ranks takes b latencies + 2 (r-1)/r bytes / bandwidth. The exchange takes
 one latency + received bytes / bandwidth.
@@ -36,7 +38,7 @@ shards on accuracy (statistics of BatchNorm).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from switokd.distillation.topology import Topology
 from switokd.errors import UsageError
@@ -121,20 +123,31 @@ def simplest_of_the_best(ranked: Sequence[Prediction]) -> Prediction:
 
 
 def rank_placements(
-    profile: Profile, topology: Topology, batch_size: int, devices: int, pauses: Pauses
+    profile: Profile,
+    topology: Topology,
+    batch_size: int,
+    devices: int,
+    pauses: Pauses,
+    micro_batches: int = 1,
 ) -> list[Prediction]:
     """Predict the candidate placements on exactly `devices` ranks, best first.
 
+    micro_batches: with more than one, only placements whose ranks share them evenly are candidates.
+
     Placements that fit into memory come before those that do not, then faster ones come first.
     If two times are equal to six digits, the simpler placement comes first (`_complexity`).
-    Raises UsageError if a network was not profiled, or if the batch is too small.
+    Raises UsageError if a network was not profiled, if the batch is too small, or if no placement
+    can share the micro-batches.
     """
     limit = max(MAX_CANDIDATES // len(pauses.patterns), 200)
     works = [_work(profile, topology, batch_size, p) for p in (pauses, Pauses.none())]
-    placements = candidates(topology, works, batch_size, devices, limit)
-    placements = [p for p in placements if not p.problem_with(batch_size)]
+    found = candidates(topology, works, batch_size, devices, limit)
+    found = [replace(placement, micro_batches=micro_batches) for placement in found]
+    problems = [placement.problem_with(batch_size) for placement in found]
+    placements = [p for p, problem in zip(found, problems, strict=True) if not problem]
     if not placements:
-        raise _too_many(batch_size, devices)
+        too_many = _too_many(batch_size, devices)
+        raise UsageError(problems[0]) if micro_batches > 1 and problems else too_many
     return sorted((predict(profile, p, batch_size, pauses) for p in placements), key=_sort_key)
 
 
@@ -197,6 +210,10 @@ class _Step:
             name: {r: s.stop - s.start for r, s in placement.shards(name, batch_size).items()}
             for name in names
         }
+        self.parts = {
+            name: max(placement.micro_batches // len(row), 1) for name, row in placement.table
+        }
+        """Passes of a rank in a step, by network: one per micro-batch."""
         self.teachers = {name for name in names if self.times[name].role == "teacher"}
         self.order = sorted(names, key=lambda name: name in self.teachers)
 
@@ -229,9 +246,12 @@ class _Step:
             buckets = -(-times.gradient_bytes // self.communication.bucket_bytes) or 1
             start = 0.0
             for rank, n in shards.items():
-                first = clock[rank] + times.backward(n) / (1 if times.cuda_graphs else buckets)
+                seconds = self.parts[name] * times.backward(n / self.parts[name])
+                # The gradients of micro-batches are added up first.
+                at_end = times.cuda_graphs or self.parts[name] > 1
+                first = clock[rank] + seconds / (1 if at_end else buckets)
                 start = max(start, first, link_free[rank])
-                clock[rank] += times.backward(n)
+                clock[rank] += seconds
             if len(shards) > 1 and updates:
                 size = times.gradient_bytes / buckets
                 per_bucket = self.communication.all_reduce(len(shards), size)
@@ -246,5 +266,6 @@ class _Step:
                 clock[rank] = max(clock[rank], start) + self.times[name].update_seconds
         for name, shards in self.samples.items():
             for rank, n in shards.items():
-                clock[rank] += self.times[name].forward(n)
+                parts = self.parts[name]
+                clock[rank] += parts * self.times[name].forward(n / parts)
         return max(clock)

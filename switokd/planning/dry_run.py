@@ -24,16 +24,24 @@ from switokd.data.prefetch import prefetch
 from switokd.data.synthetic import images_for
 from switokd.distillation.decision import Decision
 from switokd.distillation.losses import objective
-from switokd.errors import SwitokdError, UsageError, first_line
+from switokd.errors import (
+    SwitokdError,
+    UsageError,
+    first_line,
+    own_code_error,
+    own_code_errors,
+)
 from switokd.models import registry
 from switokd.planning.pauses import expected_pauses
 from switokd.planning.profile import saved_profile
 from switokd.planning.profiler import kept_by_forward
 from switokd.runtime.device import choose_device
 from switokd.runtime.environment import Environment
+from switokd.runtime.lifecycle import told
 from switokd.runtime.placement import LocalPlacement, replicated
 from switokd.runtime.process_group import World
 from switokd.training.build import (
+    Models,
     check_shards,
     make_learners,
     make_model,
@@ -97,11 +105,18 @@ class CheckedNetwork:
         try:
             with kept_by_forward(self.model) as kept:
                 z: Tensor = self.model(x)
-        except Exception as error:
-            raise UsageError(
-                f"networks.{self.name}: its forward pass fails in training on images of "
-                f"shape {list(x.shape)}: {first_line(error)}"
-            ) from error
+        except UsageError as error:  # of the hook that finds the logits
+            raise UsageError(f"networks.{self.name}: {error}") from error.__cause__
+        except BaseException as error:
+            what = (
+                f"networks.{self.name}: its forward pass fails in training on images of shape "
+                f"{list(x.shape)}"
+            )
+            if found := own_code_error(error, what):
+                raise found from error
+            if not isinstance(error, Exception):
+                raise
+            raise UsageError(f"{what}: {first_line(error)}") from error
         self.seconds += _now(self.device) - started
         self.kept = sum(kept.values())
         expected = (len(x), self.classes)
@@ -124,12 +139,15 @@ def dry_run(config: Config, batch: int = 4) -> DryRun:
     Mistakes in the run file, the networks or the data are in the result's `problems`.
     """
     try:
-        device = choose_device(config.device, Environment())
-        images = images_for(config)
+        with own_code_errors():
+            device = choose_device(config.device, Environment())
+            images = images_for(config)
     except SwitokdError as error:
-        return DryRun((str(error),))
+        return DryRun((told(error),))
     problems: list[str] = []
-    built = {name: _build(config, name, images, problems) for name in config.topology}
+    built: dict[str, nn.Module] = {}
+    for name in config.topology:
+        built[name] = _build(config, name, images, built, problems)
     try:
         if config.placement != "auto":
             check_shards(config, config.placement_on(1), images)
@@ -138,22 +156,24 @@ def dry_run(config: Config, batch: int = 4) -> DryRun:
             for path in config.auto.profiles:
                 saved_profile(config, Path(path), images.shape, images.classes)
     except SwitokdError as error:
-        problems.append(str(error))
+        problems.append(told(error))
     if problems:
         return DryRun(tuple(problems))
     try:
-        with tf32(config.compute):
+        with tf32(config.compute), own_code_errors():
             return _step(config, built, images, batch, device)
     except SwitokdError as error:
-        return DryRun((str(error),))
+        return DryRun((told(error),))
 
 
-def _build(config: Config, name: str, images: Images, problems: list[str]) -> nn.Module:
+def _build(
+    config: Config, name: str, images: Images, built: Models, problems: list[str]
+) -> nn.Module:
     """Build a network; if it cannot be built or does not fit the data, append to `problems`."""
     try:
-        return make_model(config, name, images)
+        return make_model(config, name, images, built)
     except UsageError as error:
-        problems.append(f"networks.{name}: {error}")
+        problems.append(f"networks.{name}: {told(error)}")
         return nn.Identity()
 
 

@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 
 from switokd.config.sections import Auto
+from switokd.config.yaml_loader import parse_number
 from switokd.distillation.decision import Mode
 from switokd.distillation.method import Method
 from switokd.distillation.topology import Topology
@@ -136,11 +137,8 @@ def parse_shares(texts: list[str], topology: Topology) -> dict[str, float]:
                 f"--paused {text}: no teacher {name!r}{nearest(name, topology.teachers)} "
                 f"(teachers: {', '.join(topology.teachers)})"
             )
-        try:
-            share = float(number)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1:
+        share = parse_number(number)
+        if share is None or not 0 <= share <= 1:
             raise UsageError(f"--paused {text}: a share is a number from 0 to 1, like 0.5")
         if equals:
             by_teacher[name] = share

@@ -113,11 +113,11 @@ class NetworkTimes(Section):
             raise ValueError("samples must ascend")
         return self
 
-    def forward(self, samples: int) -> float:
+    def forward(self, samples: float) -> float:
         """Return the seconds of a forward pass of `samples` samples."""
         return _interpolate(self.samples, self.forward_seconds, samples)
 
-    def backward(self, samples: int) -> float:
+    def backward(self, samples: float) -> float:
         """Return the seconds of a backward pass of `samples` samples."""
         return _interpolate(self.samples, self.backward_seconds, samples)
 
@@ -249,7 +249,7 @@ def _describe(network: Network | NetworkTimes, optimizer: str) -> str:
 
 
 @lru_cache(maxsize=100_000)
-def _interpolate(samples: tuple[int, ...], seconds: tuple[float, ...], n: int) -> float:
+def _interpolate(samples: tuple[int, ...], seconds: tuple[float, ...], n: float) -> float:
     """Interpolate the seconds for `n` samples linearly between the two nearest measurements.
 
     Above the largest size the last line is continued, with a slope of at least 0. Below the

@@ -25,6 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from switokd.config.config import Config
 from switokd.config.sections import Compute, Network
+from switokd.data.augment import seeding
 from switokd.data.prefetch import in_order
 from switokd.distillation.couplings import Term
 from switokd.errors import UsageError
@@ -81,9 +82,9 @@ def profile(
     sizes, memory = sorted(set(sizes)), memory or device_memory(device)
     if config.compute.compile:  # compiling takes long for each size
         sizes = sorted({sizes[0], sizes[-1]})
-    stages, on_gpu = len(sizes) + 1, device.type == "cuda"
-    networks = {}
-    with torch.random.fork_rng(devices=[device] if on_gpu else []), tf32(config.compute):
+    stages, on_gpu, networks = len(sizes) + 1, device.type == "cuda", {}
+    gpus = [device] if on_gpu else []
+    with seeding(), torch.random.fork_rng(devices=gpus), tf32(config.compute):
         for i, (name, network) in enumerate(config.networks.items()):
 
             def report(stage: int, name: str = name, before: int = i * stages) -> None:
@@ -290,7 +291,9 @@ def _benchmark(
 ) -> NetworkBenchmark:
     """Build a network for measuring; UsageError if it cannot be built or trained."""
     network, (channels, *sides) = config.networks[name], image
-    model = registry.build(network.model, channels, classes, network.model_kwargs, min(sides))
+    model = registry.build(
+        network.model, channels, classes, network.model_kwargs, min(sides), network.output
+    )
     registry.check_output(model, network.model, image, classes)
     if not any(p.requires_grad for p in model.parameters()):
         raise UsageError(f"model {network.model} has no parameter to train")

@@ -62,8 +62,8 @@ def test_weights_of_a_run_that_ended(tmp_path: Path) -> None:
         kind: registry.build("wrn-10-1", in_channels=1, num_classes=10).state_dict()
         for kind in ("last", "best", "ema")
     }
-    folder.save_weights({"student": states["last"], "student.ema": states["ema"]}, "weights")
-    folder.save_weights({"student": states["best"]}, "weights/best")
+    folder.weights.save({"student": states["last"], "student.ema": states["ema"]}, "weights")
+    folder.weights.save({"student": states["best"]}, "weights/best")
     top1 = {"top1_last": 1.0, "top1_best": 2.0, "top1_ema_last": 3.0}
     folder.finish({"networks": {"student": top1}})
     for weights, expected in (("last", 1.0), ("best", 2.0), ("ema", 3.0)):
