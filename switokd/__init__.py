@@ -10,17 +10,37 @@ arXiv:2209.04996.
 Not covered: the command line (`cli/`), the coordinator (`services.coordinator`).
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from switokd.runtime.interpreter import leave_current_folder
+
+leave_current_folder()  # before other imports
+
+from importlib import import_module  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from switokd.api import distil, train
     from switokd.runs.run import Run, load_run
+    from switokd.runs.trackers.tracker import Tracker
+    from switokd.training.observer import ObservedRun, Observer
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "distil", "load_run", "train"]
+__all__ = [
+    "ObservedRun",
+    "Observer",
+    "Run",
+    "Tracker",
+    "__version__",
+    "distil",
+    "load_run",
+    "train",
+]
 
-_MODULES = {"train": "api", "distil": "api", "Run": "runs.run", "load_run": "runs.run"}
+_MODULES = {
+    **dict.fromkeys(("train", "distil"), "api"),
+    **dict.fromkeys(("Run", "load_run"), "runs.run"),
+    **dict.fromkeys(("Observer", "ObservedRun"), "training.observer"),
+    "Tracker": "runs.trackers.tracker",
+}
 
 
 def __getattr__(name: str) -> Any:

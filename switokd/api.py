@@ -30,14 +30,21 @@ from switokd.config.run_file import (
     load,
     with_folders,
 )
+from switokd.config.yaml_loader import in_one_line
+from switokd.data.augment import seeding
 from switokd.errors import (
+    EXIT_STOPPED,
     NonFiniteError,
     PeerError,
     SwitokdError,
     UsageError,
+    own_code_errors,
 )
 from switokd.runs.run import EMPTY, Run, importing_from
 from switokd.runtime.environment import Environment, environment
+from switokd.runtime.interpreter import python_command
+from switokd.runtime.log import plain_environment
+from switokd.training.observer import Observer
 
 Source = str | Path | Mapping[str, Any] | Config
 """Name of a recipe, path of a run file, content of a run file, or a configuration."""
@@ -51,24 +58,31 @@ def train(
     settings: Settings = EMPTY,
     *,
     processes: int | Literal["auto"] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Run:
     """Train the networks of a recipe, run file, dict or Config; return the finished run.
 
     settings: replace values of the source. processes: None trains in this process, "auto" starts
-    as many processes as `switokd train`, a number starts that many. Relative folders of import_from
+    as many processes as `switokd train`, a number starts that many. observers: objects that watch a
+    training in this process, besides those that the run file names. Relative folders of import_from
     are relative to the run file, or to the current folder if the source is no file.
     UsageError, NonFiniteError and PeerError as in `errors.py`.
     """
     is_count = type(processes) is int and processes >= 1
     if not (processes is None or processes == "auto" or is_count):
         raise UsageError(f"processes: found {processes!r}; allowed: None, 'auto', 1 or more")
+    if observers and processes is not None:
+        raise UsageError(
+            "observers: an object cannot watch a training in other processes; name its class in "
+            "the run file, like observers: [package.module:Class]"
+        )
     overrides = [_setting(key, value) for key, value in settings.items()]
     file = Path(source) if isinstance(source, str | Path) else None
     beside = file.resolve().parent if file else Path.cwd()
     config = with_folders(_config(source, overrides), beside)
     _refuse_torchrun()
     if processes is None:
-        return _train_here(config)
+        return _train_here(config, observers=observers)
     if file:
         return Run(_train_in_processes([str(file), *overrides], processes))
     with tempfile.TemporaryDirectory() as folder:
@@ -86,13 +100,14 @@ def distil(
     classes: int | None = None,
     epochs: int = 10,
     settings: Settings = EMPTY,
+    observers: Sequence[Observer] = (),
 ) -> Run:
     """Train networks and data sets that are Python objects, in this process; return the run.
 
     teachers, students: by name, a torch.nn.Module, a callable that builds one, or the name of a
     model. Training starts from the weights of a module, and does not change the module itself.
     train, test: map-style data sets of (image, label), as for `data.dataset` of a run file.
-    classes: number of classes; None counts the labels.
+    classes: number of classes; None counts the labels. observers: as for `train`.
     UsageError and NonFiniteError as in `errors.py`.
     """
     data = plugins.name_of("data", train)
@@ -118,7 +133,7 @@ def distil(
     }
     config = checked(raw, "distil", [_setting(key, value) for key, value in settings.items()])
     _refuse_torchrun()
-    return _train_here(with_folders(config, Path.cwd()), lend)
+    return _train_here(with_folders(config, Path.cwd()), lend, observers)
 
 
 def _config(source: Source, overrides: Sequence[str]) -> Config:
@@ -130,12 +145,13 @@ def _config(source: Source, overrides: Sequence[str]) -> Config:
 
 
 def _setting(key: str, value: Any) -> str:
-    """Format a setting as on the command line; JSON is valid YAML."""
+    """Format a setting as on the command line, in YAML."""
 
     def plain(other: Any) -> Any:  # for numbers of NumPy and PyTorch, and for paths
         return other.item() if hasattr(other, "item") else str(other)
 
-    return f"{key}={json.dumps(value, default=plain, ensure_ascii=False)}"
+    # By way of JSON, which has no types but those of YAML.
+    return f"{key}={in_one_line(json.loads(json.dumps(value, default=plain)))}"
 
 
 def _refuse_torchrun() -> None:
@@ -161,7 +177,9 @@ def _refuse_untrained(config: Config, lend: Mapping[str, Any]) -> None:
             )
 
 
-def _train_here(config: Config, lend: Mapping[str, Any] = EMPTY) -> Run:
+def _train_here(
+    config: Config, lend: Mapping[str, Any] = EMPTY, observers: Sequence[Observer] = ()
+) -> Run:
     """Train in this process."""
     if config.coordinator.address not in ("auto", "off"):
         raise UsageError(
@@ -173,18 +191,23 @@ def _train_here(config: Config, lend: Mapping[str, Any] = EMPTY) -> Run:
     single += [f"networks.{name}.ranks=1" for name in config.networks]
     config = checked(config.model_dump(mode="json"), config.name, single)
     folders = import_folders(config, Path.cwd())
-    with _random_generators_restored(), plugins.lend(lend), importing_from(folders):
+    with (
+        _random_generators_restored(),
+        plugins.lend(lend),
+        importing_from(folders),
+        own_code_errors(),
+    ):
         _refuse_untrained(config, lend)
-        path = worker.train(config, Environment(embedded=True))
+        path = worker.train(config, Environment(embedded=True), worker.Helpers(observers=observers))
     assert path is not None, "one process, which is rank 0"
     return Run(path, lend)
 
 
 @contextmanager
 def _random_generators_restored() -> Iterator[None]:
-    """Restore PyTorch's random generators after the body."""
+    """Restore the default random generators of Python, numpy and PyTorch after the body."""
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices=list(gpus)):
+    with seeding(), torch.random.fork_rng(devices=list(gpus)):
         yield
 
 
@@ -194,13 +217,18 @@ def _train_in_processes(arguments: Sequence[str], processes: int | Literal["auto
     The command runs in a new process, because it changes signal handlers and the environment.
     Raises the error that the command reports.
     """
-    command = [sys.executable, "-u", "-m", "switokd", "train", *arguments]
+    command = [*python_command("switokd"), "train", *arguments]
     command += [] if processes == "auto" else [f"--processes={processes}"]
     path = ""
     with (
         tempfile.TemporaryFile("w+", errors="replace") as errors,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace"
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+            env=plain_environment(),
         ) as child,
     ):
         try:
@@ -229,7 +257,7 @@ def _error(code: int, said: str) -> SwitokdError:
 
     said: standard error of the command. The exit codes are in `errors.py`.
     """
-    kinds: dict[int, type[SwitokdError]] = {2: UsageError, 3: NonFiniteError, 4: PeerError}
+    kinds = {2: UsageError, 3: NonFiniteError, 4: PeerError, EXIT_STOPPED: SwitokdError}
     ours = [line for line in said.splitlines() if line.startswith("switokd: ")]
     if code in kinds and ours:
         return kinds[code](ours[-1].removeprefix("switokd: "))

@@ -7,16 +7,19 @@ Not covered: options that only one command has; they are in the module of that c
 
 from __future__ import annotations
 
-from typing import Annotated, NoReturn, Optional
+import os
+import re
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
 from switokd.errors import SwitokdError
-from switokd.runtime.lifecycle import print_error
+from switokd.runtime.lifecycle import VERBOSE, print_error, told
 
 EPILOG = (
     "Exit codes: 0 success, 2 a mistake in the run file, the arguments or the data, "
-    "3 a network diverged, 4 a process of the run was lost, 143 SIGTERM: the run can be continued."
+    "3 a network diverged, 4 a process of the run was lost, 6 a command has stopped the run, "
+    "143 SIGTERM: the run can be continued."
 )
 
 _RUN_FILE = typer.Argument(
@@ -37,7 +40,39 @@ Settings = Annotated[
 ]
 
 
+def number_option(
+    least: int, most: int | None = None, names: tuple[str, ...] = (), *, help: str
+) -> Any:
+    """Return an option for a whole number as it is written: 10 or 010, but not 1_0.
+
+    names: of the option; by default, that of the parameter.
+    """
+    allowed = f"{least} or more" if most is None else f"{least} to {most}"
+
+    def parse(text: object) -> int:
+        if re.fullmatch(r"[-+]?[0-9]{1,18}", str(text)):
+            number = int(str(text))
+            if number >= least and (most is None or number <= most):
+                return number
+        raise typer.BadParameter(f"found {text}; allowed: a whole number, {allowed}")
+
+    return typer.Option(*names, parser=parse, metavar="N", help=help)
+
+
+VERBOSE_HELP = "Show the frames of an error that a module of your own raises."
+
+
+def _set_verbose(is_wanted: bool) -> None:
+    if is_wanted:
+        os.environ[VERBOSE] = "1"
+
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", callback=_set_verbose, expose_value=False, help=VERBOSE_HELP)
+]
+
+
 def fail(error: SwitokdError) -> NoReturn:
     """Print the error in one line and end the command with the error's exit code."""
-    print_error(str(error))
+    print_error(told(error))
     raise typer.Exit(error.exit_code)

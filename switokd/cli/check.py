@@ -7,6 +7,7 @@ Not covered: the dry run itself (`planning/dry_run.py`).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -14,10 +15,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from switokd.cli.arguments import fail
+from switokd.cli.arguments import Verbose, fail, number_option
 from switokd.config.recipes import recipes
 from switokd.errors import SwitokdError, UsageError
-from switokd.runtime.lifecycle import print_error
+from switokd.runtime.lifecycle import print_error, told
 
 if TYPE_CHECKING:
     from switokd.config.config import Config
@@ -37,7 +38,8 @@ def check(
         typer.Argument(metavar="RECIPE_OR_FILE|KEY.KEY=VALUE", help=WORDS_HELP),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help=ALL_HELP)] = False,
-    batch: Annotated[int, typer.Option(min=2, help=BATCH_HELP)] = 4,
+    batch: Annotated[int, number_option(2, help=BATCH_HELP)] = 4,
+    verbose: Verbose = False,
 ) -> None:
     """Check that run files can train: build the networks and make one training step.
 
@@ -61,7 +63,7 @@ def check(
     for name in names:
         problems = _check(name, settings, batch)
         for problem in problems:
-            print_error(" ".join(problem.split()))
+            print_error(problem)
         failed += bool(problems)
     if len(names) > 1:
         passed = f"{len(names) - failed} of {len(names)}" if failed else f"all {len(names)}"
@@ -77,13 +79,13 @@ def _check(name: str, settings: list[str], batch: int) -> tuple[str, ...]:
     try:
         config = load_importable(name, settings)
     except SwitokdError as error:  # its message names the file
-        return (str(error),)
+        return tuple(told(error).splitlines())
     from switokd.planning.dry_run import dry_run
 
     result = dry_run(config, batch)
     if not result.problems:
         _print(config, result)
-    return tuple(f"{name}: {problem}" for problem in result.problems)
+    return tuple(" ".join(f"{name}: {problem}".split()) for problem in result.problems)
 
 
 def _print(config: Config, result: DryRun) -> None:
@@ -150,7 +152,7 @@ def _data(config: Config) -> str:
         return f"{data.dataset}, installed with switokd"
     root = Path(data.root)
     paths = [root if root.resolve().name == name else root / name for name in catalogued.folders]
-    missing = [str(path) for path in paths if not path.is_dir()]
+    missing = [str(path) for path in paths if not os.path.isdir(path)]
     if not missing:
         return f"{data.dataset}, present in {data.root}"
     remedy = "; data.download=true downloads it" if data.dataset in DOWNLOADABLE else ""

@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from switokd.cli.arguments import RunFile, Settings, fail
+from switokd.cli.arguments import RunFile, Settings, Verbose, fail, number_option
 from switokd.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, SwitokdError
 from switokd.runtime.lifecycle import Terminated, print_error
 
@@ -34,8 +34,9 @@ def compare(
     strategies: Annotated[Optional[str], typer.Option(metavar="LIST", help=STRATEGIES_HELP)] = None,  # noqa: UP045
     seeds: Annotated[Optional[str], typer.Option(metavar="N", help=SEEDS_HELP)] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option(metavar="FOLDER", help=OUT_HELP)] = None,  # noqa: UP045
-    jobs: Annotated[int, typer.Option(min=1, help=JOBS_HELP)] = 1,
+    jobs: Annotated[int, number_option(1, help=JOBS_HELP)] = 1,
     report_only: Annotated[bool, typer.Option("--report-only", help=REPORT_HELP)] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train a recipe with several strategies and seeds, and compare the results.
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from switokd.cli.arguments import Settings, fail
+from switokd.cli.arguments import Settings, Verbose, fail, number_option
 from switokd.errors import SwitokdError, UsageError
 from switokd.runtime.lifecycle import print_error
 
@@ -59,6 +59,7 @@ def export(
     out: Annotated[Optional[Path], typer.Option(metavar="FOLDER", help=OUT_HELP)] = None,  # noqa: UP045
     mean: Annotated[Optional[str], typer.Option(metavar="NUMBERS", help=MEAN_HELP)] = None,  # noqa: UP045
     std: Annotated[Optional[str], typer.Option(metavar="NUMBERS", help=STD_HELP)] = None,  # noqa: UP045
+    verbose: Verbose = False,
 ) -> None:
     """Export a trained network to a folder, called an artefact.
 
@@ -94,9 +95,10 @@ def export(
 def predict(
     artefact: Annotated[Path, typer.Argument(metavar="ARTEFACT", help=ARTEFACT_HELP)],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER", help=IMAGES_HELP)],
-    top: Annotated[int, typer.Option(min=1, help=TOP_HELP)] = 5,
+    top: Annotated[int, number_option(1, help=TOP_HELP)] = 5,
     format: Annotated[Optional[str], typer.Option(metavar="FORMAT", help=FORMAT_HELP)] = None,  # noqa: UP045
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Print the most likely classes of pictures, predicted by an exported network.
 
@@ -134,13 +136,16 @@ def predict(
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
+    """Parse numbers as in a run file; UsageError for anything else."""
+    from switokd.config.yaml_loader import parse_number
+
+    numbers = [parse_number(part) for part in text.split(",")]
+    if None in numbers:
         raise UsageError(
             f"--mean, --std: got {text!r}; allowed: one number, or one per channel, separated by "
             "commas"
-        ) from None
+        )
+    return tuple(number for number in numbers if number is not None)
 
 
 def _print_export(folder: Path, manifest: Manifest) -> None:

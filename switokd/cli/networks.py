@@ -20,7 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from switokd.cli.arguments import fail
+from switokd.cli.arguments import fail, number_option
 from switokd.errors import SwitokdError, UsageError
 from switokd.runtime.lifecycle import print_error
 
@@ -57,9 +57,9 @@ def networks(
         Optional[list[str]],  # noqa: UP045, typer reads it at run time
         typer.Argument(metavar="NAME", help=NAME_HELP),
     ] = None,
-    classes: Annotated[Optional[int], typer.Option(min=1, help=CLASSES_HELP)] = None,  # noqa: UP045
-    size: Annotated[Optional[int], typer.Option(min=1, help=SIZE_HELP)] = None,  # noqa: UP045
-    channels: Annotated[int, typer.Option(min=1, help=CHANNELS_HELP)] = DEFAULT_CHANNELS,
+    classes: Annotated[Optional[int], number_option(1, help=CLASSES_HELP)] = None,  # noqa: UP045
+    size: Annotated[Optional[int], number_option(1, help=SIZE_HELP)] = None,  # noqa: UP045
+    channels: Annotated[int, number_option(1, help=CHANNELS_HELP)] = DEFAULT_CHANNELS,
     model_kwargs: Annotated[Optional[str], typer.Option(metavar="YAML", help=KWARGS_HELP)] = None,  # noqa: UP045
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from switokd.cli.arguments import RunFile, Settings, fail
+from switokd.cli.arguments import RunFile, Settings, Verbose, fail, number_option
 from switokd.errors import SwitokdError, UsageError
 
 DEVICES_HELP = "Number of ranks, each on a device like the profiled one."
@@ -29,14 +29,15 @@ TOP_HELP = "Number of placements in the table."
 
 def plan(
     recipe: RunFile,
-    devices: Annotated[int, typer.Option(min=1, help=DEVICES_HELP)],
+    devices: Annotated[int, number_option(1, help=DEVICES_HELP)],
     settings: Settings = None,
     profile: Annotated[Optional[Path], typer.Option(metavar="FILE", help=PROFILE_HELP)] = None,  # noqa: UP045
     save_profile: Annotated[Optional[Path], typer.Option(metavar="FILE", help=SAVE_HELP)] = None,  # noqa: UP045
     paused: Annotated[Optional[list[str]], typer.Option(metavar="SHARE", help=PAUSED_HELP)] = None,  # noqa: UP045
     run: Annotated[Optional[Path], typer.Option(metavar="FOLDER", help=RUN_HELP)] = None,  # noqa: UP045
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
-    top: Annotated[int, typer.Option(min=1, help=TOP_HELP)] = 10,
+    top: Annotated[int, number_option(1, help=TOP_HELP)] = 10,
+    verbose: Verbose = False,
 ) -> None:
     """Predict which placement of the networks trains fastest on a number of devices.
 
@@ -67,7 +68,14 @@ def plan(
         data = data_facts(config)
         check_devices(config.topology, data.batch, devices)
         measured = make_profile(config, data, profile, save_profile, devices)
-        ranked = rank_placements(measured, config.topology, data.batch, devices, pauses)
+        ranked = rank_placements(
+            measured,
+            config.topology,
+            data.batch,
+            devices,
+            pauses,
+            config.compute.micro_batches,
+        )
     except SwitokdError as error:
         fail(error)
     report = plan_report.PlacementReport(config, data.batch, measured, pauses, ranked)

@@ -80,7 +80,7 @@ def make_profile(
         keep_freed_memory()
     from switokd.planning.profiler import profile
 
-    sizes = shard_sizes(data.batch, devices)
+    sizes = shard_sizes(data.batch, max(devices, config.compute.micro_batches))
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%")
     with Progress(*columns, console=console, transient=True) as bar:
@@ -96,7 +96,7 @@ def make_profile(
 
 
 def _check_writable(path: Path) -> None:
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+    if os.path.isdir(path) or not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
         raise UsageError(
             f"--save-profile: {path} cannot be written; name a file in a folder that you may write"
         )

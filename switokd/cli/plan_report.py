@@ -136,7 +136,9 @@ def _table(report: PlacementReport, top: int, width: int) -> Table:
 def _notes(recommended: Prediction, config: Config) -> list[str]:
     """Warn of effects of the recommended placement on BatchNorm and memory."""
     notes = []
-    if any(len(row) > 1 for _, row in recommended.placement.table):
+    if config.compute.micro_batches > 1:
+        notes.append("note  BatchNorm layers use the statistics of each micro-batch")
+    elif any(len(row) > 1 for _, row in recommended.placement.table):
         if config.compute.batch_norm == "rank":
             notes.append("note  BatchNorm layers use the statistics of each rank's own images")
         else:

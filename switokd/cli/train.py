@@ -6,6 +6,7 @@ Not covered: what a rank does (`cli/worker.py`); several machines (torchrun star
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from switokd.cli.arguments import OptionalRunFile, Settings, fail
+from switokd.cli.arguments import OptionalRunFile, Settings, Verbose, fail, number_option
 from switokd.errors import SwitokdError, UsageError
 from switokd.runtime.environment import Environment, ProcessLayout
 from switokd.runtime.lifecycle import end_with_parent
+from switokd.runtime.log import identify, log_output
 
 if TYPE_CHECKING:
     from switokd.config.config import Config
@@ -39,13 +41,14 @@ def train(
     settings: Settings = None,
     processes: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--processes", "-n", min=1, help=PROCESSES_HELP),
+        number_option(1, names=("--processes", "-n"), help=PROCESSES_HELP),
     ] = None,
     resume: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="RUN", help="Continue the run in this folder from its checkpoint."),
     ] = None,
-    max_restarts: Annotated[int, typer.Option(min=0, help=MAX_RESTARTS_HELP)] = 3,
+    max_restarts: Annotated[int, number_option(0, help=MAX_RESTARTS_HELP)] = 3,
+    verbose: Verbose = False,
 ) -> None:
     """Train the networks of a recipe or run file on this machine.
 
@@ -68,11 +71,14 @@ def train(
     """
     # Imported here: `switokd --help` needs none of these.
     from switokd.cli.worker import run_rank
+    from switokd.runtime.console import outlive_console
     from switokd.runtime.environment import environment
 
-    env = environment()
+    log_output()
+    outlive_console()
     end_with_parent()
     try:
+        env = environment()
         recipe, settings = _to_resume(recipe, settings or [], resume)
         if env.under_torchrun:
             run_rank(recipe, settings)
@@ -126,7 +132,7 @@ def _to_resume(
     if recipe is not None and "=" not in recipe:
         raise UsageError(f"--resume takes the run file from {resume}: leave {recipe!r} out")
     file = resume / "config.yaml"
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UsageError(f"--resume {resume}: this is no run folder: it has no config.yaml")
     given = [recipe] if recipe else []
     return str(file), [*given, *settings, *_settings_to_continue(resume)]
@@ -145,12 +151,15 @@ def _launch(
     max_restarts: int,
 ) -> int:
     """Start the coordinator and the ranks, again if the job loses one; return the exit code."""
+    from switokd.coordination.probe import probing
     from switokd.coordination.process import coordinator_process
     from switokd.runs.curves import draw_curves
     from switokd.runtime.launcher import Job, launch
 
     env = Environment(world_size=processes, local_world_size=processes)
+    identify(run=config.name)
     with ExitStack() as stack:
+        stack.enter_context(probing(config.coordinator))
         coordinator = None
         if config.coordinator.address == "auto":
             coordinator = stack.enter_context(coordinator_process(config, env))

@@ -22,21 +22,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from switokd.cli.arguments import EPILOG, RunFile, Settings
+from switokd.cli.arguments import EPILOG, RunFile, Settings, Verbose
+from switokd.cli.commands import CliCommand
 from switokd.config.run_file import load_importable
 from switokd.coordination.membership import Endpoint
+from switokd.coordination.probe import probing
 from switokd.coordination.process import coordinator_process
+from switokd.coordination.tokens import hide_token
 from switokd.errors import PeerError
 from switokd.runs.curves import drawing_process
+from switokd.runtime.console import accept_any_console, outlive_console
 from switokd.runtime.environment import (
+    Environment,
     ProcessLayout,
     check_alone,
     check_world_size,
     environment,
     started,
 )
-from switokd.runtime.lifecycle import follow_launcher, one_line_errors
-from switokd.runtime.threads import wait_briefly
+from switokd.runtime.interpreter import python_command, start_fork_server
+from switokd.runtime.lifecycle import follow_launcher, one_line_errors, print_warning
+from switokd.runtime.log import identify, log_output, set_up
+from switokd.runtime.threads import drop_unusable_threads, wait_briefly
 
 if TYPE_CHECKING:
     from switokd.worker import Helpers
@@ -44,10 +51,13 @@ if TYPE_CHECKING:
 
 def worker_main() -> None:
     """Run the command line of `python -m switokd.train`, which torchrun starts once per rank."""
+    accept_any_console()
+    set_up(sys.argv)
+    drop_unusable_threads(print_warning)
     wait_briefly()
     worker = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-    @worker.command(epilog=EPILOG)
+    @worker.command(epilog=EPILOG, cls=CliCommand)
     def rank(
         recipe: RunFile,
         settings: Settings = None,
@@ -55,6 +65,7 @@ def worker_main() -> None:
         fork: Annotated[int, typer.Option(hidden=True)] = 0,
         launcher: Annotated[int, typer.Option(hidden=True)] = -1,
         coordinator: Annotated[str, typer.Option(hidden=True)] = "",
+        verbose: Verbose = False,
     ) -> None:
         """Train the networks of one rank; torchrun starts this command once per rank.
 
@@ -66,6 +77,8 @@ def worker_main() -> None:
 
         Writes the run folder that run_dir names; see 'switokd train --help'.
         """
+        log_output()
+        outlive_console()
         allowed = [ProcessLayout.of(code) for code in layouts.split(",") if code]
         if fork:
             fork_ranks(recipe, settings or [], allowed, fork, socket.socket(fileno=launcher))
@@ -102,7 +115,7 @@ def fork_ranks(
         endpoint = Endpoint(**start["coordinator"]) if start["coordinator"] else None
         options = [f"--layouts={','.join(layout.code for layout in layouts)}"] if layouts else []
         options += [f"--coordinator={json.dumps(start['coordinator'])}"] if endpoint else []
-        command = [sys.executable, "-u", "-m", "switokd.train", *options, recipe, *to_start]
+        command = [*python_command("switokd.train"), *options, recipe, *to_start]
         ended = _run_ranks(
             world_size, launcher, command, partial(config.who, world_size=world_size)
         )
@@ -160,16 +173,23 @@ def run_rank(
     coordinator, if the launcher has started one. helpers: what the launcher does. Rank 0 starts a
     process for the coordinator or the drawing if these are None.
     """
-    env = replace(environment(), layouts=tuple(layouts), started=started())
+    hide_token()
+    with one_line_errors(Environment()):
+        env = replace(environment(), layouts=tuple(layouts), started=started())
     with one_line_errors(env):
         config = load_importable(recipe, settings)
         needed = config.world_size or env.world_size
         check_world_size(needed, config.topology.name, shlex.join([recipe, *settings]), env)
         if config.coordinator.address == "off":
             check_alone(env)
+        if config.data.workers:
+            start_fork_server()
+    identify(config.name, env.rank)
     with one_line_errors(env, config.who(env.rank, env.world_size)), ExitStack() as stack:
         wait_for_coordinator: Callable[[], Endpoint] | None = None
         draw: Callable[[Path], object] | None = None
+        if env.rank == 0 and not helpers:  # the launcher has said it
+            stack.enter_context(probing(config.coordinator))
         if env.rank == 0:  # these processes start while this one imports PyTorch
             draw = helpers.draw if helpers else stack.enter_context(drawing_process())
             if endpoint is not None:

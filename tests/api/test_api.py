@@ -349,7 +349,7 @@ def test_names_and_tensors_go_as_objects(tmp_path: Path) -> None:
             "model <object large: wrong> does not take images of 1 x 6 x 6",
         ),
         (lambda: distil(Path("out"), train=[]), "without samples"),
-        (lambda: distil(Path("out"), train=iter([])), "with a length and items"),
+        (lambda: distil(Path("out"), train=iter([])), "can only be iterated"),
         (lambda: distil(Path("out"), classes=2), "label 2 is outside the 2 classes"),
         (
             lambda: distil(Path("out"), settings={"networks.small.optimizer": {"lr": 1e9}}),

@@ -204,11 +204,12 @@ MISTAKES = {
     "wrong output": ([f"{STUDENT}wide"], "into logits of shape (2, 10), got (2, 11)"),
     "wrong in training": (
         [f"{TEACHER}two_faced"],
-        "networks.teacher: in training it must turn 4 images into logits of shape (4, 10), got (4",
+        "networks.teacher: model own_check:two_faced must turn 4 images into logits of shape "
+        "(4, 10) in training, got (4",
     ),
     "fails in training": (
         [f"{TEACHER}moody"],
-        "networks.teacher: its forward pass fails in training on images of shape [4, 1, 8, 8]: ",
+        "networks.teacher: its forward pass fails in training on images of shape [4, 1, 8, 8]",
     ),
     "not finite": ([f"{STUDENT}boundless"], "networks.student: its logits are not finite"),
     "no gradient": (
@@ -342,7 +343,8 @@ def test_a_frozen_teacher_needs_no_gradient(own: Path) -> None:
 
 def test_catalog_agrees_with_the_data_sets() -> None:
     images = open_images(Data(dataset="digits"), seed=0)
-    assert set(KNOWN) | {"imagenet", "image-folder"} == set(BY_NAME)
+    opened = {"imagenet", "image-folder", "huggingface", "webdataset"}
+    assert set(KNOWN) | opened == set(BY_NAME)
     data = KNOWN["digits"]
     assert (images.shape, images.classes, images.samples) == (data.image, data.classes, 1437)
     noise = images_for(load("digits-1t1s", ["data.batch_size=20"]))

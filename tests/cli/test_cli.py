@@ -98,6 +98,8 @@ def test_worker_reports_a_mistake_in_the_same_way(tmp_path: Path) -> None:
         ("switokd.cli.plan_report", ["torch", "numpy"]),
         ("switokd.cli.compare_runs", ["torch"]),
         ("switokd.cli.worker", ["torch", "numpy"]),
+        ("switokd.cli.finding", ["torch", "numpy", "pydantic", "yaml"]),
+        ("switokd.cli.run_tables", ["torch", "numpy", "pydantic", "yaml"]),
         ("switokd.services.coordinator.server", ["torch", "torchvision"]),
     ],
 )

@@ -1,0 +1,119 @@
+"""Mistakes at the terminal: each is one line that says what is wrong, where, and what to do.
+
+Not covered: mistakes that only a run can find (`tests/training`); commands that need a coordinator.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from switokd.cli.commands import settings_named
+from switokd.cli.main import main
+from tests.support import run
+
+LINES = [
+    ("train --epochs 5", "there is no option --epochs; a setting is written without dashes: sch"),
+    ("train digits-1t1s --epochs 5", "without dashes: schedule.epochs=5; see 'switokd train --he"),
+    ("train digits-1t1s --lr=0.1", "networks.NAME.optimizer.lr=0.1 (NAME: a network of the run f"),
+    ("train digits-1t1s --batch-size 8", "without dashes: data.batch_size=8; see"),
+    ("train digits-1t1s --epohs 5", "without dashes: schedule.epochs=5; see"),
+    ("train digits-1t1s --networks.student.model x", "without dashes: networks.student.model=x"),
+    ("check digits-1t1s --seed 3", "check: there is no option --seed; a setting is written with"),
+    ("train digits-1t1s --proceses 2", "there is no option --proceses; did you mean '--processes'"),
+    ("recipes --epochs 5", "recipes: there is no option --epochs; see 'switokd recipes --help'"),
+    ("train digits-1t1s -e 5", "train: there is no option -e; see 'switokd train --help'"),
+    ("train --processes", "train: option '--processes' requires an argument; see 'switokd train"),
+    ("trian", "no such command 'trian'; did you mean 'train', 'drain'; see 'switokd --help'"),
+    ("--trian", "there is no option --trian"),
+    ("settings x", "settings: got unexpected extra argument"),
+    ("plan digits-1t1s", "plan: missing option '--devices'"),
+    ("plan digits-1t1s --devices 0", "--devices: found 0; allowed: a whole number, 1 or more"),
+    ("coordinator --port 80000", "--port: found 80000; allowed: a whole number, 0 to 65535"),
+    ("train digits-1t1s --log-format xml", "--log-format: found xml; allowed: text, json"),
+    ("train", "name a recipe (see 'switokd recipes') or a run file, or --resume RUN"),
+    ("train nofile.yaml", "nofile.yaml: cannot be read as a run file: No such file"),
+    ("train .", ". is a folder; name a run file in it, or a recipe"),
+    ("train digits-1t1s extra", "'extra': a setting is written key.key=value"),
+    ("train --resume nowhere", "--resume nowhere: this is no run folder"),
+    ("train digits-1t1s -n 5", "digits-1t1s is 1T1S and needs 2 processes, found 5"),
+    (
+        "train digits-1t1s networks.studnt.model=wrn-10-1",
+        "networks.studnt has no role; did you mean 'student'? (networks: teacher, student)",
+    ),
+    (
+        "train digits-1t1s distillation.strategy=switkod",
+        "distillation: strategy 'switkod' is not one of",
+    ),
+    ("export nowhere", "nowhere is no run folder: it has no config.yaml"),
+    ("predict nowhere x.png", "nowhere is no artefact"),
+    ("compare digits-1t1s --jobs 0", "--jobs: found 0; allowed: a whole number, 1 or more"),
+    ("coordinator --strategy foo", "--strategy foo: write package.module:callable"),
+    ("recipes digits", "no recipe of that name; did you mean 'digits-2t1s'?"),
+]
+
+
+def told(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[str]:
+    """Run a command with a mistake in this process; return what it says."""
+    monkeypatch.setattr(sys, "argv", ["switokd", *command.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    return said.err.splitlines()
+
+
+@pytest.mark.parametrize(("command", "words"), LINES, ids=[command for command, _ in LINES])
+def test_a_mistake_is_one_line(
+    command: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (line,) = told(command, monkeypatch, capsys)
+    assert line.startswith("switokd: ")
+    assert words in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_mistakes_of_options_and_settings_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "train digits-1t1s schedule.epochs=x --processes 0 data.batch_size=1 --max-restarts y"
+    lines = told(command, monkeypatch, capsys)
+    assert lines == [
+        "switokd: train: --processes: found 0; allowed: a whole number, 1 or more",
+        "switokd: train: --max-restarts: found y; allowed: a whole number, 0 or more",
+        "switokd: digits-1t1s with data.batch_size=1: data.batch_size: found 1; allowed: greater "
+        "than or equal to 2",
+        'switokd: digits-1t1s with schedule.epochs=x: schedule.epochs: found "x"; allowed: a whole '
+        "number",
+    ]
+    assert len(told("predict", monkeypatch, capsys)) == 2  # both arguments are missing
+
+
+def test_settings_that_an_option_may_mean() -> None:
+    assert settings_named("temperature") == [
+        *("distillation.temperature", "networks.NAME.temperature"),
+        "pairs.TEACHER.STUDENT.temperature",
+    ]
+    assert settings_named("train_samples") == settings_named("train-samples")
+    assert settings_named("nothing-like-it") == []
+
+
+@pytest.mark.parametrize("module", ["switokd", "switokd.train"])
+def test_a_mistake_as_an_object(module: str, tmp_path: Path) -> None:
+    words = ["train"] if module == "switokd" else []
+    command = [sys.executable, "-m", module, *words, "nope", "--log-format", "json", "--lr", "1"]
+    code, out, err = run(command, tmp_path)
+    assert (code, out) == (2, "")
+    said = json.loads(err)
+    assert said["level"] == "error"
+    assert "there is no option --lr" in said["message"]
