@@ -28,6 +28,7 @@ from bench import (
     planning,
     profiling,
     roofline,
+    scale,
     starting,
     waits,
 )
@@ -47,6 +48,7 @@ PARTS: Mapping[str, ModuleType] = {
     "simulated": placements,
     "planning": planning,
     "coordinator": coordinator,
+    "scale": scale,
     "start": starting,
     "gpu": gpu,
     "nccl": nccl,

@@ -36,6 +36,7 @@ PAIRS = [
 TARGET_PER_SECOND = 5000
 PINS = hasattr(os, "sched_setaffinity")
 COMMAND = [sys.executable, "-m", "switokd", "coordinator", "--port", "0", "--http-port", "0"]
+COMMAND += ["--message-rate", "1e6", "--message-burst", "1e6"]  # one rank may be that fast here
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
 
 def measure_memory(reports: int) -> tuple[float, float]:
     """Return the coordinator's resident MiB after `reports`, and after a tenth of them."""
-    with _coordinator() as (process, address, _):
-        load = Load(address, _join(address, MAIN), PAIRS)
+    with coordinator() as (process, address, _):
+        load = Load(address, join(address, MAIN), PAIRS)
         sent, memory = 0, []
         for goal in (reports // 10, reports):
             while sent < goal:
@@ -140,8 +141,8 @@ def measure_memory(reports: int) -> tuple[float, float]:
 
 def measure_case(case: Case, seconds: float) -> Result:
     """Measure one case with a new coordinator process."""
-    with _coordinator() as (process, address, core):
-        ranks = _join(address, case)
+    with coordinator() as (process, address, core):
+        ranks = join(address, case)
         load = Load(address, ranks, PAIRS)
         pace = case.ranks / TARGET_PER_SECOND if case.paced else 0.0
         load.drive(seconds / 5, pace)  # warm-up
@@ -167,7 +168,7 @@ def measure_case(case: Case, seconds: float) -> Result:
 
 
 @contextmanager
-def _coordinator() -> Iterator[tuple[psutil.Process, str, int]]:
+def coordinator() -> Iterator[tuple[psutil.Process, str, int]]:
     """Start a coordinator on one core, and keep this process on the other cores."""
     cores = sorted(os.sched_getaffinity(0)) if PINS else []
     if cores:
@@ -187,7 +188,7 @@ def _coordinator() -> Iterator[tuple[psutil.Process, str, int]]:
                 os.sched_setaffinity(0, cores)
 
 
-def _join(address: str, case: Case) -> list[Rank]:
+def join(address: str, case: Case) -> list[Rank]:
     """Register the runs and return their ranks, which are not connected yet."""
     world = case.ranks // case.runs
     everywhere = [list(range(world))] * len(TOPOLOGY)

@@ -4,8 +4,8 @@ gRPC's client needs more CPU time per message than the coordinator. Each rank he
 TCP connection with a minimal HTTP/2 client. Requests are hand-made frames. Of the responses only
 lengths and frame types are read, except for the last decision of each stream, which is checked.
 
-Not covered: flow control for sending. A rank has at most a few hundred bytes in flight, and the
-smallest window of HTTP/2 is 65,535 bytes.
+Not covered: flow control for sending, except for a flood. Another rank has at most a few hundred
+bytes in flight, and the smallest window of HTTP/2 is 65,535 bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import socket
 import struct
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from switokd.v1 import coordinator_pb2 as pb
 
@@ -24,10 +26,14 @@ METHOD = "/switokd.v1.CoordinatorService/Train"
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 SETTLE_STEPS = 500
 """Steps between two checkpoints, at which rank 0 settles what was decided."""
+FLOOD_PIECE = 20
+"""Messages that a flood sends at once."""
+SILENCE_SECONDS = 30.0
+"""A coordinator that sends nothing for longer than this hangs."""
 ACK = END_STREAM = 0x1
 END_HEADERS = 0x4
 INITIAL_WINDOW_SIZE = 4
-LARGEST_WINDOW = 2**31 - 1
+FIRST_WINDOW, LARGEST_WINDOW = 65_535, 2**31 - 1
 clock = time.perf_counter
 
 
@@ -62,7 +68,7 @@ def _opening(authority: str) -> bytes:
     return (
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
         + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, LARGEST_WINDOW))
-        + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", LARGEST_WINDOW - 65535))
+        + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", LARGEST_WINDOW - FIRST_WINDOW))
         + frame(HEADERS, END_HEADERS, 1, block)
     )
 
@@ -112,16 +118,27 @@ class Rank:
             if kind == DATA:
                 self._messages += buffer[start : start + size]
             elif kind in (SETTINGS, PING) and not flags & ACK:
+                self.on_frame(kind, 0, bytes(buffer[start : start + size]))
                 payload = bytes(buffer[start : start + size]) if kind == PING else b""
-                self.socket.sendall(frame(kind, ACK, 0, payload))
+                self.answer(frame(kind, ACK, 0, payload))
             elif kind in (RESET, GOAWAY) or (kind == HEADERS and flags & END_STREAM):
                 raise ConnectionError(
                     f"rank {self.rank} of run {self.run_id}: the coordinator ended the stream: "
                     f"{bytes(buffer[start : start + size])!r}"
                 )
+            elif kind == WINDOW_UPDATE:
+                of_stream = int.from_bytes(buffer[start - 4 : start], "big")
+                self.on_frame(kind, of_stream, bytes(buffer[start : start + size]))
             start += size
         del buffer[:start]
         return self._count()
+
+    def answer(self, acknowledgement: bytes) -> None:
+        """Send the answer to a frame of the coordinator."""
+        self.socket.sendall(acknowledgement)
+
+    def on_frame(self, kind: int, stream: int, payload: bytes) -> None:
+        """Note settings and windows; a rank that reports once per step needs neither."""
 
     def _count(self) -> int:
         data, start, count = self._messages, 0, 0
@@ -134,6 +151,67 @@ class Rank:
         del data[:start]
         self.done += count
         return count
+
+
+class Flood(Rank):
+    """A rank that sends messages as fast as the coordinator reads them, in large pieces.
+
+    Only this class counts the windows of HTTP/2, because only here there is more in flight than
+    they hold.
+    """
+
+    def start(self, address: str, message: Callable[[int], bytes]) -> None:
+        """Open the stream and wait for the answer. message: the n-th request, counted from 1."""
+        self.windows = {0: FIRST_WINDOW - 1000, 1: FIRST_WINDOW - 1000}
+        """Bytes that the coordinator permits, by stream; 0: all of the connection."""
+        self._initial = FIRST_WINDOW
+        self.flooded = 0
+        """Messages sent."""
+        self._message, self._unsent, self._answers = message, b"", b""
+        self.connect(address)
+        while self.done < 0:
+            self.receive()
+        self.socket.setblocking(False)
+
+    def pump(self) -> None:
+        """Read what has come, and send one piece if the windows and the socket permit it.
+
+        The other ranks are driven by the same thread, and must not wait for the flood.
+        """
+        with suppress(BlockingIOError):
+            while True:
+                self.receive()
+        with suppress(BlockingIOError):
+            if not self._unsent:  # answers go between two pieces
+                self._unsent, self._answers = self._answers, b""
+            if self._unsent or self._prepare():
+                self._unsent = self._unsent[self.socket.send(self._unsent) :]
+
+    def _prepare(self) -> int:
+        """Make as many messages as the windows permit; return their number."""
+        size = len(self._message(self.flooded + 1)) + 10  # later steps take a byte more
+        count = min(min(self.windows.values()) // size, FLOOD_PIECE)
+        first = self.flooded + 1
+        self._unsent = b"".join(map(self._message, range(first, first + count)))
+        for stream in self.windows:
+            self.windows[stream] -= len(self._unsent)
+        self.flooded += count
+        return count
+
+    def answer(self, acknowledgement: bytes) -> None:
+        """Send the answer with the next piece."""
+        self._answers += acknowledgement
+
+    def on_frame(self, kind: int, stream: int, payload: bytes) -> None:
+        """Note a window that the coordinator opens."""
+        if kind == WINDOW_UPDATE:
+            self.windows[stream] += int.from_bytes(payload, "big")
+        elif kind == SETTINGS:
+            for i in range(0, len(payload), 6):
+                name, value = struct.unpack(">HI", payload[i : i + 6])
+                if name == INITIAL_WINDOW_SIZE:
+                    self.windows[1] += value - self._initial
+                    self._initial = value
 
 
 @dataclass
@@ -154,6 +232,7 @@ class Load:
         self._ranks = ranks
         self._pairs = pairs
         self._reports: dict[tuple[int, tuple[str, ...]], bytes] = {}
+        self._floods: list[Flood] = []
         self._selector = selectors.DefaultSelector()
         for rank in ranks:
             rank.connect(address)
@@ -162,14 +241,25 @@ class Load:
             for key, _ in self._selector.select(10):
                 key.data.receive()
 
+    def add_flood(self, flood: Flood) -> None:
+        """Let a flood that has started go on while the ranks are driven."""
+        self._selector.register(flood.socket, selectors.EVENT_READ, flood)
+        self._floods.append(flood)
+
     def drive(self, seconds: float, step_seconds: float = 0.0) -> Outcome:
         """Report step after step for `seconds`; a report follows the decision of the last step.
 
-        step_seconds: minimum time between the starts of two steps; 0 starts them at once.
+        step_seconds: minimum time between the starts of two steps; 0 starts them at once. The
+        ranks of a run start together, the runs one after another: they know nothing of each other.
         """
         latencies: array[float] = array("d")
         reports_before = sum(rank.sent for rank in self._ranks)
-        started = due = clock()
+        started = heard = clock()
+        runs: dict[str, list[Rank]] = {}
+        for rank in self._ranks:
+            runs.setdefault(rank.run_id, []).append(rank)
+        due = [(started + i * step_seconds / len(runs), name) for i, name in enumerate(runs)]
+        """When each run starts its next step, the first one first."""
         goal: dict[str, int] | None = None
         while goal is None or any(min(r.done, r.sent) < goal[r.run_id] for r in self._ranks):
             now = clock()
@@ -177,14 +267,24 @@ class Load:
                 # All ranks of a run end with the last step that one of them has started.
                 ordered = sorted(self._ranks, key=lambda rank: rank.sent)
                 goal = {rank.run_id: rank.sent for rank in ordered}
-                due = now
-            if now >= due:  # without step_seconds only at the start and at the end
-                due = now + 1.0 if not step_seconds else max(due + step_seconds, now)
-                for rank in self._ranks:
+                due = [(now, name) for name in runs]
+            while due[0][0] <= now:  # without step_seconds only at the start and at the end
+                at, name = heappop(due)
+                next_at = max(at + step_seconds, now) if step_seconds else now + 1.0
+                heappush(due, (next_at + 1e-9, name))
+                for rank in runs[name]:
                     self._report_next(rank, goal)
-            for key, _ in self._selector.select(max(due - now, 0.0)):
+            for flood in self._floods:
+                flood.pump()
+            ready = self._selector.select(max(due[0][0] - now, 0.0))
+            heard = now if ready else heard
+            if now - heard > SILENCE_SECONDS + step_seconds:
+                raise TimeoutError(f"the coordinator has sent nothing for {SILENCE_SECONDS:g} s")
+            for key, _ in ready:
                 rank = key.data
-                if rank.receive() and rank.done >= rank.sent:
+                if isinstance(rank, Flood):
+                    rank.pump()
+                elif rank.receive() and rank.done >= rank.sent:
                     if rank.teachers:
                         latencies.append(clock() - rank.sent_at)
                     if not step_seconds:
@@ -198,6 +298,7 @@ class Load:
             decision = pb.TrainResponse.FromString(bytes(rank.last)).decision
             assert decision.step == rank.sent, f"{decision.step} is not {rank.sent}"
             rank.socket.sendall(request(pb.TrainRequest(leave=pb.Leave())))
+        for rank in [*self._ranks, *self._floods]:
             self._selector.unregister(rank.socket)
             rank.socket.close()
         self._selector.close()
@@ -227,7 +328,7 @@ class Load:
                 decision_wait_seconds=wait,
                 exchange_seconds=1e-3,
                 received_step=step - 1,
-                settled_step=step - step % SETTLE_STEPS,
+                settled_step=(step - 1) // SETTLE_STEPS * SETTLE_STEPS,  # never this step
             )
             self._reports[key] = request(pb.TrainRequest(report=report))
         return self._reports[key]

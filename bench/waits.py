@@ -64,8 +64,9 @@ def _measure(case: Case, quick: bool, say: Say) -> Iterable[Figure]:
         say(f"waits for decisions, {case.distillation['strategy']}, round {i + 1} of {rounds}")
         config = run_file(2 if quick else 10, case.distillation)
         results.append(ranks.train(config, len(NETWORKS)))
-        bare.append(round_trip(300))
-        paced.append(round_trip(100, FORWARD + BACKWARD))
+        trips = 20 if quick else 100
+        bare.append(round_trip(3 * trips))
+        paced.append(round_trip(trips, FORWARD + BACKWARD))
         if case.target:
             ((_, gather),), _ = collectives.exchange(len(NETWORKS), "cpu", 1)
             gathers.append(gather)

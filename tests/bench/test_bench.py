@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +40,8 @@ from switokd.planning.profile import GLOO_LOOPBACK, NetworkTimes, Profile
 from switokd.runtime.environment import cores
 from switokd.runtime.placement import replicated
 from tests import reference
+from tests.preloaded import call, run_module
+from tests.support import REPOSITORY
 
 TOPOLOGIES = {
     "1T1S": {"t": "teacher", "s": "student"},
@@ -302,36 +304,54 @@ def test_kinds_of_operations(names: list[str], kind: str) -> None:
     assert profiling.kind_of(names) == kind
 
 
-GROUPS = (tuple(PARTS)[:6], tuple(PARTS)[6:])
-"""Parts that one process measures: starting it takes longer than most of them."""
+GROUPS = {
+    "ranks": ("waits", "simulated", "planning"),
+    "one-process": (
+        "roofline",
+        "profile",
+        "paused",
+        "input",
+        "coordinator",
+        "scale",
+        "gpu",
+        "nccl",
+    ),
+    "commands": ("plain", "start"),
+}
+"""Parts that one process measures: the parts of `ranks` fork their ranks from one server."""
+
+
+def test_each_part_is_in_one_group() -> None:
+    assert sorted(part for group in GROUPS.values() for part in group) == sorted(PARTS)
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("part", PARTS)
-def test_a_part_runs_and_writes_its_figures(
-    part: str, quick: Callable[[Sequence[str]], Path]
-) -> None:
-    (group,) = (group for group in GROUPS if part in group)
-    folder = quick(group)
-    code, printed, errors = json.loads((folder / "ended.json").read_text())
+@pytest.mark.parametrize("group", GROUPS)
+def test_parts_run_and_write_their_figures(group: str, tmp_path: Path) -> None:
+    parts, out = [part for part in PARTS if part in GROUPS[group]], tmp_path / "results.json"
+    words = ("bench", "--quick", "--only", ",".join(parts), "--out", str(out))
+    # Threads that wait busily would be ten times slower on shared cores.
+    code, printed, errors = call(
+        REPOSITORY, run_module, *words, seconds=280, OMP_WAIT_POLICY="passive"
+    )
     assert code == 0, f"{printed}\n{errors}"
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads(out.read_text())
     assert not results["failed"]
-    written = results["figures"].items()
-    figures = {n: figure for n, figure in written if figure["provenance"]["part"] == part}
+    for part in parts:
+        _check_part(part, results["figures"], printed, printed.partition(f"{parts[-1]} took ")[2])
+
+
+def _check_part(part: str, written: Mapping[str, Any], printed: str, tables: str) -> None:
+    """Check a part's figures in results.json, and what was printed; tables: printed at the end."""
+    figures = {n: figure for n, figure in written.items() if figure["provenance"]["part"] == part}
     names = set(PARTS[part].FIGURES)
-    assert {n for n, _ in written if n in names} == set(figures) <= names
-    if part not in (
-        "profile",
-        "plain",
-        *NEEDS_GPUS,
-    ):  # --quick has no compiled step and only one case
+    assert {n for n in written if n in names} == set(figures) <= names
+    # --quick has no compiled step and only one case.
+    if part not in ("profile", "plain", *NEEDS_GPUS):
         assert set(figures) == names
     if part in NEEDS_GPUS and torch.cuda.device_count() < 2:
         assert torch.cuda.is_available() or NEEDS_GPUS[part] in printed
-    # Printed once after its measurement, and once in the table at the end, with its rows.
     during, _, _ = printed.partition(f"{part} took ")
-    _, _, tables = printed.partition(f"{group[-1]} took ")
     for name, figure in figures.items():
         assert {"median", "min", "max", "pairs", "target", "reached"} <= set(figure)
         assert name in during

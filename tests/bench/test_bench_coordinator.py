@@ -6,11 +6,14 @@ Not covered: the values of the figures.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 import pytest
 
 from bench.coordinator import Case, measure_case
-from bench.load import Load, Rank
+from bench.load import SETTLE_STEPS, Load, Rank
+from bench.scale import measure_flooded, next_report, same_report
+from switokd.v1 import coordinator_pb2 as pb
 
 CASES = {
     "1, 1": Case(1, 1),
@@ -29,6 +32,15 @@ def test_every_kind_of_case_is_measured(case: Case) -> None:
     assert result.resident_mib > 10
 
 
+def test_a_report_settles_no_step_that_is_still_to_be_decided() -> None:
+    """The coordinator would ignore the report, and the load would wait forever."""
+    load = Load("", [], [])
+    for step in (1, SETTLE_STEPS - 1, SETTLE_STEPS, SETTLE_STEPS + 1, 2 * SETTLE_STEPS):
+        report = pb.TrainRequest.FromString(load._bytes(step, ())[14:]).report
+        assert report.step == step
+        assert step - SETTLE_STEPS <= report.settled_step < step
+
+
 @pytest.mark.parametrize(("goal", "sent"), [(None, 5), ({"run": 4}, 4)])
 def test_a_rank_that_only_listens_catches_up(goal: dict[str, int] | None, sent: int) -> None:
     """On a busy machine, decisions of several steps may arrive at once."""
@@ -42,3 +54,8 @@ def test_a_rank_that_only_listens_catches_up(goal: dict[str, int] | None, sent: 
         expected = b"".join(load._bytes(step, ()) for step in range(2, sent + 1))
         of_coordinator.settimeout(10)
         assert of_coordinator.recv(1 << 16) == expected
+
+
+@pytest.mark.parametrize("message", [next_report, same_report])
+def test_the_others_go_on_beside_a_flood(message: Callable[[int], bytes]) -> None:
+    assert measure_flooded(Case(6, 2), 0.5, message) > 10

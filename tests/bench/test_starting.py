@@ -11,6 +11,7 @@ import pytest
 
 from bench import starting
 
+# A command with known durations and memory: these are what is measured.
 TWO_STEPS = """
 import subprocess, sys, time
 from pathlib import Path
