@@ -24,7 +24,7 @@ from switokd import worker
 from switokd.coordination.client import Client
 from switokd.coordination.protocol import RankProtocol
 from switokd.coordination.stream import CoordinatorStream
-from switokd.runs import checkpoints, run_folder
+from switokd.runs import checkpoints, weights_files
 from switokd.runs.run_folder import RunFolder
 from switokd.training import trainer
 from switokd.training.evaluate import Evaluator
@@ -59,7 +59,7 @@ PHASES_OF_RANK_0: dict[str, tuple[Any, str]] = {
     "recording": (RunFolder, "add_decision"),
     "writing": (checkpoints, "write_with_sum"),
     "removing": (checkpoints, "remove"),
-    "weights": (run_folder, "write_with_sum"),
+    "weights": (weights_files, "write_with_sum"),
     "finishing": (RunFolder, "finish"),
 }
 """Likewise, on rank 0 alone; `recording`, `writing` and `removing` on threads of their own."""
@@ -137,8 +137,8 @@ def _spoil(flags: Flags) -> None:
             is_spoilt, flags.spoil_images = flags.spoil_images, False
             yield (x * float("nan") if is_spoilt else x), y
 
-    def spoiled_gradients(self: Learner, losses: Any, step: int) -> None:
-        backward(self, losses, step)
+    def spoiled_gradients(self: Learner, losses: Any, step: int, begins: Any) -> None:
+        backward(self, losses, step, begins)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if flags.spoil_gradient and gradients:
             flags.spoil_gradient = False

@@ -65,7 +65,7 @@ CASES = {
         [Fault("nan-images", "loading", 12, rank=1), Fault("nan-gradient", "loading", 24)],
     ),
     "files that cannot grow": (
-        [2, 0],
+        [0],
         [Fault("limit-files", "update", 8), Fault("limit-files", "weights", 20)],
     ),
     "two at once": (
@@ -113,7 +113,7 @@ def test_a_different_run_is_found(expected: Path, tmp_path: Path) -> None:
 
 
 def test_random_faults_change_no_bit(tmp_path: Path) -> None:
-    total = soak(tmp_path, seed=1, faults=10)
+    total = soak(tmp_path, seed=1, faults=6)
     assert not total.wrong, total.report()
-    assert total.happened.total() >= 10
+    assert total.happened.total() >= 6
     assert max(total.rank_descriptors) < 100

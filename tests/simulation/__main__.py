@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import time
+import traceback
 from collections import Counter
 from itertools import count
 
@@ -32,8 +33,10 @@ def main() -> int:
         world = World(seed)
         try:
             faults += world.run()
-        except Violation as violation:
-            print(f"seed {seed}: {violation}; replay: python -m tests.simulation --seed {seed}")
+        except Exception as error:  # what the real code raises is found as well
+            if not isinstance(error, Violation):
+                traceback.print_exc()
+            print(f"seed {seed}: {error}; replay: python -m tests.simulation --seed {seed}")
             return 1
         runs, alone = runs + 1, alone + world.decided_alone
         if runs % 100 == 0:

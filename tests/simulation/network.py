@@ -2,6 +2,8 @@
 
 A stream keeps the order of its messages. When it breaks, each side has got a first part of what
 the other one has sent; the coordinator notices it later than the rank.
+
+Not covered: the rank's end of them (`grpc_stub.py`).
 """
 
 from __future__ import annotations
@@ -91,11 +93,11 @@ class Stream:
             self._last_down = max(self._last_down, self._clock.now + self._delay())
             self._clock.at(self._last_down - self._clock.now, partial(self._arrive, item))
 
-    def breaks(self) -> None:
+    def breaks(self, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
         """Break at once for the rank; for the coordinator some time later."""
         if self.is_open:
             self.is_open = False
-            self._on_end(StreamEnd(grpc.StatusCode.UNAVAILABLE, "broken"))
+            self._on_end(StreamEnd(code, "broken"))
             delay = self._rng.choice((0.0, 0.01, 0.3, 2.0))
             self._clock.at(delay, lambda: self._server.when_running(self._close))
 

@@ -16,6 +16,7 @@ from switokd.coordination.settling import decide_reports
 from switokd.distillation.decision import Decision
 from switokd.distillation.distances import Parts
 from switokd.distillation.gap import Distances, PairSums, delta
+from switokd.distillation.overrides import Overrides, Stamped
 from switokd.distillation.topology import Pair
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.wire import sums_to_wire
@@ -25,13 +26,14 @@ PLACEMENTS = (
     "{teacher1: [0, 1], teacher2: [1], student: [2]}",
     "{teacher1: [1, 2], teacher2: [1, 2], student: [0]}",
 )
+ON_LOSS = (*["decide_alone"] * 8, "wait", "stop")
 SAMPLES = 8
 
 
 @lru_cache
-def configuration(placement: str) -> Config:
+def configuration(placement: str, on_loss: str) -> Config:
     """The configuration of a run of three ranks."""
-    return load("digits-2t1s", [f"placement={placement}"])
+    return load("digits-2t1s", [f"placement={placement}", f"coordinator.on_loss={on_loss}"])
 
 
 class Board:
@@ -52,12 +54,14 @@ class Numbers:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self.config = configuration(random.Random(seed).choice(PLACEMENTS))
+        rng = random.Random(seed)
+        self.on_loss = rng.choice(ON_LOSS)
+        self.config = configuration(rng.choice(PLACEMENTS), self.on_loss)
         self.placement = self.config.placement_on(3)
+        self.commands: list[Stamped] = []
+        """What rank 0 has noted in the run folder."""
+        self._overrides = Overrides(self.config.topology.pairs)
         self._truths: dict[int, Decision] = {}
-
-    def plan(self, first_step: int) -> pb.RunPlan:
-        return plan_of(self.config, self.placement, first_step)
 
     def parts(self, rank: int, step: int, pairs: list[Pair]) -> Parts:
         """The sums of all shards, as a rank computes them."""
@@ -77,22 +81,24 @@ class Numbers:
 
         return [PairSums(rounded(gap), rounded(e_s), rounded(e_t), SAMPLES) for _ in range(shards)]
 
-    def own(self, rank: int, board: Board) -> OwnDecisions:
-        return OwnDecisions(rank, self.config, self.placement, board)
-
-    def report(self, own: OwnDecisions, rank: int, step: int) -> pb.Report:
-        """Decide a step on a rank, and return the rank's report."""
-        parts = self.parts(rank, step, own.measured)
-        modes = own.decide(step, parts)
-        sums = {pair: parts[pair][index] for pair, index in own.reported.items()}
-        return pb.Report(step=step, pairs=sums_to_wire(sums, modes))
+    def command(self, stamped: Stamped) -> None:
+        """Note a command; from its first step on it changes what must be decided."""
+        self.commands.append(stamped)
+        self._overrides.add(stamped)
+        self._truths = {s: d for s, d in self._truths.items() if s < stamped.first_step}
 
     def truth(self, step: int) -> Decision:
         """What must be decided in a step, by whomever."""
         if step not in self._truths:
             board = Board()
-            reports = [self.report(self.own(rank, board), rank, step) for rank in range(3)]
-            serialized = [[report.SerializeToString()] for report in reports]
-            rule = self.config.method.rule
-            (self._truths[step],) = decide_reports(self.plan(step), rule, serialized)
+            reports = [[self._report(rank, step, board).SerializeToString()] for rank in range(3)]
+            plan, rule = plan_of(self.config, self.placement, step), self.config.method.rule
+            (self._truths[step],) = decide_reports(plan, rule, reports)
         return self._truths[step]
+
+    def _report(self, rank: int, step: int, board: Board) -> pb.Report:
+        own = OwnDecisions(rank, self.config, self.placement, board, self._overrides)
+        parts = self.parts(rank, step, own.measured)
+        modes = own.decide(step, parts)
+        sums = {pair: parts[pair][index] for pair, index in own.reported.items()}
+        return pb.Report(step=step, pairs=sums_to_wire(sums, modes, own.in_force))

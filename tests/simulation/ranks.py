@@ -1,39 +1,44 @@
-"""The ranks of a job: they train in step, report, decide alone, and settle.
+"""The ranks of a job: each trains with the real `Client`, in threads under the virtual clock.
 
-The protocol, the ranks' own decisions and the settling are the real ones; only the waiting is that
-of `Client`, written as processes of the virtual clock.
+Not covered: heartbeats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import grpc
-
-from switokd.coordination.own import first_difference
-from switokd.coordination.protocol import RankProtocol
-from switokd.coordination.settling import decide_reports
+from switokd.coordination.client import Client
+from switokd.coordination.membership import Endpoint, Membership
 from switokd.distillation.decision import Decision
-from switokd.services.coordinator.messages import plan_from_wire
-from switokd.services.coordinator.outbox import StreamEnd
-from switokd.services.coordinator.refusal import Refusal
+from switokd.errors import SwitokdError
 from switokd.v1 import coordinator_pb2 as pb
-from tests.simulation.clock import Process, Until, pause
+from tests.simulation.clock import Clock
 from tests.simulation.network import Stream
-from tests.simulation.numbers import Board
+from tests.simulation.threads import Event
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-RUN_ID = "run"
+RUN_ID, SECRET = "run", b"known to all ranks of the run"
 DEADLINE = 1.0
 SETTLE_EVERY = 7
+STUCK_SECONDS = 10.0
+"""How long a rank that has failed may still wait for the others."""
 
 
 class Violation(AssertionError):
     """The simulation has found a state that must not be."""
+
+
+class NoHeart:
+    """Sends no heartbeats."""
+
+    def __init__(self, send: Callable[[pb.TrainRequest], None], timeout: float) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
 
 
 class Job:
@@ -42,161 +47,229 @@ class Job:
     def __init__(self, world: World, epoch: int, first_step: int) -> None:
         self.world, self.epoch, self.first_step = world, epoch, first_step
         self.is_alive = True
-        self.board = Board()
-        self.at: dict[int, int] = dict.fromkeys(range(3), first_step - 1)
-        """By rank: the step whose exchange it has reached."""
-        self.missing: dict[int, int] = {}
-        self.gathered: dict[int, dict[int, list[bytes]]] = {}
+        self.is_undisturbed = world.is_calm
+        self.commands = list(world.numbers.commands)
+        """Those that rank 0 has found in the run folder."""
+        self.board: dict[str, str] = {}
+        self.collectives: dict[int, Collective] = {}
+        """By number, as each rank counts them."""
         self.finished: set[int] = set()
-        self.plan = world.numbers.plan(first_step)
+        self.closed: set[int] = set()
         self.ranks = [Rank(self, rank) for rank in range(3)]
         for rank in self.ranks:
-            world.clock.start(rank.train(), lambda: self.is_alive)
-            world.clock.start(rank.connect(), lambda: self.is_alive)
-
-    def has_reached(self, step: int) -> bool:
-        """Whether all ranks have come to the exchange of a step."""
-        return min(self.at.values()) >= step
+            world.clock.start(rank.train, rank)
 
     def fail(self) -> None:
-        """End all processes of the job; it starts again."""
+        """Kill all processes of the job; it starts again."""
         if self.is_alive:
             self.is_alive = False
             for rank in self.ranks:
+                self.world.clock.kill(rank)
                 if rank.stream:
                     rank.stream.breaks()
             self.world.restart_job()
+
+
+class Collective:
+    """One operation that all ranks do together."""
+
+    def __init__(self, kind: str, clock: Clock) -> None:
+        self.kind, self.brought = kind, dict[int, Any]()
+        self.rank_0_is_there, self.all_are_there = Event(clock), Event(clock)
+
+    def bring(self, rank: int, mine: Any) -> None:
+        """Note that a rank has come."""
+        self.brought[rank] = mine
+        if rank == 0:
+            self.rank_0_is_there.set()
+        if len(self.brought) == 3:
+            self.all_are_there.set()
+
+
+class Peers:
+    """The other ranks of a job, as one of them sees them."""
+
+    def __init__(self, job: Job, rank: int) -> None:
+        self._job, self._rank, self._clock = job, rank, job.world.clock
+        self._number = 0
+
+    def exchange(self, mine: bool) -> bool:
+        """Wait for all ranks; return what rank 0 has brought."""
+        collective = self._come("exchange", mine)
+        collective.all_are_there.wait()
+        return bool(collective.brought[0])
+
+    def gather(self, mine: Any) -> list[Any]:
+        collective = self._come("gather", mine)
+        if self._rank:
+            return []
+        collective.all_are_there.wait()
+        return [collective.brought[rank] for rank in range(3)]
+
+    def broadcast(self, rank_0s: Any) -> Any:
+        collective = self._come("broadcast", rank_0s)
+        collective.rank_0_is_there.wait()
+        return collective.brought[0]
+
+    def publish(self, key: str, text: str) -> None:
+        if self._job.board.setdefault(key, text) != text:
+            raise Violation(f"{key} is published twice, and differs")
+
+    def read(self, key: str, seconds: float) -> str | None:
+        self._clock.wait_for(lambda: key in self._job.board, seconds, 2e-3)
+        return self._job.board.get(key)
+
+    def _come(self, kind: str, mine: Any = None) -> Collective:
+        """Begin a collective; all ranks must begin the same ones in the same order."""
+        self._number += 1
+        new = Collective(kind, self._clock)
+        collective = self._job.collectives.setdefault(self._number, new)
+        if collective.kind != kind:
+            raise Violation(f"one rank is in {kind}, another one in {collective.kind}")
+        collective.bring(self._rank, mine)
+        return collective
 
 
 class Rank:
     """One process of a job."""
 
     def __init__(self, job: Job, rank: int) -> None:
-        self.job, self.rank, self.world = job, rank, job.world
-        self.protocol = RankProtocol(RUN_ID, rank, job.epoch, f"{job.epoch}.{rank}", job.first_step)
-        self.own = job.world.numbers.own(rank, job.board)
+        self.job, self.rank, self.world, self.clock = job, rank, job.world, job.world.clock
+        self.is_alive, self.stopped_until = True, 0.0
         self.stream: Stream | None = None
-        self.last: Decision | None = None
-        self.alone: dict[int, Decision] = {}
         self.cut_off_until = 0.0
+        self.peers = Peers(job, rank)
+        self.client: Client | None = None
+        self._config, self._placement = self.world.numbers.config, self.world.numbers.placement
+        self.teaches = [
+            p for p in self._config.topology.pairs if rank in self._placement.ranks_of(p.teacher)
+        ]
+        """The pairs of its teachers."""
+        self._heard = self._heard_alone = job.first_step - 1
+        """The last step whose decision has arrived; the same when a step was last decided alone."""
+        self._alone_steps = 0
+        self._alone_waits = 0.0
+        """Seconds that it has waited since, for decisions that have not come."""
 
-    def connect(self) -> Process:
-        """Keep a stream open."""
-        while True:
-            yield Until(self._can_connect)
-            server = self.world.server
-            plan = plan_from_wire(self.job.plan)
-            try:
-                server.runs.join(RUN_ID, self.rank, plan, server.runs.now(), self.job.epoch)
-            except Refusal as refusal:
-                self._end(StreamEnd(grpc.StatusCode[refusal.kind.name], str(refusal)))
-                return
-            finally:
-                server.when_running(lambda: None)
-            stream = self.stream = Stream(server, self.world.rng, self._receive, self._end)
-            for message in self.protocol.attach():
-                stream.send(message)
-            yield Until(partial(_is_over, stream))
-            self.protocol.lose()
-            self.stream = None
-            yield pause(0.05 + self.world.rng.uniform(0.0, 0.5))
+    def can_connect(self) -> bool:
+        return self.world.server.is_answering and self.clock.now >= self.cut_off_until
 
-    def train(self) -> Process:
-        """Train to the last step."""
-        job, rng = self.job, self.world.rng
-        for step in range(job.first_step, self.world.steps + 1):
-            yield pause(rng.uniform(5e-4, 2e-2))
-            job.at[self.rank] = step
-            yield Until(partial(job.has_reached, step))
-            report = self.world.numbers.report(self.own, self.rank, step)
-            self._send(self.protocol.report(report))
-            if self.own.reported:
-                yield from self._decide(step)
-            if step % SETTLE_EVERY == 0 or step == self.world.steps:
-                yield from self._settle(step)
+    def train(self) -> None:
+        """Do what a rank does, from the start of its process to the end."""
+        try:
+            self._train()
+        except SwitokdError as error:
+            self._fail(error)
+
+    def _train(self) -> None:
+        job, world = self.job, self.world
+        self.client = client = Client(
+            Membership(Endpoint("host:1"), RUN_ID, self.rank, job.epoch, SECRET),
+            self._config,
+            self._placement,
+            on_decision=self._on_decision,
+            on_failure=self._on_failure,
+            first_step=job.first_step,
+            peers=self.peers,
+        )
+        client.commands.restore(job.commands, world.note_command)
+        for step in range(job.first_step, world.steps + 1):
+            self._step(client, step)
         job.finished.add(self.rank)
-        yield Until(lambda: False)
+        self.clock.wait_for(lambda: world.may_close, 1e9, 1.0)
+        client.close()
+        job.closed.add(self.rank)
+        self.clock.kill(self)  # the process ends, with threads that have not finished
 
-    def _decide(self, step: int) -> Generator[Until, bool, None]:
-        """What `Client.decision` does."""
-        patience = 0.0 if self.protocol.is_alone else DEADLINE
-        is_there = yield Until(lambda: self._has(step), patience)
-        if is_there:
-            assert self.last is not None
-            if (safe := self.own.safe) and first_difference(safe, self.last):
-                raise Violation(f"step {step}: the coordinator decided differently than a rank")
-            applied = self.last
-        else:
-            yield Until(lambda: self.own.settled(0.0) is not None, 60.0)
-            alone = self.own.settled(0.0)
-            if alone is None:
-                raise Violation(f"step {step}: the first rank's choice never came")
-            self.protocol.decide_alone(step)
-            self.world.decided_alone += 1
-            applied = self.alone[step] = alone
-        self.world.check_applied(applied, step, self.rank)
-
-    def _settle(self, step: int) -> Generator[Until, bool, None]:
-        """What `Client.settle` does."""
-        job = self.job
-        if self.rank == 0:
-            patience = 0.0 if self.protocol.is_alone else DEADLINE
-            is_there = yield Until(lambda: self._has(step), patience)
-            if not is_there:
-                self.protocol.decide_alone(step)
-            job.missing[step] = 0 if is_there else self.protocol.decided + 1
-        yield Until(lambda: step in job.missing)
-        new: list[Decision] = []
-        if 0 < (first := job.missing[step]) <= step:
-            mine = [r.SerializeToString() for r in self.protocol.undecided(first, step)]
-            gathered = job.gathered.setdefault(step, {})
-            gathered[self.rank] = mine
+    def _step(self, client: Client, step: int) -> None:
+        """Do what `train_step` and the loop around it do in a step."""
+        self._pause(5e-4, 2e-2)
+        is_commanded = self.peers.exchange(client.commands.has_waiting)
+        if step == self.world.calm_from and not self.job.is_undisturbed:
+            self.world.heal()
+            self.clock.wait(20.0)
+        parts = self.world.numbers.parts(self.rank, step, client.pairs)
+        self._timed(client, step - 1, lambda: client.report(step, parts))
+        early = client.decide_early(step, parts)
+        if self.teaches:
+            decision = early or self._timed(client, step, lambda: client.decision(step))
+            self._check_applied(decision, step)
+            if step % self.world.accumulates == 0:
+                self._pause(0.0, 2e-3)
+                self._check_applied(self._timed(client, step, lambda: client.decision(step)), step)
+                self._check_flag(client, step)
+        if is_commanded:
+            client.commands.take(step)
+        if step % SETTLE_EVERY == 0 or step == self.world.steps:
+            client.settle(step)
+            if self.teaches:
+                self._check_flag(client, step)
             if self.rank == 0:
-                yield Until(lambda: len(gathered) == 3)
-                reports = [gathered[rank] for rank in range(3)]
-                decisions = decide_reports(job.plan, self.world.numbers.config.method.rule, reports)
-                new = [d for d in decisions if d.step > self.protocol.decided]
-        yield pause(self.world.rng.uniform(0.0, 5e-3))
-        new = [d for d in new if d.step > self.protocol.decided]
+                self.world.save_checkpoint(step)
+
+    def _timed(self, client: Client, step: int, call: Callable[[], Any]) -> Any:
+        """Decide a step; what does not come must not be waited for in every step."""
+        started = self.clock.now
+        result = call()
+        stopped_until = max(rank.stopped_until for rank in self.job.ranks)
+        took = self.clock.now - max(started, stopped_until)
+        if took > DEADLINE / 2 and self.world.must_be_decided(self.job, step):
+            raise Violation(f"step {step}: waits, although nothing is wrong")
+        if client.alone_steps[-1:] == [step]:
+            if self._heard > self._heard_alone:
+                self._alone_waits = 0.0
+            self._heard_alone = self._heard
+            self._alone_waits += max(took, 0.0)
+            if self._alone_waits > 3 * DEADLINE:
+                raise Violation(f"step {step}: waits in every step for a lost coordinator")
+        self.world.decided_alone += len(client.alone_steps) - self._alone_steps
+        self._alone_steps = len(client.alone_steps)
+        return result
+
+    def _check_applied(self, decision: Decision, step: int) -> None:
+        """What a rank applies is what is decided."""
+        for pair in self.teaches:
+            if decision.mode(pair) is not self.world.numbers.truth(step).mode(pair):
+                raise Violation(f"rank {self.rank} applies step {step} differently")
+
+    def _check_flag(self, client: Client, step: int) -> None:
+        """A step counts as decided alone if, and only if, its decision had not come in time."""
+        if step in client.alone_steps:
+            if self.world.must_be_decided(self.job, step):
+                raise Violation(f"step {step} is decided alone, although nothing is wrong")
+        elif self._heard < step:
+            raise Violation(f"step {step} is decided alone, and nobody is told")
+
+    def hear(self, response: pb.TrainResponse) -> None:
+        """Note what arrives at this rank."""
+        if response.WhichOneof("event") == "decision":
+            self._heard = max(self._heard, response.decision.step)
+            self.world.check_acknowledged(response.decision.recorded_step, self.job)
+
+    def check_message(self, message: pb.TrainRequest) -> None:
+        """A report says whether the step before it was decided alone."""
+        if message.WhichOneof("event") == "report" and self.client:
+            before = message.report.step - 1
+            if before in self.client.alone_steps and not message.report.previous_decided_alone:
+                raise Violation(f"step {before} was decided alone, and the report does not say so")
+
+    def _on_decision(self, decision: Decision) -> None:
+        self.world.check_decision(decision)
         if self.rank == 0:
-            self.world.add_to_record(new)
-        self._send(self.protocol.settle(step, new))
-        if self.rank == 0:
-            self.world.save_checkpoint(step)
-        self.alone = {s: d for s, d in self.alone.items() if s >= step}
+            if decision.step == self.world.steps:
+                self.clock.wait(self.world.last_write_takes, hurries=False)
+            self.world.add_to_record(decision)
 
-    def _has(self, step: int) -> bool:
-        return self.last is not None and self.last.step >= step
+    def _on_failure(self, error: SwitokdError) -> None:
+        self.world.note_failure(error, self.job, self.client is not None)
+        self.clock.at(STUCK_SECONDS, self.job.fail)
 
-    def _can_connect(self) -> bool:
-        return self.world.server.is_answering and self.world.clock.now >= self.cut_off_until
+    def _fail(self, error: SwitokdError) -> None:
+        """End this process; sometimes it says why, as it should."""
+        self.world.note_failure(error, self.job, self.client is not None)
+        if self.client and self.clock.rng.random() < 0.5:
+            self.client.close(failure=str(error))
+        self.job.fail()
 
-    def _send(self, messages: list[pb.TrainRequest]) -> None:
-        for message in messages:
-            if self.stream and self.stream.is_open:
-                self.stream.send(message)
-
-    def _receive(self, response: pb.TrainResponse) -> None:
-        received = self.protocol.receive(response, self.protocol.attempt)
-        self._send(received.messages)
-        for decision in received.decisions:
-            self.world.check_decision(decision)
-            if self.rank == 0:
-                self.world.add_to_record([decision])
-            applied = self.alone.get(decision.step)
-            if applied and first_difference(applied, decision):
-                raise Violation(f"step {decision.step} was applied otherwise than decided")
-            self.last = decision
-        self.world.check_acknowledged(self.protocol.recorded, self.job)
-        if received.is_broken and self.stream:
-            self.stream.breaks()
-
-    def _end(self, end: StreamEnd) -> None:
-        if end.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OK):
-            return
-        self.world.note_failure(end, self.job)
-        self.world.clock.at(0.0, self.job.fail)
-
-
-def _is_over(stream: Stream) -> bool:
-    return not stream.is_open
+    def _pause(self, least: float, most: float) -> None:
+        self.clock.wait(self.clock.rng.uniform(least, most))
