@@ -3,8 +3,10 @@
     python -m tests.matrix                                all combinations
     python -m tests.matrix --python 3.10 --dependencies oldest
 
-The dependencies are those of pyproject.toml with the extras `export` and `timm`. `oldest` installs
-the lowest allowed version of each dependency that has a wheel for this Python.
+The dependencies are those of pyproject.toml with the extras `export`, `huggingface` and
+`timm`. `oldest` installs the lowest allowed version of each dependency that has a wheel for this
+Python.
+
 Not covered: most tests that train in several processes; other operating systems; GPUs.
 """
 
@@ -74,7 +76,8 @@ def install(python: Path, dependencies: str, folder: Path) -> Path:
     uv("venv", "--quiet", "--clear", "--python", python, folder)
     programs = folder / "bin"
     command = ("pip", "install", "--quiet", "--python", programs / "python")
-    project = ("-r", "pyproject.toml", "--extra", "export", "--extra", "timm")
+    extras = [part for name in ("export", "huggingface", "timm") for part in ("--extra", name)]
+    project = ("-r", "pyproject.toml", *extras)
     # Wheels only: uv would compile an old release that has no wheel for this Python.
     uv(*command, *project, "--only-binary=:all:", "--resolution", RESOLUTIONS[dependencies])
     uv(*command, "--editable", ".[test]")  # keeps the versions that are installed

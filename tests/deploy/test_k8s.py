@@ -5,6 +5,7 @@ Not covered: a real cluster.
 
 import functools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,11 +20,17 @@ import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from switokd.config.run_file import load
+from switokd.coordination.client import plan_of
+from switokd.coordination.connection import Connection
+from switokd.coordination.membership import Endpoint, Membership
 from switokd.errors import EXIT_FAULT, EXIT_TERMINATED, NonFiniteError, PeerError, UsageError
 from switokd.runtime.lifecycle import GRACE_SECONDS
+from tests.certificates import Certificates
 from tests.support import REPOSITORY, free_port, lines, process, require, wait_until
 
 BASE, GPU = REPOSITORY / "k8s/base", REPOSITORY / "k8s/overlays/gpu"
+TLS = REPOSITORY / "k8s/overlays/tls"
 KUSTOMIZATIONS = sorted(file.parent for file in REPOSITORY.glob("k8s/**/kustomization.yaml"))
 
 
@@ -151,8 +158,13 @@ def test_workers_find_the_coordinator(manifests: Manifests) -> None:
 
 def test_probes_and_scraping_use_served_ports(manifests: Manifests) -> None:
     given, container = options(manifests.coordinator), manifests.coordinator
-    for probe in ("readinessProbe", "livenessProbe"):
-        assert container[probe]["grpc"]["port"] == int(given["--port"])
+    for probe in (container["readinessProbe"], container["livenessProbe"]):
+        if "--tls-certificate" in given:  # a gRPC probe cannot speak TLS
+            assert "grpc" not in probe
+            assert (probe["httpGet"]["path"], probe["httpGet"]["scheme"]) == ("/healthz", "HTTPS")
+            assert probe["httpGet"]["port"] == int(given["--http-port"])
+        else:
+            assert probe["grpc"]["port"] == int(given["--port"])
     annotations = manifests.deployment["template"]["metadata"]["annotations"]
     assert annotations["prometheus.io/port"] == given["--http-port"]
 
@@ -174,6 +186,56 @@ def test_run_folder_is_on_the_shared_volume(manifests: Manifests) -> None:
 def test_gpu_overlay_gives_each_worker_a_gpu() -> None:
     limits = [Manifests(directory).worker["resources"]["limits"] for directory in (BASE, GPU)]
     assert [limit.get("nvidia.com/gpu") for limit in limits] == [None, 1]
+
+
+def mounted(manifests: Manifests, kind: str, folder: str) -> str:
+    """The Secret whose files a container finds in a folder."""
+    spec = (manifests.deployment if kind == "coordinator" else manifests.job)["template"]["spec"]
+    container = manifests.coordinator if kind == "coordinator" else manifests.worker
+    (name,) = [m["name"] for m in container["volumeMounts"] if m["mountPath"] == folder]
+    (volume,) = [v for v in spec["volumes"] if v["name"] == name]
+    secret: str = volume["secret"]["secretName"]
+    return secret
+
+
+def test_plain_text_is_only_where_the_base_says_so() -> None:
+    base, tls = Manifests(BASE), Manifests(TLS)
+    for manifests, allowed in ((base, True), (tls, False)):
+        assert ("--allow-plaintext" in manifests.coordinator["args"]) is allowed
+        assert ("coordinator.allow_plaintext=true" in manifests.worker["args"]) is allowed
+
+
+def test_the_secrets_of_the_tls_overlay_serve_its_commands(tmp_path: Path) -> None:
+    """Its Secrets, as the comment makes them; its coordinator; what its workers are told."""
+    manifests, files = Manifests(TLS), Certificates(tmp_path)
+    text = (TLS / "kustomization.yaml").read_text(encoding="utf-8").replace("\\\n#", "")
+    secrets: dict[str, set[str]] = {}
+    for name, keys in re.findall(r"secret generic ([\w-]+)(.*)", text):
+        secrets[name] = set(re.findall(r"--from-file=([\w.]+)=", keys))
+    given, worker = options(manifests.coordinator), options(manifests.worker)
+    for kind, values in (("coordinator", given), ("worker", worker)):
+        paths = [v for v in values.values() if v.startswith("/etc/switokd/tls/")]
+        names = {path.rpartition("/")[2] for path in paths}
+        assert names == secrets[mounted(manifests, kind, "/etc/switokd/tls")]
+    changed = {"--host": "127.0.0.1", "--port": "0", "--http-port": "0"}
+    changed |= {
+        "--tls-certificate": files.path("server.crt"),
+        "--tls-key": files.path("server.key"),
+        "--worker-token-file": files.path("worker.token"),
+        "--operator-token-file": files.path("operator.token"),
+    }
+    with process(command(manifests.coordinator, changed), tmp_path) as child:
+        assert child.stdout is not None
+        ready = json.loads(child.stdout.readline())
+        named = ready["grpc"].replace("127.0.0.1", "localhost")
+        settings = {**worker, "coordinator.address": named}
+        settings["coordinator.tls.ca"] = files.path("ca.crt")
+        settings["coordinator.token_file"] = files.path("worker.token")
+        config = load(manifests.worker["args"][0], [f"{k}={v}" for k, v in settings.items()])
+        plan = plan_of(config, config.placement_on(3), 1)
+        connection = Connection(Membership(Endpoint(named), "r", 0), config.coordinator, plan)
+        assert connection.join_first(config.coordinator, print) == ""
+        connection.close()
 
 
 @pytest.fixture
