@@ -28,7 +28,7 @@ OWN_WORDS = {
     "placement": "`dedicated`, `replicated`, `auto`, a table of networks and ranks",
     "auto.paused": "number from 0 to 1, mapping of teachers to numbers, `null`",
     "distillation.semantics": ", ".join(f"`{name}`" for name in SEMANTICS),
-    "coordinator.address": "`auto`, `off`, `HOST:PORT`",
+    "coordinator.address": "`auto`, `off`, `HOST:PORT`, `HOST:PORT,HOST:PORT`",
 }
 """Values that a validator allows, which the types of the settings do not show."""
 TYPES = {
@@ -104,7 +104,7 @@ def words(schema: dict[str, Any]) -> list[str]:
         return [f"`{value}`" for value in schema.get("enum", [schema.get("const")])]
     if schema["type"] == "array":
         pair = schema.get("prefixItems")
-        (item,) = words(pair[0] if pair else schema["items"])
+        item = " or ".join(words(pair[0] if pair else schema["items"]))
         return [f"list of {len(pair)} values, each: {item}" if pair else f"list of: {item}"]
     bounds = [f"{sign} {schema[bound]}" for bound, sign in BOUNDS.items() if bound in schema]
     return [f"{TYPES[schema['type']]} {' and '.join(bounds)}".strip()]

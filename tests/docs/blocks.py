@@ -294,7 +294,7 @@ def _is_kustomization(folder: str) -> bool:
 ANY_ARGUMENTS = (
     "sqlite3",
     *("apt-get", "cd", "do", "docker", "done", "for", "git", "gunzip", "mkdir"),
-    *("pre-commit", "prometheus", "promtool", "pytest"),
+    *("mlflow", "pre-commit", "prometheus", "promtool", "pytest", "tensorboard", "wandb"),
 )
 """Programs of which only the paths among their arguments are checked."""
 

@@ -66,9 +66,9 @@ def test_a_function_of_the_ways_exists(file: str, name: str) -> None:
     assert name in names
 
 
-def test_three_ways_are_walked() -> None:
+def test_four_ways_are_walked() -> None:
     assert len(set(functions())) > 30
-    assert len(re.findall("^## The way of", DESIGN, re.MULTILINE)) == 3
+    assert len(re.findall("^## The way of", DESIGN, re.MULTILINE)) == 4
 
 
 def test_the_page_of_settings_has_each_with_its_default_and_what_is_allowed() -> None:
@@ -84,7 +84,7 @@ def test_the_page_of_settings_has_each_with_its_default_and_what_is_allowed() ->
         assert row in page
     listed = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
     sections = {"auto", "data", "distillation", "schedule", "compute", "coordinator", "networks"}
-    sections |= {"checkpoint"}
+    sections |= {"checkpoint", "coordinator.tls", "tracking"}
     known = {key for key, _ in hooks.known_settings()}
     assert known - listed == sections | {"pairs", "networks.NAME.optimizer"}
     assert set(hooks.OWN_WORDS) <= known
