@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -35,3 +36,18 @@ def _own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(folder):
             del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def _own_output() -> Iterator[None]:
+    """Undo what a command of a test has set for the output of this process and its children."""
+    variables = ("SWITOKD_LOG_FORMAT", "SWITOKD_QUIET", "SWITOKD_VERBOSE")
+    before = {name: os.environ[name] for name in variables if name in os.environ}
+    streams, hook = (sys.stdout, sys.stderr), sys.excepthook
+    yield
+    for name in variables:
+        os.environ.pop(name, None)
+    os.environ.update(before)
+    sys.stdout, sys.stderr = streams
+    sys.excepthook = hook
+    logging.disable(logging.NOTSET)

@@ -10,6 +10,7 @@ real commands (`support.py`).
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import multiprocessing
 import os
@@ -29,11 +30,14 @@ from tempfile import TemporaryDirectory
 
 from switokd.cli.main import main
 from switokd.cli.worker import worker_main
-from switokd.runtime import fork
+from switokd.coordination import connection
+from switokd.runtime import fork, waiting
 from switokd.runtime.environment import STARTED
 from tests.support import environment, kill_family
 
-MODULES = ["tests.preloaded", "switokd.worker", "matplotlib.figure"]
+MODULES = ["switokd.worker", "matplotlib.figure", "tests.preloaded"]
+
+gc.freeze()  # the server's objects: a collection in a forked process would copy their pages
 
 
 @cache
@@ -133,6 +137,9 @@ def _run(
         os.close(file)
     os.environ[STARTED] = str(time.time())
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # On a busy machine every start takes long; tests of what is said then set this themselves.
+    waiting.FIRST_SECONDS = float(env.get("TESTS_FIRST_SECONDS", 60))
+    connection.WAITS_SECONDS = waiting.FIRST_SECONDS
     # Loader processes come from a server of their own, not from that of the tests.
     forkserver._forkserver.__init__()  # type: ignore[misc]
     try:
@@ -162,6 +169,12 @@ def run_script(world_size: int, script: str, arguments: tuple[str, ...]) -> None
     sys.argv = [script, *arguments]
     sys.path.insert(0, os.getcwd())
     runpy.run_path(script, run_name="__main__")
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """Run `python -m MODULE ARGUMENTS`."""
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def switokd_command(*arguments: str) -> None:

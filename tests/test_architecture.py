@@ -29,8 +29,12 @@ TORCH_FREE = [
     "switokd.config.templates",
     "switokd.distillation.decision",
     "switokd.services.coordinator.server",
+    "switokd.coordination.operator_client",
+    "switokd.runs.folder_status",
     "switokd.runs.compare.table",
     "switokd.runs.compare.statistics",
+    "switokd.runs.replay.picture",
+    "switokd.runs.report.files",
     "switokd.export.manifest",
 ]
 ROOMS = [
@@ -131,7 +135,9 @@ def test_a_room_imports_nothing_heavy_by_itself() -> None:
     assert heavy_imports(*(f"import {room}" for room in ROOMS)) == {}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["coordinator", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["recipes"], ["coordinator", "--help"], ["replay", "--help"]]
+)
 def test_commands_that_do_not_train_import_no_torch(arguments: list[str]) -> None:
     command = f"""
 from switokd.cli.main import main
