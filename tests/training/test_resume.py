@@ -345,11 +345,13 @@ def test_a_restart_imports_nothing_and_any_process_below_the_launcher_may_be_los
 
 def test_steps_lost_before_the_first_checkpoint_count_too(tmp_path: Path) -> None:
     words = ("digits-1t1s", *LONG, "checkpoint.every_steps=1000", "run_dir=out", "resume=auto")
-    for step in (4, 9):
+    recorded = 0
+    for _ in range(2):
         with forked(train_ranks, 2, words, cwd=tmp_path, out=tmp_path / "log") as child:
-            run_until(tmp_path, step, child)[1].kill()
+            # Longer than the record of the first start, so that it is the second one's.
+            run_until(tmp_path, recorded + 5, child)[1].kill()
             assert child.wait(60) == 4, (tmp_path / "log").read_text()
-    recorded = len(lines(tmp_path / "out" / "decisions.jsonl"))
+        recorded = len(lines(tmp_path / "out" / "decisions.jsonl"))
     code, out, err = call(tmp_path, train_ranks, 2, words)
     assert code == 0, err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
