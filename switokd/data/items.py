@@ -162,6 +162,8 @@ def class_of(label: Any, classes: int | None = None) -> tuple[int, int]:
     A label is a whole number, a float or an array of one number without a fraction, or a one-hot
     vector `[classes]`. classes: length of a one-hot vector; None: any. UsageError for all others.
     """
+    if isinstance(label, np.bool_):  # NumPy 2.2 and newer warn of it as an index
+        label = bool(label)
     try:
         number = operator.index(label)
         _check_size(number)
