@@ -130,7 +130,8 @@ def test_a_journal_of_many_runs_does_not_grow(tmp_path: Path, quick: None) -> No
             wait_until(lambda: counts(path, "runs").keys() == alone, 20, "one run")  # noqa: B023
             sizes.append(path.stat().st_size)
         assert journal.recorded(run_id, 1) in (0, 300)
-    assert max(sizes) < 1.5 * sizes[0]
+    # One run more lies in the file until its pages are free; eight would be eight times as much.
+    assert max(sizes) < 3 * sizes[0]
 
 
 def test_a_forgotten_run_can_be_begun_again(tmp_path: Path) -> None:
