@@ -38,7 +38,6 @@ from switokd.services.coordinator.finished import (
     Pruner,
     Retention,
     finished_runs,
-    numbered,
     summary_statements,
 )
 from switokd.services.coordinator.journal_commands import (
@@ -56,6 +55,13 @@ from switokd.services.coordinator.journal_file import (
     open_journal,
     read_secrets,
     row_of,
+)
+from switokd.services.coordinator.journal_rows import (
+    ADD,
+    Statement,
+    free_bytes,
+    problem_of,
+    without,
 )
 from switokd.services.coordinator.messages import plan_to_wire
 from switokd.services.coordinator.plan import Plan
@@ -79,13 +85,13 @@ CUT = """DELETE FROM decisions WHERE run = ? AND step >= ?
 STEPS = """SELECT step FROM decisions WHERE run = ? AND step >= ?
   GROUP BY step HAVING count(*) = max(pairs) ORDER BY step"""
 SECRET = "INSERT OR REPLACE INTO secrets VALUES (?, ?, ?)"
-ADD = "INSERT OR REPLACE INTO decisions"
+LOOK_SECONDS = 10.0
+"""How often the free space is looked at, at least."""
 RETRY_SECONDS = 1.0
 """Pause after a transaction that failed."""
 MOST_WAITING = 200_000
 """Number of statements that wait for a full disk; further ones are given up."""
 
-Statement = tuple[str, Sequence[object]]
 Statements = Callable[[], Sequence[Statement]]
 """Makes statements on the writing thread."""
 
@@ -109,6 +115,10 @@ class Journal:
     """Whether anything is written down."""
     secrets: dict[str, bytes] = {}  # noqa: RUF012, never changed here
     """Digests of the runs' secrets, by run."""
+    errors = 0
+    """Transactions that failed, and rows that could not be written."""
+    disk_free: int | None = None
+    """Free bytes where the journal is; None: not known."""
 
     def begin(self, run_id: str, epoch: int, plan: Plan, started: float = 0.0) -> None:
         """Note a run, or its new epoch; decisions from the plan's first step on are removed.
@@ -278,6 +288,7 @@ class SqliteJournal(Journal):
         is_closing = False
         with closing(connect(self._path)) as connection:
             while not is_closing:
+                self.disk_free = free_bytes(self._path)
                 is_closing = self._take(waiting)
                 if waiting and self._commit(connection, waiting):
                     waiting = []
@@ -287,6 +298,7 @@ class SqliteJournal(Journal):
                     kept = [(sql, row) for sql, row in waiting if sql in always]
                     gone = len(waiting) - len(kept)
                     log.error("journal %s: %d rows are given up", self._path, gone)
+                    self.errors += gone
                     waiting = kept
                 for run_id in self._forgotten if not waiting else ():
                     self._written.pop(run_id, None)
@@ -297,7 +309,7 @@ class SqliteJournal(Journal):
     def _take(self, waiting: list[Statement]) -> bool:
         """Append the statements that are queued; wait for one if none waits. True: the end."""
         with suppress(Empty):
-            timeout = RETRY_SECONDS if waiting else self._pruner.seconds_left
+            timeout = RETRY_SECONDS if waiting else min(self._pruner.seconds_left, LOOK_SECONDS)
             item = self._queue.get(timeout=timeout)
             while item is not None:
                 if isinstance(item, Query):
@@ -327,12 +339,13 @@ class SqliteJournal(Journal):
         try:
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
-                refused = [(s, why) for s in statements if (why := _refused(connection, *s))]
+                refused = [(s, why) for s in statements if (why := problem_of(connection, *s))]
             if refused:
+                self.errors += len(refused)
                 if not self._has_left_out:
                     log.error("journal %s: a row is left out: %s", self._path, refused[0][1])
                 self._has_left_out = True
-                statements = _without(statements, [statement for statement, _ in refused])
+                statements = without(statements, [statement for statement, _ in refused])
             begun = {
                 values[0]: [step for (step,) in connection.execute(STEPS, (values[0], 0))]
                 for sql, values in statements
@@ -342,6 +355,7 @@ class SqliteJournal(Journal):
             if not self._is_failing:
                 log.error("journal %s cannot be written: %s; trying again", self._path, error)
             self._is_failing = True
+            self.errors += 1
             return False
         if self._is_failing:
             log.warning("journal %s is written again", self._path)
@@ -366,29 +380,6 @@ class SqliteJournal(Journal):
         for step in (first_step - 1, *steps):
             written.add(step)
         self._recorded[run_id] = epoch, written.last_before_gap
-
-
-def _refused(connection: sqlite3.Connection, sql: str, values: Sequence[object]) -> str:
-    """Run a statement; say why if its values can never be written, else return an empty text.
-
-    Such values come from a faulty or hostile rank, and must not hold up the other runs.
-    """
-    try:
-        connection.execute(sql, numbered(values) if "?1" in sql else values)
-    except (sqlite3.IntegrityError, OverflowError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
-def _without(statements: Sequence[Statement], left_out: Sequence[Statement]) -> list[Statement]:
-    """Return the statements that were written, without rows of a step that was written in part."""
-    missing = {id(statement) for statement in left_out}
-    steps = {values[:2] for sql, values in left_out if sql.startswith(ADD)}
-    return [
-        (sql, values)
-        for sql, values in (s for s in statements if id(s) not in missing)
-        if not (sql.startswith(ADD) and values[:2] in steps)
-    ]
 
 
 def _begin(run_id: str, epoch: int, plan: Plan, started: float, now: float) -> Sequence[Statement]:

@@ -90,7 +90,13 @@ class Limits:
         100, "Ended runs in /metrics; those that failed and the newest come first."
     )
     max_metrics_lines: int = _number(
-        100_000, "Lines of /metrics, about; runs with connected ranks and the newest come first."
+        100_000, "Lines of /metrics; runs with connected ranks, small and new ones come first."
+    )
+    max_metrics_bytes: int = _number(
+        8 * 2**20,
+        "Bytes of /metrics; a run that does not fit is shown without its ranks, or not at all.",
+        2**16,
+        2**30,
     )
     log_rate: int = _number(20, "Lines of one kind in the log, per second.")
 

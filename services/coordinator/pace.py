@@ -34,10 +34,19 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class PaceInterceptor(grpc.aio.ServerInterceptor):
-    """Holds back calls of every service. own: the service whose streams are limited elsewhere."""
+    """Holds back calls of every service, and counts those that are refused.
 
-    def __init__(self, limits: Limits, own: str) -> None:
-        self._limits, self._own = limits, f"/{own}/"
+    own: the service whose streams are limited elsewhere. count: called with the status of each call
+    that ends with one.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        own: str,
+        count: Callable[[grpc.StatusCode | None], None] = lambda code: None,
+    ) -> None:
+        self._limits, self._own, self._count = limits, f"/{own}/", count
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
         self._open = self._others = 0
         """Open calls, and streams of other services among them."""
@@ -83,22 +92,33 @@ class PaceInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, behavior: Any) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            async with self._admitted(request, context):
+            async with self._counted(context), self._admitted(request, context):
                 return await behavior(request, context)
 
         return call
 
     def _stream(self, behavior: Any, is_own: bool) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            async with self._admitted(request, context, is_other=not is_own):
+            admitted = self._admitted(request, context, is_other=not is_own)
+            async with self._counted(context), admitted:
                 return await behavior(request, context)
 
         async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._admitted(request, context, is_other=not is_own):
+            admitted = self._admitted(request, context, is_other=not is_own)
+            async with self._counted(context), admitted:
                 async for response in behavior(request, context):
                     yield response
 
         return generate if inspect.isasyncgenfunction(behavior) else call
+
+    @asynccontextmanager
+    async def _counted(self, context: Context) -> AsyncIterator[None]:
+        """Count a call that ends with a status, wherever it is refused."""
+        try:
+            yield
+        except grpc.aio.AbortError:
+            self._count(context.code())
+            raise
 
     @asynccontextmanager
     async def _admitted(

@@ -16,12 +16,13 @@ from switokd.services.coordinator.identity import RunSecret
 from switokd.services.coordinator.journal import NO_JOURNAL, Journal
 from switokd.services.coordinator.journal_file import StoredRun
 from switokd.services.coordinator.limits import DEFAULTS, Limits, exceeded
-from switokd.services.coordinator.metrics import Metrics, RunMetrics
+from switokd.services.coordinator.metrics import Metrics
 from switokd.services.coordinator.outbox import RunStreams
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.refusal import Refusal
 from switokd.services.coordinator.run import CoordinatedRun, RunState
 from switokd.services.coordinator.run_entry import RunEntry
+from switokd.services.coordinator.run_metrics import RunMetrics
 from switokd.services.coordinator.status import RunTimes
 
 ASLEEP_SECONDS = 2.0
@@ -81,7 +82,7 @@ class RunRegistry:
         self._entries: dict[str, RunEntry] = {}
         self.is_draining = False
         """Whether this coordinator stops."""
-        self.journal = journal
+        self.journal = metrics.service.journal = journal
         self._clock = AwakeClock(clock)
         for stored in journal.stored():
             self._continue(stored)
@@ -178,7 +179,7 @@ class RunRegistry:
         if entry:
             run.commands.restore(entry.run.commands.all)
             entry.streams.fail(f"start {run.epoch} of run {run.run_id!r} has taken over")
-            metrics.run = run
+            metrics.restart(run)
         log.info("run %s: new, %s, %d ranks", run.run_id, run.plan.topology.name, run.world_size)
         if secret:  # before the run itself, so that no crash leaves the run without its secret
             self.journal.note_secret(run.run_id, secret.digest)
@@ -189,6 +190,7 @@ class RunRegistry:
     def _add(
         self, run: CoordinatedRun, metrics: RunMetrics, times: RunTimes, secret: RunSecret
     ) -> None:
+        metrics.started = times.started
         entry = RunEntry(run, RunStreams(), metrics, self.journal, times, secret)
         self._entries[run.run_id] = entry
 

@@ -14,10 +14,10 @@ from switokd.distillation.overrides import Command, Stamped
 from switokd.services.coordinator.identity import RunSecret
 from switokd.services.coordinator.journal import Journal
 from switokd.services.coordinator.messages import notice_to_wire, serialized_command
-from switokd.services.coordinator.metrics import RunMetrics
 from switokd.services.coordinator.outbox import RunStreams
 from switokd.services.coordinator.refusal import Refusal
 from switokd.services.coordinator.run import CoordinatedRun
+from switokd.services.coordinator.run_metrics import RunMetrics
 from switokd.services.coordinator.status import RunTimes, run_to_wire
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class RunEntry:
         stamped, is_new = run.commands.add(command, run.last_step)
         if is_new:
             log.info("run %s: command %s: %s", run.run_id, stamped.command.id, command.describe())
+            self.metrics.commands[command.action] += 1
             self.journal.add_command(run.run_id, stamped)
             self.streams.send_to(0, serialized_command(stamped.command))
         return stamped.command.id

@@ -82,7 +82,7 @@ async def serve(
     runs = RunRegistry(metrics, strategies, limits.forget_after, journal, limits=limits)
     server = grpc.aio.server(
         options=[*CHANNEL_OPTIONS, *channel_options(limits)],
-        interceptors=[PaceInterceptor(limits, SERVICE), access.security],
+        interceptors=[PaceInterceptor(limits, SERVICE, metrics.service.refuse), access.security],
     )
     servicer = CoordinatorServicer(runs, access.security, stop.set)
     health = _add_services(server, servicer, access.reflection)

@@ -26,13 +26,20 @@ from switokd.distillation.decision import NOTHING, Decision
 from switokd.distillation.overrides import Command, Stamped
 from switokd.services.coordinator.admission import parsed
 from switokd.services.coordinator.bucket import TokenBucket
+from switokd.services.coordinator.histogram import Histogram
 from switokd.services.coordinator.limits import Limits, exceeded
+from switokd.services.coordinator.measurements import (
+    host_of,
+    measured_from_wire,
+    network_of,
+    run_measured_from_wire,
+    used_from_wire,
+)
 from switokd.services.coordinator.messages import (
     heartbeat_from_wire,
     serialized_command,
     status_code,
 )
-from switokd.services.coordinator.metrics import Histogram
 from switokd.services.coordinator.outbox import Outbox, StreamEnd
 from switokd.services.coordinator.ranks import Caller
 from switokd.services.coordinator.refusal import Refusal
@@ -40,6 +47,7 @@ from switokd.services.coordinator.registry import RunRegistry
 from switokd.services.coordinator.report_checks import check_scales
 from switokd.services.coordinator.run import RunState
 from switokd.services.coordinator.run_entry import RunEntry
+from switokd.services.coordinator.run_metrics import RankSeries
 from switokd.services.coordinator.text import sentence
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.wire import (
@@ -61,13 +69,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True)
 class Attachment:
-    """The run and the rank of a stream, with the histograms of the rank's measurements."""
+    """The run and the rank of a stream, with what is measured of the rank."""
 
     entry: RunEntry
     rank: int
     decision_waits: tuple[Histogram, ...]
     """One per teacher that the rank holds."""
-    exchange: Histogram
+    measured: RankSeries
 
 
 class Session:
@@ -174,6 +182,8 @@ class Session:
         elif event == "heartbeat":
             heartbeat = heartbeat_from_wire(message.heartbeat)
             attachment.entry.run.health.beat(attachment.rank, heartbeat, self._runs.now())
+            if message.heartbeat.HasField("usage"):
+                attachment.measured.used = used_from_wire(message.heartbeat.usage)
         elif event == "settled":
             _settled(message.settled, attachment)
         elif event == "command_taken":
@@ -211,8 +221,10 @@ class Session:
             entry,
             rank,
             tuple(map(entry.metrics.decision_wait, teachers)),
-            entry.metrics.exchange(rank),
+            entry.metrics.rank(rank),
         )
+        self._attachment.measured.host = host_of(message)
+        self._attachment.measured.reconnects += message.attempt > 1
         entry.streams.add(rank, self.outbox)
         attached = pb.Attached(
             next_step=needs.next_step,
@@ -293,22 +305,12 @@ def _measure(message: pb.Report, attachment: Attachment) -> None:
         for decision_wait in attachment.decision_waits:
             decision_wait.observe(message.decision_wait_seconds)
     if message.HasField("exchange_seconds"):
-        attachment.exchange.observe(message.exchange_seconds)
+        attachment.measured.exchange.observe(message.exchange_seconds)
 
 
 def _progress(message: pb.Progress, attachment: Attachment) -> None:
-    entry, rank = attachment.entry, attachment.rank
-    network = message.network or entry.run.plan.networks_of[rank][0]
-    if network not in entry.run.plan.topology:  # rank 0 sends the test accuracy of all networks
-        raise Refusal(
-            Refusal.Kind.INVALID_ARGUMENT,
-            f"{entry.run.describe(rank)} sends the progress of {network[:99]!r}, which the run "
-            "does not have",
-        )
-    entry.metrics.add_progress(
-        network,
-        message.samples,
-        message.loss if message.HasField("loss") else None,
-        message.accuracy if message.HasField("accuracy") else None,
-        message.test_accuracy if message.HasField("test_accuracy") else None,
-    )
+    metrics, plan, rank = attachment.entry.metrics, attachment.entry.run.plan, attachment.rank
+    network = network_of(message, plan, rank)
+    metrics.network(network).add(measured_from_wire(message, plan, rank))
+    if rank == 0 and message.HasField("run"):
+        metrics.measured = run_measured_from_wire(message.run)

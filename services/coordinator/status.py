@@ -15,8 +15,8 @@ from switokd.services.coordinator.messages import (
     rank_to_wire,
     status_to_wire,
 )
-from switokd.services.coordinator.metrics import RunMetrics
 from switokd.services.coordinator.run import CoordinatedRun
+from switokd.services.coordinator.run_metrics import RunMetrics
 from switokd.v1 import coordinator_pb2 as pb
 
 RANKS_AT_ONCE = 50

@@ -370,6 +370,7 @@ class Attach(_message.Message):
     SETTLED_STEP_FIELD_NUMBER: _builtins.int
     RECEIVED_STEP_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     rank: _builtins.int
     epoch: _builtins.int
@@ -388,6 +389,8 @@ class Attach(_message.Message):
     """
     secret: _builtins.bytes
     """See JoinRequest."""
+    host: _builtins.str
+    """Name of the rank's machine, for the metrics only."""
     def __init__(
         self,
         *,
@@ -399,10 +402,11 @@ class Attach(_message.Message):
         settled_step: _builtins.int = ...,
         received_step: _builtins.int | None = ...,
         secret: _builtins.bytes = ...,
+        host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_received_step", b"_received_step", "received_step", b"received_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_received_step", b"_received_step", "attempt", b"attempt", "client", b"client", "epoch", b"epoch", "rank", b"rank", "received_step", b"received_step", "run_id", b"run_id", "secret", b"secret", "settled_step", b"settled_step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_received_step", b"_received_step", "attempt", b"attempt", "client", b"client", "epoch", b"epoch", "host", b"host", "rank", b"rank", "received_step", b"received_step", "run_id", b"run_id", "secret", b"secret", "settled_step", b"settled_step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__received_step: _TypeAlias = _typing.Literal["received_step"]  # noqa: Y015
     _WhichOneofArgType__received_step: _TypeAlias = _typing.Literal["_received_step", b"_received_step"]  # noqa: Y015
@@ -545,6 +549,7 @@ class Heartbeat(_message.Message):
     PHASE_SECONDS_FIELD_NUMBER: _builtins.int
     STILL_SECONDS_FIELD_NUMBER: _builtins.int
     WAITS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     phase: Global___Phase.ValueType
     step: _builtins.int
     """The step of the phase, or the last step before it; 0 before the first."""
@@ -555,6 +560,10 @@ class Heartbeat(_message.Message):
     still_seconds: _builtins.float
     waits: _builtins.bool
     """Whether the rank waits for other ranks or for the coordinator."""
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """Now and then, for the metrics only."""
+
     def __init__(
         self,
         *,
@@ -563,14 +572,80 @@ class Heartbeat(_message.Message):
         phase_seconds: _builtins.float = ...,
         still_seconds: _builtins.float = ...,
         waits: _builtins.bool = ...,
+        usage: Global___Usage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["phase", b"phase", "phase_seconds", b"phase_seconds", "step", b"step", "still_seconds", b"still_seconds", "waits", b"waits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phase", b"phase", "phase_seconds", b"phase_seconds", "step", b"step", "still_seconds", b"still_seconds", "usage", b"usage", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class Usage(_message.Message):
+    """What a rank's process has used, for the metrics only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    memory_bytes: _builtins.int
+    """Resident memory of the process."""
+    gpu_memory_bytes: _builtins.int
+    """Memory that the process holds on its GPU; absent without a GPU."""
+    disk_free_bytes: _builtins.int
+    """Free space where the run folder is; only from rank 0."""
+    @_builtins.property
+    def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseTime]:
+        """Time in each phase since the process began; no entry means none."""
+
+    def __init__(
+        self,
+        *,
+        phases: _abc.Iterable[Global___PhaseTime] | None = ...,
+        memory_bytes: _builtins.int = ...,
+        gpu_memory_bytes: _builtins.int | None = ...,
+        disk_free_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes", "_gpu_memory_bytes", b"_gpu_memory_bytes", "disk_free_bytes", b"disk_free_bytes", "gpu_memory_bytes", b"gpu_memory_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes", "_gpu_memory_bytes", b"_gpu_memory_bytes", "disk_free_bytes", b"disk_free_bytes", "gpu_memory_bytes", b"gpu_memory_bytes", "memory_bytes", b"memory_bytes", "phases", b"phases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__disk_free_bytes: _TypeAlias = _typing.Literal["disk_free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__disk_free_bytes: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__gpu_memory_bytes: _TypeAlias = _typing.Literal["gpu_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__gpu_memory_bytes: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_free_bytes) -> _WhichOneofReturnType__disk_free_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_memory_bytes) -> _WhichOneofReturnType__gpu_memory_bytes | None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class PhaseTime(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    phase: Global___Phase.ValueType
+    seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        phase: Global___Phase.ValueType = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phase", b"phase", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PhaseTime: _TypeAlias = PhaseTime  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
@@ -582,6 +657,14 @@ class Progress(_message.Message):
     ACCURACY_FIELD_NUMBER: _builtins.int
     TEST_ACCURACY_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    GRADIENT_NORM_FIELD_NUMBER: _builtins.int
+    LOSS_TERMS_FIELD_NUMBER: _builtins.int
+    TRAINING_SECONDS_FIELD_NUMBER: _builtins.int
+    LEARNING_SECONDS_FIELD_NUMBER: _builtins.int
+    LEARNED_STEPS_FIELD_NUMBER: _builtins.int
+    PAUSED_STEPS_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     samples: _builtins.int
     """Samples seen since the previous progress message of this rank."""
@@ -592,6 +675,28 @@ class Progress(_message.Message):
     """Top-1 accuracy (0 to 1) on the test set, when it was just measured."""
     network: _builtins.str
     """Which of the rank's networks the numbers are of; empty means its first."""
+    learning_rate: _builtins.float
+    """Learning rate of the step."""
+    gradient_norm: _builtins.float
+    """L2 norm of the mean gradient of an optimizer step since the previous
+    progress, before it is clipped.
+    """
+    training_seconds: _builtins.float
+    """Since the previous progress of this network: time of the training, time of
+    its backward passes and optimizer steps in it, and the steps in which it
+    learned and was paused.
+    """
+    learning_seconds: _builtins.float
+    learned_steps: _builtins.int
+    paused_steps: _builtins.int
+    @_builtins.property
+    def loss_terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___LossTerm]:
+        """Terms of the loss of the last step in which the network learned."""
+
+    @_builtins.property
+    def run(self) -> Global___RunProgress:
+        """Only from rank 0."""
+
     def __init__(
         self,
         *,
@@ -601,13 +706,25 @@ class Progress(_message.Message):
         accuracy: _builtins.float | None = ...,
         test_accuracy: _builtins.float | None = ...,
         network: _builtins.str = ...,
+        learning_rate: _builtins.float | None = ...,
+        gradient_norm: _builtins.float | None = ...,
+        loss_terms: _abc.Iterable[Global___LossTerm] | None = ...,
+        training_seconds: _builtins.float = ...,
+        learning_seconds: _builtins.float = ...,
+        learned_steps: _builtins.int = ...,
+        paused_steps: _builtins.int = ...,
+        run: Global___RunProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_loss", b"_loss", "_test_accuracy", b"_test_accuracy", "accuracy", b"accuracy", "loss", b"loss", "test_accuracy", b"test_accuracy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_gradient_norm", b"_gradient_norm", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_test_accuracy", b"_test_accuracy", "accuracy", b"accuracy", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "run", b"run", "test_accuracy", b"test_accuracy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_loss", b"_loss", "_test_accuracy", b"_test_accuracy", "accuracy", b"accuracy", "loss", b"loss", "network", b"network", "samples", b"samples", "step", b"step", "test_accuracy", b"test_accuracy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_gradient_norm", b"_gradient_norm", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_test_accuracy", b"_test_accuracy", "accuracy", b"accuracy", "gradient_norm", b"gradient_norm", "learned_steps", b"learned_steps", "learning_rate", b"learning_rate", "learning_seconds", b"learning_seconds", "loss", b"loss", "loss_terms", b"loss_terms", "network", b"network", "paused_steps", b"paused_steps", "run", b"run", "samples", b"samples", "step", b"step", "test_accuracy", b"test_accuracy", "training_seconds", b"training_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accuracy: _TypeAlias = _typing.Literal["accuracy"]  # noqa: Y015
     _WhichOneofArgType__accuracy: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy"]  # noqa: Y015
+    _WhichOneofReturnType__gradient_norm: _TypeAlias = _typing.Literal["gradient_norm"]  # noqa: Y015
+    _WhichOneofArgType__gradient_norm: _TypeAlias = _typing.Literal["_gradient_norm", b"_gradient_norm"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
     _WhichOneofReturnType__test_accuracy: _TypeAlias = _typing.Literal["test_accuracy"]  # noqa: Y015
@@ -615,11 +732,97 @@ class Progress(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__accuracy) -> _WhichOneofReturnType__accuracy | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient_norm) -> _WhichOneofReturnType__gradient_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__test_accuracy) -> _WhichOneofReturnType__test_accuracy | None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
+
+@_typing.final
+class LossTerm(_message.Message):
+    """A summand of a network's loss, with its weight."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[LossTerm._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: LossTerm._Kind.ValueType  # 0
+        KIND_TASK: LossTerm._Kind.ValueType  # 1
+        """Cross-entropy with the targets."""
+        KIND_PEER: LossTerm._Kind.ValueType  # 2
+        """Distillation from the peer."""
+        KIND_COMBINED: LossTerm._Kind.ValueType  # 3
+        """Distillation from logits that the strategy combines."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: LossTerm.Kind.ValueType  # 0
+    KIND_TASK: LossTerm.Kind.ValueType  # 1
+    """Cross-entropy with the targets."""
+    KIND_PEER: LossTerm.Kind.ValueType  # 2
+    """Distillation from the peer."""
+    KIND_COMBINED: LossTerm.Kind.ValueType  # 3
+    """Distillation from logits that the strategy combines."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    kind: Global___LossTerm.Kind.ValueType
+    peer: _builtins.str
+    """Name of the network that is distilled from."""
+    value: _builtins.float
+    def __init__(
+        self,
+        *,
+        kind: Global___LossTerm.Kind.ValueType = ...,
+        peer: _builtins.str = ...,
+        value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "peer", b"peer", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LossTerm: _TypeAlias = LossTerm  # noqa: Y015
+
+@_typing.final
+class RunProgress(_message.Message):
+    """What a rank knows of the whole run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_EPOCH_FIELD_NUMBER: _builtins.int
+    SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    training_epoch: _builtins.int
+    """Epoch of the training, counted from 1; not how often the run was started."""
+    skipped_steps: _builtins.int
+    """Since the rank's process began: steps that no network has applied because a
+    value was not finite, and checkpoints that were handed over to be saved.
+    """
+    checkpoints: _builtins.int
+    def __init__(
+        self,
+        *,
+        training_epoch: _builtins.int = ...,
+        skipped_steps: _builtins.int = ...,
+        checkpoints: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "skipped_steps", b"skipped_steps", "training_epoch", b"training_epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunProgress: _TypeAlias = RunProgress  # noqa: Y015
 
 @_typing.final
 class Leave(_message.Message):

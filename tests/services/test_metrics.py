@@ -12,8 +12,10 @@ from switokd.distillation.gap import Distances
 from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Pair, Role, Topology
 from switokd.services.coordinator.health import Heartbeat
+from switokd.services.coordinator.histogram import SECONDS_BUCKETS, Histogram
 from switokd.services.coordinator.limits import Limits
-from switokd.services.coordinator.metrics import SECONDS_BUCKETS, Histogram, Metrics
+from switokd.services.coordinator.measurements import Measured
+from switokd.services.coordinator.metrics import Metrics
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.run import CoordinatedRun
 
@@ -27,11 +29,11 @@ def decision(step: int, paused: bool) -> Decision:
     return decide(step, {Pair("t", "s"): distances}, Rule(make_strategy("switokd").switch))
 
 
-def scraped(metrics: Metrics) -> dict[str, float]:
-    """All series of runs, by name with labels."""
+def scraped(metrics: Metrics, label: str = 'run="') -> dict[str, float]:
+    """All series of runs, by name with labels. label: "" for those of the coordinator as well."""
     text = generate_latest(metrics.registry).decode()
     rows = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("switokd_")]
-    return {name: float(value) for name, value in rows}
+    return {name: float(value) for name, value in rows if label in name}
 
 
 def test_a_run_has_series_from_its_first_step_until_it_is_forgotten() -> None:
@@ -60,7 +62,8 @@ def test_a_run_has_series_from_its_first_step_until_it_is_forgotten() -> None:
 
 def test_a_number_that_no_rank_has_sent_has_no_series() -> None:
     metrics = Metrics()
-    metrics.add_run(CoordinatedRun("r", PLAN, now=0.0)).add_progress("s", 8, 0.5, None, None)
+    run = metrics.add_run(CoordinatedRun("r", PLAN, now=0.0))
+    run.network("s").add(Measured(samples=8, loss=0.5))
     series = {name for name in scraped(metrics) if "network=" in name}
     labels = '{network="s",run="r"}'
     assert series == {f"switokd_samples_total{labels}", f"switokd_loss{labels}"}
@@ -69,8 +72,8 @@ def test_a_number_that_no_rank_has_sent_has_no_series() -> None:
 def test_progress_adds_samples_and_keeps_numbers_that_it_leaves_out() -> None:
     metrics = Metrics()
     run = metrics.add_run(CoordinatedRun("r", PLAN, now=0.0))
-    run.add_progress("s", 8, 0.5, 0.25, None)
-    run.add_progress("s", -3, None, 0.0, 1.0)
+    run.network("s").add(Measured(samples=8, loss=0.5, accuracy=0.25))
+    run.network("s").add(Measured(accuracy=0.0, test_accuracy=1.0))
     series = scraped(metrics)
     labels = '{network="s",run="r"}'
     assert series[f"switokd_samples_total{labels}"] == 8
@@ -80,8 +83,9 @@ def test_progress_adds_samples_and_keeps_numbers_that_it_leaves_out() -> None:
 
 
 def test_runs_with_connected_ranks_and_the_newest_are_shown_first() -> None:
-    one = Metrics().add_run(CoordinatedRun("one", PLAN, now=0.0)).line_count
-    metrics = Metrics(Limits(max_metrics_lines=3 * one))
+    alone = Metrics()
+    alone.add_run(CoordinatedRun("one", PLAN, now=0.0))
+    metrics = Metrics(Limits(max_metrics_lines=3 * len(scraped(alone))))
     runs = {name: CoordinatedRun(name, PLAN, now=0.0) for name in ("a", "b", "c", "d", "e")}
     for run in runs.values():
         metrics.add_run(run)
@@ -132,6 +136,8 @@ def test_a_rank_has_series_of_its_phase_until_the_run_ends() -> None:
     run.hang(now=1.5)
     series = {name: value for name, value in scraped(metrics).items() if "rank=" in name}
     assert series == {
+        'switokd_rank_step{rank="0",run="r"}': 0,
+        'switokd_rank_lag_steps{rank="0",run="r"}': 0,
         'switokd_rank_phase_seconds{phase="backward",rank="0",run="r"}': 2.5,
         'switokd_heartbeat_age_seconds{rank="0",run="r"}': 0.5,
         'switokd_rank_waited_for{rank="0",run="r"}': 0,
