@@ -22,6 +22,7 @@ from switokd.coordination.commands import Commands
 from switokd.coordination.decision_writer import DecisionWriter
 from switokd.coordination.membership import Membership
 from switokd.coordination.own import OwnDecisions, first_difference
+from switokd.coordination.progress import NetworkProgress
 from switokd.coordination.settling import Peers, decide_reports
 from switokd.coordination.stream import CoordinatorStream
 from switokd.distillation.decision import Decision
@@ -37,6 +38,8 @@ LAST_WRITE_SECONDS = 2.0
 
 class Client:
     """One rank's decider. Waiting methods raise `failure` once the stream has failed."""
+
+    has_metrics = True
 
     def __init__(
         self,
@@ -152,24 +155,10 @@ class Client:
         self._stream.settle(step, decisions)
         self._alone = {s: decision for s, decision in self._alone.items() if s >= step}
 
-    def progress(
-        self,
-        network: str,
-        samples: int,
-        loss: float | None = None,
-        accuracy: float | None = None,
-        test_accuracy: float | None = None,
-    ) -> None:
-        """Send numbers for the metrics; does not wait. accuracy, test_accuracy: from 0 to 1."""
-        progress = pb.Progress(
-            step=self._stream.protocol.reported,
-            network=network,
-            samples=samples,
-            loss=loss,
-            accuracy=accuracy,
-            test_accuracy=test_accuracy,
-        )
-        self._stream.send(pb.TrainRequest(progress=progress))
+    def progress(self, progress: NetworkProgress) -> None:
+        """Send numbers for the metrics; does not wait."""
+        message = progress.to_wire(self._stream.protocol.reported)
+        self._stream.send(pb.TrainRequest(progress=message))
 
     def stall(self, doing: str) -> None:
         """Tell the coordinator that another rank hangs; does not wait.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from switokd.coordination.commands import Commands
+from switokd.coordination.progress import NetworkProgress
 from switokd.distillation.decision import Decision
 from switokd.distillation.distances import Parts
 from switokd.distillation.topology import Pair
@@ -19,6 +20,11 @@ class Decider(Protocol):
 
     `Client` asks the coordinator. `LocalDecider` decides in the training process.
     """
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether anyone reads what `progress` sends."""
+        ...
 
     @property
     def pairs(self) -> Sequence[Pair]:
@@ -57,19 +63,8 @@ class Decider(Protocol):
     def settle(self, step: int) -> None:
         """Have the record complete up to `step`, the last reported one; all ranks together."""
 
-    def progress(
-        self,
-        network: str,
-        samples: int,
-        loss: float | None = None,
-        accuracy: float | None = None,
-        test_accuracy: float | None = None,
-    ) -> None:
-        """Send a network's numbers for the live metrics; does not wait.
-
-        samples: number of training samples since the last call. loss, accuracy: their means over
-        these samples. Accuracies are from 0 to 1.
-        """
+    def progress(self, progress: NetworkProgress) -> None:
+        """Send a network's numbers for the live metrics; does not wait."""
 
     def stall(self, doing: str) -> None:
         """Report that this rank waits too long for the other ranks; `doing` names the operation."""

@@ -12,11 +12,14 @@ import threading
 from collections.abc import Callable
 
 from switokd.runtime.phase import ACTIVITY
+from switokd.runtime.usage import USAGE, gpu_memory_bytes, memory_bytes
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.wire import PHASE_TO_WIRE
 
 INTERVAL_SECONDS = 1.0
 """Longest time between two heartbeats; a tenth of `coordinator.timeout` if that is shorter."""
+USAGE_BEATS = 5
+"""Every so many heartbeats, the first one among them, say what the process uses."""
 
 
 class HeartbeatThread(threading.Thread):
@@ -39,8 +42,13 @@ class HeartbeatThread(threading.Thread):
 
     def run(self) -> None:
         """Send heartbeats; the thread calls this."""
+        beats = 0
         while not self._is_over.wait(self._interval):
-            self._send(pb.TrainRequest(heartbeat=heartbeat()))
+            message = heartbeat()
+            if beats % USAGE_BEATS == 0:
+                message.usage.CopyFrom(usage())
+            self._send(pb.TrainRequest(heartbeat=message))
+            beats += 1
 
 
 def heartbeat() -> pb.Heartbeat:
@@ -52,4 +60,18 @@ def heartbeat() -> pb.Heartbeat:
         phase_seconds=doing.phase_seconds,
         still_seconds=doing.still_seconds,
         waits=doing.waits,
+    )
+
+
+def usage() -> pb.Usage:
+    """Return the message about what this process has used."""
+    return pb.Usage(
+        phases=[
+            pb.PhaseTime(phase=PHASE_TO_WIRE[phase.value], seconds=seconds)
+            for phase, seconds in ACTIVITY.spent().items()
+            if seconds
+        ],
+        memory_bytes=memory_bytes() or 0,
+        gpu_memory_bytes=gpu_memory_bytes(),
+        disk_free_bytes=USAGE.disk_free,
     )

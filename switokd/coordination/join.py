@@ -37,6 +37,7 @@ from switokd.runtime.lifecycle import (
 from switokd.runtime.log import identify
 from switokd.runtime.placement import Placement
 from switokd.runtime.process_group import World
+from switokd.runtime.usage import USAGE
 
 OnDecision = Callable[[Decision], None]
 
@@ -101,6 +102,7 @@ def join_decider(
         where = f"coordinator {endpoint}"
         if endpoint.http:
             where = f"live metrics http://{endpoint.http}/metrics"
+        stack.enter_context(USAGE.watching(folder))
         client = stack.enter_context(_connected(membership, joining, on_decision))
         client.commands.restore(recorded, record)
         yield client, where

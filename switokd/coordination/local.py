@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from switokd.config.config import Config
 from switokd.coordination.commands import Commands
+from switokd.coordination.progress import NetworkProgress
 from switokd.distillation.decision import Decision, decide
 from switokd.distillation.distances import Parts, means
 
@@ -21,6 +22,8 @@ class LocalDecider:
 
     on_decision: called for every decision, in order, in `report` and `decision`.
     """
+
+    has_metrics = False
 
     def __init__(self, config: Config, on_decision: Callable[[Decision], None]) -> None:
         self.pairs = list(config.topology.pairs)
@@ -62,14 +65,7 @@ class LocalDecider:
             self._published = self._last.step
             self._on_decision(self._last)
 
-    def progress(
-        self,
-        network: str,
-        samples: int,
-        loss: float | None = None,
-        accuracy: float | None = None,
-        test_accuracy: float | None = None,
-    ) -> None:
+    def progress(self, progress: NetworkProgress) -> None:
         """Do nothing: there are no metrics."""
 
     def stall(self, doing: str) -> None:

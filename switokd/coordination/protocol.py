@@ -12,6 +12,7 @@ Not covered: the connection (`stream.py`); what a rank decides (`client.py`).
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -50,6 +51,7 @@ class RankProtocol:
             epoch=membership.epoch,
             secret=membership.secret,
             client=client,
+            host=platform.node(),
         )
         self._outbox: dict[int, pb.Report] = {}
         self._unrecorded: dict[int, bytes] = {}

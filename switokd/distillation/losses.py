@@ -11,7 +11,7 @@ Not covered: which terms a loss has (`strategies/`), when a teacher skips its lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,13 +33,23 @@ def kl(z_peer: Tensor, z_self: Tensor, tau: float) -> Tensor:
 def objective(
     z_self: Tensor, y: Tensor, logits: Mapping[str, Tensor], terms: Iterable[Term]
 ) -> Tensor:
-    """Loss of one network: a scalar, averaged over the batch.
+    """Loss of one network: a scalar, averaged over the batch; the sum of `loss_terms`.
 
     z_self: the network's logits `[B, C]`, with gradient. y: labels `[B]` or target distributions
     `[B, C]`. logits: detached logits `[B, C]` of the peers, by name. terms: the KL terms.
     """
-    loss = F.cross_entropy(z_self, y)
+    values = loss_terms(z_self, y, logits, terms)
+    loss = next(values)
+    for value in values:
+        loss = loss + value
+    return loss
+
+
+def loss_terms(
+    z_self: Tensor, y: Tensor, logits: Mapping[str, Tensor], terms: Iterable[Term]
+) -> Iterator[Tensor]:
+    """Yield the summands of `objective`: the cross-entropy, then each KL term with its weight."""
+    yield F.cross_entropy(z_self, y)
     for term in terms:
         divergence, weight = kl(logits[term.peer], z_self, term.tau), term.weight * term.tau**2
-        loss = loss + (divergence if weight == 1 else weight * divergence)
-    return loss
+        yield divergence if weight == 1 else weight * divergence

@@ -17,6 +17,8 @@ from typing import NamedTuple
 class Phase(Enum):
     """A part of the training of one rank; see `Phase` in the wire contract."""
 
+    __hash__ = object.__hash__  # each step looks up several; that of Enum takes longer
+
     LOADING = "loading"
     FORWARD = "forward"
     EXCHANGE = "exchange"
@@ -62,6 +64,10 @@ class Activity:
     def __init__(self) -> None:
         self._moved_at = time.monotonic()
         self._phase = Phase.LOADING, 0, self._moved_at
+        self._spent = dict.fromkeys(Phase, 0.0)
+        """Seconds in each phase since the first `begin`, without the phase that goes on."""
+        self._changes = 0
+        """Odd while the two above are changed; 0 before the first `begin`."""
         self._waits = 0
         self._waiting = _Waiting(self)
         self._limit: float | None = None
@@ -69,7 +75,20 @@ class Activity:
     def begin(self, phase: Phase, step: int | None = None) -> None:
         """Note that a phase begins. step: None keeps that of the phase before."""
         now = self._moved_at = time.monotonic()
-        self._phase = phase, self._phase[1] if step is None else step, now
+        before, step_before, began_at = self._phase
+        self._changes += 1
+        self._spent[before] += now - began_at if self._changes > 1 else 0.0
+        self._phase = phase, step_before if step is None else step, now
+        self._changes += 1
+
+    def spent(self) -> dict[Phase, float]:
+        """Return the seconds that the process has spent in each phase since the first `begin`."""
+        while True:
+            changes = self._changes
+            (phase, _, began_at), spent = self._phase, dict(self._spent)
+            if changes == self._changes and changes % 2 == 0:  # else a phase has begun meanwhile
+                spent[phase] += time.monotonic() - began_at if changes else 0.0
+                return spent
 
     def progress(self) -> None:
         """Note that the rank has got further in its phase, such as by one batch."""

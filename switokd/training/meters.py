@@ -14,16 +14,18 @@ from typing import Any, NamedTuple
 import torch
 
 from switokd.coordination.decider import Decider
+from switokd.coordination.progress import NetworkProgress
 from switokd.distillation.distances import on_grid
 from switokd.runtime.placement import LocalPlacement
 from switokd.training.exchange import Exchange
 from switokd.training.learner import Learner
 from switokd.training.step import StepResult
+from switokd.training.telemetry import RunCounts, terms_of
 
+SEND_SECONDS = 0.5
+"""Interval at which live metrics are sent; only then a number of theirs is read from the device."""
 LOSS_GRID = 2.0**-24
 """With micro-batches, losses are rounded to multiples: sums over an epoch are exact up to 2^29."""
-SEND_SECONDS = 0.5
-"""Interval at which live metrics are sent."""
 
 
 class Meter:
@@ -88,23 +90,66 @@ class Sums(NamedTuple):
 
 
 class ProgressSender:
-    """Sends one network's loss and accuracy to the coordinator at regular intervals."""
+    """Sends one network's numbers at regular intervals.
 
-    def __init__(self, decider: Decider, meter: Meter, name: str) -> None:
-        self._decider, self._meter, self._name = decider, meter, name
+    placement: of this rank. counts: of the run, on rank 0.
+    """
+
+    def __init__(
+        self,
+        decider: Decider,
+        meter: Meter,
+        learner: Learner,
+        placement: LocalPlacement,
+        counts: RunCounts | None = None,
+    ) -> None:
+        self._decider, self._meter, self._learner = decider, meter, learner
+        self._placement, self._counts = placement, counts
         self._sent, self._sent_at = Sums(), time.monotonic()
+        self._learning_seconds = learner.timer.seconds
+        """The network's timer when its numbers were sent last."""
+        self._steps = self._paused = 0
+        """Since then."""
 
-    def send_if_due(self) -> None:
-        """Send if `SEND_SECONDS` have passed since the last time."""
+    def restart(self) -> None:
+        """Send only what comes after: an earlier process has sent what the meter has."""
+        self._sent = self._meter.sums()
+
+    def add(self, result: StepResult, n: int) -> None:
+        """Note a step with a batch of `n` samples; send if `SEND_SECONDS` have passed."""
+        self._steps += 1
+        self._paused += self._learner.name in result.paused
         if time.monotonic() - self._sent_at >= SEND_SECONDS:
-            self.send()
+            self.send(result, n)
 
-    def send(self) -> None:
-        """Send the means over the samples since the last time."""
-        sums = self._meter.sums()
-        new = sums.since(self._sent)
-        self._decider.progress(self._name, new.samples, new.mean_loss, new.accuracy)
-        self._sent, self._sent_at = sums, time.monotonic()
+    def send(self, result: StepResult | None = None, n: int = 0) -> None:
+        """Send the means over the samples since the last time.
+
+        result: of the step that has ended just now, with a batch of `n` samples.
+        """
+        if not self._decider.has_metrics:
+            self._sent_at = time.monotonic()
+            return
+        learner, sums = self._learner, self._meter.sums()
+        new, seconds = sums.since(self._sent), learner.timer.seconds
+        now = time.monotonic()
+        progress = NetworkProgress(
+            learner.name,
+            new.samples,
+            new.mean_loss,
+            new.accuracy,
+            learning_rate=float(learner.optimizer.param_groups[0]["lr"]),
+            gradient_norm=learner.optimizer_step.norm.take(),
+            loss_terms=terms_of(learner.name, result, self._placement, n) if result else (),
+            training_seconds=now - self._sent_at,
+            learning_seconds=seconds - self._learning_seconds,
+            learned_steps=self._steps - self._paused,
+            paused_steps=self._paused,
+            run=self._counts.progress() if self._counts else None,
+        )
+        self._decider.progress(progress)
+        self._sent, self._sent_at, self._learning_seconds = sums, now, seconds
+        self._steps = self._paused = 0
 
 
 class EpochLog:
@@ -116,12 +161,14 @@ class EpochLog:
         placement: LocalPlacement,
         decider: Decider,
         device: torch.device,
+        counts: RunCounts | None = None,
     ) -> None:
+        """Begin an epoch. counts: of the run, on rank 0."""
         self._learners = {learner.name: learner for learner in learners}
         self._device = device
         self._meters = {name: Meter(name, placement, device) for name in self._learners}
         self._senders = [
-            ProgressSender(decider, meter, name) for name, meter in self._meters.items()
+            ProgressSender(decider, self._meters[li.name], li, placement, counts) for li in learners
         ]
         self._paused = dict.fromkeys(self._learners, 0)
         self._tested: dict[str, tuple[int, int]] = {}
@@ -139,7 +186,7 @@ class EpochLog:
             meter.add(result, n)
             self._paused[name] += name in result.paused
         for sender in self._senders:
-            sender.send_if_due()
+            sender.add(result, n)
 
     def end_of_training(self) -> None:
         """Stop the clock before the evaluation."""
@@ -186,6 +233,8 @@ class EpochLog:
             self._meters[name].restore(Sums(*network["sums"]))
             self._paused[name] = network["paused"]
             self._learning_seconds[name] -= network["learning_seconds"]
+        for sender in self._senders:
+            sender.restart()
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per network, to be combined with the rows of the network's other ranks."""

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from switokd.errors import NonFiniteError
 from switokd.training.ema import MovingAverage
+from switokd.training.gradient_norm import GradientNorm
 from switokd.training.reducer import GradientReducer
 from switokd.training.schedules import AccumulationWindow
 
@@ -48,6 +49,8 @@ class OptimizerStep:
         self.optimizer, self.reducer = optimizer, reducer
         self.scaler, self.average = scaler, average
         self._window, self._clip_norm = window or AccumulationWindow(), clip_norm
+        self.norm = GradientNorm()
+        """Of the mean gradient, before it is clipped."""
         self._checks_gradients = True
         self._has_gradients = False
         """Whether gradients wait for the end of their window."""
@@ -112,8 +115,10 @@ class OptimizerStep:
             _init_momentum(self.optimizer)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
+        norm = None
         if self._clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.reducer.parameters, self._clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self.reducer.parameters, self._clip_norm)
+        self.norm.note(self.reducer.parameters, norm)
         if self.scaler is None:
             self.optimizer.step()
         else:

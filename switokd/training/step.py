@@ -95,6 +95,10 @@ class StepResult:
     """By teacher of this rank: the decision that it has applied."""
     exchanged_at: float
     """When the exchange was complete, on the clock of `time.perf_counter`."""
+    peers: Mapping[str, Tensor] = field(default_factory=dict)
+    """Logits `[n, C]` that networks have learned from, by name."""
+    terms: Mapping[str, Sequence[Term]] = field(default_factory=dict)
+    """By network of this rank that has learned: the KL terms of its loss."""
 
     @property
     def paused(self) -> tuple[str, ...]:
@@ -131,31 +135,33 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
     # Distances between this rank's teachers and their students; a student's rank needs none.
     ACTIVITY.begin(Phase.DECIDING)
     sums, correct = _measure(context, step, gathered, shards)
-    exchanged_at = time.perf_counter()
+    exchanged = time.perf_counter()
     decider.report(step, sums, gathered.seconds)
 
     # While the report travels, a teacher's rank may decide early; students need no decision.
     early = decider.decide_early(step, sums)
     peers = {**gathered.logits, **context.combined(step, gathered)}
     losses: dict[str, Tensor] = {}
+    used: dict[str, Sequence[Term]] = {}
     applied: dict[str, Decision] = {}
     students_first = sorted(learners, key=lambda learner: learner.is_teacher)
     for learner in students_first:
+        name = learner.name
         decision = (early or decider.decision(step)) if learner.is_teacher else None
         if decision is not None:
-            applied[learner.name] = decision
-            if learner.name in decision.paused:
+            applied[name] = decision
+            if name in decision.paused:
                 continue  # no backward pass: weights and momentum stay unchanged
         ACTIVITY.begin(Phase.BACKWARD)
-        terms = partial(context.terms, step, gathered.y, learner.name, decision)
-        own = _losses(learner, z[learner.name], gathered.y, peers, parts[learner.name], terms)
+        terms = partial(context.terms, step, gathered.y, name, decision)
+        own, used[name] = _losses(learner, z[name], gathered.y, peers, parts[name], terms)
         if present := [loss.detach() for loss in own if loss is not None]:
-            losses[learner.name] = present[0] if len(present) == 1 else torch.stack(present)
-        if decision is not None and method.zeroes_loss(learner.name, decision):
+            losses[name] = present[0] if len(present) == 1 else torch.stack(present)
+        if decision is not None and method.zeroes_loss(name, decision):
             # published 1T2S code: momentum and weight decay go on
             own = [None if loss is None else loss * 0 for loss in own]
         with exchange.watched(gradient_sum(step)) if learner.buffers else nullcontext():
-            learner.backward_parts(own, step, [part.start for part in parts[learner.name]])
+            learner.backward_parts(own, step, [part.start for part in parts[name]])
 
     if guard:
         guard.check(step, losses)
@@ -164,7 +170,7 @@ def train_step(context: StepContext, step: int, x: Tensor, y: Tensor, n: int) ->
             decider.decision(step)  # an early decision must be confirmed before weights change
         with exchange.watched(gradient_sum(step)):
             learner.update(step)
-    return StepResult(gathered.logits, gathered.y, losses, correct, applied, exchanged_at)
+    return StepResult(gathered.logits, gathered.y, losses, correct, applied, exchanged, peers, used)
 
 
 def _whole_shards(z: Mapping[str, Sequence[Tensor | None]]) -> dict[str, Tensor]:
@@ -186,14 +192,15 @@ def _losses(
     peers: Mapping[str, Tensor],
     parts: Sequence[slice],
     terms: Callable[[], Sequence[Term]],
-) -> list[Tensor | None]:
-    """Return what each micro-batch adds to the whole batch's mean loss; None if it is empty.
+) -> tuple[list[Tensor | None], Sequence[Term]]:
+    """Return what each micro-batch adds to the whole batch's mean loss, and the KL terms.
 
+    The former is None for an empty micro-batch.
     z: logits of the micro-batches. y, peers: targets and peers' logits of the whole batch. terms:
     returns those of the network's loss; not called if all micro-batches are empty.
     """
     if all(z_part is None for z_part in z):
-        return [None for _ in z]
+        return [None for _ in z], ()
     terms_of_loss = terms()
     cut = aligned if learner.buffers else (lambda tensor: tensor)
     losses: list[Tensor | None] = []
@@ -205,7 +212,7 @@ def _losses(
         loss = learner.loss(z_part, cut(y[part]), logits, terms_of_loss)
         share = (part.stop - part.start) / len(y)
         losses.append(loss if share == 1 else loss * share)
-    return losses
+    return losses, terms_of_loss
 
 
 def _report_nothing(context: StepContext, step: int, gathered: Gathered) -> None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import NoReturn
 
 from switokd.config.config import Config
+from switokd.coordination.progress import NetworkProgress
 from switokd.data.images import Images
 from switokd.data.loader import Batch
 from switokd.errors import NonFiniteError
@@ -34,6 +35,7 @@ from switokd.training.metrics import EpochMetrics, Row
 from switokd.training.nonfinite import explained
 from switokd.training.observer import Observer
 from switokd.training.step import StepContext, train_step
+from switokd.training.telemetry import RunCounts
 from switokd.training.weights import check_finite, gather_weights
 
 
@@ -55,6 +57,7 @@ class Trainer:
     """By network: the best top-1 so far, in percent; on rank 0 only."""
     _skipped: list[int] = field(default_factory=list, init=False)
     """The last steps in a row that were skipped; the same on all ranks."""
+    _counts: RunCounts = field(default_factory=RunCounts, init=False)
 
     @cached_property
     def _agreement(self) -> Agreement:
@@ -118,9 +121,9 @@ class Trainer:
     def _train(self, epoch: int, steps: range, resumed: State | None) -> EpochLog:
         """Run the steps of an epoch; return this rank's measurements."""
         context, exchange = self.context, self.context.exchange
-        log = EpochLog(
-            context.learners, exchange.local_placement, context.decider, self.world.device
-        )
+        counts = self._counts.begin(epoch) if self.world.rank == 0 else None
+        placement, device = exchange.local_placement, self.world.device
+        log = EpochLog(context.learners, placement, context.decider, device, counts)
         if resumed:
             log.load_state_dict(resumed["epoch"])
         last = total_steps(self.config, self.images)
@@ -165,6 +168,7 @@ class Trainer:
         guard.undo()
         self._agreement.note({})
         self._skipped[:] = [*before, step]
+        self._counts.skipped_steps += 1
         for observer in self.observers:
             observer.on_skipped(step, str(error))
 
@@ -186,6 +190,7 @@ class Trainer:
             state = SavedState(step, local_placement.placement, parts, run).state_dict()
             for observer in self.observers:
                 observer.on_checkpoint(step, state)
+        self._counts.checkpoints += 1
         self.clock.saved()
 
     def _end(self, step: int) -> NoReturn:
@@ -216,13 +221,10 @@ class Trainer:
         for observer in self.observers:
             observer.on_epoch(metrics)
         for name, top1 in metrics.test_top1.items():
-            self.context.decider.progress(name, 0, test_accuracy=top1 / 100)
-        improved = {
-            name: top1
-            for name, top1 in metrics.test_top1.items()
-            if top1 > self._best.get(name, -1.0)
-        }
-        self._best.update(improved)
+            self.context.decider.progress(NetworkProgress(name, test_accuracy=top1 / 100))
+        best, top1s = self._best, metrics.test_top1.items()
+        improved = {name: top1 for name, top1 in top1s if top1 > best.get(name, -1.0)}
+        best.update(improved)
         return list(improved)
 
     def save_weights(

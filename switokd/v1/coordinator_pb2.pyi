@@ -600,7 +600,9 @@ class Usage(_message.Message):
     """Free space where the run folder is; only from rank 0."""
     @_builtins.property
     def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseTime]:
-        """Time in each phase since the process began; no entry means none."""
+        """Time in each phase since the training began in this process; no entry
+        means none.
+        """
 
     def __init__(
         self,
@@ -691,7 +693,7 @@ class Progress(_message.Message):
     paused_steps: _builtins.int
     @_builtins.property
     def loss_terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___LossTerm]:
-        """Terms of the loss of the last step in which the network learned."""
+        """Terms of the network's loss in this step; none if it was paused."""
 
     @_builtins.property
     def run(self) -> Global___RunProgress:
