@@ -16,7 +16,11 @@
     limits.py       all limits; held by admission.py (plans), bucket.py (messages of a stream),
                     pace.py (calls), unattached.py (idle streams), resources.py (connections)
     text.py         cuts and cleans names and sentences of others; logs.py does so for the log
-    metrics.py      Prometheus metrics, served by http_server.py
+    metrics.py      Prometheus metrics, served by http_server.py; made of
+      metric_families.py  names, types and labels of all metrics
+      run_metrics.py      what is counted of a run; histogram.py counts durations
+      measurements.py     what ranks send for the metrics, checked
+      run_series.py       the series of a run; service_series.py: of the coordinator
     server.py       starts both ports and runs until a signal
 
 run.py and its parts know neither gRPC nor a clock. The coordinator imports no torch: it starts in

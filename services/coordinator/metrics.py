@@ -107,30 +107,32 @@ class Page:
         """Number of runs that do not fit: "all", or "rank" for those whose ranks do not."""
 
     def fitting(self, series: Iterable[Series]) -> Sequence[Series]:
-        """Return those series of a run that fit, and take their room."""
-        rows = list(series)
-        if self._takes(rows):
-            return rows
-        few = [row for row in rows if row[0] not in RANK_FAMILIES]
-        if self._takes(few):
-            self.hidden["rank"] += 1
-            return few
-        self.hidden["all"] += 1
-        return ()
+        """Return those series of a run that fit, and take their room; its ranks' come last.
 
-    def _takes(self, rows: Sequence[Series]) -> bool:
-        """Take the room of series, if there is enough."""
+        Of a run that does not fit, no more series are made than there is room for.
+        """
+        rows: list[Series] = []
         lines = size = 0
-        for name, labels, value in rows:
-            length = OVERHEAD[name] + sum(map(self._length, labels))
+        room = 0, 0, 0  # what the rows before the ranks' take
+        for row in series:
+            name, labels, value = row
             count = HISTOGRAM_LINES if isinstance(value, Histogram) else value is not None
             lines += count
-            size += length * count
-        if lines > self._lines or size > self._bytes:
-            return False
-        self._lines -= lines
-        self._bytes -= size
-        return True
+            size += (OVERHEAD[name] + sum(map(self._length, labels))) * count
+            if lines > self._lines or size > self._bytes:
+                if name not in RANK_FAMILIES:
+                    self.hidden["all"] += 1
+                    return ()
+                self.hidden["rank"] += 1
+                break
+            rows.append(row)
+            if name not in RANK_FAMILIES:
+                room = len(rows), lines, size
+        else:
+            room = len(rows), lines, size
+        self._lines -= room[1]
+        self._bytes -= room[2]
+        return rows[: room[0]]
 
     def _length(self, label: str) -> int:
         """Return the bytes of a label's value, in which some letters are escaped."""

@@ -78,4 +78,5 @@ def gpu_memory_bytes() -> int | None:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
-    return sum(torch.cuda.memory_reserved(i) for i in range(torch.cuda.device_count()))
+    reserved = (torch.cuda.memory_reserved(i) for i in range(torch.cuda.device_count()))
+    return sum(map(int, reserved))
