@@ -62,3 +62,14 @@ def test_the_wire_contract_knows_every_phase() -> None:
     names = {item.value for item in Phase}
     assert set(PHASE_TO_WIRE) == names
     assert set(PHASE_FROM_WIRE.values()) == names
+
+
+def test_the_time_of_each_phase_adds_up_from_the_first_begin(clock: list[float]) -> None:
+    activity = Activity()
+    clock[0] += 50.0  # imports
+    assert not any(activity.spent().values())
+    for phase, seconds in ((Phase.LOADING, 1.0), (Phase.FORWARD, 2.0), (Phase.LOADING, 4.0)):
+        activity.begin(phase, 1)
+        clock[0] += seconds
+    spent = {phase: seconds for phase, seconds in activity.spent().items() if seconds}
+    assert spent == {Phase.LOADING: 5.0, Phase.FORWARD: 2.0}

@@ -233,6 +233,8 @@ def test_a_full_disk_is_said_once_and_nothing_is_acknowledged(
             journal.add("r", decision(step))
         wait_until(lambda: "cannot be written" in caplog.text, 10, "a complaint")
         assert journal.recorded("r", 1) < 399
+        assert journal.errors > 0
+        assert journal.disk_free is not None
         pages[0] = 100_000
         wait_until(lambda: journal.recorded("r", 1) == 399, 20, "all steps")
     assert caplog.text.count("cannot be written: database or disk is full") == 1
