@@ -37,6 +37,7 @@ ROOMS: Mapping[str, tuple[int, int, str]] = {
     "plugins": (13, 0, "the user's own modules"),
     "recipes": (13, 1, "run files that are included"),
     "v1": (13, 2, "generated messages"),
+    "tracing": (13, 3, "traces for OpenTelemetry"),
     "errors": (14, 0, "errors and exit codes"),
 }
 """By name of a room or top module: layer (0 is the top), column, and what it is."""

@@ -40,9 +40,11 @@ from switokd.runtime.lifecycle import (
 )
 from switokd.runtime.placement import LocalPlacement, Placement
 from switokd.runtime.process_group import World, check_same_configuration, join_world
+from switokd.runtime.step_spans import StepSpans, listening
 from switokd.runtime.threads import fix_threads, stay_within_limits
 from switokd.runtime.waiting import waiting
 from switokd.runtime.watchdog import Watchdog
+from switokd.tracing.opening import open_sender
 from switokd.training.build import (
     Models,
     check_shards,
@@ -189,6 +191,7 @@ def _train(
     folder = output[0].folder.path if output else None
     decider, where = stack.enter_context(join_decider(joining, partial(_tell, observers), folder))
     world.on_rank_0(lambda: _introduce(stack, watching, folder, config, done, steps))
+    _trace_steps(stack, config, world, placement, decider)
     stops = StopFlag()
     if config.checkpoint.keep and not world.env.embedded:
         stops.install()
@@ -254,6 +257,22 @@ def _introduce(
     for observer in observers:
         stack.push(partial(end, observer))
         observer.on_run(run)
+
+
+def _trace_steps(
+    stack: ExitStack, config: Config, world: World, placement: Placement, decider: Decider
+) -> None:
+    """Send traces of this rank's steps until `stack` closes, if the run file asks for them.
+
+    Only rank 0 says if they cannot be delivered. Errors as `open_sender`.
+    """
+    if not config.tracking.traces_every:
+        return
+    say = print_warning if world.rank == 0 else lambda sentence: None
+    sink = stack.enter_context(open_sender("switokd-rank", "tracking.traces_every", say))
+    networks = placement.networks_of(world.rank)
+    every, start = config.tracking.traces_every, decider.start
+    stack.enter_context(listening(StepSpans(sink, every, *start, world.rank, networks)))
 
 
 def _tell(observers: Sequence[Observer], decision: Decision) -> None:

@@ -20,6 +20,7 @@ from switokd.services.coordinator.metrics import Metrics
 from switokd.services.coordinator.outbox import RunStreams
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.refusal import Refusal
+from switokd.services.coordinator.round_spans import NO_SPANS
 from switokd.services.coordinator.run import CoordinatedRun, RunState
 from switokd.services.coordinator.run_entry import RunEntry
 from switokd.services.coordinator.run_metrics import RunMetrics
@@ -83,6 +84,7 @@ class RunRegistry:
         self.is_draining = False
         """Whether this coordinator stops."""
         self.journal = metrics.service.journal = journal
+        self.round_spans = NO_SPANS
         self._clock = AwakeClock(clock)
         for stored in journal.stored():
             self._continue(stored)

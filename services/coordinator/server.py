@@ -32,6 +32,7 @@ from switokd.services.coordinator.metrics import Metrics
 from switokd.services.coordinator.pace import PaceInterceptor
 from switokd.services.coordinator.registry import RunRegistry
 from switokd.services.coordinator.resources import channel_options, with_files
+from switokd.services.coordinator.round_spans import NO_SPANS, RoundSpans
 from switokd.services.coordinator.servicer import SERVICE, CoordinatorServicer
 
 CHANNEL_OPTIONS = [
@@ -61,13 +62,14 @@ async def serve(
     journal: Journal = NO_JOURNAL,
     access: Access = FREE,
     limits: Limits = DEFAULTS,
+    round_spans: RoundSpans = NO_SPANS,
 ) -> None:
     """Serve until SIGTERM or SIGINT; with `follow_stdin` also until standard input closes.
 
     port, http_port: 0 chooses a free port. strategies: import strings that a run may name.
     journal: where decisions are written down; it is closed at the end. access: what callers must
-    show. limits: see `Limits`. UsageError if a port is in use, or if `host` is not an address of
-    this machine.
+    show. limits: see `Limits`. round_spans: receives each round. UsageError if a port is in use,
+    or if `host` is not an address of this machine.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -80,6 +82,7 @@ async def serve(
     limits = with_files(limits)
     metrics = Metrics(limits)
     runs = RunRegistry(metrics, strategies, limits.forget_after, journal, limits=limits)
+    runs.round_spans = round_spans
     server = grpc.aio.server(
         options=[*CHANNEL_OPTIONS, *channel_options(limits)],
         interceptors=[PaceInterceptor(limits, SERVICE, metrics.service.refuse), access.security],

@@ -252,6 +252,7 @@ class Session:
             recorded = self._runs.recorded(run)
             entry.streams.send(_serialized(decided.decision, recorded))
             entry.add(decided.decision, decided.duration, run.was_alone(message.step))
+            self._runs.round_spans.add(run.run_id, run.epoch, decided)
         if message.previous_decided_alone and run.note_alone(message.step - 1):
             entry.journal.mark_alone(run.run_id, message.step - 1)
         _measure(message, attachment)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -25,6 +26,7 @@ from switokd.services.coordinator.limits import Limits
 if TYPE_CHECKING:
     from switokd.services.coordinator.access import Access
     from switokd.services.coordinator.journal import Journal
+    from switokd.services.coordinator.round_spans import RoundSpans
 
 HOST_HELP = "Address to listen on; 0.0.0.0 listens on all interfaces, with TLS."
 PORT_HELP = "gRPC port; 0 chooses a free one."
@@ -33,6 +35,9 @@ STRATEGY_HELP = "A strategy of your own that runs may use. May be given several 
 JOURNAL_HELP = "SQLite file that keeps the decisions; started with it again, its runs are known."
 KEEP_FINISHED_HELP = "Days for which the journal keeps a finished run."
 KEEP_RUNS_HELP = "The most finished runs that the journal keeps; the oldest go first."
+TRACES_HELP = (
+    "Steps per OpenTelemetry trace of a round, as tracking.traces_every of the run; 0: none."
+)
 FOLLOW_STDIN_HELP = "Stop when standard input is closed."
 
 
@@ -51,6 +56,20 @@ def journal_options(
     return SqliteJournal(journal, Retention(keep_finished, keep_runs)) if journal else NO_JOURNAL
 
 
+@contextmanager
+def round_spans_of(traces_every: int) -> Iterator[RoundSpans]:
+    """Yield what receives the rounds; UsageError if traces are wanted and cannot be sent."""
+    from switokd.services.coordinator.round_spans import NO_SPANS, RoundSpans
+    from switokd.tracing.opening import open_sender
+
+    if not traces_every:
+        yield NO_SPANS
+        return
+    warn = logging.getLogger("switokd.services.coordinator").warning
+    with open_sender("switokd-coordinator", "--traces-every", warn) as sink:
+        yield RoundSpans(sink, traces_every)
+
+
 @option_groups(journal=journal_options, access=access_options, limits=options_of(Limits, "Limits"))
 def coordinator(
     host: Annotated[str, typer.Option(help=HOST_HELP)] = "127.0.0.1",
@@ -60,6 +79,7 @@ def coordinator(
         Optional[list[str]],  # noqa: UP045, typer reads it at run time
         typer.Option(metavar="PACKAGE.MODULE:CALLABLE", help=STRATEGY_HELP),
     ] = None,
+    traces_every: Annotated[int, number_option(0, help=TRACES_HELP)] = 0,
     follow_stdin: Annotated[
         bool, typer.Option("--follow-stdin", hidden=True, help=FOLLOW_STDIN_HELP)
     ] = False,
@@ -97,7 +117,8 @@ def coordinator(
         sys.path.append(os.getcwd())  # for the user's own strategies, as in training
         for name in strategy or []:
             import_callable(name, "--strategy")
-        more = (follow_stdin, strategy or [], journal(), protection, bounds)
-        asyncio.run(serve(host, port, http_port, *more))
+        with round_spans_of(traces_every) as round_spans:
+            more = (follow_stdin, strategy or [], journal(), protection, bounds, round_spans)
+            asyncio.run(serve(host, port, http_port, *more))
     except SwitokdError as error:
         fail(error)

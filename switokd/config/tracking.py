@@ -1,4 +1,4 @@
-"""The observers of a run in its run file: their names, and when trackers write.
+"""The observers of a run in its run file: their names, when trackers write, and traces.
 
 Not covered: the observers themselves (`runs/observers.py`, `runs/trackers/`).
 """
@@ -25,6 +25,9 @@ class Tracking(Section):
     on_error: Literal["continue", "stop"] = "continue"
     """What happens if an observer raises an error. continue: one line says so, the observer gets
     no more events, and the training goes on; stop: the run ends."""
+    traces_every: Annotated[int, Field(ge=0)] = 0
+    """Steps per OpenTelemetry trace, which shows the phases of one step on all ranks, and its
+    round at the coordinator; 0: no traces. Needs the extra otel."""
     kwargs: dict[str, dict[str, Any]] = Field(default={})
     """Keyword arguments by observer, such as {mlflow: {experiment: digits}}."""
 

@@ -83,6 +83,11 @@ class Client:
         self._stream.attach(self._on_decision)
 
     @property
+    def start(self) -> tuple[str, int]:
+        """The run's id, and how often its processes were started."""
+        return self._member.run_id, self._member.epoch
+
+    @property
     def failure(self) -> SwitokdError | None:
         """Why the stream failed; None while it works."""
         return self._stream.failure

@@ -42,6 +42,11 @@ class Decider(Protocol):
         ...
 
     @property
+    def start(self) -> tuple[str, int]:
+        """The run's id, and how often its processes were started; the same on all ranks."""
+        ...
+
+    @property
     def commands(self) -> Commands:
         """The commands of the run: those that were taken, and on rank 0 those that wait."""
         ...

@@ -8,6 +8,7 @@ Not covered: several processes, because two processors may round differently.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 
 from switokd.config.config import Config
@@ -30,6 +31,7 @@ class LocalDecider:
         self.waits: list[float] = []
         self.alone_steps: list[int] = []
         self.commands = Commands(config)
+        self.start = f"{config.name}-{uuid.uuid4().hex[:6]}", 1
         self._rule = config.method.rule
         self._on_decision = on_decision
         self._last: Decision | None = None

@@ -35,6 +35,7 @@ from switokd.runtime.interpreter import python_command
 from switokd.runtime.lifecycle import print_warning
 from switokd.runtime.waiting import waiting
 from switokd.services.coordinator.addresses import OPERATOR_TOKEN, WORKER_TOKEN
+from switokd.tracing.opening import is_installed
 
 START_SECONDS = 30.0
 """Longest wait for the coordinator to be ready."""
@@ -111,6 +112,8 @@ class CoordinatorProcess:
         self._host = "127.0.0.1" if env.one_host else "0.0.0.0"
         self._plaintext = config.coordinator.allow_plaintext and not env.one_host
         self._http_port = config.coordinator.http_port
+        # Without the extra, a rank says so.
+        self._traces_every = config.tracking.traces_every if is_installed() else 0
         self._is_closing = threading.Event()
         self._private: PrivateAccess | None = None
         if not env.one_host and not self._plaintext:
@@ -151,6 +154,8 @@ class CoordinatorProcess:
         command += ["--host", self._host, "--port", str(port), "--http-port", str(http_port)]
         if self._private:
             command += self._private.options
+        if self._traces_every:
+            command += ["--traces-every", str(self._traces_every)]
         if self._plaintext:
             command += ["--allow-plaintext"]
         env_of_child = {key: value for key, value in os.environ.items() if key not in TOKENS}

@@ -10,6 +10,7 @@ Not covered: what a GPU is doing; a phase begins when the host begins to launch 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
@@ -71,6 +72,8 @@ class Activity:
         self._waits = 0
         self._waiting = _Waiting(self)
         self._limit: float | None = None
+        self.listener: Callable[[Phase, int], None] | None = None
+        """Hears of each phase that begins, and of its step, on the thread that trains."""
 
     def begin(self, phase: Phase, step: int | None = None) -> None:
         """Note that a phase begins. step: None keeps that of the phase before."""
@@ -80,6 +83,8 @@ class Activity:
         self._spent[before] += now - began_at if self._changes > 1 else 0.0
         self._phase = phase, step_before if step is None else step, now
         self._changes += 1
+        if self.listener is not None:
+            self.listener(phase, self._phase[1])
 
     def spent(self) -> dict[Phase, float]:
         """Return the seconds that the process has spent in each phase since the first `begin`."""

@@ -1,0 +1,1 @@
+"""Traces of training steps for OpenTelemetry; ranks and coordinator share this room."""
