@@ -24,6 +24,7 @@ from torch import nn
 
 from switokd import plugins, worker
 from switokd.config.config import Config
+from switokd.config.places import RunFileText
 from switokd.config.run_file import (
     checked,
     import_folders,
@@ -45,6 +46,8 @@ from switokd.runtime.environment import Environment, environment
 from switokd.runtime.interpreter import python_command
 from switokd.runtime.log import plain_environment
 from switokd.training.observer import Observer
+
+CONFIGURATION = RunFileText("the configuration")
 
 Source = str | Path | Mapping[str, Any] | Config
 """Name of a recipe, path of a run file, content of a run file, or a configuration."""
@@ -131,17 +134,18 @@ def distil(
         "networks": networks,
         "schedule": {"epochs": epochs},
     }
-    config = checked(raw, "distil", [_setting(key, value) for key, value in settings.items()])
+    given = [_setting(key, value) for key, value in settings.items()]
+    config = checked(raw, RunFileText("distil"), given, "settings")
     _refuse_torchrun()
     return _train_here(with_folders(config, Path.cwd()), lend, observers)
 
 
 def _config(source: Source, overrides: Sequence[str]) -> Config:
     if isinstance(source, str | Path):
-        return load(str(source), overrides)
+        return load(str(source), overrides, "settings")
     if isinstance(source, Config):
-        return checked(source.model_dump(mode="json"), "the configuration", overrides)
-    return checked(copy.deepcopy(dict(source)), "the configuration", overrides)
+        return checked(source.model_dump(mode="json"), CONFIGURATION, overrides, "settings")
+    return checked(copy.deepcopy(dict(source)), CONFIGURATION, overrides, "settings")
 
 
 def _setting(key: str, value: Any) -> str:
@@ -189,7 +193,9 @@ def _train_here(
     # networks.NAME.ranks requires placement: dedicated, and the auto settings placement: auto.
     single = ["placement=replicated", "auto={}", "coordinator.address=off"]
     single += [f"networks.{name}.ranks=1" for name in config.networks]
-    config = checked(config.model_dump(mode="json"), config.name, single)
+    config = checked(
+        config.model_dump(mode="json"), RunFileText(config.name), single, "a run in this process"
+    )
     folders = import_folders(config, Path.cwd())
     with (
         _random_generators_restored(),

@@ -1,10 +1,10 @@
 """Reads a run file: a recipe or a path, with `key.key=value` settings on top.
 
 A run file is YAML with the keys of `Config`. Values are checked strictly ("3" is no number), and
-unknown keys are errors. All problems are told, each in one line that names the file, the key, the
-value, the allowed values and, for an unknown key, the nearest known one.
+unknown keys are errors. All problems are told, each in one line that names the file and its line or
+the setting, the key, the value, the allowed values and, for an unknown key, the nearest known one.
 
-Not covered: the sentences about invalid values (`explain.py`).
+Not covered: the sentences about invalid values (`explain.py`), their places (`places.py`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,22 @@ from pydantic import ValidationError
 
 from switokd.config.config import Config
 from switokd.config.explain import explain
+from switokd.config.places import Places, RunFileText
 from switokd.config.recipes import recipe_text
 from switokd.config.templates import spell_out
 from switokd.config.yaml_loader import parse_yaml
 from switokd.errors import UsageError
 from switokd.plugins import add_import_folders
 
+SETTINGS = "command line"
+"""Where settings are given, unless a program gives them."""
 
-def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
+
+def load(recipe_or_file: str, overrides: Sequence[str] = (), given: str = SETTINGS) -> Config:
     """Read a recipe by name or a run file by path, apply `key.key=value` settings, and check.
 
-    UsageError if the file or settings are invalid, with a line per problem.
+    given: where the settings come from, for messages. UsageError if the file or settings are
+    invalid, with a line per problem.
     """
     path = Path(recipe_or_file)
     if os.path.isdir(path):
@@ -42,19 +47,21 @@ def load(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UsageError(f"{path}: cannot be read as a run file: {reason}") from None
-    raw = parse_yaml(text, recipe_or_file)
+    raw = parse_yaml(text, recipe_or_file, is_file=True)
     if not isinstance(raw, dict):
         raise UsageError(
             f"{recipe_or_file}: a run file holds keys and values, see 'switokd recipes'"
         )
-    return checked(raw, recipe_or_file, overrides)
+    return checked(raw, RunFileText(recipe_or_file, text), overrides, given)
 
 
-def checked(raw: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
+def checked(
+    raw: dict[str, Any], source: RunFileText, overrides: Sequence[str] = (), given: str = SETTINGS
+) -> Config:
     """Apply settings to a run file's content, which is changed, and check the result.
 
-    UsageError if the content or settings are invalid: a line per problem, which begins with
-    `source` or the setting.
+    given: as in `load`. UsageError if the content or settings are invalid: a line per problem,
+    which begins with the file and the line, or with the setting.
     """
     problems, applied = [], []
     for override in overrides:
@@ -62,24 +69,19 @@ def checked(raw: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> 
             _apply(override, raw)
             applied.append(override)
         except UsageError as error:  # noqa: PERF203 all problems are told
-            problems.append(str(error))
+            problems.append(f"{given}, {error}")
+    places = Places(source, applied, given)
     try:
         _check_sizes(raw, ())
         raw = spell_out(raw)
         config = Config.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        problems += [_placed(source, applied, *problem) for problem in explain(error, raw)]
+        problems += [f"{places.of(key, said)}: {said}" for key, said in explain(error, raw)]
     except ValueError as error:
-        problems.append(f"{source}: {error}")
+        problems.append(f"{places.of('', str(error))}: {error}")
     if problems:
         raise UsageError("\n".join(" ".join(problem.split()) for problem in problems))
     return config
-
-
-def _placed(source: str, overrides: Sequence[str], key: str, sentence: str) -> str:
-    """Return a sentence with the run file, and the setting that has changed the value if any."""
-    settings = [o for o in overrides if _concerns(o.partition("=")[0], key)]
-    return f"{source} with {settings[-1]}: {sentence}" if settings else f"{source}: {sentence}"
 
 
 def load_importable(recipe_or_file: str, overrides: Sequence[str] = ()) -> Config:
@@ -128,11 +130,6 @@ def _check_sizes(value: Any, keys: tuple[str, ...]) -> None:
     inner = dict(enumerate(value)) if isinstance(value, list) else value
     for key, item in inner.items() if isinstance(inner, dict) else ():
         _check_sizes(item, (*keys, str(key)))
-
-
-def _concerns(setting: str, key: str) -> bool:
-    """Whether two dotted keys are equal, or one is a section that contains the other."""
-    return all(a == b for a, b in zip(setting.split("."), key.split("."), strict=False))
 
 
 def _apply(override: str, raw: dict[str, Any]) -> None:

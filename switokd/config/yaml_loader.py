@@ -175,8 +175,11 @@ def _size(value: Any, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML text; UsageError that begins with `where` if the text is not valid YAML."""
+def parse_yaml(text: str, where: str, is_file: bool = False) -> Any:
+    """Parse YAML text; UsageError that begins with `where` if the text is not valid YAML.
+
+    is_file: whether the error names the line as well.
+    """
     try:
         value = yaml.load(text, _Loader)
         if _size(value, {}) > MOST_VALUES:
@@ -184,7 +187,7 @@ def parse_yaml(text: str, where: str) -> Any:
         return value
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
+        line = f":{mark.line + 1}" if mark and is_file else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{where}{line}: not valid YAML: {problem}") from None
     except RecursionError:

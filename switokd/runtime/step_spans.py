@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from switokd.runtime.phase import ACTIVITY, Phase
-from switokd.tracing.spans import ROOT, Span, SpanSink, StepTrace, is_traced
+from switokd.tracing.spans import ROOT, Attributes, Span, SpanSink, StepTrace, is_traced
 
 
 class StepSpans:
@@ -57,14 +57,18 @@ class StepSpans:
         self._step, self._phases = 0, []
         ended = max(time.time_ns(), phases[-1][1])
         own: tuple[object, ...] = ("rank", self._rank)
-        common = {"switokd.run": self._run_id, "switokd.step": trace.step}
-        more = {**common, "switokd.rank": self._rank, "switokd.networks": self._networks}
+        common: Attributes = {"switokd.run": self._run_id, "switokd.step": trace.step}
+        more: Attributes = {
+            **common,
+            "switokd.rank": self._rank,
+            "switokd.networks": self._networks,
+        }
         spans = [Span(f"rank {self._rank}", own, ROOT, phases[0][1], ended, more)]
         ends = [*(began for _, began in phases[1:]), ended]
         for number, ((phase, began), end) in enumerate(zip(phases, ends, strict=True)):
             spans.append(Span(phase.value, (*own, number), own, began, max(began, end), more))
         if self._rank == 0:
-            about = {**common, "switokd.start": self._start}
+            about: Attributes = {**common, "switokd.start": self._start}
             spans.append(Span("step", ROOT, None, phases[0][1], ended, about))
         self._sink.send(trace, spans)
 

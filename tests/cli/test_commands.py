@@ -91,9 +91,9 @@ def test_all_mistakes_of_options_and_settings_are_told(
     assert lines == [
         "switokd: train: --processes: found 0; allowed: a whole number, 1 or more",
         "switokd: train: --max-restarts: found y; allowed: a whole number, 0 or more",
-        "switokd: digits-1t1s with data.batch_size=1: data.batch_size: found 1; allowed: greater "
+        "switokd: command line, data.batch_size=1: data.batch_size: found 1; allowed: greater "
         "than or equal to 2",
-        'switokd: digits-1t1s with schedule.epochs=x: schedule.epochs: found "x"; allowed: a whole '
+        'switokd: command line, schedule.epochs=x: schedule.epochs: found "x"; allowed: a whole '
         "number",
     ]
     assert len(told("predict", monkeypatch, capsys)) == 2  # both arguments are missing

@@ -209,7 +209,7 @@ def test_digest_follows_what_the_training_depends_on(setting: str, matters: bool
         ("seed", "'seed': a setting is written key.key=value"),
         ("=3", "'=3': a setting is written key.key=value"),
         ("name.x=3", "'name.x=3': name is 'small', which has no keys below it"),
-        ("seed=[1", "'seed=[1', line 1: not valid YAML"),
+        ("seed=[1", "command line, 'seed=[1': not valid YAML"),
     ],
 )
 def test_message_names_key_value_and_allowed_values(
@@ -220,16 +220,16 @@ def test_message_names_key_value_and_allowed_values(
 
 def test_message_names_the_file_and_the_invalid_setting(run_file: Path) -> None:
     message = refusal(run_file, "seed=1", "schedule.epochs=0", "device=cpu")
-    assert message.startswith(f"{run_file} with schedule.epochs=0: schedule.epochs: found 0")
+    assert message.startswith("command line, schedule.epochs=0: schedule.epochs: found 0")
     run_file.write_text(MINIMAL + "schedule: {epochs: 0}\n")
-    assert refusal(run_file, "seed=1").startswith(f"{run_file}: schedule.epochs: found 0")
+    assert refusal(run_file, "seed=1").startswith(f"{run_file}:5: schedule.epochs: found 0")
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("seed: 1\nname: x\nseed: 2\n", ", line 3: not valid YAML: key 'seed' is there twice"),
-        ("data: {root: a, root: b}\n", ", line 1: not valid YAML: key 'root' is there twice"),
+        ("seed: 1\nname: x\nseed: 2\n", ":3: not valid YAML: key 'seed' is there twice"),
+        ("data: {root: a, root: b}\n", ":1: not valid YAML: key 'root' is there twice"),
         ("a: [1\n", "not valid YAML: expected ',' or ']'"),
         ("seed: !!python/name:os.system\n", "not valid YAML: the tag !!python/name:os.system is"),
         ("", "a run file holds keys and values"),
