@@ -33,6 +33,7 @@ from switokd.runs.trackers.state import TrackerState
 from switokd.runtime.allocator import keep_freed_memory
 from switokd.runtime.device import choose_device
 from switokd.runtime.environment import Environment
+from switokd.runtime.kept_warnings import WARNINGS
 from switokd.runtime.lifecycle import (
     Preempted,
     StopFlag,
@@ -86,6 +87,7 @@ def train(config: Config, env: Environment, helpers: Helpers = Helpers()) -> Pat
     returns at once.
     UsageError, NonFiniteError and PeerError as in `errors.py`.
     """
+    WARNINGS.begin(env.rank)
     if env.rank == 0:
         run_folder.check_run_dir(config)
     with waiting(f"the data set {config.data.dataset} to be opened"):
@@ -323,7 +325,9 @@ def _open_output(
     """
     recorder = RunRecorder(config, choice.placement, parameters, resumption, env.started)
     stack.callback(recorder.folder.discard_if_unused)
+    stack.callback(WARNINGS.write_with, None)
     stack.callback(recorder.settle)  # a run that fails keeps its last checkpoints
+    WARNINGS.write_with(recorder.folder.add_warning)
     recorder.folder.save_signature(InputSignature.of(images))
     recorder.folder.save_profiles(choice.measured)
     steps, epochs = total_steps(config, images), config.schedule.epochs

@@ -16,6 +16,7 @@
     observers.json         what trackers remember (`trackers/state.py`)
     tensorboard/, wandb/   what trackers write
     attempts.jsonl         when the run was started, and what was lost (`attempts.py`)
+    warnings.jsonl         warnings that it has printed, if any (`runtime/kept_warnings.py`)
     summary.json           written last
     curves.png             gap, threshold and accuracy (`curves.py`)
 
@@ -53,6 +54,9 @@ from switokd.runtime.durable import replace_file
 from switokd.runtime.environment import ProcessLayout
 from switokd.runtime.lifecycle import print_warning
 from switokd.runtime.waiting import waiting
+
+WARNINGS = "warnings.jsonl"
+"""File of warnings."""
 
 RECORD_SECONDS = 60.0
 """How long a checkpoint waits for the record of its step."""
@@ -161,6 +165,11 @@ class RunFolder:
     def add_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Append the numbers of one epoch to metrics.jsonl, one line per network."""
         self._metrics.append("".join(json.dumps(line) + "\n" for line in lines))
+
+    def add_warning(self, warning: Mapping[str, Any]) -> None:
+        """Append to warnings.jsonl; a warning that the disk does not take is lost."""
+        with suppress(OSError), (self.path / WARNINGS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(warning, ensure_ascii=False) + "\n")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write what waits for the disk, and summary.json; close the record."""

@@ -29,6 +29,7 @@ from switokd.errors import (
     own_code_errors,
 )
 from switokd.runtime.environment import Environment
+from switokd.runtime.kept_warnings import WARNINGS
 from switokd.runtime.log import say
 
 LESS_MEMORY = (
@@ -82,9 +83,14 @@ def print_error(sentence: str, who: str = "") -> None:
     say(sentence, "error", who)
 
 
-def print_warning(sentence: str, who: str = "") -> None:
-    """Print to standard error what the user may have to act on, as `print_error`."""
+def print_warning(sentence: str, who: str = "", keep: bool = True) -> None:
+    """Print to standard error what the user may have to act on, as `print_error`.
+
+    keep: whether the run folder keeps it as well.
+    """
     say(sentence, "warning", who)
+    if keep:
+        WARNINGS.note(sentence)
 
 
 def told(error: SwitokdError) -> str:

@@ -48,7 +48,7 @@ _open: list[tuple[object, str]] = []
 
 
 def _say(sentence: str) -> None:
-    print_warning(sentence, rank_in_words())
+    print_warning(sentence, rank_in_words(), keep=False)
 
 
 def _in_words(what: str, lasted: float, limit: float | None, hint: str = "") -> str:

@@ -15,6 +15,7 @@ from switokd.coordination.progress import NetworkProgress
 from switokd.data.images import Images
 from switokd.data.loader import Batch
 from switokd.errors import NonFiniteError
+from switokd.runtime.kept_warnings import WARNINGS, KeptWarning
 from switokd.runtime.lifecycle import ignore_sigterm
 from switokd.runtime.phase import ACTIVITY, Phase
 from switokd.runtime.process_group import World
@@ -110,7 +111,9 @@ class Trainer:
         if is_tested:
             check_finite(self.context.learners, self.world.rank)
             evaluator.test(log)
-        rows = [row for rank_rows in self.world.gather(log.rows()) for row in rank_rows]
+        gathered = self.world.gather((log.rows(), self._warnings))
+        rows = [row for rank_rows, _ in gathered for row in rank_rows]
+        WARNINGS.add(warning for _, warnings in gathered for warning in warnings)
         improved = self._publish(epoch, end, rows) if self.world.rank == 0 else None
         if is_tested:
             # Only rank 0 has the complete test results.
@@ -209,6 +212,11 @@ class Trainer:
         self._skipped.extend(run.get("skipped", []))
         self.config.method.strategy.load_state_dict(run["strategy"])
         return int(self.resumed["step"])
+
+    @property
+    def _warnings(self) -> list[KeptWarning]:
+        """What this rank has warned of since it was last asked; rank 0 keeps its own itself."""
+        return WARNINGS.take() if self.world.rank else []
 
     @property
     def _waiting_times(self) -> WaitingTimes:

@@ -40,7 +40,8 @@ def test_the_demo_command_writes_a_complete_run_folder(tmp_path: Path) -> None:
     code, out, err = run(command, tmp_path)
     assert code == 0, err
     folder = tmp_path / "out"
-    assert {p.name for p in folder.iterdir()} == RUN_FOLDER | {"weights"}
+    found = {p.name for p in folder.iterdir()} - {"warnings.jsonl"}  # of a busy machine
+    assert found == RUN_FOLDER | {"weights"}
     for shown in ("teacher1", "teacher2", "student", "691,386", "out/curves.png", "metrics.jsonl"):
         assert shown in out
     assert "http://127.0.0.1:" in out

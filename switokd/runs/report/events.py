@@ -12,6 +12,9 @@ from typing import Any
 
 from switokd.runs.report.record import PairRecord, RunRecord
 
+MOST_WARNINGS = 100
+"""Different warnings of a run that a report shows."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -46,7 +49,7 @@ def progress(run: RunRecord) -> str:
 
 def events(run: RunRecord) -> list[Event]:
     """Return the events of a run, in the order of their steps."""
-    found = [*_starts(run), *_exceptions(run.summary or {}), *_commands(run)]
+    found = [*_starts(run), *_exceptions(run.summary or {}), *_commands(run), *_warnings(run)]
     if run.set_aside:
         text = f"the record of {run.set_aside} start{'s' * (run.set_aside > 1)} was set aside: it "
         found.append(Event(0, text + "had no checkpoint that could be used"))
@@ -83,6 +86,22 @@ def _commands(run: RunRecord) -> Iterator[Event]:
         details = ", ".join(f"{key} {value}" for key, value in line.items() if key not in known)
         text = f"operator: {line.get('action', 'command')}{f' ({details})' if details else ''}"
         yield Event(step if isinstance(step, int) else None, text)
+
+
+def _warnings(run: RunRecord) -> Iterator[Event]:
+    """Warnings, each text once, with how often it came and from which ranks but rank 0."""
+    by_text: dict[str, list[Mapping[str, Any]]] = {}
+    for line in run.warnings:
+        by_text.setdefault(str(line.get("text", "")), []).append(line)
+    for number, (text, lines) in enumerate(by_text.items()):
+        if number == MOST_WARNINGS:
+            yield Event(None, f"{len(by_text) - number} other warnings, see warnings.jsonl")
+            return
+        ranks = sorted({line["rank"] for line in lines if isinstance(line.get("rank"), int)})
+        who = f" of rank {', '.join(map(str, ranks))}" if any(ranks) else ""
+        often = f" ({len(lines)} times)" if len(lines) > 1 else ""
+        step = lines[0].get("step")
+        yield Event(step if isinstance(step, int) else None, f"warning{who}{often}: {text}")
 
 
 def switching(pair: PairRecord) -> str:

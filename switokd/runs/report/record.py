@@ -89,6 +89,8 @@ class RunRecord:
     """Lines of attempts.jsonl."""
     commands: list[dict[str, Any]]
     """Lines of commands.jsonl: what operators asked for."""
+    warnings: list[dict[str, Any]]
+    """Lines of warnings.jsonl: what the run has warned of."""
     set_aside: int
     """Number of starts whose record could not be continued, and was kept elsewhere."""
 
@@ -149,6 +151,7 @@ def _read(folder: Path, label: str) -> RunRecord:
         pairs=_pairs(folder / "decisions.jsonl"),
         starts=list(_lines(folder / "attempts.jsonl")),
         commands=list(_lines(folder / "commands.jsonl")),
+        warnings=list(_lines(folder / "warnings.jsonl")),
         set_aside=len(list(folder.glob("set-aside-*"))),
     )
 

@@ -46,7 +46,7 @@ def record(recipe: str, steps: int, label: str = "run") -> RunRecord:
         for e in range(1, 5)
         for i, name in enumerate(config.networks)
     ]
-    return RunRecord(label, Path(label), config, "stopped", None, metrics, pairs, [], [], 0)
+    return RunRecord(label, Path(label), config, "stopped", None, metrics, pairs, [], [], [], 0)
 
 
 def test_a_picture_is_as_wide_as_a_column_and_has_one_legend() -> None:
