@@ -1,7 +1,7 @@
 """Before any call: how fast its connection may make calls, how many may be open, its request.
 
-A connection that makes calls too fast gets its answers late, and is refused if it goes on. So a
-stranger that floods takes a bounded share of the processor.
+A connection that makes calls too fast gets its answers late, and is refused if it goes on. Its
+first calls are answered at once; further ones wait in line while many come (`line.py`).
 
 Not covered: messages within a stream (`bucket.py`), streams of ranks (`unattached.py`).
 """
@@ -13,12 +13,13 @@ import inspect
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
 from switokd.services.coordinator.bucket import TokenBucket
 from switokd.services.coordinator.limits import Limits, exceeded
+from switokd.services.coordinator.line import Line
 from switokd.services.coordinator.messages import status_code
 from switokd.services.coordinator.refusal import Refusal
 
@@ -26,11 +27,20 @@ MOST_CONNECTIONS = 20_000
 """Connections whose calls are counted; more than may be open."""
 MOST_SECONDS = 2.0
 """A call that would have to wait for longer is refused."""
+FREE_CALLS, FREE_RATE = 5, 1.0
+"""Calls of a connection that need not wait in line: at once, and per second. A rank makes two."""
 
 INVALID = Refusal.Kind.INVALID_ARGUMENT
 Handler = Any
 """A method of gRPC: `grpc.RpcMethodHandler`."""
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class _Connection(NamedTuple):
+    """Tokens of a connection's calls."""
+
+    calls: TokenBucket
+    free: TokenBucket
 
 
 class PaceInterceptor(grpc.aio.ServerInterceptor):
@@ -47,7 +57,8 @@ class PaceInterceptor(grpc.aio.ServerInterceptor):
         count: Callable[[grpc.StatusCode | None], None] = lambda code: None,
     ) -> None:
         self._limits, self._own, self._count = limits, f"/{own}/", count
-        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._connections: OrderedDict[str, _Connection] = OrderedDict()
+        self._line = Line()
         self._open = self._others = 0
         """Open calls, and streams of other services among them."""
 
@@ -146,19 +157,30 @@ class PaceInterceptor(grpc.aio.ServerInterceptor):
             self._others -= is_other
 
     async def _pace(self, context: Context) -> None:
-        """Wait, if the connection makes calls too fast; abort if it would wait too long."""
+        """Wait for the call's turn and the connection's rate; abort if that takes too long."""
         peer = context.peer()
-        bucket = self._buckets.get(peer)
-        if bucket is None:
-            bucket = TokenBucket(self._limits.call_rate, self._limits.call_burst)
-            self._buckets[peer] = bucket
-            if len(self._buckets) > MOST_CONNECTIONS:
-                self._buckets.popitem(last=False)
-        if seconds := bucket.take(0):
+        connection = self._connection(peer)
+        is_free = not connection.free.take(0)
+        if not is_free:
+            connection.free.give_back()
+        await self._line.enter(peer, is_free)
+        if seconds := connection.calls.take(0):
             if seconds > MOST_SECONDS:
-                bucket.give_back()
+                connection.calls.give_back()
                 await _abort(context, "calls come too fast", "call_rate", self._limits.call_rate)
             await asyncio.sleep(seconds)
+
+    def _connection(self, peer: str) -> _Connection:
+        connection = self._connections.get(peer)
+        if connection is None:
+            limits = self._limits
+            connection = _Connection(
+                TokenBucket(limits.call_rate, limits.call_burst), TokenBucket(FREE_RATE, FREE_CALLS)
+            )
+            self._connections[peer] = connection
+            if len(self._connections) > MOST_CONNECTIONS:
+                self._connections.popitem(last=False)
+        return connection
 
 
 async def _abort(context: Context, what: str, name: str, limit: float) -> None:
