@@ -54,6 +54,9 @@ def channel_options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", limits.max_streams_per_connection),
         # The coordinator's own sentence names the option; gRPC's does not.
         ("grpc.max_receive_message_length", SIZES * limits.max_message_bytes),
+        # gRPC would unpack a message of 256 KiB into 256 MiB, and then look at its size.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        ("grpc.per_message_decompression", 0),
         ("grpc.max_metadata_size", 8192),
         ("grpc.absolute_max_metadata_size", 16_384),
         # Otherwise the window of a fast stream grows, and so does what waits for a slow one.
