@@ -22,8 +22,13 @@ from typing import Any, TypeVar
 
 from google.protobuf import json_format
 
+from switokd.distillation.overrides import Stamped
 from switokd.errors import UsageError, nearest
-from switokd.services.coordinator.journal_commands import Overridden, stored_overridden
+from switokd.services.coordinator.journal_commands import (
+    Overridden,
+    stored_commands,
+    stored_overridden,
+)
 from switokd.services.coordinator.journal_file import APPLICATION_ID, VERSION, crc
 from switokd.services.coordinator.messages import plan_from_wire
 from switokd.services.coordinator.plan import Plan
@@ -104,6 +109,22 @@ class JournalReader:
         if self._ask(lambda c: c.execute(RUN, (run.run_id,)).fetchone())[0] != run.epoch:
             raise self._error(f"run {run.run_id} was started again meanwhile; repeat the command")
 
+    def commands(self, run: JournalledRun) -> list[Stamped] | None:
+        """Return the commands that a run's ranks have taken, in the order in which they did.
+
+        None if the journal is older than commands.
+        """
+
+        def stored(connection: sqlite3.Connection) -> list[Stamped] | None:
+            if not connection.execute(HAS_COMMANDS).fetchone():
+                return None
+            return stored_commands(connection, run.run_id)
+
+        found = self._ask(stored)
+        if found is None:
+            return None
+        return sorted((s for s in found if s.first_step > 0), key=lambda stamped: stamped.at)
+
     def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """Ask the database on a connection of its own, which only reads."""
         try:
@@ -146,6 +167,7 @@ PRAGMAS = ("application_id", "user_version")
 RUN = "SELECT epoch, plan, ended FROM runs WHERE run = ?"
 IDS = "SELECT run FROM runs ORDER BY rowid"
 SPAN = "SELECT min(step), max(step) FROM decisions WHERE run = ?"
+HAS_COMMANDS = "SELECT 1 FROM sqlite_master WHERE name = 'commands'"
 HAS_OVERRIDDEN = "SELECT 1 FROM sqlite_master WHERE name = 'overridden'"
 ROWS = """SELECT * FROM decisions WHERE run = ? AND (step, place) > (?, ?)
   ORDER BY step, place LIMIT ?"""

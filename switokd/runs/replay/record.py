@@ -22,7 +22,7 @@ from switokd.distillation.decision import InForce, Rule
 from switokd.distillation.overrides import Overrides
 from switokd.distillation.semantics import rule_of
 from switokd.distillation.strategies import make_strategy
-from switokd.distillation.topology import Topology
+from switokd.distillation.topology import Pair, Topology
 from switokd.errors import UsageError, nearest
 from switokd.runs.json_lines import read_lines
 from switokd.services.coordinator.journal_reader import JournalReader
@@ -241,13 +241,32 @@ class JournalRecord(Record):
                 f"--journal {path}: run {run_id} has no decisions yet, so there is nothing to "
                 "derive"
             )
+        self._commands: Overrides | None = None
+        self._read_commands()
         # A journal may be younger than its run: it then begins where the run was continued.
         self.first_step = 1 if stored.begin < plan.first_step else plan.first_step
         if not stored.has_ended:
             self.notes.append("the run has not ended: the record is read as far as it goes")
 
+    def _read_commands(self) -> None:
+        found = self._reader.commands(self._run)
+        self._commands = None if found is None else Overrides(self.deciding.topology.pairs, found)
+
+    def in_force(self, step: int) -> InForce | None:
+        """See `Record`. What the decisions themselves say of commands is not believed."""
+        return self._commands.at(step) if self._commands else None
+
+    def _is_new(self, row: Row) -> bool:
+        """Whether a row speaks of a command that is not known: the run may have got it since."""
+        pair, in_force = Pair(row.teacher, row.student), self.in_force(row.step)
+        if self._run.has_ended or in_force is None:
+            return False
+        changed = row.held, row.delta_scale
+        return changed != (pair in in_force.holds, in_force.scales.get(pair, 1.0))
+
     def read(self) -> Iterator[Row]:
         """See `Record`."""
+        looked_at = 0
         steps = max(self._run.end or 0, 1)
         for number, (found, checksum) in enumerate(self._reader.rows(self._run), 1):
             self.part_read = min(found["step"] / steps, 1.0)
@@ -259,7 +278,11 @@ class JournalRecord(Record):
             held, scale = bool(found.get("held", 0)), found.get("delta_scale", 1.0) or 1.0
             differing = None if checksum == found["crc"] else (found["crc"], checksum)
             more = (held, scale, bool(found["paused"]), number, differing)
-            yield Row._make((*values, *more))
+            row = Row._make((*values, *more))
+            if row.step > looked_at and self._is_new(row):
+                looked_at = row.step
+                self._read_commands()
+            yield row
 
 
 def _check_folder(path: Path) -> None:
