@@ -283,6 +283,8 @@ def test_kd_students_learn_from_frozen_teachers_only() -> None:
         ("threshold", {}, "missing 1 required positional argument: 'delta'"),
         ("threshold", {"delta": 3}, "delta is an L1 distance, from 0 to 2, got 3"),
         ("threshold", {"delta": math.nan}, "delta is an L1 distance, from 0 to 2, got nan"),
+        ("threshold", {"delta": True}, "delta is an L1 distance, from 0 to 2, got True"),
+        ("threshold", {"delta": "0.5"}, "delta is an L1 distance, from 0 to 2, got '0.5'"),
         ("switokd", {"delta": 0.5}, "cannot be created with strategy_kwargs {'delta': 0.5}"),
         (
             "kdcl-general",

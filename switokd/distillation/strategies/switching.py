@@ -37,6 +37,7 @@ class Threshold(SwitOKD):
     """The paper's ablation: switching on a fixed threshold `delta`, from 0 to 2."""
 
     def __init__(self, delta: float) -> None:
-        if not 0 <= delta <= 2:
-            raise ValueError(f"delta is an L1 distance, from 0 to 2, got {delta}")
+        is_number = isinstance(delta, (int, float)) and not isinstance(delta, bool)
+        if not (is_number and 0 <= delta <= 2):
+            raise ValueError(f"delta is an L1 distance, from 0 to 2, got {delta!r}")
         self.fixed_delta = float(delta)
