@@ -27,6 +27,9 @@ MOST_WAITING = 100
 MOST_KEPT = 1000
 """Commands of a run whose answers are kept; the oldest are forgotten first."""
 
+MOST_SHOWN = 100
+"""Answered commands in a run's status: 1,000 of them would take a megabyte."""
+
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 ROLES = ("", OPERATOR, RUN)
 WAITING = 0
@@ -44,6 +47,13 @@ class RunCommands:
     def all(self) -> Sequence[Stamped]:
         """All commands; `first_step` is 0 where rank 0 has not answered yet."""
         return tuple(self._all.values())
+
+    @property
+    def shown(self) -> Sequence[Stamped]:
+        """Commands for a run's status: those that wait, and the last ones that are answered."""
+        answered = [name for name, stamped in self._all.items() if not _waits(stamped)]
+        left_out = set(answered[:-MOST_SHOWN])
+        return [stamped for name, stamped in self._all.items() if name not in left_out]
 
     @property
     def waiting(self) -> Sequence[Command]:

@@ -43,7 +43,7 @@ def status_to_wire(run: CoordinatedRun, recorded: int = 0) -> pb.GetRunStatusRes
 
     recorded: last step in the journal on the disk.
     """
-    last = run.last_decision
+    last, commands = run.last_decision, run.commands.shown
     return pb.GetRunStatusResponse(
         state=STATE_TO_WIRE[run.state],
         plan=plan_to_wire(run.plan),
@@ -60,8 +60,9 @@ def status_to_wire(run: CoordinatedRun, recorded: int = 0) -> pb.GetRunStatusRes
                 first_step=stamped.first_step,
                 failure=stamped.failure,
             )
-            for stamped in run.commands.all
+            for stamped in commands
         ],
+        commands_truncated=len(commands) < len(run.commands.all),
     )
 
 

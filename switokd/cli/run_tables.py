@@ -50,6 +50,8 @@ def status_group(view: View) -> Group:
             parts.append(Text(f"and {hidden} ranks more"))
     if view["commands"]:
         parts.append(_commands_table(view["commands"]))
+        if view["commands_truncated"]:
+            parts.append(Text("and earlier commands (commands.jsonl in the run folder)"))
     parts += [Text(sentence, style="yellow") for sentence in view["waiting_for"]]
     if view["failure"]:
         parts.append(Text(f"failed: {view['failure']}", style="red"))
@@ -162,7 +164,10 @@ def _commands_table(commands: Sequence[View]) -> Table:
     table = _table(("command", "action", "arguments"), ("from step",))
     table.add_column("")
     for command in commands:
-        arguments = ", ".join(f"{name}={value}" for name, value in command["arguments"].items())
+        arguments = ", ".join(
+            f"{name}={'all' if value is None else value}"
+            for name, value in command["arguments"].items()
+        )
         table.add_row(
             Text(command["command_id"]),
             command["action"],

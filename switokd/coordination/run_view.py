@@ -38,6 +38,7 @@ def status_view(run_id: str, status: pb.GetRunStatusResponse, coordinator: str) 
         "connected_ranks": sorted(connected),
         "waiting_for": list(status.waiting_for),
         "commands": [_command(command) for command in status.commands],
+        "commands_truncated": status.commands_truncated,
     }
 
 
@@ -130,6 +131,8 @@ def _command(status: pb.CommandStatus) -> View:
     if action:
         message = getattr(command, action)
         values = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
+    if action == "scale_threshold":
+        values["teacher"] = values["teacher"] or None  # all teachers
     if "mode" in values:
         values["mode"] = _name(pb.Mode, values["mode"])
     return {

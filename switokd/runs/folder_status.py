@@ -77,6 +77,7 @@ def folder_status(folder: Path) -> dict[str, Any]:
         "connected_ranks": [],
         "waiting_for": [],
         "commands": [],
+        "commands_truncated": False,
     }
 
 

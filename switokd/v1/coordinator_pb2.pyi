@@ -1577,6 +1577,7 @@ class GetRunStatusResponse(_message.Message):
     NETWORKS_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
+    COMMANDS_TRUNCATED_FIELD_NUMBER: _builtins.int
     state: Global___RunState.ValueType
     failure: _builtins.str
     """Why the run failed; empty otherwise."""
@@ -1588,6 +1589,8 @@ class GetRunStatusResponse(_message.Message):
     started_at: _builtins.float
     """See RunSummary."""
     ended_at: _builtins.float
+    commands_truncated: _builtins.bool
+    """Whether there were more commands."""
     @_builtins.property
     def plan(self) -> Global___RunPlan: ...
     @_builtins.property
@@ -1606,7 +1609,9 @@ class GetRunStatusResponse(_message.Message):
 
     @_builtins.property
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommandStatus]:
-        """Commands of this epoch, the oldest first."""
+        """The run's last commands, the oldest first: those that rank 0 has not
+        answered, and the last ones that it has.
+        """
 
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PairStatus]:
@@ -1632,10 +1637,11 @@ class GetRunStatusResponse(_message.Message):
         networks: _abc.Iterable[Global___NetworkStatus] | None = ...,
         started_at: _builtins.float = ...,
         ended_at: _builtins.float = ...,
+        commands_truncated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_decision", b"last_decision", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "connected_ranks", b"connected_ranks", "decided_alone_steps", b"decided_alone_steps", "ended_at", b"ended_at", "epoch", b"epoch", "failure", b"failure", "last_decision", b"last_decision", "networks", b"networks", "pairs", b"pairs", "plan", b"plan", "ranks", b"ranks", "recorded_step", b"recorded_step", "started_at", b"started_at", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "commands_truncated", b"commands_truncated", "connected_ranks", b"connected_ranks", "decided_alone_steps", b"decided_alone_steps", "ended_at", b"ended_at", "epoch", b"epoch", "failure", b"failure", "last_decision", b"last_decision", "networks", b"networks", "pairs", b"pairs", "plan", b"plan", "ranks", b"ranks", "recorded_step", b"recorded_step", "started_at", b"started_at", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

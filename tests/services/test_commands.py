@@ -16,6 +16,7 @@ from switokd.distillation.decision import Decision, InForce, Mode, decide
 from switokd.distillation.overrides import Action, Command, Stamped
 from switokd.services.coordinator.authorisation import may_command
 from switokd.services.coordinator.commands import MOST_KEPT, MOST_WAITING, RunCommands
+from switokd.services.coordinator.messages import status_to_wire
 from switokd.v1 import coordinator_pb2 as pb
 from tests.coordination.test_lost_coordinator import coordinator
 from tests.services.examples import EXPERT, LEARNING, PLAN, refusal, started
@@ -95,6 +96,22 @@ def test_few_commands_wait_and_few_answers_are_kept() -> None:
         commands.answer(Stamped(replace(HOLD, id=f"a{number}"), 7))
     assert len(commands.all) == MOST_KEPT
     assert len(commands.waiting) == MOST_WAITING, "one that waits is never forgotten"
+
+
+def test_the_status_has_the_last_answers_and_what_waits() -> None:
+    run = started()
+    for number in range(300):
+        run.commands.add(Command(f"c{number}", Action.CHECKPOINT), 0)
+        if number != 5:
+            run.commands.answer(Stamped(Command(f"c{number}", Action.CHECKPOINT), number + 1))
+    shown = status_to_wire(run)
+    ids = [status.command.command_id for status in shown.commands]
+    assert ids == ["c5", *(f"c{number}" for number in range(200, 300))]
+    assert shown.commands_truncated
+    assert shown.ByteSize() < 5000
+    few = started()
+    few.commands.add(Command("1", Action.CHECKPOINT), 0)
+    assert not status_to_wire(few).commands_truncated
 
 
 def test_the_end_of_a_run_ends_its_waiting_commands() -> None:
