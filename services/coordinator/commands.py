@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from switokd.distillation.overrides import Command, Stamped
-from switokd.services.coordinator.authorisation import OPERATOR, RUN
+from switokd.services.coordinator.authorisation import CallerRole
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.refusal import Refusal
 
@@ -31,7 +31,7 @@ MOST_SHOWN = 100
 """Answered commands in a run's status: 1,000 of them would take a megabyte."""
 
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-ROLES = ("", OPERATOR, RUN)
+ROLES = ("", CallerRole.OPERATOR.value, CallerRole.RUN.value)
 WAITING = 0
 """The first step of a command that rank 0 has not answered."""
 

@@ -21,13 +21,13 @@ import os
 import re
 import stat
 from collections.abc import Awaitable, Callable, Iterable
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from switokd.errors import UsageError
+from switokd.services.coordinator.authorisation import CallerRole
 from switokd.v1 import coordinator_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -43,13 +43,6 @@ TOKEN = re.compile(rb"[\x21-\x7e]{16,512}")
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
 Metadata = Iterable[tuple[str, Any]]
-
-
-class CallerRole(Enum):
-    """What a caller's token allows. An operator may do all that a worker may."""
-
-    WORKER = "worker"
-    OPERATOR = "operator"
 
 
 class Tokens:

@@ -15,12 +15,12 @@ from dataclasses import replace
 import grpc
 
 from switokd.services.coordinator.admission import Plans
-from switokd.services.coordinator.authorisation import check_drain, may_command
+from switokd.services.coordinator.authorisation import CallerRole, check_drain, may_command
 from switokd.services.coordinator.messages import status_code
 from switokd.services.coordinator.outbox import Outbox, StreamEnd
 from switokd.services.coordinator.refusal import Refusal
 from switokd.services.coordinator.registry import RunRegistry
-from switokd.services.coordinator.security import OPEN, CallerRole, Security
+from switokd.services.coordinator.security import OPEN, Security
 from switokd.services.coordinator.session import Context, Session
 from switokd.services.coordinator.text import sentence
 from switokd.services.coordinator.unattached import UnattachedStreams
@@ -130,7 +130,7 @@ class CoordinatorServicer:
             has_secret = entry.secret.proves(request.secret)
             asked_by = may_command(has_secret, self._is_operator(context))
             command_id = entry.command(
-                replace(command_from_wire(request.command), asked_by=asked_by)
+                replace(command_from_wire(request.command), asked_by=asked_by.value)
             )
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, sentence(str(error)))

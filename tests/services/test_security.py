@@ -19,7 +19,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from switokd.errors import UsageError
-from switokd.services.coordinator.security import CallerRole, Security, Tokens
+from switokd.services.coordinator.authorisation import CallerRole
+from switokd.services.coordinator.security import Security, Tokens
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
 from tests.certificates import OPERATOR, WORKER, Certificates, Served, serving
