@@ -16,7 +16,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,8 @@ TABLE = """CREATE TABLE IF NOT EXISTS summaries (
 )"""
 """Times are seconds since 1970; 0: not known. `kept` is the time from which retention counts."""
 ADOPT = "INSERT OR IGNORE INTO summaries (run, started, kept) SELECT run, 0, ? FROM runs"
+ORPHANS = "DELETE FROM secrets WHERE run NOT IN (SELECT run FROM runs)"
+"""Secrets of runs that earlier versions have taken out."""
 BEGIN_SUMMARY = """INSERT INTO summaries (run, started, kept) VALUES (?1, ?2, ?3)
   ON CONFLICT (run) DO UPDATE SET ended = 0, status = NULL, kept = ?3"""
 END_SUMMARY = """UPDATE summaries SET ended = ?1, kept = ?1, status = ?2
@@ -104,6 +106,7 @@ def prepare(connection: sqlite3.Connection, now: float) -> None:
     """Add what this version keeps to a journal. now: seconds since 1970."""
     connection.execute(TABLE)
     connection.execute(ADOPT, (now,))
+    connection.execute(ORPHANS)
 
 
 def finished_runs(
@@ -132,10 +135,13 @@ def _status(
 
 
 class Pruner:
-    """Takes old runs out of a journal, a few rows at a time."""
+    """Takes old runs out of a journal, a few rows at a time.
 
-    def __init__(self, retention: Retention) -> None:
-        self._retention = retention
+    on_taken_out: is told the id of each run that is gone.
+    """
+
+    def __init__(self, retention: Retention, on_taken_out: Callable[[str], object]) -> None:
+        self._retention, self._on_taken_out = retention, on_taken_out
         self._due = time.monotonic() + BUSY_PAUSE
 
     @property
@@ -168,9 +174,10 @@ class Pruner:
             connection.execute(TAKE_OUT_OVERRIDDEN, values)
             taken = connection.execute(TAKE_OUT, values).rowcount
             if not taken:  # the run's own rows come last: an interrupted removal goes on
-                for table in ("runs", "summaries", "commands", "overridden"):
+                for table in ("runs", "summaries", "commands", "overridden", "secrets"):
                     connection.execute(f"DELETE FROM {table} WHERE run = ?", (run_id,))
         if not taken:
+            self._on_taken_out(run_id)
             log.info("journal: run %s is taken out", run_id)
         # Python's `execute` would stop after the first page.
         connection.executescript(f"PRAGMA incremental_vacuum({PAGES_AT_ONCE})")

@@ -197,7 +197,7 @@ class SqliteJournal(Journal):
         """Statements of one transaction; questions; ids of runs to forget; None: the end."""
         self._queries: list[Query] = []
         self._forgotten: set[str] = set()
-        self._pruner = Pruner(retention)
+        self._pruner = Pruner(retention, lambda run_id: self.secrets.pop(run_id, None))
         self._written: dict[str, StepSet] = {}
         """By run: its steps that are on the disk."""
         self._recorded: dict[str, tuple[int, int]] = {}

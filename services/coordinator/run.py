@@ -216,7 +216,6 @@ class CoordinatedRun:
             self._ranks.finish(rank)
             if self._ranks.all_finished:
                 self._ended_at = now
-                self.commands.end("the run had ended before it took the command")
 
     def lose(self, rank: int, now: float) -> None:
         """Note that a rank's stream broke without a Leave message; the rank may come back."""

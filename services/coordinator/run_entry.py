@@ -16,7 +16,7 @@ from switokd.services.coordinator.journal import Journal
 from switokd.services.coordinator.messages import notice_to_wire, serialized_command
 from switokd.services.coordinator.outbox import RunStreams
 from switokd.services.coordinator.refusal import Refusal
-from switokd.services.coordinator.run import CoordinatedRun
+from switokd.services.coordinator.run import CoordinatedRun, RunState
 from switokd.services.coordinator.run_metrics import RunMetrics
 from switokd.services.coordinator.status import RunTimes, run_to_wire
 
@@ -53,6 +53,9 @@ class RunEntry:
     def note_end(self) -> None:
         """Write down that the run has ended, with its last status."""
         run = self.run
+        if run.state is RunState.FINISHED:  # the next start of a failed run takes what waits
+            for stamped in run.commands.end("the run had ended before it took the command"):
+                self.journal.add_command(run.run_id, stamped)
         self.times.ended = time.time()
         recorded = self.journal.recorded(run.run_id, run.epoch)
         status = run_to_wire(run, self.metrics, self.times, recorded)

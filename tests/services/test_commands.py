@@ -14,9 +14,15 @@ import pytest
 
 from switokd.distillation.decision import Decision, InForce, Mode, decide
 from switokd.distillation.overrides import Action, Command, Stamped
-from switokd.services.coordinator.authorisation import may_command
+from switokd.services.coordinator.authorisation import CallerRole, may_command
 from switokd.services.coordinator.commands import MOST_KEPT, MOST_WAITING, RunCommands
+from switokd.services.coordinator.journal import Journal
+from switokd.services.coordinator.limits import DEFAULTS
 from switokd.services.coordinator.messages import status_to_wire
+from switokd.services.coordinator.metrics import Metrics
+from switokd.services.coordinator.outbox import RunStreams
+from switokd.services.coordinator.run_entry import RunEntry
+from switokd.services.coordinator.status import RunTimes
 from switokd.v1 import coordinator_pb2 as pb
 from tests.coordination.test_lost_coordinator import coordinator
 from tests.services.examples import EXPERT, LEARNING, PLAN, refusal, started
@@ -115,11 +121,25 @@ def test_the_status_has_the_last_answers_and_what_waits() -> None:
 
 
 def test_the_end_of_a_run_ends_its_waiting_commands() -> None:
-    run = started()
-    run.commands.add(HOLD, 0)
-    for rank in range(3):
-        run.leave(rank, "", now=1.0)
-    assert [s.failure for s in run.commands.all] == ["the run had ended before it took the command"]
+    kept: list[Stamped] = []
+
+    class Kept(Journal):
+        def add_command(self, run_id: str, stamped: Stamped) -> None:
+            kept.append(stamped)
+
+    for failure in ("", "lost"):
+        run = started()
+        metrics = Metrics(DEFAULTS).add_run(run)
+        entry = RunEntry(run, RunStreams(), metrics, Kept(), RunTimes(0.0))
+        entry.command(HOLD)
+        kept.clear()
+        for rank in range(3):
+            run.leave(rank, failure, now=1.0)
+        entry.note_end()
+        # A run that has failed may start again, and takes the command then.
+        reasons = [] if failure else ["the run had ended before it took the command"]
+        assert [s.failure for s in run.commands.all if s.failure] == reasons
+        assert [s.failure for s in kept] == reasons
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -356,6 +376,6 @@ def test_only_an_operator_drains_a_coordinator(server: Server) -> None:
 
 
 def test_an_operator_is_asked_first() -> None:
-    assert may_command(has_secret=True, is_operator=True) == "operator"
-    assert may_command(has_secret=True, is_operator=False) == "run"
+    assert may_command(has_secret=True, is_operator=True) is CallerRole.OPERATOR
+    assert may_command(has_secret=True, is_operator=False) is CallerRole.RUN
     assert refusal(lambda: may_command(False, False))[0] == "PERMISSION_DENIED"

@@ -94,10 +94,25 @@ def test_only_the_newest_finished_runs_stay(tmp_path: Path, quick: None) -> None
     for run_id in ("a", "b", "c", "d"):
         end(path, run_id, steps=700 if run_id == "b" else 20)
     write(path, range(1, 6))
-    with closing(SqliteJournal(path, Retention(runs=2))):
+    with opened(path) as before:
+        for run_id in ("a", "b", "c", "d"):
+            before.note_secret(run_id, b"digest")
+    with closing(SqliteJournal(path, Retention(runs=2))) as journal:
         wait_until(lambda: counts(path, "runs").keys() == {"c", "d", "r"}, 20, "two are gone")
+        wait_until(lambda: "a" not in journal.secrets, 20, "its secret is forgotten")
+        assert journal.secret_digest("d")
+    assert counts(path, "secrets") == {"c": 1, "d": 1}
     assert counts(path, "decisions") == {"c": 40, "d": 40, "r": 10}
     assert counts(path, "summaries").keys() == {"c", "d", "r"}
+
+
+def test_secrets_of_runs_that_an_earlier_version_took_out_go(tmp_path: Path) -> None:
+    write(tmp_path / "j", range(1, 3))
+    with opened(tmp_path / "j") as journal:
+        journal.note_secret("r", b"digest")
+        journal.note_secret("gone", b"digest")
+    with opened(tmp_path / "j") as journal:
+        assert journal.secrets.keys() == {"r"}
 
 
 def test_runs_that_ended_long_ago_go_and_the_file_shrinks(tmp_path: Path, quick: None) -> None:
