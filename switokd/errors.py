@@ -10,9 +10,9 @@
     ├── RunFailedError      5  the run that a command has watched has failed
     └── (anything else)     1  a fault of switokd: traceback shown
 
-5 is no error of `switokd replay`, which has found a record that does not follow from its distances.
-6 means that a command of an operator has ended the run. 130 and 143 follow the shell's convention
-for Ctrl-C and SIGTERM.
+6 means that a command of an operator has ended the run. 7 means that `switokd replay` has found a
+record that does not follow from its distances. 130 and 143 follow the shell's convention for Ctrl-C
+and SIGTERM.
 
 Each message is one line. It says what is wrong, where, which values are allowed, and what to do. A
 run file or command line with several mistakes gives a line for each.
@@ -36,8 +36,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 EXIT_FAULT = 1
-EXIT_DIFFERS = 5
 EXIT_STOPPED = 6
+EXIT_DIFFERS = 7
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 

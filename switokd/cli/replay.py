@@ -45,7 +45,7 @@ JSON_HELP = "Print one object of JSON instead of tables."
 SHOW_HELP = "Differences to show; all are counted."
 EPILOG = (
     "Exit codes: 0 the record follows from its distances bit for bit, 2 a mistake in the arguments "
-    "or a record that cannot be read, 5 the record differs."
+    "or a record that cannot be read, 7 the record differs."
 )
 
 

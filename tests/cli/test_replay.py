@@ -48,13 +48,13 @@ def test_differences_are_a_table_with_a_count_and_an_exit_code(tmp_path: Path) -
     folder = make_run(tmp_path / "run")
     change(folder, lambda found: [line.update(epsilon=0.25) for line in found[4:10]])
     code, out, _ = replay(folder, "--show", 2)
-    assert code == 5
+    assert code == 7
     (row,) = [line for line in out.splitlines() if "│    3 │ teacher1" in line]
     assert [cell.strip() for cell in row.strip("│").split("│")][3:5] == ["epsilon", "0.25"]
     assert "6 differences; 4 of them are not shown (--show N)" in out
     code, out, _ = replay(folder, "--json", "--show", 1)
     found = json.loads(out)
-    assert (code, found["difference_count"], len(found["differences"])) == (5, 6, 1)
+    assert (code, found["difference_count"], len(found["differences"])) == (7, 6, 1)
     difference = found["differences"][0]
     derived = difference.pop("derived")
     assert 0.3 < derived <= 1
@@ -248,7 +248,7 @@ def test_the_journal_of_a_real_coordinator(tmp_path: Path) -> None:
         connection.execute("DELETE FROM decisions WHERE run = 'first-run' AND step IN (80, 81)")
     code, out, _ = replay("first-run", "--journal", journal, "--json")
     found = json.loads(out)["differences"]
-    assert code == 5
+    assert code == 7
     assert [(d["step"], d["teacher"], d["field"]) for d in found] == [
         (80, "", "row"),
         (70, "b", "checksum"),
