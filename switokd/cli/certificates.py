@@ -117,5 +117,9 @@ def _commands(folder: Path, host: str) -> list[str]:
         f"  switokd train RECIPE coordinator.address={shlex.quote(host)}:50051 "
         f"coordinator.tls.ca={at('ca.crt')} coordinator.tls.certificate={at('client.crt')} "
         f"coordinator.tls.key={at('client.key')} coordinator.token_file={at('worker.token')}",
+        "on an operator's machine, which needs ca.crt, client.crt, client.key and operator.token:",
+        f"  switokd runs --coordinator {shlex.quote(host)}:50051 --tls-ca {at('ca.crt')} "
+        f"--tls-certificate {at('client.crt')} --tls-key {at('client.key')} "
+        f"--token-file {at('operator.token')}",
         f"{folder / 'ca.key'} makes new certificates: keep it away from all other machines.",
     ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 import sys
 from functools import cache
@@ -155,6 +156,9 @@ def _describe(error: Any) -> str:
     command = path.removeprefix("switokd").strip()
     where, help_of = f"{command}: " if command else "", f"see '{path} --help'"
     kind = type(error).__name__
+    if kind == "NoSuchOption" and re.match(r"-\.?\d", error.option_name):
+        found = next((word for word in sys.argv if word.startswith(error.option_name)), "")
+        return f"{where}found {found or error.option_name}, a number below 0; {help_of}"
     if kind == "NoSuchOption":
         return f"{where}there is no option {error.option_name}{_meant(error)}; {help_of}"
     if kind == "BadParameter":

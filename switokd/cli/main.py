@@ -25,6 +25,7 @@ from switokd.cli.export import export, predict
 from switokd.cli.networks import networks
 from switokd.cli.operate import EPILOG as OPERATE_EPILOG
 from switokd.cli.operate import runs, status, watch
+from switokd.cli.operator_options import OperatorCommand
 from switokd.cli.plan import plan
 from switokd.cli.replay import EPILOG as REPLAY_EPILOG
 from switokd.cli.replay import replay
@@ -58,10 +59,10 @@ for _command in _WITH_EXIT_CODES:
 app.command(epilog=REPLAY_EPILOG, cls=CliCommand)(replay)
 _OF_OPERATORS: list[Callable[..., None]] = [runs, status, watch]
 for _command in _OF_OPERATORS:
-    app.command(epilog=OPERATE_EPILOG, cls=CliCommand)(_command)
+    app.command(epilog=OPERATE_EPILOG, cls=OperatorCommand)(_command)
 _TO_RUNS: list[Callable[..., None]] = [hold, release, scale, checkpoint, stop, drain]
 for _command in _TO_RUNS:
-    app.command(epilog=TELL_EPILOG, cls=CliCommand)(_command)
+    app.command(epilog=TELL_EPILOG, cls=OperatorCommand)(_command)
 _OTHERS: list[Callable[..., None]] = [networks, coordinator, certificates, recipes, settings]
 for _command in _OTHERS:
     app.command(cls=CliCommand)(_command)

@@ -156,12 +156,36 @@ def _tell(run: str, coordinator: str, seconds: float, command: Command) -> None:
     command = replace(command, id=uuid.uuid4().hex[:12])
     try:
         found = find_run(run, coordinator)
+        _check_goes_on(run, found)
         if found.address is None:
             _unreachable(run, found.silent)
         stamped = _send(found, command, seconds)
     except SwitokdError as error:
         fail(error)
     print(_outcome(command, stamped, found.folder))
+
+
+def _check_goes_on(run: str, found: Found) -> None:
+    """UsageError if the run has ended, as its coordinator says, or else its folder."""
+    from switokd.runs.folder_status import folder_status
+
+    view = found.status
+    if view is None and found.folder is not None and found.silent is None:
+        view = folder_status(found.folder)
+    if view is None:
+        return
+    if view["state"] == "finished":
+        raise UsageError(
+            f"{run}: the run has finished, after step {view['last_step']:,}; it takes no commands"
+        )
+    ends = {"failed": "has failed", "interrupted": "was interrupted or stopped"}
+    if how := ends.get(view["state"]):
+        folder = shlex.quote(str(found.folder or view["folder"] or "RUN"))
+        why = f" ({view['failure']})" if view["failure"] else ""
+        raise UsageError(
+            f"{run}: the run does not go on: it {how}{why}; after 'switokd train --resume "
+            f"{folder}' it takes commands again"
+        )
 
 
 def _unreachable(run: str, silent: CoordinatorError | None) -> NoReturn:

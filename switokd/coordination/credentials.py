@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING
 import grpc
 
 from switokd.coordination.membership import Endpoint
-from switokd.coordination.tokens import TOKEN, token_of_environment
+from switokd.coordination.tokens import (
+    CA,
+    CERTIFICATE,
+    KEY,
+    TOKEN,
+    TOKEN_FILE,
+    token_of_environment,
+)
 from switokd.errors import UsageError
 from switokd.services.coordinator.addresses import host_of, is_loopback
 
 if TYPE_CHECKING:  # a command of an operator does without the configuration
     from switokd.config.sections import Coordinator
-
-TOKEN_FILE, CA = "SWITOKD_TOKEN_FILE", "SWITOKD_TLS_CA"
-CERTIFICATE, KEY = "SWITOKD_TLS_CERTIFICATE", "SWITOKD_TLS_KEY"
-"""Environment variables with an operator's files."""
 
 Metadata = tuple[tuple[str, str], ...]
 

@@ -14,14 +14,8 @@ from types import TracebackType
 
 import grpc
 
-from switokd.coordination.credentials import (
-    CA,
-    CERTIFICATE,
-    KEY,
-    TOKEN_FILE,
-    Credentials,
-    Metadata,
-)
+from switokd.coordination.credentials import Credentials, Metadata
+from switokd.coordination.tokens import CA, CERTIFICATE, KEY, TOKEN_FILE
 from switokd.distillation.overrides import Command, Stamped
 from switokd.errors import CoordinatorError, SwitokdError, UsageError
 from switokd.v1 import coordinator_pb2 as pb

@@ -1,4 +1,4 @@
-"""The token that a rank finds in its environment. Imported without gRPC, by the launcher as well.
+"""What a client finds in its environment: its token, and an operator's files. Needs no gRPC.
 
 Not covered: tokens in files (`credentials.py`).
 """
@@ -9,6 +9,9 @@ import os
 
 TOKEN = "SWITOKD_TOKEN"
 """Environment variable with the token, where no file names one."""
+TOKEN_FILE, CA = "SWITOKD_TOKEN_FILE", "SWITOKD_TLS_CA"
+CERTIFICATE, KEY = "SWITOKD_TLS_CERTIFICATE", "SWITOKD_TLS_KEY"
+"""Environment variables with an operator's files."""
 
 _hidden: list[str] = []
 

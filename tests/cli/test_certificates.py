@@ -161,3 +161,6 @@ def test_an_operators_command_uses_the_environment(tmp_path: Path) -> None:
         code, out, err = call(tmp_path, switokd_command, *words, seconds=60, **env)
         assert code == 0, err
         assert json.loads(out)["runs"] == []
+        options = [o.replace("127.0.0.1:50051", served.grpc) for o in printed["runs"]]
+        code, out, err = call(tmp_path, switokd_command, "runs", *options, "--json", seconds=60)
+        assert (code, json.loads(out)["runs"]) == (0, []), err

@@ -15,7 +15,11 @@ from typing import Any
 
 import grpc
 import pytest
+import typer
 
+from switokd.cli.finding import Found
+from switokd.cli.tell import _check_goes_on, checkpoint
+from switokd.errors import UsageError
 from switokd.runs.checkpoints import stored
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
@@ -85,8 +89,32 @@ def test_a_run_is_told_what_to_do(tmp_path: Path) -> None:
     assert last in {checkpoint.step for checkpoint in stored(run.out)}
     assert [line["action"] for line in run.noted(6)[-2:]] == ["scale", "stop"]
     code, out, err = call(tmp_path, switokd_command, "stop", "out")
-    assert (code, out) == (4, "")
-    assert "no coordinator that knows this run answers: is it running?" in err
+    assert (code, out) == (2, "")
+    assert "out: the run does not go on: it was interrupted or stopped; after" in err
+
+
+def test_a_run_that_has_ended_takes_no_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    Path("out/config.yaml").write_text("networks: {}")
+    Path("out/summary.json").write_text('{"networks": {}}')
+    step = {"teacher": "t", "student": "s", "gap": 1.0, "delta": 0.5, "mode": "expert"}
+    Path("out/decisions.jsonl").write_text(json.dumps({"step": 1234, **step}) + "\n")
+    with pytest.raises(typer.Exit) as caught:
+        checkpoint("out")
+    assert caught.value.exit_code == 2
+    said = "switokd: out: the run has finished, after step 1,234; it takes no commands\n"
+    assert capsys.readouterr().err == said
+    for state, words in (
+        ("finished", "r: the run has finished, after step 7; it takes no commands"),
+        ("failed", "it has failed (rank 1 was lost); after 'switokd train --resume RUN' it"),
+    ):
+        view = {"state": state, "last_step": 7, "folder": None, "failure": "rank 1 was lost"}
+        with pytest.raises(UsageError, match=re.escape(words)):
+            _check_goes_on("r", Found("r", "127.0.0.1:1", None, view))
+    _check_goes_on("r", Found("r", "127.0.0.1:1", None, {**view, "state": "training"}))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +123,7 @@ def test_a_run_is_told_what_to_do(tmp_path: Path) -> None:
         (["hold", "out", "s", "expert"], 2, "'s' is no teacher of this run: it has t (INVALID_"),
         (["release", "out", "t3"], 2, "'t3' is no teacher"),
         (["scale", "out", "0"], 2, "the factor of a scale must be 1e-06 to 1e+06, got 0"),
+        (["scale", "out", "-0.5"], 2, "scale: found -0.5, a number below 0; see"),
         (["scale", "out", "nan"], 2, "1e-06 to 1e+06"),
         (["stop", "idle-1"], 2, "only an operator, or who has the run's secret"),
         (["drain"], 2, "only an operator may"),
@@ -136,6 +165,11 @@ def test_an_operators_token_commands_any_run_and_drains(tmp_path: Path) -> None:
         code, out, err = told("status", "r-1", "--json", SWITOKD_TOKEN_FILE="token")
         (given,) = json.loads(out)["commands"]
         assert given["arguments"]["teacher"] == "t"
+        code, out, err = told("runs", "--json", "--token-file", "none")
+        assert (code, out) == (2, "")
+        assert "SWITOKD_TOKEN_FILE: none cannot be read" in err
+        code, out, err = told("runs", "--json", "--token-file", "token", SWITOKD_TOKEN="another")
+        assert (code, err, len(json.loads(out)["runs"])) == (0, "", 1)
         code, out, err = told("drain")
         assert (code, out) == (2, "")
         assert child.poll() is None
