@@ -1,7 +1,7 @@
 """A run's status as plain values: the documents that `switokd runs`, `status` and `watch` print.
 
-The keys are a contract (`docs/operations.md`): later versions may add some. A value that is not
-known is None. Times are seconds since 1970-01-01 UTC.
+The keys are a contract (`docs/reference/coordinator.md`): later versions may add some. A value
+that is not known is None. Times are seconds since 1970-01-01 UTC.
 
 Not covered: tables (`cli/run_tables.py`); a run folder without a coordinator
 (`runs/folder_status.py`).

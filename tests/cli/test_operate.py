@@ -277,6 +277,6 @@ def keys_of(value: Any) -> Iterator[str]:
 
 def check_documented(views: Sequence[Any]) -> None:
     """Every key of the documents is on the page that promises them."""
-    page = (REPOSITORY / "docs" / "operations.md").read_text()
+    page = (REPOSITORY / "docs" / "reference" / "coordinator.md").read_text()
     named = set(re.findall(r"`(\w+)`", page))
     assert set(keys_of(list(views))) <= named, set(keys_of(list(views))) - named

@@ -6,6 +6,10 @@ before the block changes that:
     <!-- not run: REASON -->      the block is only checked (`problems_of`)
     <!-- run with: SETTINGS -->   training commands, or the run file, get these settings as well
     <!-- given: images -->        the folder holds what the reader is said to have (`GIVEN`)
+    <!-- given: ports -->         the page's commands have a network of their own, with all ports
+    <!-- wait for: FILE -->       the block is run once the file is there, which an earlier command
+                                  in the background writes
+    <!-- on: MACHINE -->          a machine with that name runs it (`machines.py`)
 
 Not covered: what a page says a command prints (`test_tutorial.py` does it for the tutorial).
 """
@@ -34,12 +38,14 @@ from switokd.config.run_file import load
 from switokd.errors import SwitokdError
 from tests.docs.commands import run_blocks
 from tests.preloaded import call
-from tests.support import BIN, REPOSITORY
+from tests.support import BIN, REPOSITORY, require, unshare
 
 CODE = {"python", "sh", "yaml"}
 LANGUAGES = {*CODE, "text"}
 """A block of `text` is no code: output, or a layout of folders."""
-MARKERS = ("not run", "run with", "given")
+MARKERS = ("not run", "run with", "given", "wait for", "on")
+PORTS = "ports"
+"""What is given to a page whose commands listen on fixed ports."""
 FENCE = re.compile(r"((?:^<!-- [^\n]+ -->\n)*)\n?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 DOCUMENTS = [
@@ -59,8 +65,8 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        """Whether the block is executed."""
-        return self.language in CODE and "not run" not in self.markers
+        """Whether `session` executes the block."""
+        return self.language in CODE and not self.markers.keys() & {"not run", "on"}
 
     @property
     def executed(self) -> str:
@@ -114,12 +120,17 @@ def session(document: Path, folder: Path, seconds: float = 240) -> str:
     work = folder / "work"
     work.mkdir()
     found = [block for block in blocks(document) if block.is_run]
-    for block in found:
-        for name in block.markers.get("given", "").split():
-            GIVEN[name](work)
-    listed = [(block.language, block.line, block.executed) for block in found]
+    given = {name for block in found for name in block.markers.get("given", "").split()}
+    for name in sorted(given - {PORTS}):
+        GIVEN[name](work)
+    if PORTS in given:
+        require("ip", "iproute2")
+        unshare("-rn")
+    if any(re.search(r"^sqlite3 ", block.code, re.MULTILINE) for block in found):
+        require("sqlite3", "sqlite3")
+    listed = [(b.language, b.line, b.executed, b.markers.get("wait for", "")) for b in found]
     (folder / "blocks.json").write_text(json.dumps(listed))
-    arguments = (folder / "blocks.json", str(document))
+    arguments = (folder / "blocks.json", str(document), PORTS in given)
     code, out, err = call(work, run_blocks, *arguments, seconds=seconds)
     assert code == 0, f"{out}\n{err}"
     return out
@@ -293,7 +304,20 @@ def _is_kustomization(folder: str) -> bool:
 
 ANY_ARGUMENTS = (
     "sqlite3",
-    *("apt-get", "cd", "do", "docker", "done", "for", "git", "gunzip", "mkdir"),
+    *(
+        "apt-get",
+        "cat",
+        "cd",
+        "do",
+        "docker",
+        "done",
+        "export",
+        "for",
+        "git",
+        "gunzip",
+        "kill",
+        "mkdir",
+    ),
     *("mlflow", "pre-commit", "prometheus", "promtool", "pytest", "tensorboard", "wandb"),
 )
 """Programs of which only the paths among their arguments are checked."""

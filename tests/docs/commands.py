@@ -17,11 +17,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from tests.faults.namespaces import NEW_NETWORK, NEW_USERS, enter
+
+WAIT_SECONDS = 90
 
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
@@ -55,8 +60,14 @@ os._exit(int(answers.readline() or 1))
 """The programs `switokd` and `python`: the server runs modules of the package for them."""
 
 
-def run_blocks(listed: Path, document: str) -> None:
-    """Run blocks of (language, line, code) in order, all Python blocks with the same names."""
+def run_blocks(listed: Path, document: str, own_network: bool = False) -> None:
+    """Run blocks of (language, line, code, file to wait for) in order.
+
+    All Python blocks have the same names. own_network: no other process listens on its ports.
+    """
+    if own_network:
+        enter(NEW_USERS | NEW_NETWORK)
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     server = _serve_commands(listed.parent)
     try:
         _run_blocks(listed, document)
@@ -69,7 +80,8 @@ def run_blocks(listed: Path, document: str) -> None:
 def _run_blocks(listed: Path, document: str) -> None:
     sys.path.insert(0, "")  # as in an interactive session
     names = {"__name__": "__main__"}
-    for language, line, code in json.loads(listed.read_text()):
+    for language, line, code, awaited in json.loads(listed.read_text()):
+        _wait_for(awaited)
         first = code.partition("\n")[0]
         if first.startswith("# ") and first.endswith((".py", ".yaml")):  # a file to be written
             Path(first[2:]).write_text(code)
@@ -79,6 +91,15 @@ def _run_blocks(listed: Path, document: str) -> None:
         elif language == "python":
             exec(compile("\n" * line + code, document, "exec"), names)
     sys.stdout.flush()
+
+
+def _wait_for(file: str) -> None:
+    """Wait until a command in the background has written a file."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while file and not Path(file).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no {file} after {WAIT_SECONDS} s")
+        time.sleep(0.05)
 
 
 def _serve_commands(folder: Path) -> psutil.Process:

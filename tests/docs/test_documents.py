@@ -32,6 +32,9 @@ from tests.support import REPOSITORY, lines
 OWN_TESTS = ("docs/tutorial.md", "docs/python.md")
 """Documents whose blocks `test_tutorial.py` runs, because it also looks at what they leave."""
 
+ON_MACHINES = ("docs/how-to/several-nodes.md",)
+"""Documents with blocks for several machines, which `test_several_nodes.py` runs."""
+
 
 def name_of(document: Path) -> str:
     return str(document.relative_to(REPOSITORY))
@@ -50,7 +53,9 @@ def test_every_block_is_run_or_says_why_not(document: Path) -> None:
     found = list(blocks(document))
     assert len(found) * 2 == len(re.findall("^ *```", text, re.MULTILINE)), "a fence is not closed"
     for block in found:
-        if block.language in CODE and not block.is_run:
+        if "on" in block.markers:
+            assert name_of(document) in ON_MACHINES
+        elif block.language in CODE and not block.is_run:
             assert len(block.markers["not run"].split()) >= 3, "a reason is a sentence"
         assert not problems_of(block), f"{document}:{block.line}"
     if any(block.is_run for block in found) and name_of(document) not in OWN_TESTS:

@@ -44,23 +44,23 @@ DISK_MEGABYTES = 8
 def two_hosts(world_size: int, arguments: tuple[str, ...]) -> None:
     """Run one rank on each of two hosts; end with the first exit code that is not 0."""
     install()
-    _enter(NEW_USERS | NEW_NETWORK)
+    enter(NEW_USERS | NEW_NETWORK)
     orders, wire_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     os.environ[LINK] = str(orders.fileno())
-    first = _interface(ADDRESSES[0])
+    first = interface(ADDRESSES[0])
     here, there = socket.socketpair()
     ranks = [os.fork()]
     if not ranks[0]:
         os.close(first)
-        _enter(NEW_NETWORK)
-        socket.send_fds(there, [b"x"], [_interface(ADDRESSES[1])])
+        enter(NEW_NETWORK)
+        socket.send_fds(there, [b"x"], [interface(ADDRESSES[1])])
         _run_rank(1, arguments)
         return
     _, (second, *_), _, _ = socket.recv_fds(here, 1, 1)
     wire = os.fork()
     if not wire:
         with suppress(OSError):  # a host is gone
-            _hand_on((first, second), wire_end)
+            hand_on((first, second), wire_end)
         os._exit(0)
     os.close(first)
     os.close(second)
@@ -79,7 +79,7 @@ def on_small_disk(world_size: int, arguments: tuple[str, ...]) -> None:
 
     Prints the exit codes, and copies the run folder to the folder `kept`.
     """
-    _enter(NEW_USERS | NEW_MOUNTS)
+    enter(NEW_USERS | NEW_MOUNTS)
     Path("out").mkdir()
     size = f"size={DISK_MEGABYTES}m"
     subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", "out"], check=True)
@@ -100,7 +100,7 @@ def on_small_disk(world_size: int, arguments: tuple[str, ...]) -> None:
     sys.exit(code)
 
 
-def _enter(kinds: int) -> None:
+def enter(kinds: int) -> None:
     """Enter new namespaces; with a new user namespace, as its root."""
     user, group = os.getuid(), os.getgid()
     if ctypes.CDLL(None, use_errno=True).unshare(kinds):
@@ -111,13 +111,13 @@ def _enter(kinds: int) -> None:
         Path("/proc/self/gid_map").write_text(f"0 {group} 1")
 
 
-def _interface(address: str) -> int:
-    """Make the interface wire0 with an address; return the descriptor that has its packets."""
+def interface(address: str, name: str = "wire0") -> int:
+    """Make an interface with an address; return the descriptor that has its packets."""
     descriptor = os.open("/dev/net/tun", os.O_RDWR)
-    fcntl.ioctl(descriptor, SET_INTERFACE, struct.pack("16sH22x", b"wire0", TUN | NO_HEADER))
+    fcntl.ioctl(descriptor, SET_INTERFACE, struct.pack("16sH22x", name.encode(), TUN | NO_HEADER))
     for words in (
-        f"addr add {address}/24 dev wire0",
-        "link set wire0 up",
+        f"addr add {address}/24 dev {name}",
+        f"link set {name} up",
         "link set lo up",
     ):
         subprocess.run(["ip", *words.split()], check=True)
@@ -139,10 +139,11 @@ def _run_rank(rank: int, arguments: tuple[str, ...]) -> None:
     worker_main()
 
 
-def _hand_on(interfaces: tuple[int, int], orders: socket.socket) -> None:
+def hand_on(interfaces: tuple[int, int], orders: socket.socket, loss: float = LOSS) -> None:
     """Hand packets on between two interfaces until one of them is gone.
 
-    orders: messages with the number of seconds for which the link is cut from now on.
+    orders: messages with the number of seconds for which the link is cut from now on. loss: share
+    of the packets that are lost.
     """
     rng, cut_until = random.Random(0), 0.0
     other = dict(zip(interfaces, interfaces[::-1], strict=True))
@@ -153,5 +154,5 @@ def _hand_on(interfaces: tuple[int, int], orders: socket.socket) -> None:
                 cut_until = time.monotonic() + struct.unpack("d", orders.recv(8))[0]
                 continue
             packet = os.read(each, 1 << 16)
-            if rng.random() >= LOSS and time.monotonic() >= cut_until:
+            if rng.random() >= loss and time.monotonic() >= cut_until:
                 os.write(other[each], packet)

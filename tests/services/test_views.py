@@ -239,7 +239,7 @@ def test_a_run_that_goes_on_with_the_next_coordinator_keeps_its_start(tmp_path: 
 
 
 def test_the_journal_is_copied_while_it_is_written_and_restored(tmp_path: Path) -> None:
-    """The commands of docs/operations.md."""
+    """The commands of docs/how-to/operate.md."""
     shell = require("sqlite3", "sqlite3")
     journal, copy = tmp_path / "journal.db", tmp_path / "backup.db"
     with coordinator(tmp_path, "--journal", str(journal)) as server:
