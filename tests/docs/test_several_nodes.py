@@ -33,8 +33,7 @@ def test_two_machines_train_as_the_page_says(tmp_path: Path) -> None:
     work = tmp_path / "work"
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     code, out, err = call(work, run_on_machines, tmp_path / "blocks.json", seconds=880, PATH=path)
-    log = work / "gpu1" / "coordinator.log"
-    assert code == 0, f"{out}\n{err}\n{log.read_text() if log.exists() else 'no log'}"
+    assert code == 0, f"{out}\n{err}"
     run = work / "gpu1" / "runs" / "two"
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary["networks"]) == {"teacher", "student"}
