@@ -139,6 +139,22 @@ def test_the_readme_fits_on_150_lines_and_lists_what_there_is() -> None:
         assert sorted(listed) == sorted(names)
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_lead_to_files_and_headings(document: Path) -> None:
+    """`make docs` checks links within docs/; here are those of the other documents as well."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        if re.match(r"\w+:", link):
+            continue
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), f"{link}: there is no such file"
+        if anchor and target.suffix == ".md" and "reference" not in target.parts:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\s-]", "", h).strip().lower().replace(" ", "-") for h in headings}
+            assert anchor in slugs, f"{link}: there is no such heading"
+
+
 # The pages of results are records of their day.
 CURRENT = [document for document in DOCUMENTS if "results" not in document.parts]
 
