@@ -94,9 +94,9 @@ def _run_blocks(listed: Path, document: str) -> None:
 
 
 def _wait_for(file: str) -> None:
-    """Wait until a command in the background has written a file."""
+    """Wait until a command in the background has written something into a file."""
     deadline = time.monotonic() + WAIT_SECONDS
-    while file and not Path(file).exists():
+    while file and not (Path(file).exists() and Path(file).stat().st_size):
         if time.monotonic() > deadline:
             raise TimeoutError(f"no {file} after {WAIT_SECONDS} s")
         time.sleep(0.05)

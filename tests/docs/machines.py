@@ -39,7 +39,10 @@ def run_on_machines(listed: Path) -> None:
     hosts.write_text("".join(f"{a} {name}.example.org\n" for name, a in ADDRESSES.items()))
     subprocess.run(["mount", "--bind", str(hosts), "/etc/hosts"], check=True)
     second = _connect()
-    prefixes = {"gpu1": [], "gpu2": ["nsenter", f"--net=/proc/{second}/ns/net"]}
+    prefixes: dict[str, list[str]] = {
+        "gpu1": [],
+        "gpu2": ["nsenter", f"--net=/proc/{second}/ns/net"],
+    }
     running: dict[str, tuple[int, subprocess.Popen[bytes]]] = {}
     for machine, line, code in json.loads(listed.read_text()):
         folder = Path(machine)

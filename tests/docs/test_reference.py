@@ -87,7 +87,7 @@ def test_the_status_codes_are_those_that_the_coordinator_sends() -> None:
 
 def test_the_python_page_has_the_whole_interface() -> None:
     shown = page("python.md")
-    listed = {}
+    listed: dict[str, object] = {}
     for path, heading in re.findall(
         r"^::: ([\w.]+)\n    options:\n      heading: (.+)$", shown, re.M
     ):
