@@ -29,7 +29,7 @@ from tests.faults.namespaces import (
 ADDRESSES = {"gpu1": "10.84.0.1", "gpu2": "10.84.0.2"}
 COPIED = ("certs/ca.crt", "certs/worker.token")
 """What the page lets its reader copy from the first machine to the second one."""
-BLOCK_SECONDS = 700
+BLOCK_SECONDS = 240
 
 
 def run_on_machines(listed: Path) -> None:
