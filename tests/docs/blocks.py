@@ -303,22 +303,9 @@ def _is_kustomization(folder: str) -> bool:
 
 
 ANY_ARGUMENTS = (
-    "sqlite3",
-    *(
-        "apt-get",
-        "cat",
-        "cd",
-        "do",
-        "docker",
-        "done",
-        "export",
-        "for",
-        "git",
-        "gunzip",
-        "kill",
-        "mkdir",
-    ),
-    *("mlflow", "pre-commit", "prometheus", "promtool", "pytest", "tensorboard", "wandb"),
+    *("apt-get", "cd", "do", "docker", "done", "export", "for", "git", "gunzip", "kill", "mkdir"),
+    *("mlflow", "pre-commit", "prometheus", "promtool", "pytest", "sqlite3", "tail"),
+    *("tensorboard", "wandb"),
 )
 """Programs of which only the paths among their arguments are checked."""
 
