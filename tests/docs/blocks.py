@@ -7,8 +7,8 @@ before the block changes that:
     <!-- run with: SETTINGS -->   training commands, or the run file, get these settings as well
     <!-- given: images -->        the folder holds what the reader is said to have (`GIVEN`)
     <!-- given: ports -->         the page's commands have a network of their own, with all ports
-    <!-- wait for: FILE -->       the block is run once the file has content, from an earlier command
-                                  in the background
+    <!-- wait for: FILE -->       the block is run once the file has content, which a command
+                                  in the background writes
     <!-- on: MACHINE -->          a machine with that name runs it (`machines.py`)
 
 Not covered: what a page says a command prints (`test_tutorial.py` does it for the tutorial).
