@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -67,12 +68,13 @@ def test_refusals_are_counted_by_status(has_tokens: bool, tmp_path: Path) -> Non
     (tmp_path / "token").write_text(TOKEN)
     (tmp_path / "token").chmod(0o600)
     with serving(tmp_path, *["--worker-token-file=token"] * has_tokens) as live:
+        no_message: Any = live.channel.unary_unary("/switokd.v1.CoordinatorService/Join")
         calls: list[Callable[[], object]] = [
             lambda: live.stub.GetRunStatus(pb.GetRunStatusRequest(run_id="none")),
             lambda: live.stub.Join(pb.JoinRequest(run_id="r", plan=plan(teachers=0))),
             lambda: live.stub.Join(pb.JoinRequest(run_id="r" * 201, plan=plan())),
             lambda: live.stub.Drain(pb.DrainRequest()),
-            lambda: live.channel.unary_unary("/switokd.v1.CoordinatorService/Join")(b"\xff\xff"),
+            lambda: no_message(b"\xff\xff"),
         ]
         expected = Counter(status_of(call) for call in calls)
         stream = Stream(live.address, live.channel)
