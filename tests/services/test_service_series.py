@@ -59,7 +59,7 @@ def serving(folder: Path, *options: str) -> Iterator[Live]:
 def status_of(call: Callable[[], object]) -> str:
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    code: grpc.StatusCode = caught.value.code()  # type: ignore[attr-defined]
+    code: grpc.StatusCode = caught.value.code()
     return code.name.lower()
 
 
