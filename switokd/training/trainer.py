@@ -15,7 +15,7 @@ from switokd.coordination.progress import NetworkProgress
 from switokd.data.images import Images
 from switokd.data.loader import Batch
 from switokd.errors import NonFiniteError
-from switokd.runtime.kept_warnings import WARNINGS, KeptWarning
+from switokd.runtime.kept_warnings import WARNINGS
 from switokd.runtime.lifecycle import ignore_sigterm
 from switokd.runtime.phase import ACTIVITY, Phase
 from switokd.runtime.process_group import World
@@ -67,11 +67,8 @@ class Trainer:
 
     def run(self) -> list[WaitingTimes]:
         """Train to the end and save the weights; return all ranks' waiting times on rank 0."""
-        learners, exchange, decider = (
-            self.context.learners,
-            self.context.exchange,
-            self.context.decider,
-        )
+        context = self.context
+        learners, exchange, decider = context.learners, context.exchange, context.decider
         evaluator = Evaluator(learners, exchange.local_placement, self.images, self.world)
         held_out = HeldOut.of(self.images, self.config.method.strategy, exchange)
         last, per_epoch = total_steps(self.config, self.images), self.images.steps_per_epoch
@@ -111,7 +108,8 @@ class Trainer:
         if is_tested:
             check_finite(self.context.learners, self.world.rank)
             evaluator.test(log)
-        gathered = self.world.gather((log.rows(), self._warnings))
+        warned = WARNINGS.take() if self.world.rank else []  # rank 0 keeps its own itself
+        gathered = self.world.gather((log.rows(), warned))
         rows = [row for rank_rows, _ in gathered for row in rank_rows]
         WARNINGS.add(warning for _, warnings in gathered for warning in warnings)
         improved = self._publish(epoch, end, rows) if self.world.rank == 0 else None
@@ -212,11 +210,6 @@ class Trainer:
         self._skipped.extend(run.get("skipped", []))
         self.config.method.strategy.load_state_dict(run["strategy"])
         return int(self.resumed["step"])
-
-    @property
-    def _warnings(self) -> list[KeptWarning]:
-        """What this rank has warned of since it was last asked; rank 0 keeps its own itself."""
-        return WARNINGS.take() if self.world.rank else []
 
     @property
     def _waiting_times(self) -> WaitingTimes:

@@ -203,9 +203,8 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_until(folder: Path, step: int, child: Forked) -> dict[int, psutil.Process]:
     """Wait until a run has decided `step`; return its ranks."""
-    log = folder / "out" / "decisions.jsonl"
+    log, ranks = folder / "out" / "decisions.jsonl", {}
     wait_until(lambda: log.exists() and len(lines(log)) >= step, 60, f"step {step}")
-    ranks = {}
     for each in psutil.Process(child.pid).children():
         if each.name().startswith("switokd rank"):
             ranks[int(each.name().rpartition(" ")[2])] = each
@@ -348,8 +347,7 @@ def test_steps_lost_before_the_first_checkpoint_count_too(tmp_path: Path) -> Non
     recorded = 0
     for _ in range(2):
         with forked(train_ranks, 2, words, cwd=tmp_path, out=tmp_path / "log") as child:
-            # Longer than the record of the first start, so that it is the second one's.
-            run_until(tmp_path, recorded + 5, child)[1].kill()
+            run_until(tmp_path, recorded + 5, child)[1].kill()  # not yet in an earlier record
             assert child.wait(60) == 4, (tmp_path / "log").read_text()
         recorded = len(lines(tmp_path / "out" / "decisions.jsonl"))
     code, out, err = call(tmp_path, train_ranks, 2, words)
