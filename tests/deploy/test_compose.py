@@ -1,7 +1,8 @@
 """deploy/compose.yaml: valid, consistent with deploy/, and run for real, without containers.
 
 The services' commands run as they stand in a network of their own, where the services' names are
-names of this machine, on the ports of the file. Prometheus reads the file that its service mounts.
+names of this machine, on the ports of the file. Prometheus and Alertmanager read the files that
+their services mount.
 
 Not covered: Grafana; the images (`test_image.py`); volumes.
 """
@@ -31,22 +32,34 @@ from tests.support import process, run, wait_until
 
 plan, here = json.loads(sys.argv[1]), Path.cwd()
 
-def ask(query):
-    url = f"http://prometheus:9090/api/v1/query?query={urllib.parse.quote(query)}"
+def get(address):
     try:
-        result = json.load(urllib.request.urlopen(url, timeout=2))["data"]["result"]
+        return json.load(urllib.request.urlopen(f"http://{address}", timeout=2))
     except OSError:
-        return 0.0
+        return {}
+
+def ask(query):
+    url = f"prometheus:9090/api/v1/query?query={urllib.parse.quote(query)}"
+    result = get(url).get("data", {}).get("result", ())
     return max((float(series["value"][1]) for series in result), default=0.0)
+
+def alertmanagers():
+    found = get("prometheus:9090/api/v1/alertmanagers").get("data", {})
+    return [each["url"] for each in found.get("activeAlertmanagers", ())]
 
 with process(plan["coordinator"], here, here / "coordinator.log"):
     healthy = lambda: run(plan["health"], here)[0] == 0
     wait_until(healthy, 40, "the coordinator's health check")
-    with process(plan["prometheus"], here, here / "prometheus.log"):
+    with (
+        process(plan["prometheus"], here, here / "prometheus.log"),
+        process(plan["alertmanager"], here, here / "alertmanager.log"),
+    ):
         with process(plan["training"], here, here / "training.log") as training:
             ranks = 'count(switokd_rank_phase_seconds{run=~"digits-2t1s-.*"})'
             wait_until(lambda: ask(ranks) >= 3, 60, "the run's ranks in Prometheus")
             assert ask('up{job="switokd"}') == 1
+            assert alertmanagers() == ["http://alertmanager:9093/api/v2/alerts"]
+            wait_until(lambda: get("alertmanager:9093/api/v2/status"), 30, "Alertmanager")
             assert training.wait(60) == 0, (here / "training.log").read_text()
 """
 
@@ -64,7 +77,7 @@ def test_docker_compose_accepts_the_file() -> None:
 
 def test_targets_files_and_names_exist() -> None:
     found, volumes = services(), yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["volumes"]
-    assert {*found} == {"coordinator", "training", "prometheus", "grafana"}
+    assert {*found} == {"coordinator", "training", "prometheus", "alertmanager", "grafana"}
     for name in ("coordinator", "training"):
         build = found[name]["build"]
         assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
@@ -78,15 +91,15 @@ def test_targets_files_and_names_exist() -> None:
 
 
 def test_configurations_differ_from_those_of_one_machine_in_the_address_only() -> None:
+    names = {"9464": "coordinator", "9093": "alertmanager", "9090": "prometheus"}
     pairs = [
-        ("prometheus/prometheus.yml", "prometheus.yml", "localhost:9464", "coordinator:9464"),
-        (
-            "grafana/provisioning/datasources/prometheus.yml",
-            *("datasource.yml", "http://localhost:9090", "http://prometheus:9090"),
-        ),
+        ("prometheus/prometheus.yml", "prometheus.yml"),
+        ("grafana/provisioning/datasources/prometheus.yml", "datasource.yml"),
     ]
-    for single, composed, address, name in pairs:
-        expected = (DEPLOY / single).read_text(encoding="utf-8").replace(address, name)
+    for single, composed in pairs:
+        expected = (DEPLOY / single).read_text(encoding="utf-8")
+        for port, name in names.items():
+            expected = expected.replace(f"localhost:{port}", f"{name}:{port}")
         found = (DEPLOY / "compose" / composed).read_text(encoding="utf-8")
         assert yaml.safe_load(found) == yaml.safe_load(expected), composed
 
@@ -100,7 +113,7 @@ def test_the_services_find_each_other_by_name(tmp_path: Path) -> None:
 
     folder = tmp_path / "etc"
     folder.mkdir()
-    for mounted in found["prometheus"]["volumes"]:
+    for mounted in found["prometheus"]["volumes"] + found["alertmanager"]["volumes"]:
         source, target, _ = mounted.split(":")
         (folder / Path(target).name).write_text((DEPLOY / source).read_text())
     quick = (folder / "prometheus.yml").read_text().replace("_interval: 5s", "_interval: 1s")
@@ -108,7 +121,12 @@ def test_the_services_find_each_other_by_name(tmp_path: Path) -> None:
     training = [w.replace("/runs/", "runs/") for w in found["training"]["command"]]
     coordinator = [w.replace("/journal/", "") for w in found["coordinator"]["command"]]
     prometheus = [require("prometheus", "prometheus"), f"--config.file={folder}/prometheus.yml"]
+    alertmanager = require("prometheus-alertmanager", "prometheus-alertmanager")
     plan = {
+        "alertmanager": [
+            *(alertmanager, f"--config.file={folder}/alertmanager.yml"),
+            *(f"--storage.path={tmp_path}/alerts", "--cluster.listen-address="),
+        ],
         "coordinator": program(coordinator),
         "health": program(health_check(stages()["coordinator"])),
         "training": [*program(training), "schedule.epochs=10"],

@@ -304,8 +304,8 @@ def _is_kustomization(folder: str) -> bool:
 
 ANY_ARGUMENTS = (
     *("apt-get", "cd", "do", "docker", "done", "export", "for", "git", "gunzip", "kill", "mkdir"),
-    *("mlflow", "pre-commit", "prometheus", "promtool", "pytest", "sqlite3", "tail"),
-    *("tensorboard", "wandb"),
+    *("mlflow", "pre-commit", "prometheus", "prometheus-alertmanager", "promtool"),
+    *("amtool", "pytest", "sed", "sqlite3", "tail", "tensorboard", "wandb"),
 )
 """Programs of which only the paths among their arguments are checked."""
 
