@@ -307,9 +307,10 @@ def test_a_failed_run_and_a_lost_coordinator_reach_the_receiver(tmp_path: Path) 
         ):
             wait_until(lambda: answers(scraping) and answers(sending), 60, "both to be ready")
             # A learning rate that no network survives: the run ends with exit code 3.
+            rates = [f"networks.{name}.optimizer.lr=1e38" for name in ("teacher", "student")]
             words = ("digits-1t1s", f"coordinator.address={address['grpc']}", "run_dir=run")
             code, _, err = preloaded.call(
-                *(tmp_path, preloaded.train_ranks, 2, (*words, "optimizer.lr=1e30")), seconds=120
+                tmp_path, preloaded.train_ranks, 2, (*words, *rates), seconds=120
             )
             assert code == 3, err
             run_id = json.loads((tmp_path / "run" / "run.json").read_text())["run_id"]
