@@ -280,7 +280,7 @@ def notified(arrived: SimpleQueue[dict[str, Any]], name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.timeout(240, method="signal")
+@pytest.mark.timeout(400, method="signal")
 def test_a_failed_run_and_a_lost_coordinator_reach_the_receiver(tmp_path: Path) -> None:
     sending, scraping = free_port(), free_port()
     prometheus = [
@@ -310,7 +310,7 @@ def test_a_failed_run_and_a_lost_coordinator_reach_the_receiver(tmp_path: Path) 
             rates = [f"networks.{name}.optimizer.lr=1e38" for name in ("teacher", "student")]
             words = ("digits-1t1s", f"coordinator.address={address['grpc']}", "run_dir=run")
             code, _, err = preloaded.call(
-                tmp_path, preloaded.train_ranks, 2, (*words, *rates), seconds=120
+                tmp_path, preloaded.train_ranks, 2, (*words, *rates), seconds=200
             )
             assert code == 3, err
             run_id = json.loads((tmp_path / "run" / "run.json").read_text())["run_id"]
