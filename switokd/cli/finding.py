@@ -21,9 +21,9 @@ from switokd.coordination.operator_client import (
     RefusedConnectionError,
     UnknownRunError,
 )
-from switokd.coordination.run_view import View, status_view
 from switokd.errors import CoordinatorError, UsageError
 from switokd.runs.folder_status import identity_of, is_run_folder
+from switokd.services.coordinator.run_view import View, status_view
 
 VARIABLE = "SWITOKD_COORDINATOR"
 DEFAULT = "127.0.0.1:50051"

@@ -70,7 +70,7 @@ def runs(
     """
     from switokd.cli.finding import addresses_of
     from switokd.coordination.operator_client import OperatorClient
-    from switokd.coordination.run_view import summary_view
+    from switokd.services.coordinator.run_view import summary_view
 
     listed, silent, is_truncated = [], [], False
     try:
@@ -237,7 +237,7 @@ def _follow(run: str, coordinator: str, interval: float, show: Callable[[View], 
 def _updates(found: Found, interval: float) -> Iterator[View]:
     """Yield what the coordinator says of a run until the run has ended; nothing without one."""
     from switokd.coordination.operator_client import OperatorClient
-    from switokd.coordination.run_view import status_view
+    from switokd.services.coordinator.run_view import status_view
 
     if found.address is not None:
         with OperatorClient(found.address) as client:

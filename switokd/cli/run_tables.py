@@ -1,6 +1,6 @@
 """Tables and lines of the commands `runs`, `status` and `watch`.
 
-Not covered: the documents that they show (`coordination/run_view.py`).
+Not covered: the documents that they show (`services/coordinator/run_view.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from switokd.coordination.run_view import View
+from switokd.services.coordinator.run_view import View
 
 MOST_RANKS = 20
 """Ranks that are shown; those that are waited for, or are behind, come first."""

@@ -38,7 +38,7 @@ def identity_of(folder: Path) -> dict[str, Any]:
 
 
 def folder_status(folder: Path) -> dict[str, Any]:
-    """Return the document of the run in a folder, with the keys of `coordination/run_view.py`.
+    """Return the document of the run in a folder, with the keys of `run_view.py`.
 
     The state is "finished", "training" while a process trains in the folder, or "interrupted".
     UsageError if files of the folder cannot be read.
