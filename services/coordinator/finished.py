@@ -17,7 +17,8 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf import json_format
@@ -69,6 +70,10 @@ class Retention:
 
 
 DEFAULT_RETENTION = Retention()
+HISTORIES = """CREATE TABLE IF NOT EXISTS histories (
+  run TEXT PRIMARY KEY, epoch INTEGER NOT NULL, history BLOB NOT NULL, crc INTEGER NOT NULL
+)"""
+"""What the status page shows of a run (`journal_history.py`)."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,15 @@ class FinishedRun:
         )
 
 
+@dataclass(frozen=True)
+class Query:
+    """A question about finished runs, which the journal's thread answers."""
+
+    run_id: str
+    most: int
+    answer: Future[list[FinishedRun]] = field(default_factory=Future)
+
+
 def numbered(values: Sequence[object]) -> dict[str, object]:
     """Return values for the placeholders ?1, ?2, ... of a statement.
 
@@ -105,6 +119,7 @@ def numbered(values: Sequence[object]) -> dict[str, object]:
 def prepare(connection: sqlite3.Connection, now: float) -> None:
     """Add what this version keeps to a journal. now: seconds since 1970."""
     connection.execute(TABLE)
+    connection.execute(HISTORIES)
     connection.execute(ADOPT, (now,))
     connection.execute(ORPHANS)
 
@@ -174,7 +189,8 @@ class Pruner:
             connection.execute(TAKE_OUT_OVERRIDDEN, values)
             taken = connection.execute(TAKE_OUT, values).rowcount
             if not taken:  # the run's own rows come last: an interrupted removal goes on
-                for table in ("runs", "summaries", "commands", "overridden", "secrets"):
+                tables = ("runs", "summaries", "commands", "overridden", "secrets", "histories")
+                for table in tables:
                     connection.execute(f"DELETE FROM {table} WHERE run = ?", (run_id,))
         if not taken:
             self._on_taken_out(run_id)

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -36,6 +35,7 @@ from switokd.services.coordinator.finished import (
     DEFAULT_RETENTION,
     FinishedRun,
     Pruner,
+    Query,
     Retention,
     finished_runs,
     summary_statements,
@@ -96,21 +96,14 @@ Statements = Callable[[], Sequence[Statement]]
 """Makes statements on the writing thread."""
 
 
-@dataclass(frozen=True)
-class Query:
-    """A question about finished runs, which the journal's thread answers."""
-
-    run_id: str
-    most: int
-    answer: Future[list[FinishedRun]] = field(default_factory=Future)
-
-
 class Journal:
     """Where a coordinator writes what must outlive it; no method waits.
 
     This one keeps nothing: ranks report again what their coordinator has forgotten.
     """
 
+    path: Path | None = None
+    """The file; None: there is none."""
     keeps = False
     """Whether anything is written down."""
     secrets: dict[str, bytes] = {}  # noqa: RUF012, never changed here
@@ -124,7 +117,6 @@ class Journal:
         """Note a run, or its new epoch; decisions from the plan's first step on are removed.
 
         started: when the run was first started, in seconds since 1970.
-
         The decisions of this epoch stay: a coordinator before this one may have noted them, and
         have taken the run for lost.
         """
@@ -153,6 +145,9 @@ class Journal:
 
     def keep(self, run_id: str, epoch: int, status: pb.GetRunStatusResponse) -> None:
         """Keep the last status of a run that has ended, for `finished`."""
+
+    def run_later(self, make: Statements) -> None:
+        """Write what may be lost: left out while the disk is full."""
 
     def forget(self, run_id: str) -> None:
         """Forget what `recorded` knows of an ended run; its rows stay."""
@@ -190,7 +185,7 @@ class SqliteJournal(Journal):
     keeps = True
 
     def __init__(self, path: Path, retention: Retention = DEFAULT_RETENTION) -> None:
-        self._path = path
+        self._path = self.path = path
         self._queue: SimpleQueue[Sequence[Statement] | Statements | Query | str | None] = (
             SimpleQueue()
         )
@@ -266,6 +261,11 @@ class SqliteJournal(Journal):
     def keep(self, run_id: str, epoch: int, status: pb.GetRunStatusResponse) -> None:
         """See `Journal`."""
         self._queue.put(tuple(summary_statements(run_id, epoch, status)))
+
+    def run_later(self, make: Statements) -> None:
+        """See `Journal`."""
+        if not self._is_failing:
+            self._queue.put(make)
 
     def forget(self, run_id: str) -> None:
         """See `Journal`."""

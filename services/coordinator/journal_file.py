@@ -200,7 +200,7 @@ def _stored(connection: sqlite3.Connection, *row: Any) -> StoredRun | None:
         (run_id, plan.first_step),
     )
     overridden = stored_overridden(connection, run_id, plan.first_step)
-    found = {decision.step: decision for decision in _whole_decisions(rows, overridden)}
+    found = {decision.step: decision for decision in whole_decisions(rows, overridden)}
     decisions, step = [], settled + 1
     while step in found:
         decisions.append(found[step])
@@ -212,7 +212,7 @@ def _stored(connection: sqlite3.Connection, *row: Any) -> StoredRun | None:
     return StoredRun(run_id, epoch, plan, settled, decisions, steps, commands=commands)
 
 
-def _whole_decisions(rows: Iterable[Sequence[Any]], overridden: Overridden) -> Iterable[Decision]:
+def whole_decisions(rows: Iterable[Sequence[Any]], overridden: Overridden) -> Iterable[Decision]:
     """Yield the decisions none of whose rows is missing or damaged.
 
     overridden: what commands have changed.

@@ -98,6 +98,16 @@ class Limits:
         2**16,
         2**30,
     )
+    max_history_mib: int = _number(
+        64,
+        "MiB, about, that the status page's charts of all runs may take; beyond it they are "
+        "coarser.",
+        1,
+        2**16,
+    )
+    max_page_streams: int = _number(
+        16, "Status pages that are kept up to date at once; half of --max-http-connections at most."
+    )
     log_rate: int = _number(20, "Lines of one kind in the log, per second.")
 
     def check_name(self, what: str, name: str) -> None:

@@ -12,9 +12,11 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 
+from switokd.services.coordinator.history import HistoryMemory, RunHistory, history_of_start
 from switokd.services.coordinator.identity import RunSecret
 from switokd.services.coordinator.journal import NO_JOURNAL, Journal
 from switokd.services.coordinator.journal_file import StoredRun
+from switokd.services.coordinator.journal_history import history_from
 from switokd.services.coordinator.limits import DEFAULTS, Limits, exceeded
 from switokd.services.coordinator.metrics import Metrics
 from switokd.services.coordinator.outbox import RunStreams
@@ -85,6 +87,7 @@ class RunRegistry:
         """Whether this coordinator stops."""
         self.journal = metrics.service.journal = journal
         self.round_spans = NO_SPANS
+        self._history_memory = HistoryMemory(limits.max_history_mib * 2**20)
         self._clock = AwakeClock(clock)
         for stored in journal.stored():
             self._continue(stored)
@@ -101,7 +104,8 @@ class RunRegistry:
         run.commands.restore(stored.commands)
         started = stored.started or time.time()
         secret = RunSecret(self.journal.secret_digest(run.run_id))
-        self._add(run, self._metrics.add_run(run), RunTimes(started), secret)
+        history = history_from(self.journal.path, run.run_id, plan, self._history_memory)
+        self._add(run, self._metrics.add_run(run), RunTimes(started), history, secret)
         log.info("run %s: continues from the journal", run.run_id)
 
     def now(self) -> float:
@@ -170,7 +174,7 @@ class RunRegistry:
         self._forget(min(ended or absent)[1])
 
     def _forget(self, run_id: str) -> None:
-        del self._entries[run_id]
+        self._entries.pop(run_id).history.close()
         self._metrics.forget(run_id)
         self.journal.forget(run_id)
         log.info("run %s: forgotten", run_id)
@@ -187,13 +191,20 @@ class RunRegistry:
             self.journal.note_secret(run.run_id, secret.digest)
         times = RunTimes(entry.times.started if entry else time.time())
         self.journal.begin(run.run_id, run.epoch, run.plan, times.started)
-        self._add(run, metrics, times, secret)
+        before = entry.history if entry else None
+        history = history_of_start(before, run.plan, run.epoch, self._history_memory)
+        self._add(run, metrics, times, history, secret)
 
     def _add(
-        self, run: CoordinatedRun, metrics: RunMetrics, times: RunTimes, secret: RunSecret
+        self,
+        run: CoordinatedRun,
+        metrics: RunMetrics,
+        times: RunTimes,
+        history: RunHistory,
+        secret: RunSecret,
     ) -> None:
         metrics.started = times.started
-        entry = RunEntry(run, RunStreams(), metrics, self.journal, times, secret)
+        entry = RunEntry(run, RunStreams(), metrics, self.journal, times, history, secret)
         self._entries[run.run_id] = entry
 
     @property
@@ -216,7 +227,7 @@ class RunRegistry:
         """End all streams, because this coordinator stops."""
         self.is_draining = True
         for entry in self._entries.values():
-            entry.streams.drain()
+            entry.drain()
 
     async def watch(self, interval: float = 0.5) -> None:
         """Check all runs every `interval` seconds, forever; streams are served in between."""

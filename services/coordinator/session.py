@@ -113,6 +113,8 @@ class Session:
         entry.streams.remove(rank)
         if rank in entry.run.connected:
             entry.run.lose(rank, self._runs.now())
+            if entry.run.ended_at is None:
+                entry.history.note("lost", "", rank)
             entry.check(self._runs.now())
         else:
             entry.announce_failure()
@@ -226,6 +228,7 @@ class Session:
         self._attachment.measured.host = host_of(message)
         self._attachment.measured.reconnects += message.attempt > 1
         entry.streams.add(rank, self.outbox)
+        entry.history.note("connected", "", rank)
         attached = pb.Attached(
             next_step=needs.next_step,
             missing=[pb.Steps(first=first, last=last) for first, last in needs.missing],
@@ -310,8 +313,15 @@ def _measure(message: pb.Report, attachment: Attachment) -> None:
 
 
 def _progress(message: pb.Progress, attachment: Attachment) -> None:
-    metrics, plan, rank = attachment.entry.metrics, attachment.entry.run.plan, attachment.rank
+    entry, plan, rank = attachment.entry, attachment.entry.run.plan, attachment.rank
     network = network_of(message, plan, rank)
-    metrics.network(network).add(measured_from_wire(message, plan, rank))
+    entry.metrics.network(network).add(measured_from_wire(message, plan, rank))
     if rank == 0 and message.HasField("run"):
-        metrics.measured = run_measured_from_wire(message.run)
+        entry.metrics.measured = run_measured_from_wire(message.run)
+    entry.history.measure(
+        network,
+        message.step,
+        message.loss if message.HasField("loss") else None,
+        message.accuracy if message.HasField("accuracy") else None,
+        message.test_accuracy if message.HasField("test_accuracy") else None,
+    )
