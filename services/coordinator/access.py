@@ -41,6 +41,18 @@ class Access:
             return self.http_host, None
         return self.http_host or host, self.certificates
 
+    def is_open_at(self, host: str) -> bool:
+        """Whether the HTTP port asks nothing of callers. host: address of the gRPC port."""
+        return self.metrics is None and self.http_at(host)[1] is None
+
+    def page_at(self, host: str, http_port: int) -> str:
+        """Return the address of the status page. host: address of the gRPC port."""
+        name, certificates = self.http_at(host)
+        if name in ("0.0.0.0", "::"):
+            name = "localhost"
+        name = f"[{name}]" if ":" in name else name
+        return f"{'https' if certificates else 'http'}://{name}:{http_port}/"
+
     def check(self, host: str) -> None:
         """UsageError if other machines would see plain text that is not allowed, or tokens."""
         hosts = {"--host": host, "--http-host": self.http_host}

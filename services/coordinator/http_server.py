@@ -1,4 +1,4 @@
-"""The HTTP server of /metrics and /healthz.
+"""The HTTP server of /metrics, /healthz and the status page.
 
 A request must arrive within a time and a size. If there are too many connections, the one ends that
 has sent no whole request for longest. Many scrapes take no more than a fifth of a processor.
@@ -6,7 +6,7 @@ has sent no whole request for longest. Many scrapes take no more than a fifth of
 With a certificate it speaks HTTPS. If callers must prove who they are, /metrics asks for it, and
 /healthz answers everyone.
 
-Not covered: what counts as a proof (`tls.py`, `security.py`).
+Not covered: what counts as a proof (`tls.py`, `security.py`); the pages (`status_page/`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from switokd.services.coordinator.http_answer import TEXT, Answer, HttpRequest, Pages, header
 from switokd.services.coordinator.limits import DEFAULTS, Limits
 from switokd.services.coordinator.security import Tokens, bearer
 from switokd.services.coordinator.tls import Certificates
@@ -32,15 +33,11 @@ SHARE = 0.2
 """Share of the time that may be spent on making metrics; scrapes in between get the last ones."""
 SEND_SECONDS = 10.0
 """A client that reads more slowly loses its answer."""
-TEXT = "text/plain; charset=utf-8"
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 PROOF_IS_NEEDED = b"/metrics asks for a token (Authorization: Bearer), or a client's certificate\n"
 
 log = logging.getLogger(__name__)
-
-Answer = tuple[HTTPStatus, str, bytes]
-"""Status, type of the content, content."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class HttpAccess:
             return True
         if self.tokens is None:
             return not asks
-        return self.tokens.has(bearer(_header(head, "authorization")))
+        return self.tokens.has(bearer(header(head, "authorization")))
 
 
 EVERYONE = HttpAccess()
@@ -78,8 +75,10 @@ class HttpServer(ThreadingTCPServer):
         address: tuple[str, int],
         limits: Limits,
         access: HttpAccess = EVERYONE,
+        pages: Pages | None = None,
     ) -> None:
         self._registry, self._limits, self._access = registry, limits, access
+        self._pages = pages
         self._lock = threading.Lock()
         self._waiting: dict[socket.socket, None] = {}
         """Connections that have sent no whole request, the oldest first."""
@@ -126,7 +125,12 @@ class HttpServer(ThreadingTCPServer):
                     del self._waiting[request]
                 answer = self._answer(head, self._access.may_read(connection, head))
                 connection.settimeout(SEND_SECONDS)
-                connection.sendall(_encoded(answer, head))
+                try:
+                    connection.sendall(_encoded(answer, head))
+                    if answer.stream and not head.lower().startswith(b"head "):
+                        answer.stream(connection.sendall)
+                finally:
+                    answer.done()
             finally:
                 if connection is not request:
                     connection.close()
@@ -168,24 +172,25 @@ class HttpServer(ThreadingTCPServer):
         if len(head) > self._limits.max_http_header_bytes:
             text = f"the request is larger than {self._limits.max_http_header_bytes} bytes "
             text += "(--max-http-header-bytes)\n"
-            return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TEXT, text.encode()
+            return Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TEXT, text.encode())
         if b"\r\n\r\n" not in head and b"\n\n" not in head:
             text = f"no whole request within {self._limits.http_header_seconds:g} s "
             text += "(--http-header-seconds)\n"
-            return HTTPStatus.REQUEST_TIMEOUT, TEXT, text.encode()
+            return Answer(HTTPStatus.REQUEST_TIMEOUT, TEXT, text.encode())
         method, target, version = (*head.split(b"\n", 1)[0].split(), b"", b"", b"")[:3]
         if not version.startswith(b"HTTP/1."):
-            return HTTPStatus.BAD_REQUEST, TEXT, b"not a request of HTTP/1.0 or 1.1\n"
+            return Answer(HTTPStatus.BAD_REQUEST, TEXT, b"not a request of HTTP/1.0 or 1.1\n")
         if method not in (b"GET", b"HEAD"):
-            return HTTPStatus.METHOD_NOT_ALLOWED, TEXT, b"only GET\n"
+            return Answer(HTTPStatus.METHOD_NOT_ALLOWED, TEXT, b"only GET\n")
         path = target.partition(b"?")[0]
         if path == b"/metrics":
             if not may_read:
-                return HTTPStatus.UNAUTHORIZED, TEXT, PROOF_IS_NEEDED
-            return HTTPStatus.OK, METRICS_TEXT, self._fresh_metrics()
+                return Answer(HTTPStatus.UNAUTHORIZED, TEXT, PROOF_IS_NEEDED)
+            return Answer(HTTPStatus.OK, METRICS_TEXT, self._fresh_metrics())
         if path == b"/healthz":
-            return HTTPStatus.OK, TEXT, b"ok\n"
-        return HTTPStatus.NOT_FOUND, TEXT, b"see /metrics, /healthz\n"
+            return Answer(HTTPStatus.OK, TEXT, b"ok\n")
+        page = self._pages.answer(HttpRequest(target, head, may_read)) if self._pages else None
+        return page or Answer(HTTPStatus.NOT_FOUND, TEXT, b"see /, /metrics, /healthz\n")
 
     def _fresh_metrics(self) -> bytes:
         """Return the metrics; one thread at a time makes them, for `SHARE` of the time."""
@@ -198,25 +203,17 @@ class HttpServer(ThreadingTCPServer):
 
 
 def _encoded(answer: Answer, head: bytes) -> bytes:
-    status, content_type, body = answer
+    status, body = answer.status, answer.body
     lower = head.lower()
     encoding = ""
     if len(body) > 1024 and b"\naccept-encoding:" in lower and b"gzip" in lower:
         body, encoding = gzip.compress(body, 1), "Content-Encoding: gzip\r\n"
+    length = "" if answer.stream else f"Content-Length: {len(body)}\r\n"
     lines = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {content_type}\r\n{encoding}"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {answer.content_type}\r\n"
+        f"{encoding}{length}{answer.headers}Connection: close\r\n\r\n"
     )
     return lines.encode() + (b"" if lower.startswith(b"head ") else body)
-
-
-def _header(head: bytes, name: str) -> str:
-    """Return a header's value; empty if the request does not have it."""
-    for line in head.split(b"\n")[1:]:
-        found, _, value = line.decode("latin-1").partition(":")
-        if found.strip().lower() == name:
-            return value.strip()
-    return ""
 
 
 def serve_http(
@@ -225,11 +222,12 @@ def serve_http(
     port: int,
     limits: Limits = DEFAULTS,
     access: HttpAccess = EVERYONE,
+    pages: Pages | None = None,
 ) -> tuple[int, HttpServer]:
-    """Serve /metrics and /healthz on daemon threads; return the port and the server.
+    """Serve /metrics, /healthz and pages on daemon threads; return the port and the server.
 
-    port: 0 chooses a free one. OSError if the port is in use.
+    port: 0 chooses a free one. pages: answers all other paths. OSError if the port is in use.
     """
-    server = HttpServer(registry, (host, port), limits, access)
+    server = HttpServer(registry, (host, port), limits, access, pages)
     threading.Thread(target=server.serve_forever, daemon=True, name="http").start()
     return int(server.server_address[1]), server

@@ -1,7 +1,8 @@
 """Starts the coordinator's two ports and serves until a signal.
 
 When both ports are open, one JSON line on standard output gives their addresses:
-{"grpc": "127.0.0.1:50051", "http": "127.0.0.1:9464", "pid": 4711}
+{"grpc": "127.0.0.1:50051", "http": "127.0.0.1:9464", "pid": 4711,
+ "status_page": "http://127.0.0.1:9464/"}
 
 Not covered: several processes on one port.
 """
@@ -34,6 +35,7 @@ from switokd.services.coordinator.registry import RunRegistry
 from switokd.services.coordinator.resources import channel_options, with_files
 from switokd.services.coordinator.round_spans import NO_SPANS, RoundSpans
 from switokd.services.coordinator.servicer import SERVICE, CoordinatorServicer
+from switokd.services.coordinator.status_page.pages import StatusPages, make_pages
 
 CHANNEL_OPTIONS = [
     # Without this, two coordinators could share a port and split a run between them.
@@ -89,14 +91,13 @@ async def serve(
     )
     servicer = CoordinatorServicer(runs, access.security, stop.set)
     health = _add_services(server, servicer, access.reflection)
-    http_host, _ = access.http_at(host)
-    ports = (port, http_port)
-    port, http_port, http_server = _open_ports(server, metrics, access, limits, host, ports)
+    pages = make_pages(runs, access.is_open_at(host))
+    made = (metrics, access, limits, host, (port, http_port), pages)
+    port, http_port, http_server = _open_ports(server, *made)
     await server.start()
     for name in ("", SERVICE):
         await health.set(name, health_pb2.HealthCheckResponse.SERVING)
-    ready = {"grpc": f"{host}:{port}", "http": f"{http_host}:{http_port}", "pid": os.getpid()}
-    print(json.dumps(ready), flush=True)
+    print(_ready(access, host, port, http_port), flush=True)
 
     watch = asyncio.create_task(runs.watch())
     if follow_stdin:
@@ -111,8 +112,16 @@ async def serve(
     await asyncio.sleep(0)
     runs.drain()
     await stopping
+    await pages.close()
     http_server.shutdown()
     journal.close()
+
+
+def _ready(access: Access, host: str, port: int, http_port: int) -> str:
+    """Return the line that says where the coordinator is. host: address of the gRPC port."""
+    http = f"{access.http_at(host)[0]}:{http_port}"
+    ready = {"grpc": f"{host}:{port}", "http": http, "pid": os.getpid()}
+    return json.dumps({**ready, "status_page": access.page_at(host, http_port)})
 
 
 def _add_services(
@@ -137,6 +146,7 @@ def _open_ports(
     limits: Limits,
     host: str,
     ports: tuple[int, int],
+    pages: StatusPages,
 ) -> tuple[int, int, HttpServer]:
     """Open both ports; return them with the HTTP server. UsageError if a port cannot be opened.
 
@@ -152,7 +162,7 @@ def _open_ports(
             port = server.add_insecure_port(f"{host}:{port}")
         protection = HttpAccess(certificates, access.metrics)
         http_port, http_server = serve_http(
-            metrics.registry, http_host, http_port, limits, protection
+            metrics.registry, http_host, http_port, limits, protection, pages
         )
     except (RuntimeError, OSError) as error:
         raise UsageError(

@@ -101,7 +101,7 @@ def join_decider(
         endpoint = membership.coordinator
         where = f"coordinator {endpoint}"
         if endpoint.http:
-            where = f"live metrics http://{endpoint.http}/metrics"
+            where = f"status page http://{endpoint.http}/, metrics at /metrics"
         stack.enter_context(USAGE.watching(folder))
         client = stack.enter_context(_connected(membership, joining, on_decision))
         client.commands.restore(recorded, record)

@@ -76,7 +76,7 @@ def check_decisions(folder: Path) -> None:
 def test_the_coordinator_in_rank_0_imports_the_strategy(run_file: str, tmp_path: Path) -> None:
     code, out, err = call(tmp_path, train_ranks, 2, (run_file,))
     assert code == 0, err
-    assert "2 processes on cpu, live metrics" in out
+    assert "2 processes on cpu, status page http://" in out
     check_decisions(tmp_path / "out")
 
 

@@ -275,7 +275,7 @@ def test_one_process_continues_and_decides_as_a_run_of_one(tmp_path: Path) -> No
     code, out, err = call(tmp_path, train_ranks, 2, arguments)
     assert (code, err) == (0, "")
     assert out.startswith("auto: 1 process with 1 thread, 0.0")
-    assert "1 process on cpu, live metrics" in out
+    assert "1 process on cpu, status page http://" in out
     alone = train(tmp_path / "alone", 1, "digits-1t1s", *FEW, "placement=replicated")
     assert_same_run(tmp_path / "out", alone)
 
