@@ -81,7 +81,7 @@ class Marks:
     """
 
     def __init__(self) -> None:
-        self.arrays = [array(kind) for kind in "BBqdf"]
+        self.arrays: list[array[Any]] = [array(kind) for kind in "BBqdf"]
         """Network and kind, as their places; step; seconds since 1970; value."""
         self.generation = 0
         self.spacing = 0.2
@@ -221,8 +221,7 @@ class RunHistory:
         with self.lock:
             last = self.events[-1] if self.events else None
             self.event_count += 1
-            is_like_last = rank is not None and last and last.kind == kind and last.ranks
-            if is_like_last and now - last.at < TOGETHER_SECONDS:
+            if last and rank is not None and _go_together(last, kind, now):
                 last.number = self.event_count  # who has seen it before gets it again
                 if rank not in last.ranks:
                     last.ranks.append(rank)
@@ -307,6 +306,11 @@ class RunHistory:
         columns = zip(REASONS, arrays[start : start + len(REASONS)], strict=True)
         counts = {reason: column.tolist() for reason, column in columns if any(column)}
         return {"name": self.teachers[place], "reasons": counts}
+
+
+def _go_together(last: RunEvent, kind: str, now: float) -> bool:
+    """Whether an event of one more rank belongs to the last event."""
+    return last.kind == kind and bool(last.ranks) and now - last.at < TOGETHER_SECONDS
 
 
 def history_of_start(
