@@ -51,6 +51,8 @@ def certificates(
 
     Prints the commands that use the files.
     """
+    if folder.exists() and not folder.is_dir():
+        fail(UsageError(f"{folder} is a file; name a new folder for the certificates"))
     try:
         _make(folder, [*dict.fromkeys([*(host or []), *LOCAL])], days)
     except SwitokdError as error:

@@ -165,6 +165,7 @@ def _describe(error: Any) -> str:
         names = getattr(error.param, "opts", None) or [error.param_hint]
         return f"{where}{names[0]}: {error.message}"
     message = " ".join(error.format_message().split()).replace(". Did you mean", "; did you mean")
+    message = message.replace(". Choose from:", "; allowed:")
     return f"{where}{message[:1].lower()}{message[1:].rstrip('.?')}; {help_of}"
 
 

@@ -112,7 +112,7 @@ def _of_coordinators(run: str, addresses: Sequence[str]) -> Found:
         except CoordinatorError as error:
             silent.append(error)
     if not there:
-        raise silent[0]
+        raise type(silent[0])(f"{run} is no run folder, and {silent[0]}")
     homes: dict[str, str] = {}
     for address in there:
         with OperatorClient(address) as client:

@@ -41,13 +41,29 @@ EPILOG = (
 WaitOption = Annotated[
     float, typer.Option("--wait", metavar="SECONDS", min=0, max=86400.0, help=WAIT_HELP)
 ]
+
+
+def _mode(text: str) -> Mode:
+    try:
+        return Mode(text)
+    except ValueError:
+        allowed = ", ".join(mode.value for mode in Mode)
+        raise typer.BadParameter(f"found {text}; allowed: {allowed}") from None
+
+
+HoldMode = Annotated[
+    Mode,
+    typer.Argument(
+        metavar="MODE", parser=_mode, help="expert: the teacher pauses; learning: it learns."
+    ),
+]
 Teacher = Annotated[str, typer.Argument(metavar="TEACHER", help="Name of a teacher of the run.")]
 
 
 def hold(
     run: RunArgument,
     teacher: Teacher,
-    mode: Annotated[Mode, typer.Argument(help="expert: the teacher pauses; learning: it learns.")],
+    mode: HoldMode,
     until_step: Annotated[
         Optional[int],  # noqa: UP045, typer reads it at run time
         number_option(1, names=("--until-step",), help=UNTIL_HELP),

@@ -214,6 +214,7 @@ def test_mistakes_are_one_line_with_an_exit_code(server: Server, tmp_path: Path)
         code, line = refused(tmp_path, *command, "--coordinator", nobody)
         assert code == 4
         assert f"no coordinator at {nobody}: Connection refused" in line
+        assert ("theta is no run folder, and no coordinator" in line) is (command != ["runs"])
     code, line = refused(tmp_path, "status", "theta", **here)
     assert code == 2
     assert "theta: 2 runs begin so: theta-one, theta-two" in line

@@ -235,7 +235,10 @@ def make_trials(
     """
     base = base_config(recipe, settings)
     untrained = [name for name in base.topology.teachers if base.networks[name].weights is None]
-    strategies = {v.label: make_strategy(v.name, v.kwargs) for v in [VANILLA, *variants]}
+    try:
+        strategies = {v.label: make_strategy(v.name, v.kwargs) for v in [VANILLA, *variants]}
+    except UsageError as error:
+        raise type(error)(f"--strategies: {error}") from error.__cause__
     frozen = [v.label for v in variants if strategies[v.label].frozen_teachers and untrained]
     if frozen and VANILLA not in variants:
         variants = [VANILLA, *variants]

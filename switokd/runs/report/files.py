@@ -38,6 +38,10 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
             "FILE.svg, FILE.pdf"
         )
     runs = read_runs(list(folders))
+    if not output.parent.is_dir():  # before the pictures are drawn
+        raise UsageError(
+            f"--output {output}: there is no folder {output.parent}; make it, or name another"
+        )
     content = page_of(runs).encode() if kind == ".html" else _picture(runs, kind[1:])
     try:
         replace_file(output, content)
