@@ -22,6 +22,7 @@ ROOMS: Mapping[str, tuple[int, int, str]] = {
     "cli": (1, 1, "one module per command"),
     "api": (2, 0, "train and distil from Python"),
     "worker": (3, 1, "one rank: wires all parts"),
+    "deploying": (4, 0, "manifests for Kubernetes"),
     "runs": (4, 1, "run folder, record, comparison"),
     "export": (5, 0, "artefacts, predictions"),
     "planning": (5, 1, "which placement is fastest"),

@@ -22,6 +22,7 @@ from switokd.cli.commands import CliCommand, Group
 from switokd.cli.compare import compare
 from switokd.cli.coordinator import coordinator
 from switokd.cli.export import export, predict
+from switokd.cli.k8s import k8s
 from switokd.cli.networks import networks
 from switokd.cli.operate import EPILOG as OPERATE_EPILOG
 from switokd.cli.operate import runs, status, watch
@@ -66,6 +67,7 @@ for _command in _TO_RUNS:
 _OTHERS: list[Callable[..., None]] = [networks, coordinator, certificates, recipes, settings]
 for _command in _OTHERS:
     app.command(cls=CliCommand)(_command)
+app.add_typer(k8s, name="k8s")
 
 
 def _print_version(is_wanted: bool) -> None:

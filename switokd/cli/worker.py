@@ -40,6 +40,7 @@ from switokd.runtime.environment import (
     environment,
     started,
 )
+from switokd.runtime.heartbeat_file import heartbeat_file
 from switokd.runtime.interpreter import python_command, start_fork_server
 from switokd.runtime.lifecycle import follow_launcher, one_line_errors, print_warning
 from switokd.runtime.log import identify, log_output, set_up
@@ -186,6 +187,7 @@ def run_rank(
             start_fork_server()
     identify(config.name, env.rank)
     with one_line_errors(env, config.who(env.rank, env.world_size)), ExitStack() as stack:
+        stack.enter_context(heartbeat_file(env.rank))
         wait_for_coordinator: Callable[[], Endpoint] | None = None
         draw: Callable[[Path], object] | None = None
         if env.rank == 0 and not helpers:  # the launcher has said it
