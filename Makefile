@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 comma := ,
 
 .PHONY: help demo test simulate soak cover cover-units matrix bench check lock format imports types tree \
-  docs audit proto proto-check proto-baseline install dev clean
+  docs audit k8s proto proto-check proto-baseline install dev clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -125,6 +125,9 @@ proto-baseline: $(VENV)/.installed-dev  ## Accept the contract as it stands as t
 # Into build/site. Without --strict a dead link would be a warning only.
 docs: $(VENV)/.installed-dev  ## Build the documentation
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+k8s: $(VENV)/.installed  ## Write the manifests in k8s anew from their run files
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh k8s/render.sh k8s
 
 audit: $(VENV)/.installed-dev  ## Look for known vulnerabilities in the locked packages
 	$(BIN)/python -m tests.audit

@@ -173,20 +173,27 @@ def render(
     access: Callable[[], TlsOptions],
     monitoring: Callable[[], MonitoringOptions],
 ) -> None:
-    """Write the Kubernetes manifests that fit a run: pods, volumes, policies, monitoring.
+    """Write the Kubernetes manifests that fit a run.
 
-    For example, a GPU for each of three ranks, and four ranks on one node:
+    For example, in a folder for 'kubectl apply -k', and straight to the cluster:
 
-    switokd k8s render cifar100-2t1s --image registry.example.org/switokd:1 --data-claim cifar
-    --gpus-per-pod 1 --output manifests
+    switokd k8s render digits-2t1s --image switokd:1 --output manifests
 
-    switokd k8s render digits-2t1s --image switokd:1 --ranks-per-pod 4 networks.teacher1.ranks=2
-    | kubectl apply -f -
+    switokd k8s render mine.yaml --image switokd:1 | kubectl apply -f -
 
-    Ranks come from the placement of the run file, in order; all pods are alike, and a pod's
-    completion index says which ranks it has. A pod that is lost is made anew, and the run continues
-    from its last checkpoint. The run file and single-file modules beside it travel in a ConfigMap;
-    for a recipe its name is enough. Nothing is sent to a cluster. See docs/kubernetes.md.
+    A GPU for each of three ranks; four ranks in one pod:
+
+    switokd k8s render cifar100-2t1s --image switokd:1 --data-claim cifar
+    --gpus-per-pod 1
+
+    switokd k8s render digits-2t1s --image switokd:1 --ranks-per-pod 4
+    networks.teacher1.ranks=2
+
+    The ranks are those of the placement, in order. All pods are alike, and a
+    pod's completion index says which ranks it has. A lost pod is made anew,
+    and the run continues from its last checkpoint. A run file and single-file
+    modules beside it travel in a ConfigMap. Memory is what one training step
+    on random images shows. Nothing is sent to a cluster.
     """
     from switokd.deploying.options import RenderOptions
     from switokd.deploying.render import as_one, write
@@ -202,9 +209,20 @@ def render(
                 say(note, "info")
             sys.stdout.write(text)
             return
-        write(rendered, output, shlex.join(["switokd", *sys.argv[1:]]))
+        write(rendered, output, _without_output(sys.argv[1:]))
     except SwitokdError as error:
         fail(error)
     for note in rendered.notes:
         say(note, "info")
     print(output)
+
+
+def _without_output(words: list[str]) -> str:
+    """Return the command for the comment; the folder is where the comment is."""
+    kept = list(words)
+    for i, word in reversed(list(enumerate(words))):
+        if word in ("--output", "-o"):
+            del kept[i : i + 2]
+        elif word.startswith(("--output=", "-o")):
+            del kept[i]
+    return shlex.join(["switokd", *kept])

@@ -122,11 +122,6 @@ class RenderOptions:
                 )
         return found
 
-    def check(self) -> None:
-        """UsageError with a line for each option that has no allowed value."""
-        if found := self.problems():
-            raise UsageError("\n".join(found))
-
 
 def is_label(name: str, most: int = 63) -> bool:
     """Whether a name is a DNS label that begins with a letter, as a Service needs it."""

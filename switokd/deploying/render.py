@@ -55,8 +55,7 @@ def render(recipe: str, settings: Sequence[str], options: RenderOptions) -> Rend
     recipe: a recipe or the path of a run file. UsageError, with a line per problem, if options, run
     file and settings are not valid or do not fit together.
     """
-    options.check()
-    config = load_importable(recipe, settings)
+    config = _checked(recipe, settings, options)
     facts = with_arguments(facts_of(config, options), config, recipe, settings)
     load(recipe, facts.arguments[1:])  # the settings that this module adds are checked, too
     facts, gpu_memory = _with_memory(facts, config)
@@ -71,6 +70,20 @@ def render(recipe: str, settings: Sequence[str], options: RenderOptions) -> Rend
     }
     found = {name: objects for name, objects in files.items() if objects}
     return Rendered(found, tuple(_notes(facts, config, recipe, gpu_memory)))
+
+
+def _checked(recipe: str, settings: Sequence[str], options: RenderOptions) -> Config:
+    """Return the configuration; UsageError with all problems of options and run file."""
+    problems = options.problems()
+    try:
+        config = load_importable(recipe, settings)
+    except UsageError as error:
+        if not problems:
+            raise
+        problems += str(error).splitlines()
+    if problems:
+        raise UsageError("\n".join(problems))
+    return config
 
 
 def _with_memory(facts: RunFacts, config: Config) -> tuple[RunFacts, float | None]:
