@@ -88,7 +88,7 @@ def _container(run: RunFacts) -> Manifest:
         "command": ["python", "-u", "-m", module],
         "args": list(run.arguments),
         "env": _environment(run),
-        "ports": [{"name": "rendezvous", "containerPort": MASTER_PORT}],
+        "ports": [{"name": "rendezvous", "containerPort": MASTER_PORT, "protocol": "TCP"}],
         **_probes(run),
         "resources": _resources(run),
         "securityContext": container_security(),
@@ -110,6 +110,7 @@ def _environment(run: RunFacts) -> list[Manifest]:
         # Threads of a rank.
         "OMP_NUM_THREADS": str(run.options.pods.cpus_per_rank),
         "MPLCONFIGDIR": f"{TMP}/matplotlib",
+        "XDG_CACHE_HOME": f"{TMP}/cache",
         FOLDER: HEARTBEATS,
     }
     named = [{"name": name, "value": value} for name, value in values.items()]

@@ -1,4 +1,4 @@
-"""Becomes a container: `python tests/deploy/pod.py SPEC.json`, in new namespaces, as root.
+"""Becomes a container, in namespaces of its own: `python tests/deploy/pod.py SPEC.json`, as root.
 
 The root is a small file system with the folders of this machine that a program needs and with the
 volumes. It is read-only, as the manifest asks; so is everything but the volumes. Then the process
@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 SYSTEM = ("bin", "etc", "lib", "lib64", "sbin", "usr")
-NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS in linux/prctl.h
+NEW_MOUNTS, NEW_NAME, NEW_PROCESSES = 0x00020000, 0x04000000, 0x20000000
+SET_DEATH_SIGNAL, NO_NEW_PRIVILEGES = 1, 38  # in linux/prctl.h
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def mount(*words: str | Path) -> None:
@@ -69,7 +72,19 @@ def _made(folder: Path) -> Path:
 
 
 def main() -> None:
-    spec = json.loads(Path(sys.argv[1]).read_text())
+    """Start the container's first process, and end with its exit code as the kubelet tells it."""
+    if LIBC.unshare(NEW_MOUNTS | NEW_NAME | NEW_PROCESSES):
+        raise OSError(ctypes.get_errno(), "unshare")
+    first = os.fork()
+    if not first:
+        LIBC.prctl(SET_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
+        become(json.loads(Path(sys.argv[1]).read_text()))
+    code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
+    sys.exit(128 - code if code < 0 else code)
+
+
+def become(spec: dict[str, Any]) -> None:
+    """Become the program of a container."""
     root = make_root(spec)
     socket.sethostname(spec["hostname"])
     os.chroot(root)
@@ -77,7 +92,7 @@ def main() -> None:
     os.setgroups([spec["group"]])
     os.setgid(spec["group"])
     os.setuid(spec["user"])
-    ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    LIBC.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     os.environ.clear()
     os.environ.update(spec["env"])
     os.execvp(spec["command"][0], spec["command"])

@@ -1,6 +1,6 @@
 """What tests of rendered manifests share: rendering in this process, validation by models.
 
-Not covered: the objects themselves (`test_render.py`).
+Not covered: the objects themselves (`tests/deploying/test_render.py`).
 """
 
 from __future__ import annotations

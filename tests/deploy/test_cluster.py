@@ -2,7 +2,7 @@
 
 Skipped without root, iproute2 or namespaces; in CI that is a failure.
 
-Not covered: a cluster; images; GPUs. `test_render.py` has what the manifests say.
+Not covered: a cluster; images; GPUs. `tests/deploying/test_render.py` has what the manifests say.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.deploy.policies import allows
 from tests.deploy.rendering import Manifest, rendered
 from tests.support import REPOSITORY, process, require, unshare
 
-SETTINGS = ("schedule.epochs=6", "schedule.max_steps=120", "checkpoint.every_steps=10")
+SETTINGS = ("schedule.epochs=2", "schedule.max_steps=40", "checkpoint.every_steps=5")
 SECONDS = 280
 
 
