@@ -229,12 +229,17 @@ def _switokd(arguments: Sequence[str]) -> list[str]:
     command = commands.commands.get(name)  # type: ignore[attr-defined]
     if command is None:
         return [f"switokd has no command {name}"]
+    if hasattr(command, "commands"):  # a group, as k8s
+        name, *rest = rest
+        if name not in command.commands:
+            return [f"switokd has no such command {name}"]
+        command = command.commands[name]
     try:
         command.make_context(name, list(rest))
     except Exception as error:  # of the click that typer brings along
         if "does not exist" not in str(error):
             return [f"switokd {name}: {error}"]
-    return _recipe(rest) if name in ("train", "compare", "plan", "check") else []
+    return _recipe(rest) if name in ("train", "compare", "plan", "check", "render") else []
 
 
 def _recipe(arguments: Sequence[str]) -> list[str]:
@@ -293,8 +298,8 @@ def _pip(arguments: Sequence[str]) -> list[str]:
 
 
 def _kubectl(arguments: Sequence[str]) -> list[str]:
-    """`-k FOLDER` must be one that kustomize can render."""
-    folders = [b for a, b in pairwise(arguments) if a == "-k"]
+    """`-k FOLDER` must be one that kustomize can render, or one that the reader has made."""
+    folders = [b for a, b in pairwise(arguments) if a == "-k" and b.startswith("k8s/")]
     return [f"{f}: no kustomization" for f in folders if not _is_kustomization(f)]
 
 
@@ -306,6 +311,7 @@ ANY_ARGUMENTS = (
     *("apt-get", "cd", "do", "docker", "done", "export", "for", "git", "gunzip", "kill", "mkdir"),
     *("mlflow", "pre-commit", "prometheus", "prometheus-alertmanager", "promtool"),
     *("amtool", "pytest", "sed", "sqlite3", "tail", "tensorboard", "wandb"),
+    *("sbatch", "scancel", "squeue"),
 )
 """Programs of which only the paths among their arguments are checked."""
 
