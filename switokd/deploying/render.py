@@ -17,7 +17,7 @@ import yaml
 from switokd.config.config import Config
 from switokd.config.run_file import load, load_importable
 from switokd.deploying.coordinator import coordinator
-from switokd.deploying.facts import RunFacts, facts_of
+from switokd.deploying.facts import TLS, RunFacts, facts_of
 from switokd.deploying.monitoring import monitoring
 from switokd.deploying.network_policies import network_policies
 from switokd.deploying.options import RenderOptions, in_gibibytes
@@ -75,8 +75,10 @@ def render(recipe: str, settings: Sequence[str], options: RenderOptions) -> Rend
 def _checked(recipe: str, settings: Sequence[str], options: RenderOptions) -> Config:
     """Return the configuration; UsageError with all problems of options and run file."""
     problems = options.problems()
+    # Another coordinator's address is allowed with TLS only, or with allow_plaintext.
+    with_tls = [f"coordinator.tls.ca={TLS}/ca.crt"] if options.tls.tls else []
     try:
-        config = load_importable(recipe, settings)
+        config = load_importable(recipe, [*settings, *with_tls])
     except UsageError as error:
         if not problems:
             raise

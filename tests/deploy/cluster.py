@@ -36,7 +36,7 @@ from tests.support import BIN, REPOSITORY
 Manifest = dict[str, Any]
 
 NETWORK = "10.84.0"
-BACKOFF_SECONDS = 4.0
+BACKOFF_SECONDS = 2.0
 """Time before a new pod; Kubernetes waits 10 s at first."""
 PROBE_SECONDS = 2.0
 """Time between two probes of a pod; manifests have longer ones."""

@@ -20,7 +20,7 @@ from tests.deploy.policies import allows
 from tests.deploy.rendering import Manifest, rendered
 from tests.support import REPOSITORY, process, require, unshare
 
-SETTINGS = ("schedule.epochs=2", "schedule.max_steps=40", "checkpoint.every_steps=5")
+SETTINGS = ("schedule.epochs=1", "schedule.max_steps=20", "checkpoint.every_steps=4")
 SECONDS = 280
 
 
