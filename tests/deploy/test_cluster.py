@@ -21,7 +21,7 @@ from tests.deploy.rendering import Manifest, rendered
 from tests.support import REPOSITORY, process, require, unshare
 
 SETTINGS = ("schedule.epochs=1", "schedule.max_steps=20", "checkpoint.every_steps=4")
-SECONDS = 280
+SECONDS = 400
 
 
 def run(folder: Path, objects: list[Manifest], kill: int | None = None) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 def sbatch(folder: Path, slurm: dict[str, str], *arguments: str) -> tuple[int, str, str]:
     """Run the script as Slurm would on the first node."""
     bash = shutil.which("bash") or "bash"
-    return run([bash, str(SCRIPT), *arguments], folder, 200, **slurm)
+    return run([bash, str(SCRIPT), *arguments], folder, 400, **slurm)
 
 
 def test_bash_and_shellcheck_have_nothing_to_say() -> None:
@@ -78,7 +78,7 @@ def test_options_come_before_the_first_command() -> None:
     assert max(options) < first  # Slurm ignores later ones
 
 
-@pytest.mark.timeout(240, method="signal")
+@pytest.mark.timeout(800, method="signal")
 def test_the_tasks_train_and_continue(slurm: dict[str, str], tmp_path: Path) -> None:
     words = ("digits-1t1s", "checkpoint.every_steps=3")
     for steps in (3, 6):
