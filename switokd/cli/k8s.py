@@ -181,19 +181,15 @@ def render(
 
     switokd k8s render mine.yaml --image switokd:1 | kubectl apply -f -
 
-    A GPU for each of three ranks; four ranks in one pod:
+    A GPU for each of three ranks:
 
     switokd k8s render cifar100-2t1s --image switokd:1 --data-claim cifar
     --gpus-per-pod 1
 
-    switokd k8s render digits-2t1s --image switokd:1 --ranks-per-pod 4
-    networks.teacher1.ranks=2
-
     The ranks are those of the placement, in order. All pods are alike, and a
     pod's completion index says which ranks it has. A lost pod is made anew,
     and the run continues from its last checkpoint. A run file and single-file
-    modules beside it travel in a ConfigMap. Memory is what one training step
-    on random images shows. Nothing is sent to a cluster.
+    modules beside it travel in a ConfigMap. Nothing is sent to a cluster.
     """
     from switokd.deploying.options import RenderOptions
     from switokd.deploying.render import as_one, write

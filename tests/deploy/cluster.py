@@ -31,6 +31,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.deploy.flows import Flow, flows_of
+from tests.deploy.programs import may_be_read, programs
 from tests.support import BIN, REPOSITORY
 
 Manifest = dict[str, Any]
@@ -41,20 +42,6 @@ BACKOFF_SECONDS = 2.0
 PROBE_SECONDS = 2.0
 """Time between two probes of a pod; manifests have longer ones."""
 INDEX = "batch.kubernetes.io/job-completion-index"
-
-
-def programs() -> list[str]:
-    """The folders with the interpreter and its packages, outside those of the system."""
-    named = {sys.prefix, sys.base_prefix, str(REPOSITORY), *sys.path}
-    found = {os.path.realpath(path) for path in named if path and os.path.isdir(path)}
-    found |= {os.path.abspath(path) for path in named if path and os.path.isdir(path)}
-    outside = [path for path in sorted(found) if not path.startswith(("/usr/", "/lib/"))]
-    return [p for p in outside if not any(p.startswith(f"{other}/") for other in outside)]
-
-
-def may_be_read(folders: list[str]) -> bool:
-    """Whether another user than root may read folders."""
-    return all(os.stat(folder).st_mode & 0o005 == 0o005 for folder in folders)
 
 
 @dataclass
