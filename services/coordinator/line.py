@@ -21,6 +21,8 @@ from collections.abc import Callable
 
 QUIET_SECONDS = 0.002
 """If no call has come for so long, gRPC most likely holds no further one."""
+LATE_SECONDS = 0.002
+"""If the event loop is later than this, it is too busy for that to be known."""
 LONGEST_SECONDS = 0.02
 """The longest pause between two turns, however many calls come."""
 
@@ -37,6 +39,7 @@ class Line:
         self._busy_at = self._turn_at = clock()
         """When the last call came or had its turn; when the last one had its turn."""
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
 
     def __len__(self) -> int:
         """Return the number of calls that wait."""
@@ -62,12 +65,15 @@ class Line:
                 calls.pop(turn, None)
 
     def _look_later(self, seconds: float) -> None:
+        self._due = self._clock() + seconds
         self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
         """Give the next call its turn, unless more calls come just now; look again later."""
         now = self._clock()
-        if now - self._busy_at >= QUIET_SECONDS or now - self._turn_at >= LONGEST_SECONDS:
+        is_late = now - self._due > LATE_SECONDS
+        is_quiet = now - self._busy_at >= QUIET_SECONDS and not is_late
+        if is_quiet or now - self._turn_at >= LONGEST_SECONDS:
             self._busy_at = self._turn_at = now
             self._give_turn()
         self._timer = None

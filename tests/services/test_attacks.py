@@ -228,17 +228,21 @@ def test_ended_runs_leave_the_metrics(attacked: Coordinator, honest: HonestRun) 
     assert status.state == pb.RUN_STATE_FINISHED
 
 
-def test_a_flood_of_calls_is_held_back(attacked: Coordinator, honest: HonestRun) -> None:
-    own = [("grpc.use_local_subchannel_pool", 1)]
-    with grpc.insecure_channel(attacked.address, options=own) as channel:
-        call: Any = channel.unary_unary("/switokd.v1.CoordinatorService/GetRunStatus")
-        request = pb.GetRunStatusRequest(run_id=honest.run_id).SerializeToString()
-        answers = [call.future(request, timeout=60) for _ in range(1000)]
-        codes = [answer.code().name for answer in answers]
-        assert codes.count("OK") >= 300
-        assert codes.count("RESOURCE_EXHAUSTED") > 100  # fewer, the slower this machine is
-        refused = next(answer for answer in answers if answer.code().name != "OK")
-        assert "limit is 50 (--call-rate)" in refused.details()
+def test_a_flood_of_calls_is_held_back(tmp_path: Path) -> None:
+    """The rate is so low that a slow machine is above it as well."""
+    with coordinator(tmp_path, "--call-rate", "1", "--call-burst", "50") as flooded:
+        honest = HonestRun(flooded)
+        own = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(flooded.address, options=own) as channel:
+            call: Any = channel.unary_unary("/switokd.v1.CoordinatorService/GetRunStatus")
+            request = pb.GetRunStatusRequest(run_id=honest.run_id).SerializeToString()
+            answers = [call.future(request, timeout=60) for _ in range(250)]
+            codes = [answer.code().name for answer in answers]
+            assert codes.count("OK") >= 50
+            assert codes.count("RESOURCE_EXHAUSTED") > 100
+            refused = next(answer for answer in answers if answer.code().name != "OK")
+            assert "limit is 1 (--call-rate)" in refused.details()
+        honest.end()
 
 
 def test_streams_of_other_services_are_limited(attacked: Coordinator, honest: HonestRun) -> None:

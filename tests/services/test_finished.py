@@ -143,6 +143,8 @@ def test_a_journal_of_many_runs_does_not_grow(tmp_path: Path, quick: None) -> No
             journal.forget(run_id)
             alone = {run_id}
             wait_until(lambda: counts(path, "runs").keys() == alone, 20, "one run")  # noqa: B023
+            whole = {run_id: 600}
+            wait_until(lambda: counts(path, "decisions") == whole, 20, "its rows")  # noqa: B023
             sizes.append(path.stat().st_size)
         assert journal.recorded(run_id, 1) in (0, 300)
     # One run more lies in the file until its pages are free; eight would be eight times as much.
