@@ -134,8 +134,8 @@ def distil(
         "networks": networks,
         "schedule": {"epochs": epochs},
     }
-    given = [_setting(key, value) for key, value in settings.items()]
-    config = checked(raw, RunFileText("distil"), given, "settings")
+    overrides = [_setting(key, value) for key, value in settings.items()]
+    config = checked(raw, RunFileText("distil"), overrides, "settings")
     _refuse_torchrun()
     return _train_here(with_folders(config, Path.cwd()), lend, observers)
 

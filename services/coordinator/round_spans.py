@@ -6,6 +6,7 @@ Not covered: what the ranks do in the step (`switokd/runtime/step_spans.py`).
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from switokd.services.coordinator.rounds import DecidedRound
 from switokd.tracing.spans import ROOT, Span, SpanSink, StepTrace, is_traced
@@ -23,7 +24,7 @@ class RoundSpans:
         if self._sink is None or not is_traced(decision.step, self._every):
             return
         ended = time.time_ns()
-        attributes = {
+        attributes: dict[str, str | int | Sequence[str]] = {
             "switokd.run": run_id,
             "switokd.step": decision.step,
             "switokd.paused": tuple(decision.paused),

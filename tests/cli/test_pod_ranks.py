@@ -40,6 +40,6 @@ def test_the_exit_code_of_a_mistake_stays(tmp_path: Path) -> None:
     variables = {**POD, "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     variables["MASTER_PORT"] = str(free_port())
     words = ("switokd.cli.pod_ranks", "digits-1t1s", "schedule.epochs=nonsense")
-    code, _, err = call(tmp_path, run_module, *words, **variables)
+    code, _, err = call(tmp_path, run_module, *words, seconds=90, **variables)
     assert code == 2
     assert "schedule.epochs" in err

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from switokd.api import CONFIGURATION
 from switokd.config.run_file import checked
 from switokd.config.sections import Data
 from switokd.data.items import choose, class_of, image_tensor, left_out, parts_of
@@ -268,7 +269,7 @@ def test_message_for_wrong_keys(keys: Any) -> None:
     with pytest.raises(
         UsageError, match=r"data.keys: found .*two different keys or positions, such"
     ):
-        checked(raw, "the configuration", [])
+        checked(raw, CONFIGURATION, [])
 
 
 def test_keys_are_for_items() -> None:

@@ -205,7 +205,7 @@ class Cluster:
         if "persistentVolumeClaim" in volume:
             claim = volume["persistentVolumeClaim"]["claimName"]
             assert claim in [c["metadata"]["name"] for c in self.of_kind("PersistentVolumeClaim")]
-            folder = self.folder / "volumes" / claim
+            folder: Path = self.folder / "volumes" / claim
         else:
             folder = here / volume["name"]
             assert {"emptyDir", "configMap", "secret"} & volume.keys()
@@ -281,8 +281,8 @@ def is_serving(address: str) -> bool:
 
 def job_of(cluster: Cluster) -> tuple[Manifest, str]:
     """The Job of the workers and its name; that of a JobSet as the controllers make it."""
-    for job in cluster.of_kind("Job"):
-        return job["spec"], job["metadata"]["name"]
+    for found in cluster.of_kind("Job"):
+        return found["spec"], found["metadata"]["name"]
     job_sets = [(o["metadata"]["name"], o["spec"]) for o in cluster.of_kind("JobSet")]
     for runtime in cluster.of_kind("TrainingRuntime"):
         (train_job,) = cluster.of_kind("TrainJob")

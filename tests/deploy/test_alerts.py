@@ -27,7 +27,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from switokd.services.coordinator.metrics import FAMILIES
+from switokd.services.coordinator.metric_families import FAMILIES
 from tests import preloaded
 from tests.support import REPOSITORY, free_port, process, require, wait_until
 

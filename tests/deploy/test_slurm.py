@@ -62,7 +62,9 @@ def sbatch(folder: Path, slurm: dict[str, str], *arguments: str) -> tuple[int, s
 
 
 def test_bash_and_shellcheck_have_nothing_to_say() -> None:
-    for command in (["bash", "-n", SCRIPT], [BIN / "shellcheck", "-s", "bash", SCRIPT]):
+    commands: list[list[str | Path]] = [["bash", "-n", SCRIPT]]
+    commands.append([BIN / "shellcheck", "-s", "bash", SCRIPT])
+    for command in commands:
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
     script = REPOSITORY / "k8s/render.sh"

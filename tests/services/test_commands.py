@@ -16,6 +16,7 @@ from switokd.distillation.decision import Decision, InForce, Mode, decide
 from switokd.distillation.overrides import Action, Command, Stamped
 from switokd.services.coordinator.authorisation import CallerRole, may_command
 from switokd.services.coordinator.commands import MOST_KEPT, MOST_WAITING, RunCommands
+from switokd.services.coordinator.history import RunHistory
 from switokd.services.coordinator.journal import Journal
 from switokd.services.coordinator.limits import DEFAULTS
 from switokd.services.coordinator.messages import status_to_wire
@@ -130,7 +131,7 @@ def test_the_end_of_a_run_ends_its_waiting_commands() -> None:
     for failure in ("", "lost"):
         run = started()
         metrics = Metrics(DEFAULTS).add_run(run)
-        entry = RunEntry(run, RunStreams(), metrics, Kept(), RunTimes(0.0))
+        entry = RunEntry(run, RunStreams(), metrics, Kept(), RunTimes(0.0), RunHistory(run.plan))
         entry.command(HOLD)
         kept.clear()
         for rank in range(3):

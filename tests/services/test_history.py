@@ -269,7 +269,7 @@ def test_a_run_of_a_million_steps_is_read_in_parts(tmp_path: Path) -> None:
     connect = sqlite3.connect
 
     class Counting(sqlite3.Connection):
-        def execute(self, sql: str, *values: Any) -> Any:  # type: ignore[override]
+        def execute(self, sql: str, *values: Any) -> Any:
             cursor = super().execute(sql, *values)
             if "FROM decisions" in sql and "ORDER BY" in sql:
                 rows = cursor.fetchall()
