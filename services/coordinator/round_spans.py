@@ -6,10 +6,9 @@ Not covered: what the ranks do in the step (`switokd/runtime/step_spans.py`).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from switokd.services.coordinator.rounds import DecidedRound
-from switokd.tracing.spans import ROOT, Span, SpanSink, StepTrace, is_traced
+from switokd.tracing.spans import ROOT, Attributes, Span, SpanSink, StepTrace, is_traced
 
 
 class RoundSpans:
@@ -24,7 +23,7 @@ class RoundSpans:
         if self._sink is None or not is_traced(decision.step, self._every):
             return
         ended = time.time_ns()
-        attributes: dict[str, str | int | Sequence[str]] = {
+        attributes: Attributes = {
             "switokd.run": run_id,
             "switokd.step": decision.step,
             "switokd.paused": tuple(decision.paused),
