@@ -35,6 +35,7 @@ TORCH_FREE = [
     "switokd.runs.compare.statistics",
     "switokd.runs.replay.picture",
     "switokd.runs.report.files",
+    "switokd.deploying.render",
     "switokd.export.manifest",
 ]
 ROOMS = [
