@@ -203,7 +203,7 @@ class Cluster:
     def _folder_of(self, volume: Manifest, here: Path) -> Path:
         files: dict[str, str] = {}
         if "persistentVolumeClaim" in volume:
-            claim = volume["persistentVolumeClaim"]["claimName"]
+            claim: str = volume["persistentVolumeClaim"]["claimName"]
             assert claim in [c["metadata"]["name"] for c in self.of_kind("PersistentVolumeClaim")]
             folder: Path = self.folder / "volumes" / claim
         else:
@@ -281,8 +281,8 @@ def is_serving(address: str) -> bool:
 
 def job_of(cluster: Cluster) -> tuple[Manifest, str]:
     """The Job of the workers and its name; that of a JobSet as the controllers make it."""
-    for found in cluster.of_kind("Job"):
-        return found["spec"], found["metadata"]["name"]
+    for each in cluster.of_kind("Job"):
+        return each["spec"], each["metadata"]["name"]
     job_sets = [(o["metadata"]["name"], o["spec"]) for o in cluster.of_kind("JobSet")]
     for runtime in cluster.of_kind("TrainingRuntime"):
         (train_job,) = cluster.of_kind("TrainJob")

@@ -62,9 +62,8 @@ def sbatch(folder: Path, slurm: dict[str, str], *arguments: str) -> tuple[int, s
 
 
 def test_bash_and_shellcheck_have_nothing_to_say() -> None:
-    commands: list[list[str | Path]] = [["bash", "-n", SCRIPT]]
-    commands.append([BIN / "shellcheck", "-s", "bash", SCRIPT])
-    for command in commands:
+    linter = str(BIN / "shellcheck")
+    for command in (["bash", "-n", str(SCRIPT)], [linter, "-s", "bash", str(SCRIPT)]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
     script = REPOSITORY / "k8s/render.sh"
