@@ -58,6 +58,7 @@ with process(plan["coordinator"], here, here / "coordinator.log"):
             ranks = 'count(switokd_rank_phase_seconds{run=~"digits-2t1s-.*"})'
             wait_until(lambda: ask(ranks) >= 3, 60, "the run's ranks in Prometheus")
             assert ask('up{job="switokd"}') == 1
+            wait_until(alertmanagers, 30, "Prometheus to know the Alertmanager")
             assert alertmanagers() == ["http://alertmanager:9093/api/v2/alerts"]
             wait_until(lambda: get("alertmanager:9093/api/v2/status"), 30, "Alertmanager")
             assert training.wait(60) == 0, (here / "training.log").read_text()
