@@ -22,6 +22,7 @@ PLACE = "<!-- contract -->"
 SERVICE, MESSAGE, ENUM = 6, 4, 5
 """Numbers of the fields of a file descriptor, of which a comment's path consists."""
 METHOD = FIELD = VALUE = 2
+NESTED_ENUM = 4
 WORDS = {"TYPE_DOUBLE": "double", "TYPE_INT64": "int64", "TYPE_INT32": "int32"}
 WORDS |= {"TYPE_STRING": "string", "TYPE_BYTES": "bytes", "TYPE_BOOL": "bool"}
 
@@ -64,12 +65,19 @@ def contract() -> Iterator[str]:
     for number, message in enumerate(file["messageType"]):
         yield from ("", f"### {message['name']}", "", comment(MESSAGE, number), "")
         yield from fields(number, message)
+        for i, enum in enumerate(message.get("enumType", ())):
+            yield from ("", f"#### {enum['name']}", "")
+            yield from values(enum, MESSAGE, number, NESTED_ENUM, i)
     for number, enum in enumerate(file["enumType"]):
-        yield from ("", f"### {enum['name']}", "", comment(ENUM, number), "")
-        yield from ("| value | number | meaning |", "| --- | --- | --- |")
-        for i, value in enumerate(enum["value"]):
-            meaning = comment(ENUM, number, VALUE, i)
-            yield f"| `{value['name']}` | {value.get('number', 0)} | {meaning} |"
+        yield from ("", f"### {enum['name']}", "")
+        yield from values(enum, ENUM, number)
+
+
+def values(enum: dict[str, Any], *path: int) -> Iterator[str]:
+    """The comment of an enum and the table of its values. path: of the enum in the file."""
+    yield from (comment(*path), "", "| value | number | meaning |", "| --- | --- | --- |")
+    for i, value in enumerate(enum["value"]):
+        yield f"| `{value['name']}` | {value.get('number', 0)} | {comment(*path, VALUE, i)} |"
 
 
 def fields(number: int, message: dict[str, Any]) -> Iterator[str]:

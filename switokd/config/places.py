@@ -91,8 +91,9 @@ class Places:
         if not key and (begin := KEY.match(sentence)):
             key = begin[1]
         holds = [s for s in self.settings if _is_in(key, s.partition("=")[0])]
-        if holds:
-            return f"{self.given}, {holds[-1]}"
+        if holds:  # the sentence itself says key and value, if the setting is of this key
+            is_same = holds[-1].partition("=")[0] == key and sentence.startswith(key)
+            return self.given if is_same else f"{self.given}, {holds[-1]}"
         inside = [s for s in self.settings if _is_in(s.partition("=")[0], key)]
         if inside and (not self.file.text or self.file.line_of(key) is None):
             return f"{self.given}, {inside[-1]}"

@@ -135,7 +135,7 @@ def test_digest_follows_what_the_training_depends_on(setting: str, matters: bool
         ),
         (
             "networks.big.optimizer=adam",
-            '=adam: networks.big.optimizer: found "adam"; allowed: keys and values, like {name:',
+            'command line: networks.big.optimizer: found "adam"; allowed: keys and values, like {name:',
         ),
         (
             "networks.big.optimizer={name: adam, momentum: 1}",
@@ -220,7 +220,7 @@ def test_message_names_key_value_and_allowed_values(
 
 def test_message_names_the_file_and_the_invalid_setting(run_file: Path) -> None:
     message = refusal(run_file, "seed=1", "schedule.epochs=0", "device=cpu")
-    assert message.startswith("command line, schedule.epochs=0: schedule.epochs: found 0")
+    assert message.startswith("command line: schedule.epochs: found 0")
     run_file.write_text(MINIMAL + "schedule: {epochs: 0}\n")
     assert refusal(run_file, "seed=1").startswith(f"{run_file}:5: schedule.epochs: found 0")
 

@@ -272,7 +272,7 @@ def test_a_mistake_is_one_line_before_any_process_starts(
     result = CliRunner().invoke(app, ["train", run_file, *settings])
     assert result.exit_code == 2, result.output
     (line,) = result.output.splitlines()
-    assert line.startswith(f"switokd: {run_file}")
+    assert line.startswith((f"switokd: {run_file}", "switokd: command line"))
     assert sentence in line
 
 

@@ -299,7 +299,7 @@ def _pip(arguments: Sequence[str]) -> list[str]:
 
 def _kubectl(arguments: Sequence[str]) -> list[str]:
     """`-k FOLDER` must be one that kustomize can render, or one that the reader has made."""
-    folders = [b for a, b in pairwise(arguments) if a == "-k" and b.startswith("k8s/")]
+    folders = [b for a, b in pairwise(arguments) if a == "-k" and (REPOSITORY / b).exists()]
     return [f"{f}: no kustomization" for f in folders if not _is_kustomization(f)]
 
 
@@ -311,7 +311,7 @@ ANY_ARGUMENTS = (
     *("apt-get", "cd", "do", "docker", "done", "export", "for", "git", "gunzip", "kill", "mkdir"),
     *("mlflow", "pre-commit", "prometheus", "prometheus-alertmanager", "promtool"),
     *("amtool", "pytest", "sed", "sqlite3", "tail", "tensorboard", "wandb"),
-    *("sbatch", "scancel", "squeue"),
+    *("sbatch", "scancel", "squeue", "ssh"),
 )
 """Programs of which only the paths among their arguments are checked."""
 

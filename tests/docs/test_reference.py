@@ -62,10 +62,13 @@ def test_every_message_field_and_call_is_there() -> None:
     sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", shown, re.M | re.S))
     file = pb.DESCRIPTOR
     parts = [*file.services_by_name, *file.message_types_by_name, *file.enum_types_by_name]
+    nested = [name for m in file.message_types_by_name.values() for name in m.enum_types_by_name]
     assert sorted(sections) == sorted(parts)
     for name, message in file.message_types_by_name.items():
         listed = re.findall(r"^\| `(\w+)` \| (\d+) \|", sections[name], re.M)
-        assert listed == [(f.name, str(f.number)) for f in message.fields], name
+        expected = [(f.name, str(f.number)) for f in message.fields]
+        expected += [(v.name, str(v.number)) for e in message.enum_types for v in e.values]
+        assert listed == expected, name
     for name, enum in file.enum_types_by_name.items():
         listed = re.findall(r"^\| `(\w+)` \| (\d+) \|", sections[name], re.M)
         assert listed == [(v.name, str(v.number)) for v in enum.values], name
@@ -73,7 +76,7 @@ def test_every_message_field_and_call_is_there() -> None:
     calls = re.findall(r"^\| `(\w+)` \|", sections["CoordinatorService"], re.M)
     assert calls == [method.name for method in service.methods]
     links = set(re.findall(r"\(#([a-z]+)\)", "".join(sections.values())))
-    assert links <= {name.lower() for name in parts}
+    assert links <= {name.lower() for name in (*parts, *nested)}
     assert "Counted from 1, in order." in sections["Report"]  # a comment of the file
     assert "one of `event`" in sections["TrainRequest"]
 

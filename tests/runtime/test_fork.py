@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from switokd.runtime import fork
+from switokd.runtime import rank_processes
 from switokd.runtime.launcher import environment_of_ranks
 from tests.preloaded import call, train_ranks
 from tests.support import run
@@ -92,9 +92,9 @@ def test_the_first_failure_is_the_exit_code_and_stops_the_other_ranks(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fork, "POLL_SECONDS", 0.3)  # both failures are seen in one poll
+    monkeypatch.setattr(rank_processes, "POLL_SECONDS", 0.3)  # both failures are seen in one poll
     ranks = start(*programs)
-    assert fork.wait_for_ranks(ranks, connection[1], lambda rank: f"rank {rank}") == code
+    assert rank_processes.wait_for_ranks(ranks, connection[1], lambda rank: f"rank {rank}") == code
     line = f"switokd: rank 1, {message.format(max(ranks))}\n" if message else ""
     assert capsys.readouterr().err == line
     assert_ended(ranks)
@@ -105,10 +105,10 @@ def test_the_ranks_end_when_the_launcher_is_gone(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fork, "FAILED_SECONDS", 0.2)
+    monkeypatch.setattr(rank_processes, "FAILED_SECONDS", 0.2)
     ranks = start("sleep 60", STOPPED)
     connection[0].close()
-    assert fork.wait_for_ranks(ranks, connection[1], str) == 4
+    assert rank_processes.wait_for_ranks(ranks, connection[1], str) == 4
     assert capsys.readouterr().err == f"switokd: the launcher (process {os.getppid()}) is gone\n"
     assert_ended(ranks)
 
@@ -117,9 +117,9 @@ def test_the_ranks_end_when_the_launcher_is_gone(
 def test_a_rank_that_does_not_end_after_anothers_failure_is_killed_soon(
     program: str, connection: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fork, "FAILED_SECONDS", 0.2)
+    monkeypatch.setattr(rank_processes, "FAILED_SECONDS", 0.2)
     ranks = start(program, "sleep 0.5; exit 2")
-    assert fork.wait_for_ranks(ranks, connection[1], str) == 2
+    assert rank_processes.wait_for_ranks(ranks, connection[1], str) == 2
     assert_ended(ranks)
 
 
@@ -127,7 +127,7 @@ def test_ranks_that_are_asked_to_end_have_time_until_one_has_failed(
     connection: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The first rank saves something for longer than a rank may take after a failure."""
-    monkeypatch.setattr(fork, "FAILED_SECONDS", 0.2)
+    monkeypatch.setattr(rank_processes, "FAILED_SECONDS", 0.2)
     saved, ready = tmp_path / "saved", tmp_path / "ready"
     saves = f"trap 'sleep 0.6; touch {saved}; exit 143' TERM; "
     waits = f"while [ ! -e {ready} ]; do sleep 0.05; done; "
@@ -136,7 +136,7 @@ def test_ranks_that_are_asked_to_end_have_time_until_one_has_failed(
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # the first may come too early
     try:
         ranks = start(saves + waits + asks, stays)
-        assert fork.wait_for_ranks(ranks, connection[1], str) == 143
+        assert rank_processes.wait_for_ranks(ranks, connection[1], str) == 143
     finally:
         signal.signal(signal.SIGTERM, before)
     assert saved.exists()

@@ -74,7 +74,7 @@ schedule: {epochs: 1, milestones: []}
 class Said(list[str]):
     """Sentences, and a wait for them."""
 
-    def __call__(self, sentence: str, who: str = "") -> None:
+    def __call__(self, sentence: str, who: str = "", keep: bool = True) -> None:
         self.append(sentence)
 
     def holds(self, count: int) -> None:
@@ -195,7 +195,7 @@ def test_a_held_lock_is_named_before_a_download(
     with open(f"{root}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
-        def release(sentence: str, who: str = "") -> None:
+        def release(sentence: str, who: str = "", keep: bool = True) -> None:
             said(sentence)
             fcntl.flock(lock, fcntl.LOCK_UN)
 

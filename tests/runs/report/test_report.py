@@ -209,7 +209,7 @@ def test_the_command_writes_each_format(finished: Path, tmp_path: Path) -> None:
     ("output", "problem"),
     [
         ("a.jpg", "allowed: FILE.html, FILE.png, FILE.svg, FILE.pdf"),
-        ("none/a.html", "none/a.html: cannot be written: No such file"),
+        ("none/a.html", "none/a.html: there is no folder none; make it"),
     ],
 )
 def test_a_file_that_cannot_be(finished: Path, output: str, problem: str) -> None:
