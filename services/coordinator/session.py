@@ -317,7 +317,10 @@ def _progress(message: pb.Progress, attachment: Attachment) -> None:
     network = network_of(message, plan, rank)
     entry.metrics.network(network).add(measured_from_wire(message, plan, rank))
     if rank == 0 and message.HasField("run"):
-        entry.metrics.measured = run_measured_from_wire(message.run)
+        before, now = entry.metrics.measured, run_measured_from_wire(message.run)
+        entry.metrics.measured = now
+        if now.checkpoints > before.checkpoints:  # progress comes twice a second at most
+            entry.history.note("checkpoint", f"saved by step {message.step}")
     entry.history.measure(
         network,
         message.step,

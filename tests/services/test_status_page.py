@@ -191,6 +191,8 @@ def test_a_stream_tells_what_happens_at_once_and_ends_with_the_run(server: Coord
     assert (news["from"], news["step"]) == (0, [1, 2])
     resumed_at = events.last_id
     made.train(LEARNS)
+    saved = pb.Progress(step=3, run=pb.RunProgress(checkpoints=1))
+    made.streams[0].send(progress=saved)
     made.end()
     assert events.until("status")["last_step"] >= 2
     kinds = []
@@ -204,7 +206,7 @@ def test_a_stream_tells_what_happens_at_once_and_ends_with_the_run(server: Coord
     again = Events(server, f"/api/runs/{made.run_id}/events", Last_Event_ID=resumed_at)
     missed = again.until("history")
     assert (missed["from"], missed["step"]) == (1, [2, 3])
-    assert [event["kind"] for event in missed["events"]] == ["finished"]
+    assert [event["kind"] for event in missed["events"]] == ["checkpoint", "finished"]
     assert again.until("status")["state"] == "finished"
     assert again.next()[0] == "end"
     for reader in (events, again):
