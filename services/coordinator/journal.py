@@ -176,6 +176,12 @@ class Journal:
 NO_JOURNAL = Journal()
 
 
+Item = Sequence[Statement] | Statements | Query | str | None
+
+NEVER_GIVEN_UP = (SECRET, CUT, CUT_OVERRIDDEN, BEGIN, SEAL)
+"""Begun runs must stay. The ranks tell what is missing when they connect again."""
+
+
 class SqliteJournal(Journal):
     """A journal in a file. UsageError if the file cannot be used.
 
@@ -186,9 +192,7 @@ class SqliteJournal(Journal):
 
     def __init__(self, path: Path, retention: Retention = DEFAULT_RETENTION) -> None:
         self._path = self.path = path
-        self._queue: SimpleQueue[Sequence[Statement] | Statements | Query | str | None] = (
-            SimpleQueue()
-        )
+        self._queue: SimpleQueue[Item] = SimpleQueue()
         """Statements of one transaction; questions; ids of runs to forget; None: the end."""
         self._queries: list[Query] = []
         self._forgotten: set[str] = set()
@@ -293,9 +297,7 @@ class SqliteJournal(Journal):
                 if waiting and self._commit(connection, waiting):
                     waiting = []
                 elif len(waiting) > MOST_WAITING:
-                    # Begun runs must stay. The ranks tell what is missing when they connect again.
-                    always = (SECRET, CUT, CUT_OVERRIDDEN, BEGIN, SEAL)
-                    kept = [(sql, row) for sql, row in waiting if sql in always]
+                    kept = [(sql, row) for sql, row in waiting if sql in NEVER_GIVEN_UP]
                     gone = len(waiting) - len(kept)
                     log.error("journal %s: %d rows are given up", self._path, gone)
                     self.errors += gone

@@ -78,8 +78,7 @@ class RunRegistry:
         clock: Callable[[], float] = time.monotonic,
         limits: Limits = DEFAULTS,
     ) -> None:
-        self.limits = limits
-        self._metrics = metrics
+        self.limits, self._metrics = limits, metrics
         self._strategies = frozenset(strategies)
         self._forget_after = forget_after
         self._entries: dict[str, RunEntry] = {}

@@ -124,7 +124,7 @@ def _notes(facts: RunFacts, config: Config, recipe: str, gpu_memory: float | Non
     return notes
 
 
-class _Dumper(yaml.SafeDumper):
+class _ManifestDumper(yaml.SafeDumper):
     """Writes text of several lines as it is, and nothing by reference."""
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -137,13 +137,13 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
-_Dumper.add_representer(str, _text)
+_ManifestDumper.add_representer(str, _text)
 
 
 def as_yaml(objects: Sequence[Manifest]) -> str:
     """Return objects as YAML documents."""
     return "---\n".join(
-        yaml.dump(each, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
+        yaml.dump(each, Dumper=_ManifestDumper, sort_keys=False, width=100, allow_unicode=True)
         for each in objects
     )
 

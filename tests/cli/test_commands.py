@@ -53,7 +53,7 @@ LINES = [
     ("compare digits-1t1s --strategies x", "--strategies: strategy 'x' is not one of switokd"),
     ("certificates /dev/null", "/dev/null is a file; name a new folder for the certificates"),
     ("coordinator --traces-every x", "--traces-every: found x; allowed: a whole number, 0 or"),
-    ("train digits-1t1s tracking.traces_every=-1", "command line, tracking.traces_every=-1: tra"),
+    ("train digits-1t1s tracking.traces_every=-1", "command line: tra"),
     ("export nowhere", "nowhere is no run folder: it has no config.yaml"),
     ("predict nowhere x.png", "nowhere is no artefact"),
     ("compare digits-1t1s --jobs 0", "--jobs: found 0; allowed: a whole number, 1 or more"),
@@ -97,10 +97,8 @@ def test_all_mistakes_of_options_and_settings_are_told(
     assert lines == [
         "switokd: train: --processes: found 0; allowed: a whole number, 1 or more",
         "switokd: train: --max-restarts: found y; allowed: a whole number, 0 or more",
-        "switokd: command line, data.batch_size=1: data.batch_size: found 1; allowed: greater "
-        "than or equal to 2",
-        'switokd: command line, schedule.epochs=x: schedule.epochs: found "x"; allowed: a whole '
-        "number",
+        "switokd: command line: data.batch_size: found 1; allowed: greater than or equal to 2",
+        'switokd: command line: schedule.epochs: found "x"; allowed: a whole number',
     ]
     assert len(told("predict", monkeypatch, capsys)) == 2  # both arguments are missing
 

@@ -36,7 +36,7 @@ from tests.deploy.dashboards import (
     variables,
 )
 from tests.services.live import coordinator
-from tests.support import REPOSITORY, free_port, process, require, run, switokd_train
+from tests.support import REPOSITORY, free_port, process, require, run, switokd_train, wait_until
 
 DEPLOY = REPOSITORY / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
@@ -129,8 +129,9 @@ def check_dashboards(watched: Watched, chosen: Mapping[str, str]) -> None:
     now = {where: watched.values(expression) for where, expression in panels.items()}
     assert [where for where, found in now.items() if not found] == []
     (timeline,) = (where for where in panels if "Mode of each teacher" in where)
+    held = "the held teacher on the timeline"
+    wait_until(lambda: HELD_AND_PAUSED in watched.values(panels[timeline]), 60, held)
     modes = watched.values(panels[timeline])
-    assert HELD_AND_PAUSED in modes
     assert {*modes} <= {1, 2, 3, HELD_AND_PAUSED}
     for where, expression in panels.items():
         ever = watched.values(expression, seconds=60)

@@ -27,17 +27,21 @@ def test_a_pod_has_the_memory_of_its_ranks() -> None:
     assert GPU_PROCESS < on_gpus.pod < GPU_PROCESS + 0.5  # the networks are on the GPU
 
 
-def test_a_larger_batch_requests_more(tmp_path: Path) -> None:
-    requests = []
-    for batch in (64, 1024):
-        words = ("digits-2t1s", "--image=a:1", f"data.batch_size={batch}", "--ranks-per-pod=3")
-        more = ("networks.teacher1.model=wrn-16-2", "networks.teacher2.model=wrn-16-2")
-        code, out, err = call(tmp_path, switokd_command, "k8s", "render", *words, *more)
-        assert code == 0, err
-        (job,) = [o for o in yaml.safe_load_all(out) if o["kind"] == "Job"]
-        (container,) = job["spec"]["template"]["spec"]["containers"]
-        requests.append(int(container["resources"]["requests"]["memory"].removesuffix("Gi")))
-    assert requests[0] < requests[1]
+def test_a_larger_batch_needs_more() -> None:
+    configs = [load("digits-2t1s", [f"data.batch_size={batch}"]) for batch in (64, 1024)]
+    small, large = (estimate(config, PodShape(1, 3, 0)).pod for config in configs)
+    assert large > 1.05 * small
+
+
+def test_the_estimate_is_what_a_pod_requests(tmp_path: Path) -> None:
+    words = ("digits-2t1s", "--image=a:1", "--ranks-per-pod=3")
+    code, out, err = call(tmp_path, switokd_command, "k8s", "render", *words)
+    assert code == 0, err
+    (job,) = [o for o in yaml.safe_load_all(out) if o["kind"] == "Job"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    requested = int(container["resources"]["requests"]["memory"].removesuffix("Gi"))
+    pod = estimate(load("digits-2t1s"), PodShape(1, 3, 0)).pod
+    assert pod <= requested < pod + 1.01
 
 
 def test_a_run_file_that_cannot_train_is_told_in_one_line(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None
     assert {name.split("/")[0] for name in names} == {"switokd", metadata}
     expected = {"switokd/py.typed"}
     for folder, package in (("switokd", "switokd"), ("services", "switokd/services")):
-        for kind in ("*.py", "*.pyi", "*.yaml"):
+        for kind in ("*.py", "*.pyi", "*.yaml", "*.html", "*.js", "*.css", "*.svg"):
             for file in (REPOSITORY / folder).rglob(kind):
                 expected.add(f"{package}/{file.relative_to(REPOSITORY / folder)}")
     assert {name for name in names if name.startswith("switokd/")} == expected

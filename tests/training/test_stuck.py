@@ -124,7 +124,7 @@ def assert_status_and_metrics(
     family: list[psutil.Process], run: Path, log: str, phase: str
 ) -> None:
     """Check that both name rank 1 with its phase, and no other rank."""
-    (http,) = re.findall(r"http://127\.0\.0\.1:(\d+)/metrics", log)
+    (http,) = re.findall(r"http://127\.0\.0\.1:(\d+)/, metrics at /metrics", log)
     (coordinator,) = (member for member in family if "coordinator" in member.cmdline())
     listening = {c.laddr.port for c in coordinator.net_connections() if c.status == "LISTEN"}
     (port,) = listening - {int(http)}
