@@ -84,13 +84,13 @@ class Line:
         while self._order:
             connection = self._order.popleft()
             calls = self._calls[connection]
-            turn = next(iter(calls), None)
-            if turn is not None:
-                del calls[turn]
-                turn.set_result(None)
-            if calls:
+            waiting = next((call for call in calls if not call.done()), None)
+            if waiting is not None:  # those before it have gone, and take themselves out
+                del calls[waiting]
+                waiting.set_result(None)
+            if waiting is not None and calls:
                 self._order.append(connection)
             else:
                 del self._calls[connection]
-            if turn is not None:
+            if waiting is not None:
                 return

@@ -41,6 +41,7 @@ from switokd.services.coordinator.messages import (
     status_code,
 )
 from switokd.services.coordinator.outbox import Outbox, StreamEnd
+from switokd.services.coordinator.plan import LAST_STEP
 from switokd.services.coordinator.ranks import Caller
 from switokd.services.coordinator.refusal import Refusal
 from switokd.services.coordinator.registry import RunRegistry
@@ -217,7 +218,7 @@ class Session:
                 f"{entry.run.epoch} has taken over",
             )
         caller = Caller(message.client, message.attempt)
-        needs = entry.run.attach(rank, caller, message.settled_step, _received(message))
+        needs = entry.run.attach(rank, caller, _settled_step(message), _received(message))
         teachers = dict.fromkeys(pair.teacher for pair in entry.run.plan.pairs_of[rank])
         self._attachment = Attachment(
             entry,
@@ -245,7 +246,7 @@ class Session:
         entry, rank, now = attachment.entry, attachment.rank, self._runs.now()
         run = entry.run
         settled = run.settled  # steps may have been settled since this stream was opened
-        run.acknowledge(rank, message.settled_step, _received(message))
+        run.acknowledge(rank, _settled_step(message), _received(message))
         if run.settled > settled:
             entry.journal.settle(run.run_id, run.epoch, run.settled)
         sums, (modes, in_force) = sums_from_wire(message), modes_from_wire(message)
@@ -292,6 +293,16 @@ def _command_taken(message: pb.CommandTaken, attachment: Attachment, limits: Lim
     if command is not None:
         failure = sentence(message.failure, limits.max_sentence_length)
         attachment.entry.answer(Stamped(command, message.first_step, time.time(), failure))
+
+
+def _settled_step(message: pb.Attach | pb.Report) -> int:
+    """Return the last step in rank 0's record; Refusal if no run has so many."""
+    if message.settled_step > LAST_STEP:
+        raise Refusal(
+            Refusal.Kind.INVALID_ARGUMENT,
+            f"settled_step is {message.settled_step}; allowed: 0 to {LAST_STEP}",
+        )
+    return message.settled_step
 
 
 def _received(message: pb.Attach | pb.Report) -> int | None:

@@ -158,6 +158,10 @@ BAD_FIRST_MESSAGES = {
     "report first": (pb.TrainRequest(report=pb.Report(step=1)), "INVALID_ARGUMENT"),
     "no event": (pb.TrainRequest(), "INVALID_ARGUMENT"),
     "rank outside": (pb.TrainRequest(attach=pb.Attach(run_id="RUN", rank=2)), "INVALID_ARGUMENT"),
+    "settled beyond all steps": (
+        pb.TrainRequest(attach=pb.Attach(run_id="RUN", settled_step=2**63 - 1)),
+        "INVALID_ARGUMENT",
+    ),
     "rank taken": (pb.TrainRequest(attach=pb.Attach(run_id="RUN", rank=0)), "ALREADY_EXISTS"),
 }
 
@@ -168,7 +172,10 @@ def test_a_wrong_first_message_is_refused_and_harms_no_run(server: Server, case:
     teacher, student = Stream(server, run_id, 0), Stream(server, run_id, 1)
     message, code = BAD_FIRST_MESSAGES[case]
     if message.attach.run_id == "RUN":
-        message = pb.TrainRequest(attach=pb.Attach(run_id=run_id, rank=message.attach.rank))
+        attach = pb.Attach()
+        attach.CopyFrom(message.attach)
+        attach.run_id = run_id
+        message = pb.TrainRequest(attach=attach)
 
     stream = Stream(server)
     stream.outgoing.put(message)

@@ -76,6 +76,33 @@ def test_a_single_call_and_a_free_call_do_not_wait() -> None:
     asyncio.run(asyncio.wait_for(calls(), 20))
 
 
+@pytest.mark.parametrize("gone", [(0,), (0, 1), (0, 1, 2)])
+def test_callers_that_go_as_their_turn_comes_do_not_stop_the_line(gone: tuple[int, ...]) -> None:
+    async def calls() -> list[str]:
+        clock, order = Clock(), []
+        line = Line(clock)
+
+        async def call(name: str) -> None:
+            await line.enter("a")
+            order.append(name)
+
+        tasks = [asyncio.create_task(call(name)) for name in "xyz"]
+        await asyncio.sleep(0)
+        clock.now += QUIET_SECONDS
+        for number in gone:
+            tasks[number].cancel()
+        line._look()  # before the tasks have learned that they are cancelled
+        last = asyncio.create_task(call("last"))
+        while not last.done():
+            clock.now += QUIET_SECONDS
+            await asyncio.sleep(0.003)
+        assert len(line) == 0
+        return order
+
+    order = asyncio.run(asyncio.wait_for(calls(), 20))
+    assert order == [*("xyz"[i] for i in range(3) if i not in gone), "last"]
+
+
 def test_calls_that_never_stop_coming_do_not_stop_the_line() -> None:
     async def calls() -> int:
         clock = Clock()

@@ -321,8 +321,11 @@ def test_a_finished_run_comes_from_the_journal_also_of_another_coordinator(tmp_p
         made = Run(under_test)
         made.train(*[LEARNS] * 5, *[PAUSES] * 5)
         made.measure(0.5)
-        made.end("the disk is full")
         path = f"/api/runs/{made.run_id}"
+        events = Events(under_test, f"{path}/events")
+        wait_until(lambda: events.until("history")["marks"]["value"] == [0.5], 10, "the accuracy")
+        events.close()
+        made.end("the disk is full")
         wait_until(lambda: _is_from_journal(under_test, path), 10, "the run is forgotten")
         check_finished(under_test, path)
     with coordinator(tmp_path, *options, journal=True) as under_test:
