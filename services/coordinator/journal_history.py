@@ -75,6 +75,9 @@ def history_from(path: Path | None, run_id: str, plan: Plan, memory: HistoryMemo
     """Return the history of a run that this coordinator continues from its journal."""
     history = RunHistory(plan, memory)
     fill_history(path, run_id, history)
+    # Its numbers must be higher than any of the earlier coordinator, which may have told more than
+    # it has kept: readers ask for what comes after the last number that they know.
+    history.event_count = max(history.event_count, int(time.time()))
     history.note("coordinator", "a new coordinator continues the run from its journal")
     return history
 

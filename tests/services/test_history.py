@@ -25,9 +25,14 @@ from switokd.services.coordinator.history import (
     RunHistory,
 )
 from switokd.services.coordinator.journal import SqliteJournal
-from switokd.services.coordinator.journal_history import fill_history, history_statements
+from switokd.services.coordinator.journal_history import (
+    fill_history,
+    history_from,
+    history_statements,
+)
 from switokd.services.coordinator.plan import Plan
 from switokd.services.coordinator.reasons import REASONS, reasons
+from switokd.services.coordinator.status_page.streams import cursor_of
 
 ROLES = (("t1", Role.TEACHER), ("t2", Role.TEACHER), ("s", Role.STUDENT))
 PLAN = Plan(Topology(ROLES, frozenset()), ((0,), (1,), (2,)), "switokd", "d", 60.0)
@@ -44,6 +49,15 @@ def decision(step: int, *distances: tuple[float, float, float], **more: Any) -> 
 
 def total(column: dict[str, list[int]]) -> dict[str, int]:
     return {reason: sum(counts) for reason, counts in column.items()}
+
+
+def test_a_reader_of_the_earlier_coordinator_misses_no_event_of_the_next() -> None:
+    """Also if the earlier one has kept nothing of what it has told."""
+    earlier = RunHistory(PLAN)
+    earlier.note("new", "")
+    known = cursor_of(earlier.document()["cursor"])
+    news = history_from(None, "r", PLAN, HistoryMemory(2**30)).document(known)["events"]
+    assert [event["kind"] for event in news] == ["coordinator"]
 
 
 def test_each_step_is_counted_once_however_long_the_run_is() -> None:
