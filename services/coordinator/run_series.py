@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from switokd.distillation.decision import Decision, Mode, PairDecision
+from switokd.distillation.decision import Mode
 from switokd.distillation.overrides import Action
+from switokd.services.coordinator import reasons
 from switokd.services.coordinator.histogram import Histogram
 from switokd.services.coordinator.run import RunState
 from switokd.services.coordinator.run_metrics import NetworkSeries, RunMetrics
@@ -18,8 +19,13 @@ from switokd.services.coordinator.run_metrics import NetworkSeries, RunMetrics
 Series = tuple[str, tuple[str, ...], float | Histogram | None]
 """Name of the family, values of its labels, value; a series whose value is None is left out."""
 
-REASONS = ("gap_within_threshold", "not_better", "gap_too_large", "held", "other")
-"""Why a teacher learns or is paused; see `reason_of`."""
+LABELS = {
+    **{reason: reason for reason in reasons.REASONS},
+    **dict.fromkeys((reasons.HELD_LEARNING, reasons.HELD_PAUSED), "held"),
+    **dict.fromkeys((reasons.STRATEGY_LEARNING, reasons.STRATEGY_PAUSED), "other"),
+}
+"""By reason: the label `reason`. Whether the teacher is paused is a series of its own."""
+REASONS = tuple(dict.fromkeys(LABELS.values()))
 MOST_LETTERS = 200
 """Longest list of networks in a label."""
 
@@ -32,31 +38,6 @@ def series_of(metrics: RunMetrics) -> Iterator[Series]:
     for name, network in list(metrics.networks.items()):
         yield from _of_network((metrics.run.run_id, name), network)
     yield from _of_ranks(metrics)
-
-
-def reason_of(teacher: str, decision: Decision) -> str:
-    """Return why a teacher learns or is paused in a step.
-
-    "held": because of a command. "gap_too_large": it is paused for all its students.
-    "gap_within_threshold": it learns, from a student at least whose gap is small.
-    "not_better": it learns although no gap is small, because it is not the better network.
-    "other": the strategy has another rule than the paper's, such as one that never pauses.
-    """
-    pairs = [p for p in decision.pairs if p.pair.teacher == teacher]
-    if any(p.held for p in pairs):
-        return "held"
-    is_wide = all(_is_expert(p) for p in pairs)
-    if is_wide != (teacher in decision.paused):
-        return "other"
-    if is_wide:
-        return "gap_too_large"
-    is_near = any(p.distances.gap <= p.delta for p in pairs)
-    return "gap_within_threshold" if is_near else "not_better"
-
-
-def _is_expert(p: PairDecision) -> bool:
-    """Whether the paper's rule chooses expert mode."""
-    return p.distances.gap > p.delta and p.distances.e_t < p.distances.e_s
 
 
 def _of_run(metrics: RunMetrics) -> Iterator[Series]:
@@ -103,12 +84,12 @@ def _of_pairs(metrics: RunMetrics) -> Iterator[Series]:
 def _of_teachers(metrics: RunMetrics) -> Iterator[Series]:
     if (decision := metrics.last) is None:
         return
-    for teacher in metrics.run.plan.teachers:
+    teachers = tuple(metrics.run.plan.teachers)
+    for teacher, reason in zip(teachers, reasons.reasons(decision, teachers), strict=True):
         labels = (metrics.run.run_id, teacher)
-        reason = reason_of(teacher, decision)
         yield "teacher_paused", labels, teacher in decision.paused
         for each in REASONS:
-            yield "teacher_reason", (*labels, each), each == reason
+            yield "teacher_reason", (*labels, each), each == LABELS[reason]
         if (network := metrics.networks.get(teacher)) and network.paused is not None:
             yield "paused_steps", labels, network.paused
             yield "paused_ratio", labels, network.paused / metrics.steps
