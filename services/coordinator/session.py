@@ -328,9 +328,11 @@ def _progress(message: pb.Progress, attachment: Attachment) -> None:
     network = network_of(message, plan, rank)
     entry.metrics.network(network).add(measured_from_wire(message, plan, rank))
     if rank == 0 and message.HasField("run"):
-        before, now = entry.metrics.measured, run_measured_from_wire(message.run)
-        entry.metrics.measured = now
-        if now.checkpoints > before.checkpoints:  # progress comes twice a second at most
+        saved_before = entry.metrics.measured.checkpoints
+        entry.metrics.measured = run_measured_from_wire(message.run)
+        if (
+            entry.metrics.measured.checkpoints > saved_before
+        ):  # progress comes twice a second at most
             entry.history.note("checkpoint", f"saved by step {message.step}")
     entry.history.measure(
         network,

@@ -201,9 +201,9 @@ def _has_data(config: Config, options: RenderOptions) -> bool:
     if options.volumes.data_claim or _downloads(config):
         return True
     if needs_files:
-        remedy = " or data.download=true" if dataset in DOWNLOADABLE else ""
+        remedy = ", or use data.download=true" if dataset in DOWNLOADABLE else ""
         raise UsageError(
-            f"--data-claim is missing: {dataset} is read from files; name the volume claim whose "
-            f"volume holds what data.root would{remedy}"
+            f"--data-claim is missing: {dataset} is read from files; name the claim of the volume "
+            f"that holds these files{remedy}"
         )
     return False
