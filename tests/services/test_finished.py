@@ -147,8 +147,8 @@ def test_a_journal_of_many_runs_does_not_grow(tmp_path: Path, quick: None) -> No
             wait_until(lambda: counts(path, "decisions") == whole, 20, "its rows")  # noqa: B023
             sizes.append(path.stat().st_size)
         assert journal.recorded(run_id, 1) in (0, 300)
-    # One run more lies in the file until its pages are free; eight would be eight times as much.
-    assert max(sizes) < 3 * sizes[0]
+    # The first one may be measured before its history is written.
+    assert max(sizes) < 1.5 * sizes[1]
 
 
 def test_a_forgotten_run_can_be_begun_again(tmp_path: Path) -> None:
