@@ -84,19 +84,31 @@ class Plan:
         return {rank: of_names[names] for rank, names in self.networks_of.items()}
 
     @cached_property
-    def parts_of(self) -> dict[Pair, tuple[tuple[int, int], ...]]:
-        """By pair: (rank, index of the pair in the rank's report) of each part, ranks ascending."""
-        parts: dict[Pair, list[tuple[int, int]]] = {pair: [] for pair in self.topology.pairs}
-        for rank, pairs in self.pairs_of.items():
-            for place, pair in enumerate(pairs):
-                parts[pair].append((rank, place))
-        return {pair: tuple(found) for pair, found in parts.items()}
+    def part_counts(self) -> dict[Pair, int]:
+        """By pair, in the topology's order: the number of ranks that report it."""
+        ranks_of = dict(zip(self.topology, self.ranks, strict=True))
+        return {pair: len(ranks_of[pair.teacher]) for pair in self.topology.pairs}
 
     @cached_property
     def part_count(self) -> int:
         """Number of parts of a step: pairs, each counted once per rank that reports it."""
-        ranks_of = dict(zip(self.topology, self.ranks, strict=True))
-        return sum(len(ranks_of[pair.teacher]) for pair in self.topology.pairs)
+        return sum(self.part_counts.values())
+
+    @cached_property
+    def places_of(self) -> dict[int, tuple[int, ...]]:
+        """By rank: the rank's place among the ranks of each of its pairs; ranks ascend."""
+        places: dict[int, list[int]] = {rank: [] for rank in self.networks_of}
+        next_place = dict.fromkeys(self.topology.pairs, 0)
+        for rank, pairs in self.pairs_of.items():
+            for pair in pairs:
+                places[rank].append(next_place[pair])
+                next_place[pair] += 1
+        return {rank: tuple(of_rank) for rank, of_rank in places.items()}
+
+    def first_pairs(self, rank: int) -> set[Pair]:
+        """Return the pairs whose first rank this is."""
+        places = zip(self.pairs_of[rank], self.places_of[rank], strict=True)
+        return {pair for pair, place in places if place == 0}
 
     def check(self) -> None:
         """Raise Refusal if no run can follow this plan."""
@@ -106,7 +118,7 @@ class Plan:
     def prepare(self) -> None:
         """Compute now what a run needs, in a thread of the caller's choice; see `check`."""
         self.check()
-        _ = self.parts_of, self.part_count
+        _ = self.places_of, self.part_count
 
     def rule(self, strategies: Collection[str]) -> Rule:
         """Make the rule that decides the run's steps; Refusal if the strategy is wrong.

@@ -6,7 +6,7 @@ Not covered: which step comes next (`rounds.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from switokd.distillation.decision import Decision, InForce
 from switokd.distillation.gap import PairSums
@@ -15,16 +15,17 @@ from switokd.distillation.topology import Pair
 from switokd.services.coordinator.plan import LAST_STEP, Plan
 from switokd.services.coordinator.refusal import Refusal
 from switokd.services.coordinator.text import listed
+from switokd.services.coordinator.totals import RunningTotal
 
 MOST_SAMPLES = 2**62
 """Samples of one pair on all ranks; a sum of them must fit into 64 bits."""
 
-Sums = Mapping[int, Sequence[PairSums]]
-"""By rank that has reported the step: the sums of its pairs, in the plan's order."""
+Totals = Mapping[Pair, RunningTotal]
+"""By pair: the sum of what ranks have reported of a step; empty before the first report."""
 
 
 def check_report(
-    plan: Plan, rank: int, step: int, pairs: Mapping[Pair, PairSums], others: Sums
+    plan: Plan, rank: int, step: int, pairs: Mapping[Pair, PairSums], others: Totals
 ) -> None:
     """Raise Refusal if the pairs are not the rank's, or if their sums are impossible.
 
@@ -34,7 +35,9 @@ def check_report(
         raise Refusal(Refusal.Kind.INVALID_ARGUMENT, f"{plan.describe(rank)} {problem}")
 
 
-def _problem(plan: Plan, rank: int, step: int, pairs: Mapping[Pair, PairSums], others: Sums) -> str:
+def _problem(
+    plan: Plan, rank: int, step: int, pairs: Mapping[Pair, PairSums], others: Totals
+) -> str:
     """Say what is wrong; empty if nothing is wrong."""
     expected = plan.pairs_of[rank]
     if tuple(pairs) != expected:
@@ -52,7 +55,7 @@ def _problem(plan: Plan, rank: int, step: int, pairs: Mapping[Pair, PairSums], o
             )
         if sums.n > most:
             return f"reports {sums.n} samples at step {step}, more than {most}"
-        if sums.n == 0 and _all_others_empty(plan, rank, pair, others):
+        if sums.n == 0 and _all_others_empty(plan, pair, others):
             return (
                 f"is the last to report n=0 samples for {pair.teacher} and {pair.student} at step "
                 f"{step}: some rank must have some"
@@ -60,10 +63,11 @@ def _problem(plan: Plan, rank: int, step: int, pairs: Mapping[Pair, PairSums], o
     return ""
 
 
-def _all_others_empty(plan: Plan, rank: int, pair: Pair, others: Sums) -> bool:
+def _all_others_empty(plan: Plan, pair: Pair, others: Totals) -> bool:
     """Whether all other ranks of this pair have reported, and none of them has a sample."""
-    parts = ((r, i) for r, i in plan.parts_of[pair] if r != rank)
-    return all(r in others and others[r][i].n == 0 for r, i in parts)
+    if pair not in others:
+        return plan.part_counts[pair] == 1
+    return others[pair].lacks_one and others[pair].samples == 0
 
 
 def check_scales(who: str, in_force: InForce) -> None:

@@ -31,13 +31,12 @@ from switokd.services.coordinator.received import ReceivedSteps
 from switokd.services.coordinator.refusal import Refusal
 from switokd.services.coordinator.report_checks import check_report, check_settled
 from switokd.services.coordinator.steps import StepRange, StepSet
+from switokd.services.coordinator.totals import RunningTotal
 
 MOST_GAPS = 10_000
 """Gaps of the settled steps; no honest record has nearly as many."""
 PARTS_PER_ROUND = 4
 """A round with more parts than this counts as several, against the limit of open rounds."""
-Parts = Mapping[Pair, Sequence[tuple[int, int]]]
-"""By pair: (rank, index of the pair in the rank's report) of each part, ranks ascending."""
 
 
 @dataclass
@@ -47,25 +46,35 @@ class Round:
     opened_at: float
     reported: set[int] = field(default_factory=set)
     """Ranks that have reported."""
-    sums: dict[int, tuple[PairSums, ...]] = field(default_factory=dict)
-    """By rank that holds a teacher: the sums of its pairs, in the plan's order."""
+    totals: dict[Pair, RunningTotal] = field(default_factory=dict)
+    """The sum of each pair, once a rank that holds a teacher has reported; empty once decided."""
+    missing: int = 0
+    """Parts of the sums that are still to come."""
     modes: dict[Pair, Mode] = field(default_factory=dict)
     """Modes that a teacher's first rank has chosen, where rounding matters."""
     in_force: InForce = NOTHING
     """What commands hold and scale, as the first rank of each teacher has said."""
 
-    def override(self, rank: int, in_force: InForce, parts_of: Parts) -> None:
-        """Note what commands change, as a rank says, for the teachers whose first rank it is."""
+    def add(self, plan: Plan, rank: int, pairs: Mapping[Pair, PairSums]) -> None:
+        """Add what a rank has reported, all pairs of its teachers."""
+        if not self.totals:
+            self.totals = {pair: RunningTotal(count) for pair, count in plan.part_counts.items()}
+            self.missing = plan.part_count
+        for place, (pair, sums) in zip(plan.places_of[rank], pairs.items(), strict=True):
+            self.totals[pair].add(place, sums)
+        self.missing -= len(pairs)
+
+    def override(self, first: Set[Pair], in_force: InForce) -> None:
+        """Note what commands change. first: pairs whose first rank says so."""
         holds, scales = dict(self.in_force.holds), dict(self.in_force.scales)
-        holds.update({p: m for p, m in in_force.holds.items() if parts_of[p][0][0] == rank})
-        scales.update({p: s for p, s in in_force.scales.items() if parts_of[p][0][0] == rank})
+        holds.update({p: m for p, m in in_force.holds.items() if p in first})
+        scales.update({p: s for p, s in in_force.scales.items() if p in first})
         self.in_force = InForce(holds, scales)
 
-    def distances(self, parts_of: Parts) -> dict[Pair, Distances]:
-        """Return the means of each pair, from the parts of all its ranks."""
-        return {
-            pair: _add(self.sums[r][i] for r, i in parts).mean() for pair, parts in parts_of.items()
-        }
+    def distances(self) -> dict[Pair, Distances]:
+        """Return the means of each pair, once all parts are there."""
+        values = {pair: total.value for pair, total in self.totals.items()}
+        return {pair: value.mean() for pair, value in values.items() if value}
 
 
 class OldestRound(NamedTuple):
@@ -101,7 +110,6 @@ class Rounds:
         self._plan = plan
         self._ranks = ranks
         self._rule = rule
-        self._reports_needed = sum(1 for pairs in plan.pairs_of.values() if pairs)
         self._before = plan.first_step - 1
         self._step_of = dict.fromkeys(plan.networks_of, self._before)
         self._open: dict[int, Round] = {}
@@ -240,7 +248,7 @@ class Rounds:
         if step <= self.step_of(rank):
             return None
         round_ = self._open.get(step)
-        check_report(self._plan, rank, step, pairs, round_.sums if round_ else {})
+        check_report(self._plan, rank, step, pairs, round_.totals if round_ else {})
         if round_ is None:
             round_ = self._open[step] = Round(now)
         self._step_of[rank] = step
@@ -250,14 +258,14 @@ class Rounds:
             del self._open[step]
         if not pairs:
             return None
-        round_.sums[rank] = tuple(pairs.values())
+        round_.add(self._plan, rank, pairs)
         round_.modes.update(modes)
         if in_force is not NOTHING:
-            round_.override(rank, in_force, self._plan.parts_of)
-        if len(round_.sums) < self._reports_needed:
+            round_.override(self._plan.first_pairs(rank), in_force)
+        if round_.missing:
             return None
-        distances = round_.distances(self._plan.parts_of)
-        round_.sums = {}
+        distances = round_.distances()
+        round_.totals = {}
         decision = decide(step, distances, self._rule, round_.modes, round_.in_force)
         self._keep(decision)
         return DecidedRound(decision, now - round_.opened_at)
@@ -289,18 +297,3 @@ def _forget(by_step: dict[int, Any], last: int | None) -> None:
     """Remove all steps up to `last` from a dictionary in their order; None removes all."""
     while by_step and (last is None or next(iter(by_step)) <= last):
         del by_step[next(iter(by_step))]
-
-
-def _add(parts: Iterable[PairSums]) -> PairSums:
-    """Add sums in the given order in float64, so that the result is always the same.
-
-    `PairSums.__add__` would make one object per rank, which is slower.
-    """
-    gap = e_s = e_t = 0.0
-    n = 0
-    for part in parts:
-        gap += part.gap
-        e_s += part.e_s
-        e_t += part.e_t
-        n += part.n
-    return PairSums(gap, e_s, e_t, n)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from switokd.distillation.gap import Distances, PairSums
+from switokd.distillation.gap import Distances, PairSums, total
 from switokd.distillation.topology import Pair
 
 GRID = 2.0**-30
@@ -105,8 +105,8 @@ def as_parts(
 
 
 def means(parts: Parts) -> dict[Pair, Distances]:
-    """Means of each pair over the whole batch; the shards' sums are added in rank order."""
-    return {pair: sum(rest, first).mean() for pair, (first, *rest) in parts.items()}
+    """Means of each pair over the whole batch, from the sums of its shards in rank order."""
+    return {pair: total(of_pair).mean() for pair, of_pair in parts.items()}
 
 
 def to_host(

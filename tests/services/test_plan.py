@@ -26,12 +26,10 @@ def test_parts_are_those_that_each_rank_reports() -> None:
     plan.prepare()
     a_s, a_u, b_s = plan.topology.pairs
     assert plan.pairs_of == {0: (b_s,), 1: (a_s, a_u), 2: (a_s, a_u, b_s), 3: ()}
-    assert plan.parts_of == {
-        a_s: ((1, 0), (2, 0)),
-        a_u: ((1, 1), (2, 1)),
-        b_s: ((0, 0), (2, 2)),
-    }
-    assert plan.part_count == sum(map(len, plan.parts_of.values())) == 6
+    assert plan.places_of == {0: (0,), 1: (0, 0), 2: (1, 1, 1), 3: ()}
+    assert plan.part_counts == {a_s: 2, a_u: 2, b_s: 2}
+    assert [plan.first_pairs(rank) for rank in range(4)] == [{b_s}, {a_s, a_u}, set(), set()]
+    assert plan.part_count == 6
 
 
 def test_a_wide_plan_takes_linear_time() -> None:

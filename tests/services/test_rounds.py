@@ -35,7 +35,7 @@ def test_decides_when_the_last_teacher_has_reported_in_any_order() -> None:
     assert decided.decision.pairs[0].distances.gap == 1.0
 
 
-def test_adds_the_sums_of_a_teachers_ranks_in_rank_order() -> None:
+def test_adds_the_sums_of_a_teachers_ranks_in_the_order_of_ranks() -> None:
     plan = Plan(Topology((("a", T), ("s", S))), ((0, 1, 2), (3,)), "switokd", "d", 60.0)
     parts = [PairSums(v, v, v, 10**16) for v in (1e16, 1.0, 1.0)]
     results = []
@@ -131,13 +131,13 @@ def test_some_but_not_all_ranks_of_a_pair_may_have_no_samples() -> None:
         (2, 1, {Pair("a", "s"): LEARNING}, "INVALID_ARGUMENT", "none"),
         (3, 1, {}, "INVALID_ARGUMENT", "ranks 0 to 2, not 3"),
         (-1, 1, {}, "INVALID_ARGUMENT", "ranks 0 to 2, not -1"),
-        (0, 1, {Pair("a", "s"): replace(LEARNING, gap=float("nan"))}, "INVALID_ARGUMENT", "finite"),
-        (0, 1, {Pair("a", "s"): replace(LEARNING, e_t=float("inf"))}, "INVALID_ARGUMENT", "finite"),
-        (0, 1, {Pair("a", "s"): replace(LEARNING, e_t=-0.1)}, "INVALID_ARGUMENT", "finite"),
-        (0, 1, {Pair("a", "s"): replace(LEARNING, gap=16.1)}, "INVALID_ARGUMENT", "at most 2 per"),
-        (0, 1, {Pair("a", "s"): replace(LEARNING, n=0)}, "INVALID_ARGUMENT", "n=0"),
+        (0, 1, {Pair("a", "s"): LEARNING._replace(gap=float("nan"))}, "INVALID_ARGUMENT", "finite"),
+        (0, 1, {Pair("a", "s"): LEARNING._replace(e_t=float("inf"))}, "INVALID_ARGUMENT", "finite"),
+        (0, 1, {Pair("a", "s"): LEARNING._replace(e_t=-0.1)}, "INVALID_ARGUMENT", "finite"),
+        (0, 1, {Pair("a", "s"): LEARNING._replace(gap=16.1)}, "INVALID_ARGUMENT", "at most 2 per"),
+        (0, 1, {Pair("a", "s"): LEARNING._replace(n=0)}, "INVALID_ARGUMENT", "n=0"),
         (0, 1, {Pair("a", "s"): EMPTY}, "INVALID_ARGUMENT", "some rank must have some"),
-        (0, 1, {Pair("a", "s"): replace(EMPTY, n=-1)}, "INVALID_ARGUMENT", "n=-1"),
+        (0, 1, {Pair("a", "s"): EMPTY._replace(n=-1)}, "INVALID_ARGUMENT", "n=-1"),
     ],
 )
 def test_a_refused_report_changes_nothing(

@@ -113,7 +113,7 @@ MUTATIONS = {
         Session, "_attach", "entry.run.commands.waiting if rank == 0", "() if rank == 0"
     ),
     "a hold in a report is ignored": Mutation(
-        Rounds, "report", "round_.override(rank, in_force, self._plan.parts_of)", "pass"
+        Rounds, "report", "round_.override(self._plan.first_pairs(rank), in_force)", "pass"
     ),
     # The rank's stream.
     "a decision that has come wakes nobody": Mutation(
