@@ -24,11 +24,11 @@ class Limits:
     """Numbers of a coordinator. Those with `seconds` in their name may have decimals."""
 
     max_runs: int = _number(1000, "Runs, with ended ones that are not forgotten yet.")
-    max_ranks: int = _number(4096, "Ranks of a run.")
+    max_ranks: int = _number(1024, "Ranks of a run.")
     max_networks: int = _number(64, "Networks of a run.")
-    max_pairs: int = _number(128, "Pairs of a run that are not switched off.")
+    max_pairs: int = _number(64, "Pairs of a run that are not switched off.")
     max_parts: int = _number(
-        8192, "Pairs of a run, each counted once per rank that holds the pair's teacher."
+        4096, "Pairs of a run, each counted once per rank that holds the pair's teacher."
     )
     max_round_timeout: float = _number(
         86_400.0, "Seconds that a run may set as its timeout (coordinator.timeout)."

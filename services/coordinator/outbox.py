@@ -47,8 +47,11 @@ class Outbox:
 
     def broadcast(self, item: bytes) -> None:
         """Add an item, unless too many wait: then end the stream, whose rank may come back."""
-        if len(self._items) < self._most:
-            self.put(item)
+        if len(self._items) < self._most:  # as `put`, without a call for each rank of a run
+            self._items.append(item)
+            wakeup = self._wakeup
+            if wakeup is not None and not wakeup.done():
+                wakeup.set_result(None)
         elif not self._is_full:
             self._is_full = True
             self._items.clear()
