@@ -18,6 +18,7 @@ from rich.table import Table
 
 from bench import (
     against,
+    bursts,
     coordinator,
     gpu,
     loading,
@@ -49,6 +50,7 @@ PARTS: Mapping[str, ModuleType] = {
     "planning": planning,
     "coordinator": coordinator,
     "scale": scale,
+    "bursts": bursts,
     "start": starting,
     "gpu": gpu,
     "nccl": nccl,

@@ -1,6 +1,6 @@
 """The benchmark's ranks are forked from the same server as other tests' processes.
 
-Not covered: the figures themselves (`test_bench.py`).
+Not covered: the figures themselves (`test_parts.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The results file: provenance of figures, and merging into an existing file.
 
-Not covered: measuring figures (`test_bench.py`).
+Not covered: measuring figures (`test_parts.py`).
 """
 
 from __future__ import annotations
