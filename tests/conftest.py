@@ -22,8 +22,11 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# A shell ignores SIGINT for what it starts in the background, and so would all that tests start.
+# A shell ignores SIGINT for what it starts in the background, and nohup ignores SIGHUP. All that
+# tests start would ignore them too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
