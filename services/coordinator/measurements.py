@@ -58,6 +58,9 @@ class RunMeasured:
     """Counted from 1; None: not sent."""
     skipped_steps: int = 0
     checkpoints: int = 0
+    planned_steps: int | None = None
+    """Of the whole training, as the next."""
+    planned_epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def run_measured_from_wire(message: pb.RunProgress) -> RunMeasured:
         _count(message.training_epoch) or None,
         _count(message.skipped_steps),
         _count(message.checkpoints),
+        _count(message.planned_steps) or None,
+        _count(message.planned_epochs) or None,
     )
 
 

@@ -100,6 +100,8 @@ RUN_FAMILIES = {
     "run_state": Family("gauge", "1 for the state of the run, 0 for all others.", ("run", "state")),
     "run_attempt": Family("gauge", "Number of the start of the run's processes.", RUN),
     "run_epoch": Family("gauge", "Epoch of the training, counted from 1.", RUN),
+    "run_planned_epochs": Family("gauge", "Epochs of the whole training.", RUN),
+    "run_planned_steps": Family("gauge", "Steps of the whole training.", RUN),
     "run_started_timestamp_seconds": Family("gauge", "When the run was first started.", RUN),
     "last_decision_timestamp_seconds": Family("gauge", "When the last step was decided.", RUN),
     "steps": Family("counter", "Steps decided.", RUN),

@@ -49,6 +49,8 @@ def _of_run(metrics: RunMetrics) -> Iterator[Series]:
         yield "run_state", (*of_run, state.value), state is run.state
     yield "run_attempt", of_run, run.epoch
     yield "run_epoch", of_run, metrics.measured.training_epoch
+    yield "run_planned_epochs", of_run, metrics.measured.planned_epochs
+    yield "run_planned_steps", of_run, metrics.measured.planned_steps
     yield "run_started_timestamp_seconds", of_run, metrics.started or None
     yield "last_decision_timestamp_seconds", of_run, metrics.last_decision_at or None
     yield "connected_ranks", of_run, len(run.connected)

@@ -37,6 +37,10 @@ def run_to_wire(
     """Describe a run, without its ranks. recorded: last step in the journal on the disk."""
     status = status_to_wire(run, recorded)
     status.started_at, status.ended_at = times.started, times.ended
+    measured = metrics.measured
+    status.training_epoch = measured.training_epoch or 0
+    status.planned_epochs = measured.planned_epochs or 0
+    status.planned_steps = measured.planned_steps or 0
     status.pairs.extend(_pairs(metrics))
     status.networks.extend(_networks(run, metrics))
     return status

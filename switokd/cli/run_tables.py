@@ -84,7 +84,10 @@ def console() -> Console:
 
 def _heading(view: View) -> Text:
     ranks = max(len(view["ranks"]), len(view["connected_ranks"]))
-    parts = [f"step {view['last_step']:,}"]
+    parts = [f"step {view['last_step']:,}{_planned(view)}"]
+    if view["training_epoch"]:
+        planned = view["planned_epochs"]
+        parts.append(f"epoch {view['training_epoch']}{f' of {planned}' if planned else ''}")
     if view["strategy"]:
         parts.append(view["strategy"])
     if ranks:
@@ -103,6 +106,12 @@ def _heading(view: View) -> Text:
         _state(view["state"]),
         f"  {', '.join(parts)}  {where}",
     )
+
+
+def _planned(view: View) -> str:
+    """Return " of 600 (20 %)" after a step, if it is known how many there will be."""
+    planned = view["planned_steps"]
+    return f" of {planned:,} ({100 * view['last_step'] // planned} %)" if planned else ""
 
 
 def _pairs_table(pairs: Sequence[View]) -> Table:

@@ -40,6 +40,9 @@ class RunProgress:
     """Counted from 1."""
     skipped_steps: int = 0
     checkpoints: int = 0
+    planned_steps: int = 0
+    """Of the whole training; 0: not known."""
+    planned_epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,5 +97,7 @@ class NetworkProgress:
                 training_epoch=self.run.training_epoch,
                 skipped_steps=self.run.skipped_steps,
                 checkpoints=self.run.checkpoints,
+                planned_steps=self.run.planned_steps,
+                planned_epochs=self.run.planned_epochs,
             ),
         )

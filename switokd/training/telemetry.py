@@ -23,15 +23,25 @@ class RunCounts:
     """The epoch that goes on, counted from 0."""
     skipped_steps: int = 0
     checkpoints: int = 0
+    planned_steps: int = 0
+    """Of the whole training."""
+    planned_epochs: int = 0
 
-    def begin(self, epoch: int) -> RunCounts:
-        """Note that an epoch begins; return these counts."""
+    def begin(self, epoch: int, steps: int, steps_per_epoch: int) -> RunCounts:
+        """Note that an epoch begins; return these counts. steps: of the whole training."""
         self.epoch = epoch
+        self.planned_steps, self.planned_epochs = steps, -(-steps // steps_per_epoch)
         return self
 
     def progress(self) -> RunProgress:
         """Return them as they are sent."""
-        return RunProgress(self.epoch + 1, self.skipped_steps, self.checkpoints)
+        return RunProgress(
+            self.epoch + 1,
+            self.skipped_steps,
+            self.checkpoints,
+            self.planned_steps,
+            self.planned_epochs,
+        )
 
 
 @torch.no_grad()

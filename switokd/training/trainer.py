@@ -122,15 +122,15 @@ class Trainer:
     def _train(self, epoch: int, steps: range, resumed: State | None) -> EpochLog:
         """Run the steps of an epoch; return this rank's measurements."""
         context, exchange = self.context, self.context.exchange
-        counts = self._counts.begin(epoch) if self.world.rank == 0 else None
+        last, per_epoch = total_steps(self.config, self.images), self.images.steps_per_epoch
+        counts = self._counts.begin(epoch, last, per_epoch) if self.world.rank == 0 else None
         placement, device = exchange.local_placement, self.world.device
         log = EpochLog(context.learners, placement, context.decider, device, counts)
         if resumed:
             log.load_state_dict(resumed["epoch"])
-        last = total_steps(self.config, self.images)
         for step in steps:
             for learner in context.learners:
-                set_learning_rate(self.config, learner, step, self.images.steps_per_epoch)
+                set_learning_rate(self.config, learner, step, per_epoch)
             ACTIVITY.begin(Phase.LOADING, step)
             x, y = next(self.batches)
             n = self.images.size_of(step - 1)

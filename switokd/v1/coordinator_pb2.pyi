@@ -804,6 +804,8 @@ class RunProgress(_message.Message):
     TRAINING_EPOCH_FIELD_NUMBER: _builtins.int
     SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    PLANNED_STEPS_FIELD_NUMBER: _builtins.int
+    PLANNED_EPOCHS_FIELD_NUMBER: _builtins.int
     training_epoch: _builtins.int
     """Epoch of the training, counted from 1; not how often the run was started."""
     skipped_steps: _builtins.int
@@ -811,16 +813,21 @@ class RunProgress(_message.Message):
     value was not finite, and checkpoints that were handed over to be saved.
     """
     checkpoints: _builtins.int
+    planned_steps: _builtins.int
+    """Steps and epochs of the whole training; 0: not known."""
+    planned_epochs: _builtins.int
     def __init__(
         self,
         *,
         training_epoch: _builtins.int = ...,
         skipped_steps: _builtins.int = ...,
         checkpoints: _builtins.int = ...,
+        planned_steps: _builtins.int = ...,
+        planned_epochs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "skipped_steps", b"skipped_steps", "training_epoch", b"training_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "planned_epochs", b"planned_epochs", "planned_steps", b"planned_steps", "skipped_steps", b"skipped_steps", "training_epoch", b"training_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1578,6 +1585,9 @@ class GetRunStatusResponse(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
     COMMANDS_TRUNCATED_FIELD_NUMBER: _builtins.int
+    TRAINING_EPOCH_FIELD_NUMBER: _builtins.int
+    PLANNED_EPOCHS_FIELD_NUMBER: _builtins.int
+    PLANNED_STEPS_FIELD_NUMBER: _builtins.int
     state: Global___RunState.ValueType
     failure: _builtins.str
     """Why the run failed; empty otherwise."""
@@ -1591,6 +1601,10 @@ class GetRunStatusResponse(_message.Message):
     ended_at: _builtins.float
     commands_truncated: _builtins.bool
     """Whether there were more commands."""
+    training_epoch: _builtins.int
+    """See RunProgress; 0: rank 0 has not said so."""
+    planned_epochs: _builtins.int
+    planned_steps: _builtins.int
     @_builtins.property
     def plan(self) -> Global___RunPlan: ...
     @_builtins.property
@@ -1638,10 +1652,13 @@ class GetRunStatusResponse(_message.Message):
         started_at: _builtins.float = ...,
         ended_at: _builtins.float = ...,
         commands_truncated: _builtins.bool = ...,
+        training_epoch: _builtins.int = ...,
+        planned_epochs: _builtins.int = ...,
+        planned_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_decision", b"last_decision", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "commands_truncated", b"commands_truncated", "connected_ranks", b"connected_ranks", "decided_alone_steps", b"decided_alone_steps", "ended_at", b"ended_at", "epoch", b"epoch", "failure", b"failure", "last_decision", b"last_decision", "networks", b"networks", "pairs", b"pairs", "plan", b"plan", "ranks", b"ranks", "recorded_step", b"recorded_step", "started_at", b"started_at", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "commands_truncated", b"commands_truncated", "connected_ranks", b"connected_ranks", "decided_alone_steps", b"decided_alone_steps", "ended_at", b"ended_at", "epoch", b"epoch", "failure", b"failure", "last_decision", b"last_decision", "networks", b"networks", "pairs", b"pairs", "plan", b"plan", "planned_epochs", b"planned_epochs", "planned_steps", b"planned_steps", "ranks", b"ranks", "recorded_step", b"recorded_step", "started_at", b"started_at", "state", b"state", "training_epoch", b"training_epoch", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -79,9 +79,11 @@ def test_a_network_that_the_run_does_not_have_is_refused() -> None:
 
 
 def test_what_rank_0_says_of_the_run() -> None:
-    message = pb.RunProgress(training_epoch=2, skipped_steps=1, checkpoints=4)
-    assert run_measured_from_wire(message) == RunMeasured(2, 1, 4)
+    message = pb.RunProgress(training_epoch=2, skipped_steps=1, checkpoints=4, planned_steps=90)
+    message.planned_epochs = 3
+    assert run_measured_from_wire(message) == RunMeasured(2, 1, 4, 90, 3)
     wrong = pb.RunProgress(training_epoch=-1, skipped_steps=2**63 - 1, checkpoints=-(2**63))
+    wrong.planned_steps = wrong.planned_epochs = -1
     assert run_measured_from_wire(wrong) == RunMeasured()
 
 

@@ -40,7 +40,7 @@ def tab(chromium: Browser) -> Browser:
 
 
 def steps(tab: Browser) -> int:
-    found = re.search(r"step ([\d\u202f ]+),", tab.text("#summary"))
+    found = re.search(r"step ([\d\u202f]+)[, ]", tab.text("#summary"))
     return int(re.sub(r"\D", "", found[1])) if found else 0
 
 
@@ -73,6 +73,8 @@ def test_a_real_training_from_its_first_steps_until_its_coordinator_is_gone(
     assert "You see what it sent last" in tab.text("#notice")
     assert tab.text("#summary").startswith("finished")
     assert steps(tab) == 80
+    assert "step 80 of 80 (100 %), epoch 4 of 4, ended" in tab.text("#summary")
+    assert tab.value("document.querySelector('#progress').value") == 1
     assert tab.value(RANKS) == 3
     assert len(tab.value(LINES)) == 2
     assert tab.value("document.querySelectorAll('#teachers svg[role=img]').length") == 2

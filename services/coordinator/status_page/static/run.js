@@ -72,7 +72,10 @@ function drawFacts() {
   const state = element("span", { class: `state ${now.state}`, text: now.state });
   const took = (now.ended_at || now.now) - (now.started_at || now.now);
   const when = now.ended_at ? `ended ${moment(now.ended_at)} after ${duration(took)}` : `running for ${duration(took)}`;
-  const text = `step ${whole(now.last_step)}, ${when}`;
+  const epoch = now.training_epoch ? `, epoch ${whole(now.training_epoch)}${now.planned_epochs ? ` of ${whole(now.planned_epochs)}` : ""}` : "";
+  const text = `step ${whole(now.last_step)}${planned()}${epoch}, ${when}`;
+  find("progress").hidden = !now.planned_steps;
+  find("progress").value = now.planned_steps ? Math.min(1, now.last_step / now.planned_steps) : 0;
   const summary = find("summary");
   if (!summary.firstChild || summary.firstChild.textContent !== now.state || summary.dataset.text !== text) {
     summary.replaceChildren(state, text);
@@ -103,6 +106,11 @@ function drawFacts() {
     list.replaceChildren(...facts.map(() => element("div", {}, element("dt"), element("dd"))));
   }
   facts.forEach(([name, value], i) => { setText(list.children[i].children[0], name); setText(list.children[i].children[1], value); });
+}
+
+function planned() {
+  if (!now.planned_steps) return "";
+  return ` of ${whole(now.planned_steps)} (${Math.floor(100 * Math.min(1, now.last_step / now.planned_steps))} %)`;
 }
 
 function rate() {
