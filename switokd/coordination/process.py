@@ -28,6 +28,7 @@ from pathlib import Path
 from switokd.config.config import Config
 from switokd.coordination.membership import Endpoint
 from switokd.coordination.tokens import TOKEN
+from switokd.distillation.topology import Topology
 from switokd.errors import CoordinatorError, SwitokdError, UsageError
 from switokd.runtime.durable import replace_file
 from switokd.runtime.environment import Environment
@@ -35,6 +36,7 @@ from switokd.runtime.interpreter import python_command
 from switokd.runtime.lifecycle import print_warning
 from switokd.runtime.waiting import waiting
 from switokd.services.coordinator.addresses import OPERATOR_TOKEN, WORKER_TOKEN
+from switokd.services.coordinator.limits import DEFAULTS
 from switokd.tracing.opening import is_installed
 
 START_SECONDS = 30.0
@@ -104,11 +106,33 @@ class PrivateAccess:
         return Path(self._folder.name, f"coordinator.{name}")
 
 
+def size_options(topology: Topology, world_size: int) -> list[str]:
+    """Return the options with which a coordinator takes a run of this size.
+
+    The default limits keep runs of strangers from slowing each other; this run has its own
+    coordinator.
+    """
+    pairs = len(topology.pairs)
+    needed = {
+        "max_ranks": world_size,
+        "max_networks": len(tuple(topology)),
+        "max_pairs": pairs,
+        "max_parts": pairs * world_size,
+    }
+    return [
+        word
+        for name, number in needed.items()
+        if number > getattr(DEFAULTS, name)
+        for word in (f"--{name.replace('_', '-')}", str(number))
+    ]
+
+
 class CoordinatorProcess:
     """The child process, and the thread that starts it again."""
 
     def __init__(self, config: Config, env: Environment) -> None:
         self._strategy, self._env = config.distillation.strategy, env
+        self._size = size_options(config.topology, env.world_size)
         self._host = "127.0.0.1" if env.one_host else "0.0.0.0"
         self._plaintext = config.coordinator.allow_plaintext and not env.one_host
         self._http_port = config.coordinator.http_port
@@ -152,6 +176,7 @@ class CoordinatorProcess:
     def _start(self, port: int, http_port: int) -> subprocess.Popen[bytes]:
         command = [*python_command("switokd"), "coordinator", "--follow-stdin"]
         command += ["--host", self._host, "--port", str(port), "--http-port", str(http_port)]
+        command += self._size
         if self._private:
             command += self._private.options
         if self._traces_every:
