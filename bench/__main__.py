@@ -19,6 +19,7 @@ from rich.table import Table
 from bench import (
     against,
     bursts,
+    busy,
     coordinator,
     gpu,
     loading,
@@ -51,6 +52,7 @@ PARTS: Mapping[str, ModuleType] = {
     "coordinator": coordinator,
     "scale": scale,
     "bursts": bursts,
+    "busy": busy,
     "start": starting,
     "gpu": gpu,
     "nccl": nccl,

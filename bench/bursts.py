@@ -57,16 +57,12 @@ def measure(quick: bool, say: Say) -> Iterable[Figure]:
     yield Figure(
         of_rounds,
         (max(result.round_p99_ms for result in results),),
-        target=50.0,
-        at_least=False,
         what="milliseconds from a report to its decision, 99th percentile, beside the worst burst",
         details={"rows": [asdict(result) for result in results]},
     )
     yield Figure(
         of_joins,
         (max(result.join_most_ms for result in results) / 1e3,),
-        target=3.0,
-        at_least=False,
         what="longest seconds of a new run's Join beside the worst burst",
     )
 

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from switokd.distillation.gap import PairSums
 
+Sums = tuple[float, float, float, int]
+"""The numbers of a `PairSums`."""
+
 
 class RunningTotal:
     """Adds `count` parts, each given once, in any order."""
@@ -20,7 +23,7 @@ class RunningTotal:
 
     def __init__(self, count: int) -> None:
         self._count = self._missing = count
-        self._waiting: dict[tuple[int, int], PairSums] = {}
+        self._waiting: dict[tuple[int, int], Sums] = {}
         """Sums without their neighbour, by (nodes of the level, place in it)."""
         self.samples = 0
         """Samples of the parts that are there."""
@@ -36,14 +39,17 @@ class RunningTotal:
         """Add the part with this number, counted from 0."""
         self._missing -= 1
         self.samples += part.n
+        gap, e_s, e_t, n = part
         nodes = self._count
         while nodes > 1:
             neighbour = place ^ 1
             if neighbour < nodes:  # the last node of an odd level has none
                 other = self._waiting.pop((nodes, neighbour), None)
                 if other is None:
-                    self._waiting[nodes, place] = part
+                    self._waiting[nodes, place] = gap, e_s, e_t, n
                     return
-                part = part + other  # a + b and b + a are the same bits
+                # a + b and b + a are the same bits. `PairSums.__add__` would take twice as long.
+                gap, e_s = gap + other[0], e_s + other[1]
+                e_t, n = e_t + other[2], n + other[3]
             place, nodes = place // 2, (nodes + 1) // 2
-        self.value = part
+        self.value = PairSums(gap, e_s, e_t, n)

@@ -23,7 +23,7 @@ from tests.support import REPOSITORY
 GROUPS = {
     "ranks": ("waits", "simulated", "planning"),
     "one-process": ("roofline", "profile", "paused", "input", "gpu", "nccl"),
-    "coordinator": ("coordinator", "scale", "bursts"),
+    "coordinator": ("coordinator", "scale", "bursts", "busy"),
     "commands": ("plain", "start"),
 }
 """Parts that one process measures: the parts of `ranks` fork their ranks from one server."""
