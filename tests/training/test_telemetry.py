@@ -51,7 +51,7 @@ def test_a_progress_has_the_numbers_of_all_steps_since_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours, sent = InProcess(configured("switokd")), Sent()
-    counts = RunCounts(skipped_steps=1, checkpoints=2).begin(4)
+    counts = RunCounts(skipped_steps=1, checkpoints=2).begin(4, 91, 10)
     decider = cast("Decider", sent)
     log = EpochLog(ours.learners, ours.placement, decider, ours.device, counts)
     monkeypatch.setattr(meters, "SEND_SECONDS", 1e9)
@@ -70,7 +70,7 @@ def test_a_progress_has_the_numbers_of_all_steps_since_the_last(
         assert 0 < progress.learning_seconds < progress.training_seconds
         assert progress.gradient_norm is not None
         assert progress.gradient_norm > 0
-        assert progress.run == RunProgress(5, 1, 2)
+        assert progress.run == RunProgress(5, 1, 2, 91, 10)
         message = progress.to_wire(7)
         assert (message.step, message.network) == (7, progress.network)
         assert len(message.loss_terms) == len(progress.loss_terms)
