@@ -70,7 +70,7 @@ def folder_status(folder: Path) -> dict[str, Any]:
         "failure": None,
         "last_step": last_step,
         "planned_steps": last_step if is_finished else None,
-        "training_epoch": epochs[-1]["epoch"] if epochs else None,
+        "training_epoch": epochs[-1].get("epoch") if epochs else None,
         "planned_epochs": (config.get("schedule") or {}).get("epochs"),
         "recorded_step": last_step,
         "decided_alone_steps": summary.get("steps_decided_alone"),
