@@ -19,6 +19,8 @@ from tests.services.live import coordinator
 from tests.services.page import LEARNS, PAUSES, TOKEN, Run
 from tests.support import process, switokd_train, wait_until
 
+MARKS = "[...document.querySelectorAll('#pairs svg')].map(s => s.querySelectorAll('.grid').length)"
+"""How many values each chart of a gap names on its axis."""
 RANKS = "[...document.querySelectorAll('#ranks tbody tr')].length"
 SHOWN = "document.querySelector('#summary')?.innerText.includes({!r})"
 LINES = "[...document.querySelectorAll('#pairs path.gap')].map(p => p.getAttribute('d').length)"
@@ -63,6 +65,7 @@ def test_a_real_training_from_its_first_steps_until_its_coordinator_is_gone(
         tab.wait(f"{LINES}.length === 2 && {LINES}.every(n => n > 20)")
         assert tab.text("#connection") == "live"
         tab.wait(f"{RANKS} === 3")  # a rank's first heartbeat comes after a second
+        tab.wait("/ of 80 .*, about \\d+ (s|min) left$/.test(summary.innerText)")
         seen = {(steps(tab), *tab.value(LINES))}
         while training.poll() is None:
             seen.add((steps(tab), *tab.value(LINES)))
@@ -71,12 +74,16 @@ def test_a_real_training_from_its_first_steps_until_its_coordinator_is_gone(
         assert len(seen) > 2, "charts and numbers stand still"
     tab.wait("document.querySelector('#connection').classList.contains('gone')")
     assert "You see what it sent last" in tab.text("#notice")
-    assert tab.text("#summary").startswith("finished")
+    assert tab.text("#summary").startswith("finished step")
+    assert "left" not in tab.text("#summary")
+    assert "–" not in tab.text("#facts"), "a fact that nobody knows is not shown"
     assert steps(tab) == 80
     assert "step 80 of 80 (100 %), epoch 4 of 4, ended" in tab.text("#summary")
     assert tab.value("document.querySelector('#progress').value") == 1
     assert tab.value(RANKS) == 3
     assert len(tab.value(LINES)) == 2
+    assert min(tab.value(MARKS)) >= 3
+    assert tab.text("#pairs").count("step\n") == 2
     assert tab.value("document.querySelectorAll('#teachers svg[role=img]').length") == 2
     assert "learning" in tab.text("#teachers") or "paused" in tab.text("#teachers")
     assert "the run has finished" in tab.text("#events")

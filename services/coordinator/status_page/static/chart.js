@@ -56,7 +56,10 @@ function frame(chart, width, height, x, steps, y, marks, shown) {
 }
 
 function stepLabels(chart, width, height, x, [first, last]) {
-  const found = ticks(first, last, Math.max(4, Math.floor(width / 110))).filter(Number.isInteger);
+  const name = svg("text", { x: 2, y: height - 5 });
+  name.textContent = "step";
+  chart.append(name);
+  const found = ticks(first, last, Math.max(4, Math.floor(width / 80))).filter(Number.isInteger);
   found.forEach((step) => {
     const at = place(x(step));
     const anchor = at > width - 50 ? "end" : "middle";
@@ -98,7 +101,7 @@ export function gapChart(width, steps, stride, pair, label, isLogarithmic) {
   const tops = [...pair.high, ...pair.threshold].filter((value) => value !== null);
   const top = Math.max(...tops, 1e-6) * 1.06;
   const x = scale(...range, LEFT, width - RIGHT);
-  let [y, marks] = [scale(0, top, height - BOTTOM, TOP), ticks(0, top, 4)];
+  let [y, marks] = [scale(0, top, height - BOTTOM, TOP), ticks(0, top, 6)];
   if (isLogarithmic) {
     const least = Math.min(...[...pair.low, ...pair.threshold].filter((value) => value > 0), top);
     [y, marks] = logarithmic(Math.max(least, top / 1e5) * 0.9, top, height - BOTTOM, TOP);
@@ -224,7 +227,7 @@ export function accuracyChart(width, lines, range, label) {
   const low = Math.max(0, Math.min(...values) - 0.05);
   const x = scale(range[0], Math.max(range[1], range[0] + 1), LEFT, width - RIGHT);
   const y = scale(low, 1, height - BOTTOM, TOP);
-  frame(chart, width, height, x, [range[0], Math.max(range[1], range[0] + 1)], y, ticks(low, 1, 4), (value) => `${Math.round(100 * value)} %`);
+  frame(chart, width, height, x, [range[0], Math.max(range[1], range[0] + 1)], y, ticks(low, 1, 6), (value) => `${Math.round(100 * value)} %`);
   for (const line of lines) {
     const d = line.steps.map((step, i) => `${i ? "L" : "M"}${place(x(step))} ${place(y(line.values[i]))}`).join("");
     chart.append(svg("path", { class: `line ${line.look}`, d }));

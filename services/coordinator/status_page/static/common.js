@@ -181,6 +181,15 @@ export function duration(seconds) {
   return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
 }
 
+// An estimate: in steps of 5 s, then in whole minutes.
+export function roughly(seconds) {
+  if (seconds < 57.5) return `${Math.max(5, 5 * Math.round(seconds / 5))} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 60 ? `${minutes} min` : duration(60 * minutes);
+}
+
+export const times = (count) => (count === 1 ? "once" : `${whole(count)} times`);
+
 // In the reader's time zone, and in one form everywhere: 2026-11-30 09:05:07.
 export function moment(seconds) {
   if (!seconds) return "not known";

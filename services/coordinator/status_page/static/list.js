@@ -1,13 +1,13 @@
 // The list of runs.
-import { duration, element, find, follow, moment, runAddress, setText, whole } from "./common.js";
+import { duration, element, find, follow, moment, runAddress, setText, times, whole } from "./common.js";
 
 function card(run) {
   const heading = element("h2", {}, element("a", { text: run.run_id, href: runAddress(run.run_id) }));
   const state = element("span", { text: run.state, class: `state ${run.state}` });
   const ranks = run.state === "training" || run.state === "joining"
     ? `${run.connected_ranks} of ${run.ranks} ranks connected` : `${run.ranks} ranks`;
-  const start = run.epoch > 1 ? ` · start ${run.epoch}` : "";
-  const parts = [state, `step ${whole(run.last_step)} · ${ranks}${start}`];
+  const start = run.epoch > 1 ? ` · started again ${times(run.epoch - 1)}` : "";
+  const parts = [state, ` step ${whole(run.last_step)} · ${ranks}${start}`];
   const names = (role) => run.networks.filter((n) => n.role === role).map((n) => n.name).join(", ");
   const made = element("li", {}, heading, element("p", {}, ...parts));
   made.append(element("p", { class: "soft", text: `teachers ${names("teacher") || "none"} · students ${names("student") || "none"}` }));

@@ -1,5 +1,5 @@
 // One run: what it does now, and what it has done.
-import { clock, duration, element, find, follow, moment, number, percent, setText, whole } from "./common.js";
+import { clock, duration, element, find, follow, moment, number, percent, roughly, setText, times, whole } from "./common.js";
 import { REASONS, accuracyChart, bandSwatch, gapChart, isPaused, lineSwatch, swatch, timeline } from "./chart.js";
 
 const FEW = 12; // pairs that are drawn before the reader asks for all
@@ -73,7 +73,7 @@ function drawFacts() {
   const took = (now.ended_at || now.now) - (now.started_at || now.now);
   const when = now.ended_at ? `ended ${moment(now.ended_at)} after ${duration(took)}` : `running for ${duration(took)}`;
   const epoch = now.training_epoch ? `, epoch ${whole(now.training_epoch)}${now.planned_epochs ? ` of ${whole(now.planned_epochs)}` : ""}` : "";
-  const text = `step ${whole(now.last_step)}${planned()}${epoch}, ${when}`;
+  const text = ` step ${whole(now.last_step)}${planned()}${epoch}, ${when}${left()}`;
   find("progress").hidden = !now.planned_steps;
   find("progress").value = now.planned_steps ? Math.min(1, now.last_step / now.planned_steps) : 0;
   const summary = find("summary");
@@ -92,15 +92,16 @@ function drawFacts() {
     find("waiting").dataset.text = now.waiting_for.join("\n");
     find("waiting").replaceChildren(...now.waiting_for.map((text) => element("li", { text })));
   }
+  const again = now.epoch - 1;
   const facts = [
     ["Strategy", now.semantics && now.semantics !== "paper" ? `${now.strategy}, ${now.semantics}` : now.strategy],
     ["Ranks", isOver() ? `${now.rank_count}` : `${now.connected_ranks} of ${now.rank_count} connected`],
     ["Steps per second", rate()],
-    ["Start", `${now.epoch}`],
     ["Started", moment(now.started_at)],
-    ["In the journal to step", now.recorded_step ? whole(now.recorded_step) : "–"],
+    ["Started again", again > 0 ? times(again) : null],
+    ["In the journal to step", now.recorded_step ? whole(now.recorded_step) : null],
     ["Decided without the coordinator", `${whole(now.decided_alone_steps)} steps`],
-  ];
+  ].filter(([, value]) => value !== null);
   const list = find("facts");
   if (list.children.length !== facts.length) {
     list.replaceChildren(...facts.map(() => element("div", {}, element("dt"), element("dd"))));
@@ -113,16 +114,31 @@ function planned() {
   return ` of ${whole(now.planned_steps)} (${Math.floor(100 * Math.min(1, now.last_step / now.planned_steps))} %)`;
 }
 
-function rate() {
+// Steps per second in the last `seconds` for which there are steps; 0: not known.
+function pace(seconds) {
   const n = past.step.length;
-  if (n < 3 || isOver()) return "–";
-  const recent = past.time[n - 1] - 10;
+  if (n < 3) return 0;
   let i = n - 2;
-  while (i > 0 && past.time[i] > recent) i -= 1;
-  const seconds = past.time[n - 1] - past.time[i];
-  const quiet = now.now - past.time[n - 1];
-  if (!past.time[i] || seconds <= 0) return "–";
-  return quiet > 10 ? `none for ${duration(quiet)}` : number((past.step[n - 1] - past.step[i]) / seconds, 3);
+  while (i > 0 && past.time[i] > past.time[n - 1] - seconds) i -= 1;
+  const took = past.time[n - 1] - past.time[i];
+  return past.time[i] && took > 0 ? (past.step[n - 1] - past.step[i]) / took : 0;
+}
+
+const quiet = () => now.now - past.time[past.time.length - 1];
+
+function rate() {
+  if (isOver()) return null;
+  const found = pace(10);
+  if (!found) return "–";
+  return quiet() > 10 ? `none for ${duration(quiet())}` : number(found, 3);
+}
+
+// The time left at the pace of the last minutes, which also has evaluations and checkpoints in it.
+function left() {
+  const found = pace(120);
+  if (isOver() || !now.planned_steps || !found || quiet() > 10) return "";
+  const seconds = Math.max(0, now.planned_steps - now.last_step) / found;
+  return `, about ${roughly(seconds)} left`;
 }
 
 // Figures stay, so that a reader's place is not lost: only what changed is replaced.
