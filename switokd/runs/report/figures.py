@@ -120,17 +120,19 @@ def picture_of(runs: Sequence[RunRecord]) -> Figure:
     if not shown and not tested:
         names = ", ".join(str(run.folder) for run in runs)
         raise UsageError(f"{names}: no decision and no tested epoch yet, so there is no picture")
-    rows = max((len(run.pairs) for run in shown), default=0)
-    strips = max((len(list(_modes(run))) for run in shown), default=0)
-    heights = [*[LINE_INCHES] * rows, *([STRIP_INCHES * strips] if strips else [])]
+    columns = [_heights(run) for run in shown]
+    heights = [max(map(sum, columns))] if shown else []
     heights += [ACCURACY_INCHES] if tested else []
     is_aligned = len(runs) == 1 and bool(shown)  # then all axes have the same steps
     with rc_context(STYLE):
         figure = _figure(COLUMN if len(shown) < 2 else TWO_COLUMNS, heights)
         grid = figure.add_gridspec(len(heights), max(len(shown), 1), height_ratios=heights)
         for column, run in enumerate(shown):
-            axes = [figure.add_subplot(grid[row, column]) for row in range(len(run.pairs))]
-            strip = figure.add_subplot(grid[rows, column])
+            # A run with few pairs is drawn larger, so that its column has no empty space.
+            own = grid[0, column].subgridspec(
+                len(columns[column]), 1, height_ratios=columns[column]
+            )
+            *axes, strip = (figure.add_subplot(place) for place in own)
             _draw_run(run, axes, strip, with_label=not column)
             if len(runs) > 1:
                 title = f"$\\bf{{{_bold(run.label)}}}$   {run.pairs[0].name}"
@@ -155,7 +157,7 @@ def switching_of(run: RunRecord) -> Figure:
     """
     from matplotlib import rc_context
 
-    heights = [*[LINE_INCHES] * len(run.pairs), STRIP_INCHES * len(list(_modes(run)))]
+    heights = _heights(run)
     with rc_context(STYLE):
         figure = _figure(PAGE_COLUMN, heights)
         grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
@@ -188,14 +190,20 @@ def _figure(width: float, heights: Iterable[float]) -> Figure:
     return Figure(figsize=(width, sum(heights) + REST_INCHES), layout=layout)
 
 
+def _heights(run: RunRecord) -> list[float]:
+    """The heights of a run's axes: one for each pair, and the strips of modes."""
+    return [*[LINE_INCHES] * len(run.pairs), STRIP_INCHES * len(list(_modes(run)))]
+
+
 def _tests(run: RunRecord) -> list[dict[str, Any]]:
     """The lines of metrics of epochs that ended with a test."""
     return [line for line in run.metrics if line["test_top1"] is not None]
 
 
 def _bold(text: str) -> str:
-    """Text for bold mathematical type, which has no spaces and no special characters of its own."""
-    return re.sub(r"([_#$%&{}\\^~-])", r"\\\1", text).replace("\\-", "{-}").replace(" ", r"\ ")
+    """Text for bold mathematical type, where a space is nothing and a hyphen is a minus sign."""
+    escaped = re.sub(r"([_#$%&{}\\^~])", r"\\\1", text)
+    return escaped.replace("-", "\N{HYPHEN}").replace(" ", r"\ ")
 
 
 def _draw_run(run: RunRecord, axes: Sequence[Axes], strip: Axes, with_label: bool) -> None:

@@ -79,6 +79,20 @@ def test_a_picture_has_no_empty_space(recipe: str) -> None:
     assert np.diff(rows).max() < 30, "an empty stripe of a third of an inch"
 
 
+def test_runs_with_few_pairs_fill_their_column() -> None:
+    """A run beside one with more pairs is drawn larger: there is no hole below it."""
+    few, many = record("digits-1t1s", 900, "few-pairs"), record("digits-2t1s", 900)
+    figure = picture_of([few, many])
+    figure.draw_without_rendering()
+    *axes, _ = [axis.get_position() for axis in figure.axes]
+    for own in (axes[:2], axes[2:]):
+        assert max(place.y1 for place in own) == pytest.approx(axes[0].y1, abs=0.01)
+        assert min(place.y0 for place in own) == pytest.approx(axes[1].y0, abs=0.01)
+        assert sum(place.height for place in own) > 0.75 * (axes[0].y1 - axes[1].y0)
+    title = figure.axes[0].get_title(loc="left")
+    assert "few\N{HYPHEN}pairs" in title, "in mathematics - is a minus sign"
+
+
 def luminance(colour: str) -> float:
     return float(np.dot(to_rgb(colour), (0.2126, 0.7152, 0.0722)))
 
