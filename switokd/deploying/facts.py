@@ -61,6 +61,8 @@ class RunFacts:
     """Whether the ranks download the data set."""
     has_data: bool
     """Whether the data set is on a volume."""
+    has_mlflow_files: bool = False
+    """Whether MLflow writes files: they belong on the volume of results."""
     memory: tuple[int, int] = (0, 0)
     """Requested and largest memory of a pod, in GiB."""
     shm: int = 1
@@ -147,7 +149,22 @@ def facts_of(config: Config, options: RenderOptions) -> RunFacts:
         loader_processes=config.data.workers,
         downloads=_downloads(config),
         has_data=_has_data(config, options),
+        has_mlflow_files="mlflow" in config.observers
+        and "mlflow" not in trackers_with_server(config),
     )
+
+
+def trackers_with_server(config: Config) -> dict[str, str]:
+    """Return the settings that let ranks send to a server of the user's, by who sends."""
+    kwargs, found = config.tracking.kwargs, {}
+    uri = str(kwargs.get("mlflow", {}).get("tracking_uri") or "")
+    if "mlflow" in config.observers and "://" in uri and not uri.startswith(("file:", "sqlite:")):
+        found["mlflow"] = f"tracking.kwargs.mlflow.tracking_uri={uri}"
+    if "wandb" in config.observers and kwargs.get("wandb", {}).get("mode") == "online":
+        found["wandb"] = "tracking.kwargs.wandb.mode=online"
+    if config.tracking.traces_every:
+        found["traces"] = f"tracking.traces_every={config.tracking.traces_every}"
+    return found
 
 
 def shape_of(config: Config, options: PodOptions) -> PodShape:

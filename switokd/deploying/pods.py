@@ -112,6 +112,7 @@ def _environment(run: RunFacts) -> list[Manifest]:
         "MPLCONFIGDIR": f"{TMP}/matplotlib",
         "XDG_CACHE_HOME": f"{TMP}/cache",
         FOLDER: HEARTBEATS,
+        **({"MLFLOW_TRACKING_URI": f"file://{RUNS}/mlruns"} if run.has_mlflow_files else {}),
     }
     named = [{"name": name, "value": value} for name, value in values.items()]
     return [{"name": "RANK" if is_single else "NODE_RANK", **index}, *named]

@@ -17,7 +17,7 @@ import yaml
 from switokd.config.config import Config
 from switokd.config.run_file import load, load_importable
 from switokd.deploying.coordinator import coordinator
-from switokd.deploying.facts import TLS, RunFacts, facts_of
+from switokd.deploying.facts import TLS, RunFacts, facts_of, trackers_with_server
 from switokd.deploying.monitoring import monitoring
 from switokd.deploying.network_policies import network_policies
 from switokd.deploying.options import RenderOptions, in_gibibytes
@@ -121,6 +121,11 @@ def _notes(facts: RunFacts, config: Config, recipe: str, gpu_memory: float | Non
     paths += [f"auto.profiles={path}" for path in config.auto.profiles]
     if paths:
         notes.append(f"these files must be in the pods by these names: {', '.join(paths)}")
+    if sending := trackers_with_server(config):
+        notes.append(
+            "the pods may not reach your server: add an egress rule, and the environment that it "
+            f"needs, for {', '.join(sending.values())}; see docs/kubernetes.md"
+        )
     return notes
 
 

@@ -16,6 +16,8 @@ from kubeflow_trainer_api import models
 
 from switokd.config.run_file import load
 from switokd.deploying.monitoring import alert_groups
+from switokd.deploying.options import PodOptions, RenderOptions
+from switokd.deploying.render import render
 from switokd.deploying.storage import COORDINATOR_FILES, WORKER_FILES
 from tests.deploy.policies import allows
 from tests.deploy.rendering import Manifest, command, of_kind, rendered
@@ -219,6 +221,34 @@ def test_the_data_set_has_its_volume() -> None:
     assert of_kind_named(downloading, "cifar100-2t1s-data")["spec"]["resources"]
     assert {"name": "data", "mountPath": "/data"} in worker_of(downloading)["volumeMounts"]
     assert "port: 443" in yaml.safe_dump(downloading)
+
+
+def test_mlflow_writes_where_a_pod_may_write() -> None:
+    """The root file system is read-only, and mlruns/ in the current folder would be there."""
+    of_files = variables(worker_of(rendered("digits-2t1s", "observers=[mlflow]")))
+    assert of_files["MLFLOW_TRACKING_URI"] == "file:///runs/mlruns"
+    server = "tracking.kwargs={mlflow: {tracking_uri: 'http://mlflow.example.org'}}"
+    of_server = worker_of(rendered("digits-2t1s", "observers=[mlflow]", server))
+    assert "MLFLOW_TRACKING_URI" not in variables(of_server)
+    assert "MLFLOW_TRACKING_URI" not in variables(worker_of(rendered("digits-2t1s")))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "tracking.kwargs={mlflow: {tracking_uri: 'http://mlflow.example.org'}}",
+        "tracking.kwargs={wandb: {mode: online}}",
+        "tracking.traces_every=100",
+    ],
+)
+def test_servers_that_the_policies_keep_away_are_told(setting: str) -> None:
+    def notes(*settings: str) -> str:
+        options = RenderOptions("switokd:1", pods=PodOptions(memory="2Gi"))
+        return "\n".join(render("digits-2t1s", settings, options).notes)
+
+    watched = "observers=[mlflow,wandb]"
+    assert setting.partition("=")[0] in notes(watched, setting)
+    assert "egress" not in notes(watched)
 
 
 def test_another_coordinator_is_used() -> None:
