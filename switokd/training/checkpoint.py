@@ -75,7 +75,7 @@ class CheckpointClock:
         if self._stopped_by is None:
             return Preempted(f"stopped by SIGTERM after step {step}")
         asked_by = self._stopped_by.command.asked_by
-        who = "an operator" if asked_by == "operator" else "who has the run's secret"
+        who = "an operator" if asked_by == "operator" else "somebody with the run's secret"
         return Stopped(f"stopped after step {step} by a command of {who}")
 
     def is_due(self, step: int, request: Request, is_last: bool) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from switokd.v1 import coordinator_pb2 as pb
 from tests.services.browser import Browser, browser
 from tests.services.live import coordinator
 from tests.services.page import LEARNS, PAUSES, TOKEN, Run
@@ -146,6 +147,25 @@ def test_both_modes_words_of_ranks_as_text_keyboard_and_narrow_screen(
         assert "<img src=x onerror=alert(1)>" in tab.text("#failure")
         assert tab.value("document.querySelectorAll('img').length") == 0
         assert tab.problems() == []
+
+
+def test_a_run_that_was_stopped_early_does_not_say_that_it_has_finished(
+    tab: Browser, tmp_path: Path
+) -> None:
+    with coordinator(tmp_path) as under_test:
+        made = Run(under_test)
+        made.train(*[LEARNS] * 10)
+        plan = pb.RunProgress(planned_steps=100)
+        made.streams[0].send(progress=pb.Progress(step=10, network="t", run=plan))
+        tab.open(f"http://{under_test.http}/runs/{made.run_id}")
+        tab.wait(SHOWN.format("step 10 of 100 (10 %)"))
+        made.end()
+        tab.open(f"http://{under_test.http}/runs/{made.run_id}")
+        tab.wait(SHOWN.format("step 10 of 100 (10 %), ended"))
+        tab.wait("events.innerText.includes('the run was stopped before its last step')")
+        assert tab.text("#ranks caption") == "What the ranks did last is not known"
+        height = "document.querySelector('#ranks caption').getBoundingClientRect().height"
+        assert tab.value(height) < 40, "one line, although the table is empty"
 
 
 def test_a_token_is_asked_for_and_is_never_in_an_address(tab: Browser, tmp_path: Path) -> None:

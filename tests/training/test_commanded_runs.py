@@ -197,7 +197,7 @@ def test_a_run_is_stopped_killed_and_continued_under_commands(tmp_path: Path) ->
         stopped_after = noted[2]["first_step"] - 1
         (line,) = (found for found in run.log.splitlines() if found.startswith("switokd: stopped"))
         assert line == (
-            f"switokd: stopped after step {stopped_after} by a command of who has the run's "
+            f"switokd: stopped after step {stopped_after} by a command of somebody with the run's "
             "secret; continue with: switokd train --resume out"
         )
         assert {saved_after, stopped_after} <= {c.step for c in stored(run.out)}
@@ -302,5 +302,5 @@ def test_no_launcher_starts_a_stopped_run_again(launcher: str, tmp_path: Path) -
         run.send(pb.Command(command_id="stop", stop=pb.Stop()))
         assert child.wait(60) == (0 if launcher == "torchrun" else 6), run.log
     last = run.noted(1)[0]["first_step"] - 1
-    assert f"stopped after step {last} by a command of who has the run's secret" in run.log
+    assert f"stopped after step {last} by a command of somebody with the run's secret" in run.log
     assert len(lines(run.out / "attempts.jsonl")) == 1, "it was started once"

@@ -308,7 +308,7 @@ const WHAT = {
   refused: (e) => `command refused: ${e.text}`,
   checkpoint: (e) => `checkpoint: ${e.text}`,
   failed: (e) => `the run has failed: ${e.text}`,
-  finished: () => "the run has finished",
+  finished: (e) => (now && e.step < now.planned_steps ? "the run was stopped before its last step" : "the run has finished"),
 };
 
 function ranks(list) {
