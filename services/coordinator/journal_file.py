@@ -104,6 +104,10 @@ def crc(row: Sequence[object]) -> int:
 
 def lock_journal(path: Path) -> IO[str]:
     """Keep a second coordinator from writing the same journal."""
+    if path.is_dir():
+        raise UsageError(
+            f"--journal {path}: this is a folder; name a file, such as {path / 'journal.sqlite'}"
+        )
     try:
         lock = path.with_name(f"{path.name}.lock").open("w", encoding="utf-8")
     except OSError as error:

@@ -295,7 +295,7 @@ WRONG = {
     "not a database": garbage,
     "not a journal of switokd": other_database,
     "has version 99": other_version,
-    "unable to open": folder,
+    "this is a folder; name a file, such as j/journal.sqlite": folder,
 }
 
 
