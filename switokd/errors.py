@@ -68,6 +68,13 @@ class SwitokdError(Exception):
         error.seen_by_every_rank = every_rank
         return error
 
+    def under(self: E, key: str) -> E:
+        """Return a copy whose message begins with a key of the run file, if it does not yet."""
+        error = copy.copy(self)
+        if not str(self).startswith(key):
+            error.args = (f"{key}: {self}",)
+        return error
+
 
 class UsageError(SwitokdError):
     """The user must change a run file, an argument, the data or the world size."""

@@ -26,6 +26,15 @@ def test_an_argument_overrides_the_default_of_the_class(
     assert kind("message", every_rank=not default).seen_by_every_rank is not default
 
 
+def test_a_key_of_the_run_file_is_named_once() -> None:
+    error = UsageError("no model 'x'", every_rank=False)
+    named = error.under("networks.t")
+    assert (str(error), str(named)) == ("no model 'x'", "networks.t: no model 'x'")
+    assert (type(named), named.seen_by_every_rank) == (UsageError, False)
+    assert str(named.under("networks.t")) == str(named)
+    assert str(UsageError("networks.t.weights: gone").under("networks.t")).count("networks") == 1
+
+
 def test_a_copy_for_other_ranks_leaves_the_error_unchanged() -> None:
     error = UsageError("message")
     copy = error.seen_by(every_rank=False)

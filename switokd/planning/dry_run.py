@@ -173,7 +173,7 @@ def _build(
     try:
         return make_model(config, name, images, built)
     except UsageError as error:
-        problems.append(f"networks.{name}: {told(error)}")
+        problems.append(told(error.under(f"networks.{name}")))
         return nn.Identity()
 
 

@@ -19,7 +19,7 @@ from switokd.config.sections import Compute, Network
 from switokd.data.augment import mix_one, seeding
 from switokd.data.images import Images
 from switokd.distillation.topology import Role
-from switokd.errors import UsageError
+from switokd.errors import OwnCodeError, UsageError
 from switokd.models import registry
 from switokd.models.given_weights import load_weights
 from switokd.models.own_state import check_own_state
@@ -113,6 +113,8 @@ def make_model(
             )
             on_loaded(name, line)
     except UsageError as error:  # the other ranks build other networks
+        if not isinstance(error, OwnCodeError):  # which begins with the place in the user's file
+            error = error.under(f"networks.{name}")
         raise error.seen_by(every_rank=False) from error.__cause__
     return model
 

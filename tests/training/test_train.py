@@ -281,11 +281,16 @@ MISTAKES = {
     "unknown key": (["schedule.epoch=3"], 3, "did you mean schedule.epochs?"),
     "world size": ([], 2, "needs 3 processes, found 2: torchrun --standalone --nproc-per-node=3"),
     "missing data": (["data.dataset=cifar100"], 3, "set data.download=true"),
-    "model": (["networks.teacher2.model=wrn-17-2"], 3, "rank 1 (teacher2): model wrn-17-2"),
+    "model": (
+        ["networks.teacher2.model=wrn-17-2"],
+        3,
+        "rank 1 (teacher2): networks.teacher2: model wrn-17-2",
+    ),
     "wrong output": (
         ["networks.student.model=torch.nn:Identity"],
         3,
-        "rank 2 (student): model torch.nn:Identity must turn 2 images into logits of shape (2, 10)",
+        "rank 2 (student): networks.student: model torch.nn:Identity must turn 2 images into "
+        "logits of shape (2, 10)",
     ),
     "training output": (
         ["networks.student.model=mynets:two_faced"],
