@@ -129,10 +129,9 @@ def picture_of(runs: Sequence[RunRecord]) -> Figure:
         grid = figure.add_gridspec(len(heights), max(len(shown), 1), height_ratios=heights)
         for column, run in enumerate(shown):
             # A run with few pairs is drawn larger, so that its column has no empty space.
-            own = grid[0, column].subgridspec(
-                len(columns[column]), 1, height_ratios=columns[column]
-            )
-            *axes, strip = (figure.add_subplot(place) for place in own)
+            rows = len(columns[column])
+            own = grid[0, column].subgridspec(rows, 1, height_ratios=columns[column])
+            *axes, strip = (figure.add_subplot(own[row, 0]) for row in range(rows))
             _draw_run(run, axes, strip, with_label=not column)
             if len(runs) > 1:
                 title = f"$\\bf{{{_bold(run.label)}}}$   {run.pairs[0].name}"
