@@ -16,6 +16,9 @@ import grpc
 
 from switokd.services.coordinator.limits import DEFAULTS, Limits, exceeded
 
+STREAMS_AT_ONCE = 64
+"""Streams that get a response at once, within some tenths of a millisecond."""
+
 
 @dataclass(frozen=True)
 class StreamEnd:
@@ -47,11 +50,8 @@ class Outbox:
 
     def broadcast(self, item: bytes) -> None:
         """Add an item, unless too many wait: then end the stream, whose rank may come back."""
-        if len(self._items) < self._most:  # as `put`, without a call for each rank of a run
-            self._items.append(item)
-            wakeup = self._wakeup
-            if wakeup is not None and not wakeup.done():
-                wakeup.set_result(None)
+        if len(self._items) < self._most:
+            self.put(item)
         elif not self._is_full:
             self._is_full = True
             self._items.clear()
@@ -76,6 +76,8 @@ class RunStreams:
 
     def __init__(self) -> None:
         self._outboxes: dict[int, Outbox] = {}
+        self._unsent: deque[tuple[bytes, list[Outbox]]] = deque()
+        """Responses, the oldest first, with the outboxes that do not have them yet."""
         self._have_failed = False
 
     def __len__(self) -> int:
@@ -96,9 +98,25 @@ class RunStreams:
         del self._outboxes[rank]
 
     def send(self, response: bytes) -> None:
-        """Send one serialized response to every rank."""
-        for outbox in self._outboxes.values():
+        """Send one serialized response to every rank, in the order of the responses.
+
+        `STREAMS_AT_ONCE` ranks get it now, the others in the next turns of the event loop.
+        """
+        is_idle = not self._unsent
+        self._unsent.append((response, list(self._outboxes.values())))
+        if is_idle:
+            self._send_some()
+
+    def _send_some(self) -> None:
+        response, outboxes = self._unsent.popleft()
+        # The more responses wait, the more is sent at once: so they cannot pile up.
+        count = STREAMS_AT_ONCE * (1 + len(self._unsent))
+        for outbox in outboxes[:count]:
             outbox.broadcast(response)
+        if rest := outboxes[count:]:
+            self._unsent.appendleft((response, rest))
+        if self._unsent:
+            asyncio.get_running_loop().call_soon(self._send_some)
 
     def send_to(self, rank: int, response: bytes) -> None:
         """Send one serialized response to one rank, if it has a stream."""
