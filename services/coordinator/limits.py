@@ -26,7 +26,7 @@ class Limits:
     max_runs: int = _number(1000, "Runs, with ended ones that are not forgotten yet.")
     max_ranks: int = _number(1024, "Ranks of a run.")
     max_networks: int = _number(64, "Networks of a run.")
-    max_pairs: int = _number(32, "Pairs of a run that are not switched off.")
+    max_pairs: int = _number(24, "Pairs of a run that are not switched off.")
     max_parts: int = _number(
         4096, "Pairs of a run, each counted once per rank that holds the pair's teacher."
     )
