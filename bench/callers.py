@@ -19,12 +19,12 @@ from typing import Any
 
 import grpc
 
+from bench.load import TOPOLOGY, run_plan
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
 
 PAUSE_SECONDS = 0.1
 """Between two joins: each makes a run, of which a coordinator holds a thousand."""
-NETWORKS = {"teacher1": pb.ROLE_TEACHER, "teacher2": pb.ROLE_TEACHER, "student": pb.ROLE_STUDENT}
 
 
 def burst(address: str, connections: int, calls: int) -> list[int]:
@@ -56,10 +56,7 @@ def joins(address: str) -> list[float]:
         ended.set()
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
-    networks = [pb.Network(name=name, role=role, ranks=[0]) for name, role in NETWORKS.items()]
-    plan = pb.RunPlan(
-        networks=networks, strategy="switokd", config_digest="new", round_timeout_seconds=60.0
-    )
+    plan = run_plan([[0]] * len(TOPOLOGY))
     print("begins", flush=True)
     seconds: list[float] = []
     while not ended.wait(PAUSE_SECONDS):

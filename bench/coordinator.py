@@ -22,12 +22,11 @@ import grpc
 import psutil
 
 from bench.figures import Figure, Say
-from bench.load import Load, Rank
+from bench.load import TOPOLOGY, Load, Rank, run_plan
 from bench.machine import busy_seconds
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
 
-TOPOLOGY = {"teacher1": pb.ROLE_TEACHER, "teacher2": pb.ROLE_TEACHER, "student": pb.ROLE_STUDENT}
 TEACHERS = ("teacher1", "teacher2")
 PAIRS = [
     pb.PairSums(teacher=t, student="student", gap=57.25, e_s=101.125, e_t=44.0625, n=64)
@@ -194,15 +193,7 @@ def join(address: str, case: Case) -> list[Rank]:
     everywhere = [list(range(world))] * len(TOPOLOGY)
     apart = [list(range(i, world, len(TOPOLOGY))) for i in range(len(TOPOLOGY))]
     ranks_by_network = apart if case.apart else everywhere
-    plan = pb.RunPlan(
-        networks=[
-            pb.Network(name=name, role=role, ranks=ranks)
-            for (name, role), ranks in zip(TOPOLOGY.items(), ranks_by_network, strict=True)
-        ],
-        strategy="switokd",
-        config_digest="bench",
-        round_timeout_seconds=60.0,
-    )
+    plan = run_plan(ranks_by_network)
     ranks = []
     with grpc.insecure_channel(address) as channel:
         stub = pb_grpc.CoordinatorServiceStub(channel)

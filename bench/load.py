@@ -22,6 +22,7 @@ from heapq import heappop, heappush
 
 from switokd.v1 import coordinator_pb2 as pb
 
+TOPOLOGY = {"teacher1": pb.ROLE_TEACHER, "teacher2": pb.ROLE_TEACHER, "student": pb.ROLE_STUDENT}
 METHOD = "/switokd.v1.CoordinatorService/Train"
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 SETTLE_STEPS = 500
@@ -35,6 +36,19 @@ END_HEADERS = 0x4
 INITIAL_WINDOW_SIZE = 4
 FIRST_WINDOW, LARGEST_WINDOW = 65_535, 2**31 - 1
 clock = time.perf_counter
+
+
+def run_plan(ranks: Sequence[Sequence[int]]) -> pb.RunPlan:
+    """Return the plan of a run of `TOPOLOGY`. ranks: those of each network."""
+    return pb.RunPlan(
+        networks=[
+            pb.Network(name=name, role=role, ranks=of_network)
+            for (name, role), of_network in zip(TOPOLOGY.items(), ranks, strict=True)
+        ],
+        strategy="switokd",
+        config_digest="bench",
+        round_timeout_seconds=60.0,
+    )
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

@@ -17,14 +17,13 @@ import grpc
 from bench.coordinator import (
     PAIRS,
     TEACHERS,
-    TOPOLOGY,
     Case,
     coordinator,
     join,
     measure_case,
 )
 from bench.figures import Figure, Say, alternate
-from bench.load import Flood, Load, request
+from bench.load import TOPOLOGY, Flood, Load, request, run_plan
 from switokd.v1 import coordinator_pb2 as pb
 from switokd.v1 import coordinator_pb2_grpc as pb_grpc
 
@@ -94,13 +93,7 @@ def measure_flooded(case: Case, seconds: float, message: Callable[[int], bytes] 
 
 def _flood(address: str, message: Callable[[int], bytes]) -> Flood:
     """Join one more run, whose only rank floods."""
-    networks = [pb.Network(name=name, role=role, ranks=[0]) for name, role in TOPOLOGY.items()]
-    plan = pb.RunPlan(
-        networks=networks,
-        strategy="switokd",
-        config_digest="flood",
-        round_timeout_seconds=60.0,
-    )
+    plan = run_plan([[0]] * len(TOPOLOGY))
     with grpc.insecure_channel(address) as channel:
         stub = pb_grpc.CoordinatorServiceStub(channel)
         stub.Join(pb.JoinRequest(run_id="flood", rank=0, plan=plan))
