@@ -64,15 +64,20 @@ class SwitokdError(Exception):
 
     def seen_by(self: E, *, every_rank: bool) -> E:
         """Return a copy for which `seen_by_every_rank` has the given value."""
-        error = copy.copy(self)
+        error = self._copy()
         error.seen_by_every_rank = every_rank
         return error
 
     def under(self: E, key: str) -> E:
         """Return a copy whose message begins with a key of the run file, if it does not yet."""
-        error = copy.copy(self)
-        if not str(self).startswith(key):
+        error = self._copy()
+        if not re.match(rf"{re.escape(key)}\b(?!-)", str(self)):
             error.args = (f"{key}: {self}",)
+        return error
+
+    def _copy(self: E) -> E:
+        error = copy.copy(self)
+        error.__cause__ = self.__cause__  # `copy` leaves it out
         return error
 
 

@@ -33,6 +33,15 @@ def test_a_key_of_the_run_file_is_named_once() -> None:
     assert (type(named), named.seen_by_every_rank) == (UsageError, False)
     assert str(named.under("networks.t")) == str(named)
     assert str(UsageError("networks.t.weights: gone").under("networks.t")).count("networks") == 1
+    other = "networks.t-2.weights: gone"
+    assert str(UsageError(other).under("networks.t")) == f"networks.t: {other}"
+
+
+def test_a_copy_has_the_cause_whose_frames_verbose_shows() -> None:
+    error = UsageError("message")
+    error.__cause__ = KeyError("cause")
+    assert error.under("networks.t").__cause__ is error.__cause__
+    assert error.seen_by(every_rank=False).__cause__ is error.__cause__
 
 
 def test_a_copy_for_other_ranks_leaves_the_error_unchanged() -> None:
