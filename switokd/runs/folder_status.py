@@ -58,6 +58,7 @@ def folder_status(folder: Path) -> dict[str, Any]:
     begun = [line["started"] for line in starts if "started" in line]
     ended = [line["finished"] for line in starts if "finished" in line]
     pairs = _pairs(decisions, is_whole)
+    schedule = config.get("schedule") or {}
     return {
         "run_id": identity.get("run_id"),
         "state": state,
@@ -71,7 +72,7 @@ def folder_status(folder: Path) -> dict[str, Any]:
         "last_step": last_step,
         "planned_steps": last_step if is_finished else None,
         "training_epoch": epochs[-1].get("epoch") if epochs else None,
-        "planned_epochs": (config.get("schedule") or {}).get("epochs"),
+        "planned_epochs": None if schedule.get("max_steps") else schedule.get("epochs"),
         "recorded_step": last_step,
         "decided_alone_steps": summary.get("steps_decided_alone"),
         "pairs": pairs,

@@ -51,6 +51,7 @@ def test_a_finished_run(folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     view = folder_status(folder)
     assert (view["run_id"], view["state"], view["epoch"]) == ("mine-1", "finished", 2)
     assert (view["started_at"], view["ended_at"], view["last_step"]) == (100.0, 160.0, 8)
+    assert view["planned_steps"] == 8
     (pair,) = view["pairs"]
     assert (pair["expert_ratio"], pair["switches"], pair["mode"]) == (0.25, 3, "expert")
     assert pair["margin"] == 0.25
