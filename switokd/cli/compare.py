@@ -59,12 +59,15 @@ def compare(
     """
     from switokd.cli.compare_runs import compare_strategies
 
+    if not report_only:  # an empty list is a mistake, not a wish for the default
+        strategies = DEFAULT_STRATEGIES if strategies is None else strategies
+        seeds = DEFAULT_SEEDS if seeds is None else seeds
     try:
         exit_code = compare_strategies(
             recipe,
             settings or [],
-            strategies=strategies or (None if report_only else DEFAULT_STRATEGIES),
-            seeds=seeds or (None if report_only else DEFAULT_SEEDS),
+            strategies=strategies,
+            seeds=seeds,
             out=out,
             jobs=jobs,
             trains=not report_only,

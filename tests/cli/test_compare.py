@@ -190,6 +190,8 @@ def test_a_killed_comparison_leaves_no_training_and_continues_it(tmp_path: Path)
     [
         (["digits-1t1z"], "did you mean 'digits-1t1s'"),
         (["digits-1t1s", "--strategies", "dlm"], "did you mean 'dml'"),
+        (["digits-1t1s", "--strategies", ""], "strategy '' is not one of switokd, vanilla,"),
+        (["digits-1t1s", "--seeds", ""], "--seeds : allowed are a number of seeds, like 3"),
         (["digits-1t1s", "--seeds", "some"], "--seeds some: allowed are a number of seeds, like 3"),
         (["digits-1t1s", "seed=3"], "seed=3: a comparison sets seed itself; use --seeds"),
         (["digits-1t1s", "--report-only"], "runs/compare-digits-1t1s holds no finished run"),
