@@ -24,7 +24,7 @@ def quiet() -> Iterator[None]:
 
 def test_no_fault_breaks_an_invariant() -> None:
     faults: Counter[str] = Counter()
-    alone, losses, threads = 0, set(), threading.active_count()
+    alone, losses, threads = 0, set(), set(threading.enumerate())
     for seed in range(8, 20):
         simulated = World(seed)
         faults += simulated.run()
@@ -34,7 +34,8 @@ def test_no_fault_breaks_an_invariant() -> None:
     assert alone > 500
     assert len(faults) == len(SELDOM) + 4, faults  # every kind was tried
     assert losses == {"decide_alone", "wait", "stop"}
-    assert threading.active_count() == threads, "a part of the code was not simulated"
+    # Threads of earlier tests may end meanwhile.
+    assert set(threading.enumerate()) <= threads, "a part of the code was not simulated"
 
 
 def test_a_seed_always_does_the_same() -> None:
