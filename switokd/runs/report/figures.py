@@ -146,6 +146,7 @@ def picture_of(runs: Sequence[RunRecord]) -> Figure:
             if is_aligned:
                 axis.set_xlim(figure.axes[0].get_xlim())
         _legend(figure)
+        _fix_layout(figure)
         return figure
 
 
@@ -187,6 +188,18 @@ def _figure(width: float, heights: Iterable[float]) -> Figure:
 
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, hspace=0.02, wspace=0.03)
     return Figure(figsize=(width, sum(heights) + REST_INCHES), layout=layout)
+
+
+def _fix_layout(figure: Figure) -> None:
+    """Lay the axes out once, and round their places.
+
+    The layout of a nested grid differs in the last digits from call to call, and so would the file.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axis in figure.axes:
+        left, bottom, width, height = (round(each, 6) for each in axis.get_position().bounds)
+        axis.set_position((left, bottom, width, height))
 
 
 def _heights(run: RunRecord) -> list[float]:

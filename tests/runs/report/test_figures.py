@@ -93,6 +93,17 @@ def test_runs_with_few_pairs_fill_their_column() -> None:
     assert "few\N{HYPHEN}pairs" in title, "in mathematics - is a minus sign"
 
 
+@pytest.mark.parametrize("recipes", [["digits-2t1s"], ["digits-1t1s", "digits-2t1s"]])
+def test_the_axes_of_the_same_runs_are_always_at_the_same_places(recipes: list[str]) -> None:
+    runs = [record(recipe, 300, recipe) for recipe in recipes]
+    places = set()
+    for _ in range(12):
+        figure = picture_of(runs)
+        figure.draw_without_rendering()
+        places.add(tuple(axis.get_position().bounds for axis in figure.axes))
+    assert len(places) == 1
+
+
 def luminance(colour: str) -> float:
     return float(np.dot(to_rgb(colour), (0.2126, 0.7152, 0.0722)))
 
