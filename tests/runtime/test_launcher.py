@@ -40,7 +40,9 @@ def test_a_mistake_that_only_a_rank_finds_has_exit_code_2_and_one_line(tmp_path:
     assert code == 2
     assert out == ""
     (line,) = err.splitlines()
-    assert line.startswith("switokd: rank 1 (student): model wrn-9-1 cannot be made")
+    assert line.startswith(
+        "switokd: rank 1 (student): networks.student: model wrn-9-1 cannot be made"
+    )
 
 
 NAMELESS = """
