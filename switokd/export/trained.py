@@ -17,6 +17,7 @@ import torch
 
 from switokd.config.config import Config
 from switokd.config.run_file import load_importable
+from switokd.config.run_folders import config_file
 from switokd.data.augment import seeding
 from switokd.data.images import open_images
 from switokd.data.signature import InputSignature
@@ -70,10 +71,8 @@ def load_trained(
     settings: KEY.KEY=VALUE that replace settings of the run, such as data.root for moved data.
     Raises UsageError if the folder is no run folder, or lacks the network or the weights.
     """
-    path = run / "config.yaml"
-    if not os.path.isfile(path):
-        raise UsageError(f"{run} is no run folder: it has no config.yaml")
-    return load_with_config(run, load_importable(str(path), settings), name, weights)
+    path = str(config_file(run))
+    return load_with_config(run, load_importable(path, settings), name, weights)
 
 
 def load_with_config(run: Path, config: Config, name: str | None, weights: str) -> TrainedNetwork:

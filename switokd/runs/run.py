@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from switokd import plugins
 from switokd.config.config import Config
 from switokd.config.run_file import import_folders, load
+from switokd.config.run_folders import config_file
 from switokd.data import network_input, pictures
 from switokd.data.images import Images, View, open_images
 from switokd.data.signature import COLOURS, InputSignature
@@ -226,8 +227,7 @@ def load_run(
     configuration names, and from the current folder.
     """
     run = Run(Path(path))
-    if not os.path.isfile(run.path / "config.yaml"):
-        raise UsageError(f"{path} is no run folder: there is no config.yaml in it")
+    config_file(run.path)
     objects: dict[str, Any] = {}
     for name, network in networks.items():
         if name not in run.config.networks:

@@ -340,7 +340,7 @@ def test_names_and_tensors_go_as_objects(tmp_path: Path) -> None:
             lambda: switokd.train(ONE, processes="all"),  # type: ignore[arg-type]
             "processes: found 'all'; allowed: None, 'auto', 1 or more",
         ),
-        (lambda: switokd.load_run("nowhere"), "nowhere is no run folder"),
+        (lambda: switokd.load_run("nowhere"), "nowhere: there is no such folder"),
         (lambda: distil(Path("out"), teachers={}), "there is no teacher"),
         (lambda: distil(Path("out"), teachers={"small": small}), "name them apart"),
         (lambda: distil(Path("out"), teachers={"large": 7}), "teacher 'large' is a int; allowed"),

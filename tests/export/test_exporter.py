@@ -223,7 +223,7 @@ def change_height(run: Path) -> None:
         (None, ["--mean=a", "--std=1"], "got 'a'; allowed: one number, or one per channel"),
         (None, ["data.rot=x"], "did you mean data.root?"),
         (None, ["--out", "."], "exists and is never overwritten"),
-        (lambda r: (r / "config.yaml").unlink(), [], "is no run folder: it has no config.yaml"),
+        (lambda r: (r / "config.yaml").unlink(), [], "is no run folder: there is no config.yaml"),
         (lambda r: shutil.rmtree(r / "weights"), [], "has no weights/student.pt: the run has not"),
         (lambda r: (r / "signature.json").write_text("{"), [], "signature.json cannot be read"),
         (change_height, [], "has changed since the run: images of shape (1, 8, 8) in 10 classes"),

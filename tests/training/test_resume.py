@@ -377,7 +377,7 @@ def test_the_option_resume_trains_a_run_for_longer(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ([], "name a recipe (see 'switokd recipes') or a run file, or --resume RUN"),
-        (["--resume=nowhere"], "--resume nowhere: this is no run folder: it has no config.yaml"),
+        (["--resume=nowhere"], "--resume nowhere: there is no such folder"),
         (["digits-1t1s", "--resume=x"], "--resume takes the run file from x: leave 'digits-1t1s'"),
     ],
 )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from switokd.config.run_file import import_folders, load
+from switokd.config.run_folders import config_file
 from switokd.coordination.command_file import COMMANDS, read_commands
 from switokd.distillation.decision import InForce, Rule
 from switokd.distillation.overrides import Overrides
@@ -114,8 +115,7 @@ class FolderRecord(Record):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.name, self._file = str(path), path / "decisions.jsonl"
-        _check_folder(path)
-        config = load(str(path / "config.yaml"))
+        config = load(str(_config_file(path)))
         self.import_folders = import_folders(config, path.resolve())
         distillation = config.distillation
         self.deciding = Deciding(
@@ -285,18 +285,12 @@ class JournalRecord(Record):
             yield row
 
 
-def _check_folder(path: Path) -> None:
-    """UsageError if the path is no run folder."""
-    if not os.path.exists(path):
-        beside = [p.name for p in path.parent.iterdir()] if os.path.isdir(path.parent) else []
-        raise UsageError(f"{path}: there is no such folder{nearest(path.name, beside)}")
-    if not os.path.isdir(path):
-        hint = ""
+def _config_file(path: Path) -> Path:
+    """Return the folder's config.yaml; UsageError, which knows journals, if it is no run folder."""
+    if os.path.isfile(path):
         with open(path, "rb") as file:
             if file.read(16) == b"SQLite format 3\0":
-                hint = ", or --journal FILE RUN_ID for a journal"
-        raise UsageError(f"{path} is a file; name a run folder{hint}")
-    if not os.path.isfile(path / "config.yaml"):
-        inside = sorted(p.parent.name for p in path.glob("*/config.yaml"))
-        hint = f"; it holds the runs {', '.join(inside[-3:])}" if inside else ""
-        raise UsageError(f"{path} is no run folder: there is no config.yaml in it{hint}")
+                raise UsageError(
+                    f"{path} is a file; name a run folder, or --journal FILE RUN_ID for a journal"
+                )
+    return config_file(path)

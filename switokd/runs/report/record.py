@@ -9,7 +9,6 @@ Not covered: networks, weights and data of a run (`runs/run.py`).
 from __future__ import annotations
 
 import json
-import os
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from switokd.config.config import Config
 from switokd.config.run_file import load
+from switokd.config.run_folders import config_file
 from switokd.errors import UsageError
 from switokd.runs.folder_status import is_locked
 
@@ -136,15 +136,14 @@ def _labels(folders: list[Path]) -> list[str]:
 
 
 def _read(folder: Path, label: str) -> RunRecord:
-    if not os.path.isfile(folder / "config.yaml"):
-        raise UsageError(f"{folder} is no run folder: there is no config.yaml in it")
+    config = load(str(config_file(folder)))
     summary = None
     with suppress(FileNotFoundError):
         summary = _parsed(folder / "summary.json", (folder / "summary.json").read_bytes())
     return RunRecord(
         label=label,
         folder=folder,
-        config=load(str(folder / "config.yaml")),
+        config=config,
         state="finished" if summary else "training" if is_locked(folder) else "stopped",
         summary=summary,
         metrics=list(_lines(folder / "metrics.jsonl")),

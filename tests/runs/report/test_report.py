@@ -217,11 +217,22 @@ def test_a_file_that_cannot_be(finished: Path, output: str, problem: str) -> Non
         write_report([finished], Path(output))
 
 
+def test_all_mistakes_are_told(finished: Path, tmp_path: Path) -> None:
+    words = [str(finished), "nowhere", "neither", "nowhere"]
+    code, out, err = call(tmp_path, switokd_command, "report", *words)
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [
+        "switokd: nowhere: there is no such folder",
+        "switokd: neither: there is no such folder",
+        "switokd: --output: name the file of a report on several runs: --output FILE",
+    ]
+
+
 def test_mistakes_are_one_line_each(finished: Path, tmp_path: Path) -> None:
     for arguments, problem in (
-        (["nothing"], "nothing is no run folder: there is no config.yaml in it"),
+        (["nothing"], "nothing: there is no such folder"),
         ([str(finished), str(finished), "-o", "a.html"], "is named twice"),
-        ([str(finished), str(finished.parent / "other")], "--output: name the file"),
+        ([str(tmp_path), "-o", "a.html"], "is no run folder"),
     ):
         code, out, err = call(tmp_path, switokd_command, "report", *arguments)
         assert code == 2
