@@ -22,13 +22,14 @@ from switokd.distillation.decision import Decision
 from switokd.errors import UsageError
 from switokd.models import registry
 from switokd.planning.auto import Choice, choose_placement
-from switokd.runs import checkpoints, resume, run_folder
+from switokd.runs import checkpoints, resume
 from switokd.runs.curves import draw_curves
 from switokd.runs.dead_networks import DeadNetworks
 from switokd.runs.observers import make_observers
 from switokd.runs.progress import ProgressBar
 from switokd.runs.recorder import RunRecorder
 from switokd.runs.resume import Resumption
+from switokd.runs.run_dir import check_run_dir
 from switokd.runs.trackers.state import TrackerState
 from switokd.runtime.allocator import keep_freed_memory
 from switokd.runtime.device import choose_device
@@ -89,7 +90,7 @@ def train(config: Config, env: Environment, helpers: Helpers = Helpers()) -> Pat
     """
     WARNINGS.begin(env.rank)
     if env.rank == 0:
-        run_folder.check_run_dir(config)
+        check_run_dir(config)
     with waiting(f"the data set {config.data.dataset} to be opened"):
         images = open_images(config.data, config.seed, config.method.strategy.held_out)
     device = choose_device(config.device, env)

@@ -31,6 +31,7 @@ TORCH_FREE = [
     "switokd.services.coordinator.server",
     "switokd.coordination.operator_client",
     "switokd.runs.folder_status",
+    "switokd.runs.run_dir",
     "switokd.runs.compare.table",
     "switokd.runs.compare.statistics",
     "switokd.runs.replay.picture",

@@ -6,7 +6,6 @@ Not covered: what a rank does (`cli/worker.py`); several machines (torchrun star
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from switokd.cli.arguments import OptionalRunFile, Settings, Verbose, fail, number_option
+from switokd.config.run_folders import config_file
 from switokd.errors import SwitokdError, UsageError
 from switokd.runtime.environment import Environment, ProcessLayout
 from switokd.runtime.lifecycle import end_with_parent
@@ -101,6 +101,7 @@ def _check(
     """
     from switokd.config.run_file import load_importable
     from switokd.planning.processes import processes_for
+    from switokd.runs.run_dir import check_run_dir
     from switokd.runtime.environment import check_alone, check_world_size
     from switokd.runtime.threads import fix_threads
 
@@ -118,6 +119,8 @@ def _check(
     if config.coordinator.address == "off":
         check_alone(replace(env, world_size=world_size))
     config.check_batch(world_size)
+    if world_size > 1:  # else the only rank checks it
+        check_run_dir(config)
     return config, world_size, layouts
 
 
@@ -131,9 +134,10 @@ def _to_resume(
         return recipe, settings
     if recipe is not None and "=" not in recipe:
         raise UsageError(f"--resume takes the run file from {resume}: leave {recipe!r} out")
-    file = resume / "config.yaml"
-    if not os.path.isfile(file):
-        raise UsageError(f"--resume {resume}: this is no run folder: it has no config.yaml")
+    try:
+        file = config_file(resume)
+    except UsageError as error:
+        raise UsageError(f"--resume {error}") from None
     given = [recipe] if recipe else []
     return str(file), [*given, *settings, *_settings_to_continue(resume)]
 

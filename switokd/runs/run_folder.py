@@ -22,7 +22,8 @@
 
 Folders of weights and checkpoints hold checksums in SHA256SUMS (`durable.py`).
 
-Not covered: cutting the record of a run that continues (`resume.py`).
+Not covered: whether the folder can be made (`run_dir.py`); cutting the record of a run that
+continues (`resume.py`).
 """
 
 from __future__ import annotations
@@ -34,9 +35,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from itertools import count
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,6 +49,7 @@ from switokd.planning.profile import Profile
 from switokd.runs.attempts import Attempts
 from switokd.runs.record_file import RecordFile
 from switokd.runs.resume import Resumption, cut
+from switokd.runs.run_dir import make_run_dir, taken, writing
 from switokd.runs.weights_files import WeightsFiles
 from switokd.runtime.durable import replace_file
 from switokd.runtime.environment import ProcessLayout
@@ -86,18 +87,18 @@ class RunFolder:
         on_warning: receives a sentence for the user, such as that the disk is full.
         UsageError if the folder of a new run is not empty, or if another process trains in it.
         """
-        self.path = resumption.folder if resumption else _make(config)
+        self.path = resumption.folder if resumption else make_run_dir(config)
         self._config, self._resumption = config, resumption
         self._started = started if started is not None and not resumption else time.time()
         self._recorded = threading.Condition()
         self._last_step = resumption.step if resumption else 0
-        with _writing(self.path):
+        with writing(self.path):
             path = self.path / "config.yaml"
             # Mode "x": if two runs start in the same empty folder, one of them fails here.
             try:
                 self._lock = path.open("r+" if resumption else "x", encoding="utf-8")
             except FileExistsError:
-                raise _taken(self.path) from None
+                raise taken(self.path) from None
             with waiting(f"another process that trains in {self.path} to end", LOCK_SECONDS):
                 _lock(self._lock, self.path)
             self.attempts = Attempts(self.path)
@@ -114,7 +115,7 @@ class RunFolder:
 
         Called when the first step follows, so that a start that fails before it destroys nothing.
         """
-        with _writing(self.path):
+        with writing(self.path):
             lost = self._resumption.steps_lost if self._resumption else 0
             self.attempts.start(self._last_step, lost, self._started)
             if self._resumption:
@@ -130,14 +131,14 @@ class RunFolder:
 
     def save_signature(self, signature: InputSignature) -> None:
         """Write signature.json, so that networks can be used without their data set."""
-        with _writing(self.path):
+        with writing(self.path):
             signature.save(self.path / "signature.json")
 
     def save_profiles(self, profiles: Mapping[ProcessLayout, Profile]) -> None:
         """Write profiles/NxT.json for each process layout, for the setting `auto.profiles`."""
         for layout, profile in profiles.items():
             path = self.path / "profiles" / f"{layout.code}.json"
-            with _writing(self.path):
+            with writing(self.path):
                 path.parent.mkdir(exist_ok=True)
             profile.save(path)
 
@@ -173,7 +174,7 @@ class RunFolder:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write what waits for the disk, and summary.json; close the record."""
-        with _writing(self.path):
+        with writing(self.path):
             self.weights.sync()
             self.close()
             self.attempts.finish(self._last_step)
@@ -198,15 +199,6 @@ class RunFolder:
                     if child.name != COMMANDS:  # somebody has put it there
                         shutil.rmtree(child) if child.is_dir() else child.unlink()
                 self.path.rmdir()
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn an OSError, such as a full disk, into a UsageError."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"run_dir: {path} cannot be written: {error.strerror}") from error
 
 
 def _decision_line(step: int, p: PairDecision) -> dict[str, Any]:
@@ -245,54 +237,3 @@ def _lock(file: IO[str], folder: Path) -> None:
                     "another folder"
                 ) from None
         time.sleep(0.1)
-
-
-def check_run_dir(config: Config) -> None:
-    """UsageError if the setting `run_dir` names a file or a folder that is not empty."""
-    if config.run_dir is None:
-        return
-    path = Path(config.run_dir)
-    with _writing(path):  # such as a name that is too long
-        if config.resume == "auto" and (path / "config.yaml").exists():
-            return
-        is_there, is_folder = path.exists(), path.is_dir()
-        is_taken = is_folder and any(child.name != COMMANDS for child in path.iterdir())
-    if os.path.islink(path) and not is_there:
-        raise UsageError(
-            f"run_dir: {path} is a link to {os.readlink(path)}, which does not exist; make that "
-            "folder, or delete the link"
-        )
-    if is_there and not is_folder:
-        raise UsageError(f"run_dir: {path} is a file; choose a new or an empty folder")
-    if is_taken:
-        raise _taken(path)
-
-
-def _make(config: Config) -> Path:
-    if config.run_dir is not None:
-        check_run_dir(config)
-        path = Path(config.run_dir)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"run_dir: {path} cannot be created: {error.strerror}; name another folder"
-            ) from None
-        return path
-    for number in count(1):
-        path = Path("runs") / f"{config.name}-{number:03d}"
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UsageError(f"{path} cannot be created: {error.strerror}; set run_dir") from None
-        return path
-    raise AssertionError("unreachable")
-
-
-def _taken(path: Path) -> UsageError:
-    return UsageError(
-        f"run_dir: {path} is not empty, and a run never overwrites files; choose another folder, "
-        "or remove this folder first"
-    )

@@ -16,7 +16,8 @@ from switokd.config.run_file import load
 from switokd.errors import UsageError
 from switokd.runs import resume
 from switokd.runs.checkpoints import stored, write
-from switokd.runs.run_folder import RunFolder, check_run_dir
+from switokd.runs.run_dir import check_run_dir
+from switokd.runs.run_folder import RunFolder
 
 TEACHERS = ("teacher1", "teacher2")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 from itertools import product
 from pathlib import Path
@@ -27,7 +28,8 @@ from switokd.models.registry import build
 from switokd.runs import resume
 from switokd.runs.curves import draw_curves
 from switokd.runs.json_lines import read_lines
-from switokd.runs.run_folder import RunFolder, check_run_dir
+from switokd.runs.run_dir import check_run_dir
+from switokd.runs.run_folder import RunFolder
 from switokd.runs.summary import print_table
 from tests.support import lines
 
@@ -126,7 +128,7 @@ def test_second_run_in_the_same_empty_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Both runs have checked the folder while it was empty.
-    monkeypatch.setattr("switokd.runs.run_folder.check_run_dir", lambda config: None)
+    monkeypatch.setattr("switokd.runs.run_dir.check_run_dir", lambda config: None)
     first = RunFolder(config(tmp_path))
     with pytest.raises(UsageError, match="is not empty"):
         RunFolder(config(tmp_path))
@@ -139,8 +141,29 @@ def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(UsageError, match="is a file; choose a new or an empty folder"):
         check_run_dir(config(file))
-    with pytest.raises(UsageError, match="cannot be created: Not a directory"):
-        RunFolder(config(file / "below"))
+    for refuse in (check_run_dir, RunFolder):
+        for below in ("below", "below/it"):
+            with pytest.raises(UsageError, match=f"cannot be created: {file} is a file; name ano"):
+                refuse(config(file / below))
+
+
+def test_a_folder_that_may_not_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o555)
+    if os.geteuid() == 0:  # who may write everywhere
+        monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path or mode == os.F_OK)
+    for folder in (tmp_path, tmp_path / "run"):
+        with pytest.raises(UsageError, match=f"you may not write in {tmp_path}; name another fo"):
+            check_run_dir(config(folder))
+
+
+def test_a_file_named_runs_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").touch()
+    for refuse in (check_run_dir, RunFolder):
+        with pytest.raises(UsageError, match=r"can be made: .*/runs is a file; set run_dir"):
+            refuse(config(None))
 
 
 def test_folder_whose_name_is_too_long_is_refused(tmp_path: Path) -> None:
