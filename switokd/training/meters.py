@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from switokd.coordination.decider import Decider
-from switokd.coordination.progress import NetworkProgress
+from switokd.coordination.progress import LossTerm, NetworkProgress
 from switokd.distillation.distances import on_grid
 from switokd.runtime.placement import LocalPlacement
 from switokd.training.exchange import Exchange
@@ -110,6 +110,8 @@ class ProgressSender:
         """The network's timer when its numbers were sent last."""
         self._steps = self._paused = 0
         """Since then."""
+        self._last: tuple[StepResult, int] | None = None
+        """Result and batch size of the last step since then."""
 
     def restart(self) -> None:
         """Send only what comes after: an earlier process has sent what the meter has."""
@@ -119,14 +121,12 @@ class ProgressSender:
         """Note a step with a batch of `n` samples; send if `SEND_SECONDS` have passed."""
         self._steps += 1
         self._paused += self._learner.name in result.paused
+        self._last = result, n
         if time.monotonic() - self._sent_at >= SEND_SECONDS:
-            self.send(result, n)
+            self.send()
 
-    def send(self, result: StepResult | None = None, n: int = 0) -> None:
-        """Send the means over the samples since the last time.
-
-        result: of the step that has ended just now, with a batch of `n` samples.
-        """
+    def send(self) -> None:
+        """Send the means over the samples since the last time, and the last step's loss terms."""
         if not self._decider.has_metrics:
             self._sent_at = time.monotonic()
             return
@@ -140,7 +140,7 @@ class ProgressSender:
             new.accuracy,
             learning_rate=float(learner.optimizer.param_groups[0]["lr"]),
             gradient_norm=learner.optimizer_step.norm.take(),
-            loss_terms=terms_of(learner.name, result, self._placement, n) if result else (),
+            loss_terms=self._loss_terms(),
             training_seconds=now - self._sent_at,
             learning_seconds=seconds - self._learning_seconds,
             learned_steps=self._steps - self._paused,
@@ -150,6 +150,13 @@ class ProgressSender:
         self._decider.progress(progress)
         self._sent, self._sent_at, self._learning_seconds = sums, now, seconds
         self._steps = self._paused = 0
+        self._last = None
+
+    def _loss_terms(self) -> Sequence[LossTerm]:
+        if self._last is None:
+            return ()
+        result, n = self._last
+        return terms_of(self._learner.name, result, self._placement, n)
 
 
 class EpochLog:

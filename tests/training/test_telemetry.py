@@ -78,6 +78,21 @@ def test_a_progress_has_the_numbers_of_all_steps_since_the_last(
     assert [progress.samples for progress in sent.progresses[len(names) :]] == [0] * len(names)
 
 
+def test_an_epoch_that_is_shorter_than_the_interval_sends_loss_terms_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, sent = InProcess(configured("switokd")), Sent()
+    log = EpochLog(ours.learners, ours.placement, cast("Decider", sent), ours.device)
+    monkeypatch.setattr(meters, "SEND_SECONDS", 1e9)
+    for x, y in ours.batches(2):
+        result = ours.step(x, y)
+        log.add(result, len(y))
+    log.end_of_training()
+    terms = {progress.network: list(progress.loss_terms) for progress in sent.progresses}
+    assert terms == {name: terms_of(name, result, ours.placement, len(y)) for name in terms}
+    assert all(terms[name] for name in result.losses)
+
+
 @pytest.mark.parametrize("settings", [{}, {"clip_norm": 0.1}], ids=["free", "clipped"])
 def test_a_gradients_norm_is_measured_before_it_is_clipped(settings: dict[str, Any]) -> None:
     (x, y), (x2, y2) = batches(2)
