@@ -7,8 +7,6 @@ Not covered: the dry run itself (`planning/dry_run.py`).
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -143,16 +141,14 @@ def _needs(config: Config, result: DryRun) -> list[str]:
 
 def _data(config: Config) -> str:
     """Describe the data set, where it must be, and whether it is there."""
-    from switokd.data.catalog import DOWNLOADABLE, known
+    from switokd.data.catalog import DOWNLOADABLE, known, missing_folders
 
     data, catalogued = config.data, known(config.data)
     if catalogued is None:
         return f"{data.dataset}, opened"
     if not catalogued.folders:
         return f"{data.dataset}, installed with switokd"
-    root = Path(data.root)
-    paths = [root if root.resolve().name == name else root / name for name in catalogued.folders]
-    missing = [str(path) for path in paths if not os.path.isdir(path)]
+    missing = [str(path) for path in missing_folders(data)]
     if not missing:
         return f"{data.dataset}, present in {data.root}"
     remedy = "; data.download=true downloads it" if data.dataset in DOWNLOADABLE else ""

@@ -100,6 +100,7 @@ def _check(
     UsageError if these do not fit together.
     """
     from switokd.config.run_file import load_importable
+    from switokd.data.catalog import check_present
     from switokd.planning.processes import processes_for
     from switokd.runs.run_dir import check_run_dir
     from switokd.runtime.environment import check_alone, check_world_size
@@ -119,8 +120,9 @@ def _check(
     if config.coordinator.address == "off":
         check_alone(replace(env, world_size=world_size))
     config.check_batch(world_size)
-    if world_size > 1:  # else the only rank checks it
+    if world_size > 1:  # else the only rank checks them
         check_run_dir(config)
+        check_present(config.data)
     return config, world_size, layouts
 
 

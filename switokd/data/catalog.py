@@ -6,9 +6,12 @@ string, whose sizes are known only after opening.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from switokd.config.sections import Data
+from switokd.errors import UsageError
 
 Shape = tuple[int, int, int]
 """Channels, height, width."""
@@ -37,9 +40,48 @@ DOWNLOADABLE = ("fashion-mnist", "cifar10", "cifar100")
 """Data sets that data.download=true can download."""
 
 
+CLASS_FOLDERS = "train/CLASS/... and val/CLASS/..."
+IN_ROOT = {
+    "image-folder": CLASS_FOLDERS,
+    "imagenet": CLASS_FOLDERS,
+    "webdataset": ".tar shards in train/ and val/",
+}
+"""What data.root itself must hold, by data set."""
+
+
 def known(data: Data) -> KnownData | None:
     """Return shape and size of a run file's data set; None if only opening it tells them."""
     if data.dataset == "imagenet":
         shape = (3, data.side, data.side)
         return KnownData(shape, 1_000, 1_281_167, ("train", "val"))
     return KNOWN.get(data.dataset)
+
+
+def missing_folders(data: Data) -> list[Path]:
+    """Return the folders that a data set with a name needs, and that are not there.
+
+    data.root may be the folder itself.
+    """
+    catalogued, root = known(data), Path(data.root)
+    folders = catalogued.folders if catalogued else ()
+    paths = [root if root.resolve().name == name else root / name for name in folders]
+    return [path for path in paths if not os.path.isdir(path)]
+
+
+def check_present(data: Data) -> None:
+    """UsageError if a data set with a name is surely missing, without a look at its files.
+
+    Takes no time, unlike opening the data set, which says more about a folder that is there.
+    """
+    root = Path(data.root).resolve()
+    if data.dataset in IN_ROOT:
+        if not os.path.isdir(root):
+            raise UsageError(
+                f"data.root: there is no folder {root}; name one that holds {IN_ROOT[data.dataset]}"
+            )
+    elif not data.download and (missing := missing_folders(data)):
+        remedy = ", or set data.download=true" if data.dataset in DOWNLOADABLE else ""
+        raise UsageError(
+            f"data.root: {data.dataset} is not in {root}: there is no folder {missing[0]}; put it "
+            f"there{remedy}"
+        )
