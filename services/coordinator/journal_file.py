@@ -64,6 +64,8 @@ CREATE TABLE IF NOT EXISTS secrets (
   run TEXT PRIMARY KEY, digest BLOB NOT NULL, crc INTEGER NOT NULL
 )"""
 """Digests of the runs' secrets. Older files lack the table; older coordinators ignore it."""
+SQLITE = b"SQLite format 3\0"
+"""How an SQLite file begins."""
 RUN_ROW = "run, epoch, plan, settled, ended, failure"
 IS_SOUND = f"crc = crc32({RUN_ROW})"
 """Holds for a row of `runs` that is not damaged. crc32 is `crc`, and no part of SQLite."""
@@ -103,11 +105,12 @@ def crc(row: Sequence[object]) -> int:
 
 
 def lock_journal(path: Path) -> IO[str]:
-    """Keep a second coordinator from writing the same journal."""
-    if path.is_dir():
-        raise UsageError(
-            f"--journal {path}: this is a folder; name a file, such as {path / 'journal.sqlite'}"
-        )
+    """Keep a second coordinator from writing the same journal.
+
+    UsageError if the path cannot be a journal; then no lock file is left.
+    """
+    if problem := _problem_of(path):
+        raise UsageError(f"--journal {path}: {problem}")
     try:
         lock = path.with_name(f"{path.name}.lock").open("w", encoding="utf-8")
     except OSError as error:
@@ -118,6 +121,25 @@ def lock_journal(path: Path) -> IO[str]:
         lock.close()
         raise UsageError(f"--journal {path}: another coordinator writes it") from None
     return lock
+
+
+def _problem_of(path: Path) -> str:
+    """Say why a path cannot be a journal, as far as a look at it tells."""
+    if path.is_dir():
+        return f"this is a folder; name a file, such as {path / 'journal.sqlite'}"
+    if not path.parent.is_dir():
+        if path.parent.exists():
+            return f"{path.parent} is a file; name a file in a folder"
+        return f"there is no folder {path.parent}; make it, or name another"
+    if path.is_file():
+        with path.open("rb") as file:
+            begin = file.read(len(SQLITE))
+        if begin and begin != SQLITE:
+            return (
+                "this file is not a database; name another, or move it away to start a new one: "
+                "the runs go on all the same"
+            )
+    return ""
 
 
 def connect(path: Path) -> sqlite3.Connection:

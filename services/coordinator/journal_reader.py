@@ -57,6 +57,8 @@ class JournalReader:
 
     def __init__(self, path: Path) -> None:
         self._path = self._source = path
+        if path.is_dir():
+            raise self._error("this is a folder; name the journal's file in it")
         if not path.is_file():
             raise self._error("there is no such file")
         application, version = self._ask(

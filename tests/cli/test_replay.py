@@ -143,6 +143,7 @@ MISTAKES = {
         "there is no folder no",
     ),
     "journal": (["r", "--journal", "j"], "--journal j: there is no such file"),
+    "journal's folder": (["r", "--journal", "run"], "--journal run: this is a folder; name the"),
     "no journal": (["r", "--journal", "run/config.yaml"], "--journal run/config.yaml: "),
     "not sqlite's": (["r", "--journal", "other.db"], "the file is no journal of switokd"),
 }

@@ -10,7 +10,7 @@ import random
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -291,22 +291,31 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
-WRONG = {
-    "not a database": garbage,
-    "not a journal of switokd": other_database,
-    "has version 99": other_version,
-    "this is a folder; name a file, such as j/journal.sqlite": folder,
-}
+def nothing(path: Path) -> None:
+    pass
 
 
-@pytest.mark.parametrize("words", WRONG)
-def test_a_wrong_file_is_one_line_and_exit_code_2(words: str, tmp_path: Path) -> None:
-    WRONG[words](tmp_path / "j")
-    command = [sys.executable, "-m", "switokd", "coordinator", "--journal", "j", "--port", "0"]
+WRONG = [
+    ("j", "this file is not a database; name another", garbage),
+    ("j", "not a journal of switokd", other_database),
+    ("j", "has version 99", other_version),
+    ("j", "this is a folder; name a file, such as j/journal.sqlite", folder),
+    ("none/j", "none/j: there is no folder none; make it, or name another", nothing),
+    ("j/j", "j/j: j is a file; name a file in a folder", garbage),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "make"), WRONG, ids=[words for _, words, _ in WRONG])
+def test_a_wrong_file_is_one_line_and_exit_code_2(
+    name: str, words: str, make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    make(tmp_path / "j")
+    command = [sys.executable, "-m", "switokd", "coordinator", "--journal", name, "--port", "0"]
     code, _, err = run([*command, "--http-port", "0"], tmp_path, 60)
     assert code == 2, err
     assert words in err
     assert len(err.splitlines()) == 1, err
+    assert make is not garbage or [p.name for p in tmp_path.iterdir()] == ["j"]  # and no lock
 
 
 def test_two_coordinators_do_not_share_a_journal(tmp_path: Path) -> None:
