@@ -64,6 +64,9 @@ def certificates(
 
 
 def _make(folder: Path, hosts: list[str], days: int) -> None:
+    from switokd.coordination.certificates import check_hosts
+
+    check_hosts(hosts)  # before anything is written
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority = _authority(folder, days)
     server, client = authority.server(hosts, days), authority.client("switokd rank", days)

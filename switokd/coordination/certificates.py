@@ -96,6 +96,12 @@ class Authority:
         return _issued(builder.sign(self._key, hashes.SHA256()), key)
 
 
+def check_hosts(hosts: Sequence[str]) -> None:
+    """UsageError if a name or IP address cannot be in a certificate."""
+    for host in hosts:
+        _general_name(host)
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: float
 ) -> x509.CertificateBuilder:
