@@ -7,8 +7,10 @@ Not covered: options that only one command has; they are in the module of that c
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn, Optional
 
 import typer
@@ -40,6 +42,10 @@ Settings = Annotated[
 ]
 
 
+MOST_DIGITS = 18
+"""Of a whole number on the command line."""
+
+
 def number_option(
     least: int, most: int | None = None, names: tuple[str, ...] = (), *, help: str
 ) -> Any:
@@ -50,13 +56,29 @@ def number_option(
     allowed = f"{least} or more" if most is None else f"{least} to {most}"
 
     def parse(text: object) -> int:
-        if re.fullmatch(r"[-+]?[0-9]{1,18}", str(text)):
+        if re.fullmatch(rf"[-+]?[0-9]{{1,{MOST_DIGITS}}}", str(text)):
             number = int(str(text))
             if number >= least and (most is None or number <= most):
                 return number
-        raise typer.BadParameter(f"found {text}; allowed: a whole number, {allowed}")
+        digits = f", with {MOST_DIGITS} digits at most" if len(str(text)) > MOST_DIGITS else ""
+        raise typer.BadParameter(f"found {text}; allowed: a whole number, {allowed}{digits}")
 
     return typer.Option(*names, parser=parse, metavar="N", help=help)
+
+
+def number_between(least: float, most: float) -> Callable[[object], float]:
+    """Return what reads a number of an option or argument; "nan" is none."""
+
+    def parse(text: object) -> float:
+        try:
+            number = float(str(text))
+        except ValueError:
+            number = math.nan
+        if least <= number <= most:
+            return number
+        raise typer.BadParameter(f"found {text}; allowed: a number, {least:g} to {most:,g}")
+
+    return parse
 
 
 VERBOSE_HELP = "Show the frames of an error that a module of your own raises."

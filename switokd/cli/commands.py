@@ -106,13 +106,33 @@ class CliCommand(TyperCommand):
         """Parse the options; if several values are wrong, the error names all of them."""
         before = list(args)
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
+            if empty := self._empty(ctx, before):
+                raise UsageError("\n".join(empty))
+            return rest
         except Exception as error:
             if hasattr(error, "format_message") and not error.ctx:  # type: ignore[attr-defined]
                 error.ctx = ctx  # type: ignore[attr-defined]
             if type(error).__name__ not in ("BadParameter", "MissingParameter"):
                 raise
             raise UsageError("\n".join(self._problems(ctx, before) or [_describe(error)])) from None
+
+    def _empty(self, ctx: Any, args: list[str]) -> list[str]:
+        """Describe every argument that is an empty word, such as a variable that is not set.
+
+        An empty path would be the current folder.
+        """
+        found, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        command, problems = ctx.command_path.removeprefix("switokd").strip(), []
+        for parameter in self.params:
+            value = found.get(parameter.name)
+            words = value if isinstance(value, list | tuple) else [value]
+            if "" in words and not parameter.opts[0].startswith("-"):
+                name = (parameter.metavar or parameter.name.upper()).strip("[].")
+                problems.append(
+                    f"{command}: {name} is an empty word; see '{ctx.command_path} --help'"
+                )
+        return problems
 
     def _problems(self, ctx: Any, args: list[str]) -> list[str]:
         """Describe every value that is wrong, of options and of settings."""

@@ -18,7 +18,7 @@ import typer
 from switokd.cli.arguments import EPILOG, RunFile, Settings, Verbose, fail, number_option
 from switokd.cli.commands import CliCommand
 from switokd.cli.option_groups import option_groups
-from switokd.errors import SwitokdError
+from switokd.errors import SwitokdError, UsageError
 from switokd.runtime.log import say
 
 if TYPE_CHECKING:
@@ -198,6 +198,8 @@ def render(
     whole = (pods(), volumes(), access(), monitoring())
     options = RenderOptions(image, flavor, name, namespace, coordinator_image, *whole)
     try:
+        if output is not None and output.exists() and not output.is_dir():
+            raise UsageError(f"--output: {output} is a file; name a folder")
         rendered = render_objects(recipe, settings or [], options)
         if output is None:
             text = as_one(rendered)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from switokd.cli.arguments import number_option
+from switokd.cli.arguments import number_between, number_option
 from switokd.services.coordinator.limits import option
 
 
@@ -40,7 +40,7 @@ def _parameter(of: Field[Any], panel: str) -> inspect.Parameter:
     info = (
         number_option(least, most, names, help=text)
         if is_whole
-        else _decimal_option(least, most, names, text)
+        else typer.Option(*names, parser=number_between(least, most), metavar="X", help=text)
     )
     info.rich_help_panel = panel
     return inspect.Parameter(
@@ -49,16 +49,3 @@ def _parameter(of: Field[Any], panel: str) -> inspect.Parameter:
         default=of.default,
         annotation=Annotated[int if is_whole else float, info],
     )
-
-
-def _decimal_option(least: float, most: float, names: tuple[str, ...], text: str) -> Any:
-    def parse(found: object) -> float:
-        try:
-            number = float(str(found))
-        except ValueError:
-            number = float("nan")
-        if least <= number <= most:
-            return number
-        raise typer.BadParameter(f"found {found}; allowed: a number, {least:g} to {most:,g}")
-
-    return typer.Option(*names, parser=parse, metavar="X", help=text)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from switokd.cli.arguments import fail, number_option
+from switokd.cli.arguments import fail, number_between, number_option
 from switokd.errors import EXIT_INTERRUPTED, CoordinatorError, RunFailedError, SwitokdError
 from switokd.runtime.lifecycle import print_error
 
@@ -133,7 +133,8 @@ def watch(
     run: RunArgument,
     coordinator: CoordinatorOption = "",
     interval: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, max=3600.0, help=INTERVAL_HELP)
+        float,
+        typer.Option(metavar="SECONDS", parser=number_between(0.1, 3600.0), help=INTERVAL_HELP),
     ] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help=WATCH_JSON_HELP)] = False,
 ) -> None:

@@ -27,6 +27,10 @@ TOKEN_HELP = f"File with your token. Default: {TOKEN_FILE}, else the token in SW
 def _sets(variable: str) -> Callable[[str], None]:
     def put(path: str) -> None:
         if path:
+            try:
+                os.close(os.open(path, os.O_RDONLY))
+            except OSError as error:
+                raise typer.BadParameter(f"{path} cannot be read: {error.strerror}") from None
             os.environ[variable] = path
 
     return put

@@ -19,10 +19,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 
 import typer
 
-from switokd.cli.arguments import fail, number_option
+from switokd.cli.arguments import fail, number_between, number_option
 from switokd.cli.operate import CoordinatorOption, RunArgument
 from switokd.distillation.decision import Mode
-from switokd.distillation.overrides import Action, Command, Stamped
+from switokd.distillation.overrides import (
+    LEAST_FACTOR,
+    MOST_FACTOR,
+    Action,
+    Command,
+    Stamped,
+)
 from switokd.errors import CoordinatorError, SwitokdError, UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +45,8 @@ EPILOG = (
 )
 
 WaitOption = Annotated[
-    float, typer.Option("--wait", metavar="SECONDS", min=0, max=86400.0, help=WAIT_HELP)
+    float,
+    typer.Option("--wait", metavar="SECONDS", parser=number_between(0, 86_400), help=WAIT_HELP),
 ]
 
 
@@ -98,7 +105,14 @@ def release(
 
 def scale(
     run: RunArgument,
-    factor: Annotated[float, typer.Argument(metavar="FACTOR", help="Above 0; 1 ends the scaling.")],
+    factor: Annotated[
+        float,
+        typer.Argument(
+            metavar="FACTOR",
+            parser=number_between(LEAST_FACTOR, MOST_FACTOR),
+            help="Above 0; 1 ends the scaling.",
+        ),
+    ],
     teacher: Annotated[
         str, typer.Argument(metavar="[TEACHER]", help="Only this teacher's pairs. Default: all.")
     ] = "",

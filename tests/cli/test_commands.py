@@ -6,6 +6,7 @@ Not covered: mistakes that only a run can find (`tests/training`); commands that
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -31,6 +32,16 @@ LINES = [
     ("--trian", "there is no option --trian"),
     ("settings x", "settings: got unexpected extra argument"),
     ("plan digits-1t1s", "plan: missing option '--devices'"),
+    ("plan digits-1t1s --devices 12345678901234567890", "1 or more, with 18 digits at most"),
+    ("k8s render digits-1t1s --image a --output /dev/null", "--output: /dev/null is a file; name"),
+    ("scale run x", "scale: factor: found x; allowed: a number, 1e-06 to 1e+06"),
+    ("scale run nan", "scale: factor: found nan; allowed: a number, 1e-06 to 1e+06"),
+    ("watch run --interval nan", "watch: --interval: found nan; allowed: a number, 0.1 to 3,600"),
+    ("stop run --wait -1", "stop: --wait: found -1; allowed: a number, 0 to 86,400"),
+    ("runs --tls-ca nowhere", "runs: --tls-ca: nowhere cannot be read: No such file or directory"),
+    ("certificates certs --host a:1", "'a:1' cannot be in a certificate"),
+    ("train digits-1t1s run_dir=/dev/null/it", "/dev/null/it cannot be created: /dev/null is a"),
+    ("train cifar10-1t1s data.root=none", "none/cifar-10-batches-py; put it there, or set data.d"),
     ("plan digits-1t1s --devices 0", "--devices: found 0; allowed: a whole number, 1 or more"),
     ("coordinator --port 80000", "--port: found 80000; allowed: a whole number, 0 to 65535"),
     ("train digits-1t1s --log-format xml", "--log-format: found xml; allowed: text, json"),
@@ -65,11 +76,24 @@ LINES = [
 ]
 
 
+EMPTY = [
+    (
+        "check ''",
+        "check: RECIPE_OR_FILE|KEY.KEY=VALUE is an empty word; see 'switokd check --help'",
+    ),
+    ("train ''", "train: RECIPE_OR_FILE is an empty word"),
+    ("recipes ''", "recipes: NAME is an empty word"),
+    ("status ''", "status: RUN is an empty word"),
+    ("report run ''", "report: RUN is an empty word"),
+    ("train digits-1t1s ''", "train: KEY.KEY=VALUE is an empty word"),
+]
+
+
 def told(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> list[str]:
     """Run a command with a mistake in this process; return what it says."""
-    monkeypatch.setattr(sys, "argv", ["switokd", *command.split()])
+    monkeypatch.setattr(sys, "argv", ["switokd", *shlex.split(command)])
     with pytest.raises(SystemExit) as ended:
         main()
     said = capsys.readouterr()
@@ -77,7 +101,9 @@ def told(
     return said.err.splitlines()
 
 
-@pytest.mark.parametrize(("command", "words"), LINES, ids=[command for command, _ in LINES])
+@pytest.mark.parametrize(
+    ("command", "words"), [*LINES, *EMPTY], ids=[command for command, _ in [*LINES, *EMPTY]]
+)
 def test_a_mistake_is_one_line(
     command: str,
     words: str,

@@ -122,7 +122,7 @@ def test_a_run_that_has_ended_takes_no_commands(
     [
         (["hold", "out", "s", "expert"], 2, "'s' is no teacher of this run: it has t (INVALID_"),
         (["release", "out", "t3"], 2, "'t3' is no teacher"),
-        (["scale", "out", "0"], 2, "the factor of a scale must be 1e-06 to 1e+06, got 0"),
+        (["scale", "out", "0"], 2, "scale: factor: found 0; allowed: a number, 1e-06 to 1e+06"),
         (["scale", "out", "-0.5"], 2, "scale: found -0.5, a number below 0; see"),
         (["scale", "out", "nan"], 2, "1e-06 to 1e+06"),
         (["stop", "idle-1"], 2, "only an operator, or who has the run's secret"),
@@ -167,7 +167,7 @@ def test_an_operators_token_commands_any_run_and_drains(tmp_path: Path) -> None:
         assert given["arguments"]["teacher"] == "t"
         code, out, err = told("runs", "--json", "--token-file", "none")
         assert (code, out) == (2, "")
-        assert "SWITOKD_TOKEN_FILE: none cannot be read" in err
+        assert "runs: --token-file: none cannot be read: No such file or directory" in err
         code, out, err = told("runs", "--json", "--token-file", "token", SWITOKD_TOKEN="another")
         assert (code, err, len(json.loads(out)["runs"])) == (0, "", 1)
         code, out, err = told("drain")
