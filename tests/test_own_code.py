@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from switokd import errors
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data.named import open_sources
 from switokd.distillation.strategies import make_strategy
 from switokd.errors import OwnCodeError, UsageError, own_code_errors, summary

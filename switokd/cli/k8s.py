@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TlsOptions,
         VolumeOptions,
     )
+    from switokd.deploying.render import Rendered
 
 k8s = typer.Typer(
     help="Train on Kubernetes: 'switokd k8s render' writes the manifests of a run.",
@@ -198,21 +199,29 @@ def render(
     whole = (pods(), volumes(), access(), monitoring())
     options = RenderOptions(image, flavor, name, namespace, coordinator_image, *whole)
     try:
-        if output is not None and output.exists() and not output.is_dir():
-            raise UsageError(f"--output: {output} is a file; name a folder")
+        _check_folder(output)
         rendered = render_objects(recipe, settings or [], options)
         if output is None:
             text = as_one(rendered)
-            for note in rendered.notes:
-                say(note, "info")
+            _say_notes(rendered)
             sys.stdout.write(text)
             return
         write(rendered, output, _without_output(sys.argv[1:]))
     except SwitokdError as error:
         fail(error)
+    _say_notes(rendered)
+    print(output)
+
+
+def _check_folder(output: Path | None) -> None:
+    """UsageError if --output is a file, before the memory of a pod is estimated."""
+    if output is not None and output.exists() and not output.is_dir():
+        raise UsageError(f"--output: {output} is a file; name a folder")
+
+
+def _say_notes(rendered: Rendered) -> None:
     for note in rendered.notes:
         say(note, "info")
-    print(output)
 
 
 def _without_output(words: list[str]) -> str:

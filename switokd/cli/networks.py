@@ -161,7 +161,7 @@ def _measure(
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
-    from switokd.models.registry import FAMILIES
+    from switokd.models.families import KINDS
 
     console = Console(highlight=False, soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, padding=0, collapse_padding=True)
@@ -182,4 +182,4 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     console.print(table, soft_wrap=False)
     if has_uses:
         console.print("paper: data set and table of Qian et al. (2022); T teacher, S student")
-    console.print(f"names: {', '.join(FAMILIES)}", markup=False)
+    console.print(f"names: {', '.join(KINDS)}", markup=False)

@@ -32,6 +32,7 @@ from switokd.config.checks import (
     check_resume,
     check_strategy,
 )
+from switokd.config.data_section import Data
 from switokd.config.dotted import flatten
 from switokd.config.optimizers import SGD, Adam, AdamW
 from switokd.config.placement_setting import PlacementSetting, ranks_of_row
@@ -40,7 +41,6 @@ from switokd.config.sections import (
     Checkpoint,
     Compute,
     Coordinator,
-    Data,
     Distillation,
     Network,
     PairSettings,

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.errors import UsageError
 
 Shape = tuple[int, int, int]

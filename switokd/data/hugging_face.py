@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data import items as forms
 from switokd.data.own import of_items
 from switokd.data.scale import Scale

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data.augment import crop_and_flip, mix, order, seeding
 from switokd.data.labels import check_labels
 from switokd.data.loader import Batch, Batches, Failed, Positions, in_blocks

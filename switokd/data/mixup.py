@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data.augment import Keys, draw, mix
 from switokd.runtime.device import to_device
 

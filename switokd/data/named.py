@@ -31,7 +31,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from switokd import plugins
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data import tiny_imagenet
 from switokd.data.hugging_face import open_hugging_face
 from switokd.data.image_folder import open_image_folder
@@ -39,13 +39,13 @@ from switokd.data.own import of_items
 from switokd.data.scale import Scale
 from switokd.data.shards import open_shards
 from switokd.data.sources import ArraySource, ItemSource, Sources
-from switokd.errors import UsageError, nearest, own_code_errors
+from switokd.errors import UsageError, own_code_errors
 from switokd.plugins import import_callable, is_object
 from switokd.runtime.waiting import waiting
 
 
 def open_sources(data: Data) -> Sources:
-    """Open the data set; UsageError if it is unknown or missing, with the folder to put it in."""
+    """Open the data set; UsageError if it is missing, with the folder to put it in."""
     if is_object(data.dataset):
         lent = plugins.datasets(data.dataset)
         return of_items(
@@ -53,11 +53,6 @@ def open_sources(data: Data) -> Sources:
         )
     if ":" in data.dataset:
         return _custom(data)
-    if data.dataset not in BY_NAME:
-        raise UsageError(
-            f"data.dataset: found {data.dataset!r}{nearest(data.dataset, BY_NAME)}; allowed: "
-            f"{', '.join(BY_NAME)}, or package.module:callable"
-        )
     return BY_NAME[data.dataset](data)
 
 

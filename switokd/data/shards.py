@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data import items as forms
 from switokd.data.own import of_items
 from switokd.data.scale import Scale

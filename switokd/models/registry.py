@@ -42,17 +42,6 @@ from switokd.models.resnet import resnet
 from switokd.models.wide_resnet import WideResNet
 from switokd.plugins import import_callable, is_object
 
-FAMILIES = (
-    "wrn-DEPTH-WIDTH",
-    "resnet-DEPTH",
-    "mobilenet-WIDTH",
-    "mobilenetv2-WIDTH",
-    "a classification model of torchvision",
-    "timm:NAME",
-    "package.module:callable",
-)
-"""Kinds of names that `build` accepts, for messages and help texts."""
-
 
 def build(
     name: str,
@@ -156,9 +145,9 @@ def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         return import_callable(name, "model"), {}
     if name in _torchvision_names():
         return _torchvision(name), {}
-    known = ["wrn-16-2", "resnet-20", "mobilenet", "mobilenetv2", *_torchvision_names()]
+    known = [*families.EXAMPLES, *_torchvision_names()]
     raise UsageError(
-        f"no model {name!r}{nearest(name, known)} (allowed: {', '.join(FAMILIES)}; "
+        f"no model {name!r}{nearest(name, known)} (allowed: {', '.join(families.KINDS)}; "
         "see 'switokd networks')"
     )
 

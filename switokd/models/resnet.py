@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+from switokd.models.families import RESNET_DEPTHS
 
 IMAGENET_BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}
 """By depth: number of blocks of two convolutions in the four groups."""
@@ -23,11 +23,11 @@ IMAGENET_BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}
 
 def resnet(depth: int, in_channels: int = 3, num_classes: int = 10) -> nn.Module:
     """Build ResNet-`depth` for small images. ValueError for an unsupported depth."""
-    if depth in CIFAR_DEPTHS:
-        return CifarResNet(depth, in_channels, num_classes)
-    if depth not in IMAGENET_BLOCKS:
-        known = ", ".join(str(d) for d in sorted([*IMAGENET_BLOCKS, *CIFAR_DEPTHS]))
+    if depth not in RESNET_DEPTHS:
+        known = ", ".join(str(d) for d in RESNET_DEPTHS)
         raise ValueError(f"depth must be one of {known}, got {depth}")
+    if depth not in IMAGENET_BLOCKS:
+        return CifarResNet(depth, in_channels, num_classes)
     from torchvision.models.resnet import BasicBlock, ResNet
 
     network: nn.Module = ResNet(BasicBlock, IMAGENET_BLOCKS[depth], num_classes)

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from switokd.cli.check import check
 from switokd.cli.main import app
+from switokd.config.data_section import Data
 from switokd.config.recipes import recipes
 from switokd.config.run_file import load
-from switokd.config.sections import Data
 from switokd.data.catalog import KNOWN, known
 from switokd.data.images import open_images
 from switokd.data.named import BY_NAME
@@ -194,8 +194,8 @@ def test_one_bad_run_file_of_several_fails_the_command(own: Path) -> None:
 TEACHER, STUDENT = "networks.teacher.model=own_check:", "networks.student.model=own_check:"
 MISTAKES = {
     "unknown model": (
-        ["networks.student.model=wrn-16"],
-        "digits-1t1s: networks.student: no model 'wrn-16'; did you mean",
+        ["networks.student.model=resnet19"],
+        "digits-1t1s: networks.student: no model 'resnet19'; did you mean",
     ),
     "class mismatch": (
         ["networks.student.model_kwargs={num_classes: 7}"],

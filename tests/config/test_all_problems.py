@@ -52,3 +52,21 @@ def test_every_problem_between_sections_is_named() -> None:
     wanted = ["pairs.teacher.stdent: no student", "run_dir", "auto.paused", "compute.cuda_graphs"]
     for line, words in zip(found, wanted, strict=True):
         assert words in line
+
+
+def test_names_of_models_data_set_and_strategy_are_told_with_all_others() -> None:
+    found = refusals(
+        "digits-1t1s",
+        *("data.dataset=minst", "networks.student.model=wrn-1", "networks.teacher.model=wrn-9-1"),
+        *("distillation.strategy=nope", "schedule.epochs=x"),
+    )
+    wanted = [
+        'data.dataset: found "minst"; allowed: digits, fashion-mnist',
+        'networks.teacher.model: found "wrn-9-1"; allowed: a depth of 10, 16',
+        'networks.student.model: found "wrn-1"; allowed: wrn-DEPTH-WIDTH',
+        "strategy 'nope' is not one of",
+        'schedule.epochs: found "x"; allowed: a whole number',
+    ]
+    assert len(found) == len(wanted), found
+    for line, words in zip(found, wanted, strict=True):
+        assert words in line

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from switokd.config.sections import Data
+from switokd.config.data_section import DATASETS, Data
 from switokd.data.catalog import check_present, missing_folders
+from switokd.data.named import BY_NAME
 from switokd.errors import UsageError
 
 
@@ -34,7 +36,7 @@ def test_a_missing_data_set(
 def test_data_sets_that_may_be_there(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "tiny-imagenet-200").mkdir()
-    for dataset, settings in {
+    settings: dict[str, dict[str, Any]] = {
         "digits": {"root": "none"},
         "cifar10": {"root": str(tmp_path)},
         "cifar100": {"root": "none", "download": True},
@@ -42,7 +44,12 @@ def test_data_sets_that_may_be_there(tmp_path: Path) -> None:
         "image-folder": {"root": str(tmp_path)},
         "huggingface": {"root": "owner/name"},
         "mine:data": {"root": "none"},
-    }.items():
-        data = Data(dataset=dataset, **settings)
+    }
+    for dataset, values in settings.items():
+        data = Data(dataset=dataset, **values)
         check_present(data)
         assert not missing_folders(data) or data.download
+
+
+def test_every_name_of_a_data_set_can_be_opened() -> None:
+    assert set(DATASETS) == set(BY_NAME)

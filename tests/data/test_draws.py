@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from switokd.config.data_section import Data
 from switokd.config.run_file import load
-from switokd.config.sections import Data
 from switokd.data.images import open_images
 from switokd.runtime.environment import Environment
 from switokd.runtime.process_group import World

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data.hugging_face import Rows
 from switokd.data.images import Images, open_images
 from switokd.data.sources import ItemSource

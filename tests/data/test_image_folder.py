@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data.images import open_images
 from switokd.data.sources import ItemSource
 from switokd.errors import UsageError

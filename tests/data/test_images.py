@@ -21,7 +21,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data.augment import crop_and_flip, mix, mix_one
 from switokd.data.images import Images, View, open_images
 from switokd.data.loader import Batch
@@ -345,10 +345,6 @@ def test_message_for_a_missing_file_of_own_data(own_data: Open) -> None:
             ["CIFAR100 is not in", "cifar-100-python/", "data.download=true"],
         ),
         ({"dataset": "image-folder"}, ["must hold train/CLASS/... and val/CLASS/..."]),
-        (
-            {"dataset": "digit"},
-            ["found 'digit'; did you mean 'digits'?", "package.module:callable"],
-        ),
         (
             {"dataset": "no_such:thing"},
             ["data.dataset no_such:thing: there is no module 'no_such'"],

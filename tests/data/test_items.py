@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from switokd.api import CONFIGURATION
+from switokd.config.data_section import Data
 from switokd.config.run_file import checked
-from switokd.config.sections import Data
 from switokd.data.items import choose, class_of, image_tensor, left_out, parts_of
 from switokd.errors import UsageError
 

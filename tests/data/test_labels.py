@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data import labels
 from switokd.data.images import open_images
 from switokd.errors import UsageError

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data.augment import mix
 from switokd.data.images import Images, TrainingPositions, open_images
 from switokd.data.loader import Batch, in_blocks

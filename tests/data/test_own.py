@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from switokd import plugins
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data import labels
 from switokd.data.images import Images, open_images
 from switokd.data.loader import Failed

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data import image_files, network_input, pictures
 from switokd.data.images import open_images
 from switokd.data.signature import InputSignature

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data.images import Batch, Images, open_images
 from switokd.errors import OwnCodeError, UsageError
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from switokd.config.data_section import Data
 from switokd.config.run_file import load
-from switokd.config.sections import Data
 from switokd.data.images import open_images
 from switokd.data.signature import InputSignature
 from switokd.errors import UsageError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from switokd.config.sections import Data
+from switokd.config.data_section import Data
 from switokd.data.augment import mix
 from switokd.data.images import Images, open_images
 from switokd.data.sources import ArraySource
