@@ -9,6 +9,8 @@ from switokd.deploying.facts import GRPC_PORT, HTTP_PORT, JOURNAL, TLS, TMP, Run
 from switokd.deploying.pods import Manifest, container_security, pod_security, secret_volume
 
 CLAIM = "journal"
+TMP_SIZE = "256Mi"
+"""Most that may lie in /tmp, which is on the node's disk: SQLite's own files."""
 
 
 def coordinator(run: RunFacts) -> list[Manifest]:
@@ -81,6 +83,8 @@ def _container(run: RunFacts) -> Manifest:
 def _arguments(run: RunFacts) -> list[str]:
     words = ["--host=0.0.0.0", f"--port={GRPC_PORT}", f"--http-port={HTTP_PORT}"]
     words.append(f"--journal={JOURNAL}/journal.db")
+    if run.traces_every:
+        words.append(f"--traces-every={run.traces_every}")
     if not run.options.tls.tls:
         return [*words, "--allow-plaintext"]
     return [
@@ -126,7 +130,7 @@ def _mounts(run: RunFacts) -> list[Manifest]:
 def _volumes(run: RunFacts) -> list[Manifest]:
     volumes: list[Manifest] = [
         {"name": "journal", "persistentVolumeClaim": {"claimName": journal_claim(run)}},
-        {"name": "tmp", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
     ]
     if run.options.tls.tls:
         volumes.append(secret_volume(run.coordinator_name))

@@ -63,6 +63,8 @@ class RunFacts:
     """Whether the data set is on a volume."""
     has_mlflow_files: bool = False
     """Whether MLflow writes files: they belong on the volume of results."""
+    traces_every: int = 0
+    """Steps per OpenTelemetry trace, in ranks and coordinator; 0: none."""
     memory: tuple[int, int] = (0, 0)
     """Requested and largest memory of a pod, in GiB."""
     shm: int = 1
@@ -151,6 +153,7 @@ def facts_of(config: Config, options: RenderOptions) -> RunFacts:
         has_data=_has_data(config, options),
         has_mlflow_files="mlflow" in config.observers
         and "mlflow" not in trackers_with_server(config),
+        traces_every=config.tracking.traces_every,
     )
 
 

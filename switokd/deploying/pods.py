@@ -24,6 +24,8 @@ from switokd.deploying.facts import (
 from switokd.runtime.heartbeat_file import FOLDER, name_of
 
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+TMP_SIZE = "10Gi"
+"""Most that may lie in /tmp, which is on the node's disk: caches, compiled code, copies."""
 GRACE_SECONDS = 60
 """The ranks end their step and save a checkpoint, for which they have 20 s."""
 STARTUP_SECONDS = 600
@@ -176,7 +178,7 @@ def _volumes(run: RunFacts) -> list[Manifest]:
     claims = run.options.volumes
     volumes: list[Manifest] = [
         {"name": "runs", "persistentVolumeClaim": {"claimName": runs_claim(run)}},
-        {"name": "tmp", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{run.shm}Gi"}},
     ]
     if run.has_data:

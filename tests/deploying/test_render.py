@@ -233,6 +233,26 @@ def test_mlflow_writes_where_a_pod_may_write() -> None:
     assert "MLFLOW_TRACKING_URI" not in variables(worker_of(rendered("digits-2t1s")))
 
 
+def test_ranks_and_coordinator_trace_the_same_steps() -> None:
+    deployment = of_kind(rendered("digits-2t1s", "tracking.traces_every=100"), "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert "--traces-every=100" in container["args"]
+    deployment = of_kind(rendered("digits-2t1s"), "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert not [word for word in container["args"] if "traces" in word]
+
+
+def test_no_temporary_folder_fills_the_disk_of_a_node() -> None:
+    templates = [
+        each["spec"]["template"]["spec"]
+        for each in rendered("digits-2t1s")
+        if each["kind"] in ("Job", "Deployment")
+    ]
+    folders = [v["emptyDir"] for spec in templates for v in spec["volumes"] if "emptyDir" in v]
+    assert len(folders) == 3
+    assert all(folder["sizeLimit"] for folder in folders)
+
+
 @pytest.mark.parametrize(
     "setting",
     [
