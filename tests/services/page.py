@@ -106,9 +106,9 @@ class Run:
         progress = pb.Progress(step=self.step, test_accuracy=accuracy, network="s")
         self.streams[1].send(progress=progress)
 
-    def end(self, failure: str = "") -> None:
+    def end(self, failure: str = "", stopped: bool = False) -> None:
         for stream in self.streams[: 1 if failure else 2]:
-            stream.send(leave=pb.Leave(failure=failure))
+            stream.send(leave=pb.Leave(failure=failure, stopped=stopped))
             stream.end()
         self.close()
 

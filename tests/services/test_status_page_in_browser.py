@@ -159,13 +159,32 @@ def test_a_run_that_was_stopped_early_does_not_say_that_it_has_finished(
         made.streams[0].send(progress=pb.Progress(step=10, network="t", run=plan))
         tab.open(f"http://{under_test.http}/runs/{made.run_id}")
         tab.wait(SHOWN.format("step 10 of 100 (10 %)"))
-        made.end()
+        made.end(stopped=True)
         tab.open(f"http://{under_test.http}/runs/{made.run_id}")
         tab.wait(SHOWN.format("step 10 of 100 (10 %), ended"))
+        assert tab.text("#summary").startswith("stopped step")
         tab.wait("events.innerText.includes('the run was stopped before its last step')")
         assert tab.text("#ranks caption") == "What the ranks did last is not known"
         height = "document.querySelector('#ranks caption').getBoundingClientRect().height"
         assert tab.value(height) < 40, "one line, although the table is empty"
+
+
+def test_ranks_that_leave_one_by_one_all_stay_on_the_page(tab: Browser, tmp_path: Path) -> None:
+    with coordinator(tmp_path) as under_test:
+        made = Run(under_test)
+        made.train(*[LEARNS] * 3)
+        for stream in made.streams:
+            stream.send(heartbeat=pb.Heartbeat(phase=pb.PHASE_FORWARD, step=3))
+        tab.open(f"http://{under_test.http}/runs/{made.run_id}")
+        tab.wait(f"{RANKS} === 2")
+        made.streams[0].send(leave=pb.Leave())
+        made.streams[0].end()
+        tab.wait(f"{RANKS} === 1")
+        made.streams[1].send(leave=pb.Leave())
+        made.streams[1].end()
+        tab.wait(SHOWN.format("finished"))
+        tab.wait(f"{RANKS} === 2")
+        made.close()
 
 
 def test_a_token_is_asked_for_and_is_never_in_an_address(tab: Browser, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ function runId() {
 
 const id = runId();
 const past = { step: [], time: [], count: [], stride: 1, pairs: [], teachers: [], networks: [], marks: { network: [], kind: [], step: [], time: [], value: [] }, events: new Map() };
+const seen = new Map(); // by rank: what it did last, in this epoch
 let now = null;
 let all = false;
 let isDue = false;
@@ -51,7 +52,7 @@ function forgetTwins() { // an event of several ranks gets a new number when a r
   past.events = new Map([...kept.values()].map((event) => [event.number, event]));
 }
 
-const isOver = () => now !== null && (now.state === "finished" || now.state === "failed");
+const isOver = () => now !== null && ["finished", "failed", "stopped"].includes(now.state);
 
 function due() {
   if (isDue) return;
@@ -308,7 +309,8 @@ const WHAT = {
   refused: (e) => `command refused: ${e.text}`,
   checkpoint: (e) => `checkpoint: ${e.text}`,
   failed: (e) => `the run has failed: ${e.text}`,
-  finished: (e) => (now && e.step < now.planned_steps ? "the run was stopped before its last step" : "the run has finished"),
+  finished: () => "the run has finished",
+  stopped: () => "the run was stopped before its last step",
 };
 
 function ranks(list) {
@@ -362,8 +364,10 @@ new ResizeObserver(due).observe(find("main"));
 follow(`api/runs/${encodeURIComponent(id)}/events`, (event, data) => {
   if (event === "history") { takeHistory(data); forgetTwins(); }
   if (event === "status") {
-    // Ranks that have ended are not in the last document: what they did before stays.
-    if (data.ended_at && !data.ranks.length && now) data.ranks = now.ranks;
+    // Ranks leave one by one, and are not in a document after that: what they did last stays.
+    if (!now || data.epoch !== now.epoch) seen.clear();
+    for (const rank of data.ranks) seen.set(rank.rank, rank);
+    if (data.ended_at) data.ranks = [...seen.values()].sort((a, b) => a.rank - b.rank);
     now = data;
   }
   due();
