@@ -70,14 +70,15 @@ def state() -> Json:
     """Return the state of each run, in colour."""
     return stat(
         "State",
-        "What each run is doing: joining (ranks are missing), training, finished or failed. "
-        "An ended run stays for a minute.",
+        "What each run is doing: joining (ranks are missing), training, finished, failed or "
+        "stopped. An ended run stays for a minute.",
         "none",
         Query(f"switokd_run_state{{{RUN}}} == 1", "{{run}}: {{state}}"),
         names={
             ": joining$": BLUE,
             ": training$": GREEN,
             ": finished$": "super-light-green",
+            ": stopped$": "super-light-blue",
             ": failed$": RED,
         },
         noValue="no run",

@@ -142,7 +142,10 @@ def _status(
         status.plan.CopyFrom(json_format.ParseDict(json.loads(plan), pb.RunPlan()))
     except (DecodeError, ValueError, json_format.ParseError, TypeError):
         log.warning("journal: the summary of a finished run cannot be read")
-    status.state = pb.RUN_STATE_FAILED if failure else pb.RUN_STATE_FINISHED
+    if failure:
+        status.state = pb.RUN_STATE_FAILED
+    elif status.state != pb.RUN_STATE_STOPPED:
+        status.state = pb.RUN_STATE_FINISHED
     status.epoch, status.failure = epoch, failure
     status.started_at, status.ended_at = started, ended
     status.recorded_step = max(status.recorded_step, settled)

@@ -28,12 +28,16 @@ from switokd.services.coordinator.text import sentence
 
 
 class RunState(Enum):
-    """State of a run. JOINING: not all ranks have attached a stream yet."""
+    """State of a run. JOINING: not all ranks have attached a stream yet.
+
+    STOPPED: ended before its last step without a failure; it can be continued.
+    """
 
     JOINING = "joining"
     TRAINING = "training"
     FINISHED = "finished"
     FAILED = "failed"
+    STOPPED = "stopped"
 
 
 class CoordinatedRun:
@@ -68,6 +72,7 @@ class CoordinatedRun:
         self.commands = RunCommands(plan)
         self._failure = ""
         self._ended_at: float | None = None
+        self._is_stopped = False
 
     @property
     def world_size(self) -> int:
@@ -111,12 +116,17 @@ class CoordinatedRun:
         return self._ended_at
 
     @property
+    def has_left(self) -> bool:
+        """Whether all ranks have left without a failure: the run is finished or stopped."""
+        return self.state in (RunState.FINISHED, RunState.STOPPED)
+
+    @property
     def state(self) -> RunState:
         """State of the run now."""
         if self._failure:
             return RunState.FAILED
         if self._ranks.all_finished:
-            return RunState.FINISHED
+            return RunState.STOPPED if self._is_stopped else RunState.FINISHED
         has_started = self._ranks.all_attached or self._rounds.have_begun
         return RunState.TRAINING if has_started else RunState.JOINING
 
@@ -207,8 +217,12 @@ class CoordinatedRun:
         """Last step that is known to be in rank 0's record."""
         return self._rounds.settled
 
-    def leave(self, rank: int, failure: str, now: float) -> None:
-        """Note a rank's Leave message. failure: why the rank failed; empty if it has finished."""
+    def leave(self, rank: int, failure: str, now: float, stopped: bool = False) -> None:
+        """Note a rank's Leave message.
+
+        failure: why the rank failed; empty if it did not. stopped: it ends before its last step.
+        """
+        self._is_stopped |= stopped
         if failure:
             self._ranks.detach(rank)
             self.fail(f"{self._ranks.describe(rank)} stopped: {failure}", now)

@@ -46,7 +46,6 @@ from switokd.services.coordinator.ranks import Caller
 from switokd.services.coordinator.refusal import Refusal
 from switokd.services.coordinator.registry import RunRegistry
 from switokd.services.coordinator.report_checks import check_scales
-from switokd.services.coordinator.run import RunState
 from switokd.services.coordinator.run_entry import RunEntry
 from switokd.services.coordinator.run_metrics import RankSeries
 from switokd.services.coordinator.text import sentence
@@ -200,8 +199,8 @@ class Session:
         elif event == "leave":
             run = attachment.entry.run
             failure = sentence(message.leave.failure, self._limits.max_sentence_length)
-            run.leave(attachment.rank, failure, self._runs.now())
-            if run.state is RunState.FINISHED:
+            run.leave(attachment.rank, failure, self._runs.now(), message.leave.stopped)
+            if run.has_left:
                 attachment.entry.note_end()
             self.outbox.put(StreamEnd(grpc.StatusCode.OK))
         else:

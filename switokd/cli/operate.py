@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from switokd.cli.arguments import fail, number_between, number_option
-from switokd.errors import EXIT_INTERRUPTED, CoordinatorError, RunFailedError, SwitokdError
+from switokd.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    CoordinatorError,
+    RunFailedError,
+    SwitokdError,
+)
 from switokd.runtime.lifecycle import print_error
 
 if TYPE_CHECKING:
@@ -42,7 +48,7 @@ View = dict[str, Any]
 
 EPILOG = (
     "Exit codes: 0 success, 2 a mistake in the arguments, or no such run, 4 no coordinator "
-    "answers, 5 the run that is watched has failed."
+    "answers, 5 the run that is watched has failed, 6 it was stopped before its last step."
 )
 
 CoordinatorOption = Annotated[
@@ -146,10 +152,13 @@ def watch(
 
     switokd watch digits-2t1s-3f9c21 --coordinator HOST:50051 --json
 
-    Ends when the run has ended, with exit code 0 if it has finished and 5 if it has failed.
+    Ends when the run has ended, with exit code 0 if it has finished, 5 if it has failed and 6 if it
+    was stopped before its last step.
     """
     try:
         view = _watch(run, coordinator, interval, as_json)
+        if view["state"] == "stopped":
+            raise typer.Exit(EXIT_STOPPED)
         if view["state"] != "finished":
             reason = view["failure"] or "it was interrupted"
             raise RunFailedError(f"run {view['run_id']} has failed: {reason}")

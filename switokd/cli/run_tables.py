@@ -197,7 +197,8 @@ def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
 
 
 def _state(state: str) -> Text:
-    colours = {"training": "green", "failed": "red", "interrupted": "yellow"}
+    stopped = ("interrupted", "stopped")
+    colours = {"training": "green", "failed": "red", **dict.fromkeys(stopped, "yellow")}
     return Text(state, style=colours.get(state, ""))
 
 

@@ -208,7 +208,11 @@ def _check_goes_on(run: str, found: Found) -> None:
         raise UsageError(
             f"{run}: the run has finished, after step {view['last_step']:,}; it takes no commands"
         )
-    ends = {"failed": "has failed", "interrupted": "was interrupted or stopped"}
+    ends = {
+        "failed": "has failed",
+        "stopped": "was stopped",
+        "interrupted": "was interrupted or stopped",
+    }
     if how := ends.get(view["state"]):
         folder = shlex.quote(str(found.folder or view["folder"] or "RUN"))
         why = f" ({view['failure']})" if view["failure"] else ""

@@ -181,15 +181,15 @@ class Client:
             self.stall(doing)
         return self._stream.wait_for_failure(patience)
 
-    def close(self, failure: str = "") -> None:
+    def close(self, failure: str = "", stopped: bool = False) -> None:
         """Wait until all decisions are written, then leave the run.
 
-        failure: why this rank failed; empty if it has finished. Raises the error of `on_decision`
-        if there was one and the rank has not failed for another reason.
+        failure: why this rank failed; empty if it did not. stopped: before the last step. Raises
+        the error of `on_decision` if there was one and the rank has not failed for another reason.
         """
         self._stream.ignore_failures()
         error = self._writer.close(LAST_WRITE_SECONDS if failure else None)
-        self._stream.close(failure or str(error or ""))
+        self._stream.close(failure or str(error or ""), stopped)
         if error and not failure:
             raise error
 

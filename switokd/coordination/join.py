@@ -182,7 +182,7 @@ def _connected(
     try:
         yield client
     except Preempted:
-        client.close()
+        client.close(stopped=True)
         raise
     except (PeerError, Terminated) as error:
         ignore_sigterm()  # torchrun's SIGTERM may arrive before the coordinator's message

@@ -155,15 +155,15 @@ class CoordinatorStream:
         """Treat the end of the stream as expected from now on."""
         self._is_closing = True
 
-    def close(self, failure: str) -> None:
-        """Send Leave, then close the connection. failure: why the rank failed, or empty."""
+    def close(self, failure: str, stopped: bool = False) -> None:
+        """Send Leave, then close the connection. failure, stopped: as for `Client.close`."""
         if self._heart is not None:
             self._heart.stop()
         with self._changed:
             if not failure and not self._failure:
                 self._changed.wait_for(lambda: self.protocol.is_attached, RETURN_SECONDS)
             self._is_closing = True
-            self._outgoing.put(pb.TrainRequest(leave=pb.Leave(failure=failure)))
+            self._outgoing.put(pb.TrainRequest(leave=pb.Leave(failure=failure, stopped=stopped)))
             self._outgoing.put(None)
         if self._receiver is not None and self.protocol.is_attached:
             self._receiver.join(CLOSE_SECONDS)

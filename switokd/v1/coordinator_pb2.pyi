@@ -111,6 +111,8 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_TRAINING: _RunState.ValueType  # 2
     RUN_STATE_FINISHED: _RunState.ValueType  # 3
     RUN_STATE_FAILED: _RunState.ValueType  # 4
+    RUN_STATE_STOPPED: _RunState.ValueType  # 5
+    """Ended before its last step without a failure; it can be continued."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper): ...
 
@@ -120,6 +122,8 @@ RUN_STATE_JOINING: RunState.ValueType  # 1
 RUN_STATE_TRAINING: RunState.ValueType  # 2
 RUN_STATE_FINISHED: RunState.ValueType  # 3
 RUN_STATE_FAILED: RunState.ValueType  # 4
+RUN_STATE_STOPPED: RunState.ValueType  # 5
+"""Ended before its last step without a failure; it can be continued."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 @_typing.final
@@ -838,16 +842,20 @@ class Leave(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FAILURE_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
     failure: _builtins.str
-    """Empty when the rank has finished its training; else one sentence."""
+    """Empty when the rank has not failed; else one sentence."""
+    stopped: _builtins.bool
+    """The rank has ended before its last step, by a command or SIGTERM, and can be continued."""
     def __init__(
         self,
         *,
         failure: _builtins.str = ...,
+        stopped: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "stopped", b"stopped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -140,6 +140,19 @@ def test_watching_a_run_that_fails_ends_with_5(server: Server, tmp_path: Path) -
     assert last == "switokd: run gamma-1 has failed: rank 0 (t) stopped: out of memory"
 
 
+def test_watching_a_run_that_is_stopped_ends_with_6(server: Server, tmp_path: Path) -> None:
+    run_id = named(server, "epsilon-1")
+    streams = train(server, run_id, LEARNING)
+    log = tmp_path / "watch.log"
+    with watch(server, tmp_path, run_id) as child:
+        wait_until(lambda: "epsilon-1 training step 1" in log.read_text(), 20, "a line")
+        for stream in streams:
+            stream.send(leave=pb.Leave(stopped=True))
+        assert child.wait(20) == 6
+    assert "epsilon-1 stopped step 1" in log.read_text().splitlines()[-1]
+    assert "stopped" in asked(server, tmp_path, "runs", "--finished")
+
+
 def test_watching_on_a_terminal_is_a_live_table(server: Server, tmp_path: Path) -> None:
     run_id = named(server, "delta-1")
     streams = train(server, run_id, EXPERT, LEARNING)

@@ -109,6 +109,7 @@ def test_a_run_that_has_ended_takes_no_commands(
     assert capsys.readouterr().err == said
     for state, words in (
         ("finished", "r: the run has finished, after step 7; it takes no commands"),
+        ("stopped", "it was stopped (rank 1 was lost); after 'switokd train --resume RUN' it"),
         ("failed", "it has failed (rank 1 was lost); after 'switokd train --resume RUN' it"),
     ):
         view = {"state": state, "last_step": 7, "folder": None, "failure": "rank 1 was lost"}

@@ -74,6 +74,15 @@ def test_a_run_that_goes_on_is_no_finished_one(tmp_path: Path) -> None:
     assert run.status.failure == "rank 1 (b) went away"
 
 
+def test_a_stopped_run_stays_stopped(tmp_path: Path) -> None:
+    with opened(tmp_path / "j") as journal:
+        journal.begin("r", 1, PLAN, 100.0)
+        journal.end("r", 1, "")
+        journal.keep("r", 1, pb.GetRunStatusResponse(state=pb.RUN_STATE_STOPPED))
+    (run,) = read(tmp_path / "j")
+    assert run.status.state == run.summary().state == pb.RUN_STATE_STOPPED
+
+
 def test_a_journal_of_an_earlier_version_opens_and_its_runs_stay(
     tmp_path: Path, quick: None
 ) -> None:

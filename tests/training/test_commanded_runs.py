@@ -66,17 +66,20 @@ class Run:
             stub = pb_grpc.CoordinatorServiceStub(channel)
             stub.SendCommand(request, timeout=10, wait_for_ready=True)
 
-    def statuses(self) -> dict[str, pb.CommandStatus]:
+    def status(self) -> pb.GetRunStatusResponse:
         identity = json.loads((self.out / "run.json").read_text())
         with grpc.insecure_channel(self.address) as channel:
             stub = pb_grpc.CoordinatorServiceStub(channel)
             request = pb.GetRunStatusRequest(run_id=identity["run_id"])
             try:
-                status = stub.GetRunStatus(request, timeout=10, wait_for_ready=True)
+                return stub.GetRunStatus(request, timeout=10, wait_for_ready=True)
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND:  # it has not joined again yet
-                    return {}
+                    return pb.GetRunStatusResponse()
                 raise
+
+    def statuses(self) -> dict[str, pb.CommandStatus]:
+        status = self.status()
         return {status.command.command_id: status for status in status.commands}
 
     def taken(self, command_id: str) -> int:
@@ -278,6 +281,7 @@ def test_one_process_refuses_what_it_cannot_do_and_stops(tmp_path: Path) -> None
         run.send(pb.Command(command_id="stop", stop=pb.Stop()))
         assert run.child.wait(60) == 6, run.log
         statuses = run.statuses()
+        assert run.status().state == pb.RUN_STATE_STOPPED
     assert statuses["hold"].failure == "its strategy dml pauses no teacher"
     assert statuses["save"].failure == "with checkpoint.keep=0 it saves none"
     assert statuses["stop"].first_step > 5
