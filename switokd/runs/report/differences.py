@@ -36,14 +36,21 @@ def changed(config: Config) -> dict[str, Any]:
 
 
 def between(configs: Sequence[Config]) -> list[str]:
-    """Return the dotted keys whose settings are not the same in all configurations."""
+    """Return the dotted keys whose settings are not the same in all configurations.
+
+    Of a network that not all runs have, those that are not defaults.
+    """
     settings = [effective(config) for config in configs]
     keys = dict.fromkeys(key for each in settings for key in each)
-    missing = object()
+    not_defaults = {key for config in configs for key in changed(config)}
     return [
         key
         for key in keys
-        if any(s.get(key, missing) != settings[0].get(key, missing) for s in settings)
+        if (
+            any(s[key] != settings[0][key] for s in settings)
+            if all(key in s for s in settings)
+            else key in not_defaults
+        )
     ]
 
 
