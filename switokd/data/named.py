@@ -142,16 +142,21 @@ def _torchvision(name: str, data: Data, train: bool) -> Any:
             "CIFAR10": "cifar-10-batches-py/",
             "CIFAR100": "cifar-100-python/",
         }[name]
+        remedy = "" if data.download else ", or set data.download=true"
         raise UsageError(
             f"data.root: {name} is not in {Path(data.root).resolve()} ({error}); put "
-            f"{layout} there, or set data.download=true"
+            f"{layout} there{remedy}"
         ) from None
 
 
 @contextmanager
 def _downloading(name: str, root: str) -> Iterator[None]:
-    """Let one rank of a machine download, because all share the folder; the others wait for it."""
-    lock = FileLock(f"{root}.lock")
+    """Let one rank of a machine download, because all share the folder; the others wait for it.
+
+    The lock is in the folder: beside it, a pod may have nothing that it can write.
+    """
+    os.makedirs(root, exist_ok=True)
+    lock = FileLock(os.path.join(root, ".download.lock"))
     with waiting(f"another process that downloads into {root} (it holds {lock.lock_file})"):
         lock.acquire()
     try:

@@ -52,7 +52,8 @@ def _workers(run: RunFacts) -> Manifest:
         ports = [int(address.rpartition(":")[2]) for address in run.coordinator.split(",")]
         egress.append({"ports": [_tcp(port) for port in dict.fromkeys(ports)]})
     if run.downloads:
-        egress.append({"ports": [_tcp(443)]})
+        # Fashion-MNIST's only mirror speaks plain HTTP; torchvision compares a checksum.
+        egress.append({"ports": [_tcp(443), _tcp(80)]})
     spec = {
         "podSelector": {"matchLabels": run.labels_of("worker")},
         "policyTypes": ["Ingress", "Egress"],

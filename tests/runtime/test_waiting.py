@@ -6,6 +6,7 @@ Not covered: downloads from the internet; machines that cannot reach each other.
 from __future__ import annotations
 
 import fcntl
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -192,7 +193,8 @@ def test_a_held_lock_is_named_before_a_download(
     said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = str(tmp_path / "data")
-    with open(f"{root}.lock", "w") as lock:
+    os.mkdir(root)
+    with open(f"{root}/.download.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
         def release(sentence: str, who: str = "", keep: bool = True) -> None:
@@ -203,8 +205,8 @@ def test_a_held_lock_is_named_before_a_download(
         with named._downloading("CIFAR10", root):
             said.holds(2)
     assert said[0] == (
-        f"waiting for another process that downloads into {root} (it holds {root}.lock), without "
-        "a time limit"
+        f"waiting for another process that downloads into {root} (it holds "
+        f"{root}/.download.lock), without a time limit"
     )
     assert said[-1].startswith(f"waiting for the download of CIFAR10 into {root}, without")
 
