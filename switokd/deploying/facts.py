@@ -65,8 +65,8 @@ class RunFacts:
     """Whether MLflow writes files: they belong on the volume of results."""
     traces_every: int = 0
     """Steps per OpenTelemetry trace, in ranks and coordinator; 0: none."""
-    memory: tuple[int, int] = (0, 0)
-    """Requested and largest memory of a pod, in GiB."""
+    memory: tuple[str, str] = ("0", "0")
+    """Requested and largest memory of a pod, such as 512Mi."""
     shm: int = 1
     """Size of /dev/shm, in GiB."""
     arguments: tuple[str, ...] = ()

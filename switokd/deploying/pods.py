@@ -148,10 +148,10 @@ def _probes(run: RunFacts) -> Manifest:
 def _resources(run: RunFacts) -> Manifest:
     shape, (requested, most) = run.shape, run.memory
     cpus = shape.ranks_per_pod * (run.options.pods.cpus_per_rank + run.loader_processes)
-    limits: Manifest = {"memory": f"{most}Gi"}
+    limits: Manifest = {"memory": most}
     if shape.gpus_per_pod:
         limits["nvidia.com/gpu"] = shape.gpus_per_pod
-    return {"requests": {"cpu": str(cpus), "memory": f"{requested}Gi"}, "limits": limits}
+    return {"requests": {"cpu": str(cpus), "memory": requested}, "limits": limits}
 
 
 def _mounts(run: RunFacts) -> list[Manifest]:

@@ -22,7 +22,7 @@ from switokd.deploying.monitoring import monitoring
 from switokd.deploying.network_policies import network_policies
 from switokd.deploying.options import RenderOptions, in_gibibytes
 from switokd.deploying.pods import Manifest
-from switokd.deploying.settings import modules_in_image, with_arguments
+from switokd.deploying.settings import extras_in_image, modules_in_image, with_arguments
 from switokd.deploying.storage import claims, run_file, secrets
 from switokd.deploying.workers import workers
 from switokd.errors import UsageError
@@ -92,14 +92,15 @@ def _with_memory(facts: RunFacts, config: Config) -> tuple[RunFacts, float | Non
     """Return the facts with the memory of a pod, and the GiB that a GPU must hold if estimated."""
     shm, given = facts.shape.ranks_per_pod, facts.options.pods.memory
     if given:
-        requested = math.ceil(in_gibibytes(given))
-        return replace(facts, memory=(requested, requested + shm), shm=shm), None
+        most = math.ceil(in_gibibytes(given)) + shm
+        return replace(facts, memory=(given, f"{most}Gi"), shm=shm), None
     from switokd.deploying.estimate import estimate
 
     estimated = estimate(config, facts.shape)
     requested = math.ceil(estimated.pod)
     gpu = estimated.gpu if facts.shape.gpus_per_pod else None
-    return replace(facts, memory=(requested, 2 * requested + shm), shm=shm), gpu
+    memory = f"{requested}Gi", f"{2 * requested + shm}Gi"
+    return replace(facts, memory=memory, shm=shm), gpu
 
 
 def _notes(facts: RunFacts, config: Config, recipe: str, gpu_memory: float | None) -> list[str]:
@@ -117,6 +118,11 @@ def _notes(facts: RunFacts, config: Config, recipe: str, gpu_memory: float | Non
         notes.append(f"make the Secrets {' and '.join(named)}; see docs/kubernetes.md")
     if missing := modules_in_image(config, Path(recipe)):
         notes.append(f"the image must have your modules: {', '.join(missing)}")
+    if extras := extras_in_image(config):
+        notes.append(
+            f"the image must have the packages of switokd[{','.join(extras)}]; see "
+            "docs/operations.md#containers"
+        )
     paths = [f"networks.{n}.weights={w.weights}" for n, w in config.networks.items() if w.weights]
     paths += [f"auto.profiles={path}" for path in config.auto.profiles]
     if paths:

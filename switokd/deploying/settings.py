@@ -48,7 +48,18 @@ def own_modules(config: Config) -> list[str]:
     """Return the top-level modules of the user that the run file names."""
     models = (network.model for network in config.networks.values())
     names = (config.data.dataset, config.distillation.strategy, *config.observers, *models)
-    return sorted({name.partition(":")[0].partition(".")[0] for name in names if ":" in name})
+    own = {name for name in names if ":" in name and not name.startswith("timm:")}
+    return sorted({name.partition(":")[0].partition(".")[0] for name in own})
+
+
+def extras_in_image(config: Config) -> list[str]:
+    """Return the extras of switokd that the run needs, and deploy/Containerfile lacks."""
+    wanted = {"mlflow", "tensorboard", "wandb"} & set(config.observers)
+    if config.data.dataset == "huggingface":
+        wanted.add("huggingface")
+    if any(network.model.startswith("timm:") for network in config.networks.values()):
+        wanted.add("timm")
+    return sorted(wanted)
 
 
 def modules_in_image(config: Config, run_file: Path) -> list[str]:

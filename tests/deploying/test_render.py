@@ -271,6 +271,40 @@ def test_servers_that_the_policies_keep_away_are_told(setting: str) -> None:
     assert "egress" not in notes(watched)
 
 
+def test_packages_that_the_image_lacks_are_told() -> None:
+    options = RenderOptions("switokd:1", pods=PodOptions(memory="2Gi"))
+    settings = ["observers=[wandb,mlflow]", "networks.student.model=timm:resnet18"]
+    notes = render("digits-2t1s", settings, options).notes
+    assert any("the packages of switokd[mlflow,timm,wandb]" in note for note in notes), notes
+    assert not any("your modules" in note for note in notes)
+    assert not any("switokd[" in note for note in render("digits-2t1s", [], options).notes)
+
+
+def test_the_memory_that_is_asked_for_is_requested() -> None:
+    options = RenderOptions("switokd:1", pods=PodOptions(memory="512Mi"))
+    files = render("digits-2t1s", [], options).files
+    (job,) = [each for each in files["workers.yaml"] if each["kind"] == "Job"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["requests"]["memory"] == "512Mi"
+    assert container["resources"]["limits"]["memory"] == "2Gi"
+
+
+def test_a_data_set_can_be_downloaded() -> None:
+    objects = rendered("fashion-2t1s", "data.download=true")
+    policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
+    ports = [
+        p["port"]
+        for each in policies
+        for e in each["spec"].get("egress", [])
+        for p in e.get("ports", [])
+    ]
+    assert {80, 443} <= set(ports)
+    mounts = worker_of(objects)["volumeMounts"]
+    assert [m for m in mounts if m["mountPath"] == "/data"] == [
+        {"name": "data", "mountPath": "/data"}
+    ]
+
+
 def test_another_coordinator_is_used() -> None:
     objects = rendered("digits-2t1s", "--tls", "coordinator.address=c.example.org:50051")
     assert {"Deployment", "PodMonitor"}.isdisjoint(each["kind"] for each in objects)
