@@ -65,7 +65,7 @@ def status_line(view: View) -> str:
     ]
     parts += [
         f"{pair['teacher']}-{pair['student']} gap {pair['gap']:.4f} threshold "
-        f"{pair['threshold']:.4f} {pair['mode']} {_percent(pair['expert_ratio'])}"
+        f"{pair['threshold']:.4f} {pair['mode']}, expert {_percent(pair['expert_ratio'])}"
         for pair in view["pairs"]
     ]
     parts += view["waiting_for"]
@@ -98,7 +98,8 @@ def _heading(view: View) -> Text:
         parts.append(f"{view['decided_alone_steps']} steps decided alone")
     if view["started_at"]:
         parts.append(f"started {_moment(view['started_at'])}")
-        parts.append(f"for {_duration(view['started_at'], view['ended_at'])}")
+        if view["ended_at"] or view["state"] in ("joining", "training"):
+            parts.append(f"for {_duration(view['started_at'], view['ended_at'])}")
     where = view["coordinator"] or view["folder"]
     return Text.assemble(
         (view["run_id"] or "run", "bold"),
@@ -137,7 +138,7 @@ def _networks_table(networks: Sequence[View]) -> Table:
     table = _table(("network", "role"), ("now", "paused", "loss", "top-1", "test top-1"))
     for network in networks:
         is_paused = network["is_paused"]
-        now = "-" if is_paused is None else "paused" if is_paused else "learns"
+        now = "-" if is_paused is None else "paused" if is_paused else "learning"
         loss = network["loss"]
         table.add_row(
             Text(network["name"]),

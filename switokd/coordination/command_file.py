@@ -54,7 +54,7 @@ def read_commands(folder: Path | None, teachers: Sequence[str] | None = None) ->
         if not line.endswith("\n") or not line.strip():
             continue
         try:
-            stamped = _parse(json.loads(line), number)
+            stamped = parse_command(json.loads(line), number)
             if teachers is not None and (problem := stamped.command.problem(teachers)):
                 raise ValueError(problem)
         except (ValueError, TypeError) as error:
@@ -96,7 +96,7 @@ def _line(stamped: Stamped) -> dict[str, Any]:
     return {"id": command.id, "action": command.action.value, **own, **ends}
 
 
-def _parse(line: Any, number: int) -> Stamped:
+def parse_command(line: Any, number: int) -> Stamped:
     """Return the command of a line; ValueError or TypeError says what is wrong with it."""
     if not isinstance(line, dict):
         raise TypeError("a command is a JSON object")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,11 @@ def folder_status(folder: Path) -> dict[str, Any]:
         "epoch": identity.get("epoch"),
         "strategy": (config.get("distillation") or {}).get("strategy"),
         "started_at": begun[0] if begun else None,
-        "ended_at": ended[-1] if ended and is_finished else None,
+        "ended_at": _ended_at(folder, state, ended),
         "failure": None,
         "last_step": last_step,
-        "planned_steps": last_step if is_finished else None,
-        "training_epoch": epochs[-1].get("epoch") if epochs else None,
+        "planned_steps": last_step if is_finished else _planned_steps(schedule, epochs),
+        "training_epoch": _training_epoch(epochs, last_step),
         "planned_epochs": None if schedule.get("max_steps") else schedule.get("epochs"),
         "recorded_step": last_step,
         "decided_alone_steps": summary.get("steps_decided_alone"),
@@ -83,6 +83,33 @@ def folder_status(folder: Path) -> dict[str, Any]:
         "commands": [],
         "commands_truncated": False,
     }
+
+
+def _ended_at(folder: Path, state: str, finished: Sequence[float]) -> float | None:
+    """Return when the run ended: of an interrupted one, when it wrote its last decision."""
+    if state == "finished":
+        return finished[-1] if finished else None
+    record = folder / "decisions.jsonl"
+    return record.stat().st_mtime if state == "interrupted" and record.exists() else None
+
+
+def _planned_steps(schedule: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the last step of the training; None before an epoch has ended, or if they differ."""
+    per_epoch = {
+        line["step"] / line["epoch"] for line in epochs if line.keys() >= {"step", "epoch"}
+    }
+    if len(per_epoch) != 1:
+        return None
+    steps = round(per_epoch.pop() * int(schedule.get("epochs") or 0))
+    return min(steps, int(schedule.get("max_steps") or steps)) or None
+
+
+def _training_epoch(epochs: Sequence[Mapping[str, Any]], last_step: int) -> int | None:
+    """Return the epoch of the last step; None if it is not known."""
+    if not epochs or (epoch := epochs[-1].get("epoch")) is None:
+        return None
+    is_in_next: bool = last_step > epochs[-1].get("step", last_step)
+    return int(epoch) + is_in_next
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def test_watching_prints_a_line_per_update_and_ends_with_the_run(
     code, out, _ = switokd(tmp_path, "watch", "beta", "--coordinator", server.address)
     assert code == 0
     assert re.fullmatch(
-        r"\S+ beta-1 finished step 2; t-s gap 0\.1000 threshold \S+ learning 50 %\n", out
+        r"\S+ beta-1 finished step 2; t-s gap 0\.1000 threshold \S+ learning, expert 50 %\n", out
     )
 
 

@@ -63,10 +63,24 @@ def test_a_finished_run(folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_a_run_without_a_summary_goes_on_or_was_interrupted(folder: Path) -> None:
     (folder / "summary.json").unlink()
-    assert folder_status(folder)["state"] == "interrupted"
+    view = folder_status(folder)
+    assert view["state"] == "interrupted"
+    assert view["ended_at"] == (folder / "decisions.jsonl").stat().st_mtime
     with (folder / "config.yaml").open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert folder_status(folder)["state"] == "training"
+        view = folder_status(folder)
+    assert (view["state"], view["ended_at"]) == ("training", None)
+
+
+def test_how_far_an_interrupted_run_is(folder: Path) -> None:
+    (folder / "summary.json").unlink()
+    (folder / "config.yaml").write_text("schedule: {epochs: 5}\n")
+    lines = [{"epoch": 1, "step": 3, "network": "s"}, {"epoch": 2, "step": 6, "network": "s"}]
+    write_lines(folder / "metrics.jsonl", lines)
+    view = folder_status(folder)
+    assert (view["last_step"], view["planned_steps"], view["training_epoch"]) == (8, 15, 3)
+    write_lines(folder / "metrics.jsonl", [*lines, {"epoch": 3, "step": 8, "network": "s"}])
+    assert folder_status(folder)["planned_steps"] is None  # epochs of different lengths
 
 
 def test_a_long_record_is_read_from_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from switokd.coordination.command_file import parse_command
 from switokd.runs.report.record import PairRecord, RunRecord
 
+WHO = {"operator": ", by an operator", "run": ", by somebody with the run's secret"}
+"""Who has given a command, by `asked_by`."""
 MOST_WARNINGS = 100
 """Different warnings of a run that a report shows."""
 
@@ -36,15 +39,15 @@ class Part:
 def progress(run: RunRecord) -> str:
     """Say how far a run is."""
     if run.state == "finished":
-        return f"finished, {run.last_step} steps"
+        return f"finished, {run.last_step:,} steps"
     per_epoch = {line["step"] / line["epoch"] for line in run.metrics}
     of = ""
     if len(per_epoch) == 1:  # epochs of equal length, so that the last step is known
         steps = round(per_epoch.pop() * run.config.schedule.epochs)
-        of = f" of {min(steps, run.config.schedule.max_steps or steps)}"
+        of = f" of {min(steps, run.config.schedule.max_steps or steps):,}"
     if run.state == "training":
-        return f"training, step {run.last_step}{of}"
-    return f"not finished, stopped after step {run.last_step}{of}"
+        return f"training, step {run.last_step:,}{of}"
+    return f"not finished, stopped after step {run.last_step:,}{of}"
 
 
 def events(run: RunRecord) -> list[Event]:
@@ -79,13 +82,20 @@ def _exceptions(summary: Mapping[str, Any]) -> Iterator[Event]:
 
 
 def _commands(run: RunRecord) -> Iterator[Event]:
-    """Commands of operators; keys that this version does not know are shown as they are."""
+    """Commands that the run has taken; those of another version are shown as they are."""
     known = ("id", "action", "first_step")
     for line in run.commands:
         step = line.get("first_step")
-        details = ", ".join(f"{key} {value}" for key, value in line.items() if key not in known)
-        text = f"operator: {line.get('action', 'command')}{f' ({details})' if details else ''}"
-        yield Event(step if isinstance(step, int) else None, text)
+        try:
+            stamped = parse_command(line, 0)
+        except (ValueError, TypeError):
+            details = ", ".join(f"{key} {value}" for key, value in line.items() if key not in known)
+            text = f"{line.get('action', 'unknown')}{f' ({details})' if details else ''}"
+        else:
+            who = WHO.get(stamped.command.asked_by, "")
+            at = f" at {moment(stamped.at)}" if stamped.at else ""
+            text = f"{stamped.command.describe()}{who}{at}"
+        yield Event(step if isinstance(step, int) else None, f"command: {text}")
 
 
 def _warnings(run: RunRecord) -> Iterator[Event]:
@@ -108,9 +118,9 @@ def switching(pair: PairRecord) -> str:
     """Say how often a pair switched, and how often its teacher was too far ahead."""
     count = pair.switches
     return (
-        f"{pair.name}: {count} switch{'es' * (count != 1)}; expert mode in "
-        f"{pair.expert.mean():.0%} of the steps; gap too large, but teacher not better, in "
-        f"{pair.not_better.mean():.0%}"
+        f"{pair.name}: {count:,} switch{'es' * (count != 1)}; expert mode in "
+        f"{share(pair.expert.mean())} of the steps; gap too large, but teacher not better, in "
+        f"{share(pair.not_better.mean())}"
     )
 
 
@@ -192,7 +202,7 @@ def seconds(value: float | None) -> str:
 
 def share(value: float | None) -> str:
     """Return a share as a percentage; empty for None."""
-    return "" if value is None else f"{value:.0%}"
+    return "" if value is None else f"{100 * value:.0f} %"
 
 
 def moment(value: float) -> str:

@@ -146,7 +146,7 @@ def picture_of(runs: Sequence[RunRecord]) -> Figure:
             if is_aligned:
                 axis.set_xlim(figure.axes[0].get_xlim())
         _legend(figure)
-        _fix_layout(figure)
+        _fix_layout(figure, is_aligned)
         return figure
 
 
@@ -190,15 +190,20 @@ def _figure(width: float, heights: Iterable[float]) -> Figure:
     return Figure(figsize=(width, sum(heights) + REST_INCHES), layout=layout)
 
 
-def _fix_layout(figure: Figure) -> None:
+def _fix_layout(figure: Figure, is_aligned: bool) -> None:
     """Lay the axes out once, and round their places.
 
     The layout of a nested grid differs in the last digits from call to call, and so would the file.
+    is_aligned: all axes begin and end at the same places, because they have the same steps.
     """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    for axis in figure.axes:
-        left, bottom, width, height = (round(each, 6) for each in axis.get_position().bounds)
+    places = [axis.get_position() for axis in figure.axes]
+    for axis, place in zip(figure.axes, places, strict=True):
+        left = max(each.x0 for each in places) if is_aligned else place.x0
+        right = min(each.x1 for each in places) if is_aligned else place.x1
+        bounds = left, place.y0, right - left, place.height
+        left, bottom, width, height = (round(each, 6) for each in bounds)
         axis.set_position((left, bottom, width, height))
 
 
@@ -314,13 +319,20 @@ def _draw_accuracy(axis: Axes, runs: Sequence[RunRecord], with_runs: bool) -> No
 
     with_runs: whether the legend names the runs.
     """
+    from matplotlib.ticker import MaxNLocator
+
     names = dict.fromkeys(line["network"] for run in runs for line in run.metrics)
-    looks = dict(zip(names, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
+    looks = {name: _look(place) for place, name in enumerate(names)}
     for run, style in zip(runs, cycle(LINES), strict=False):
         for name, (colour, marker) in looks.items():
             lines = [line for line in _tests(run) if line["network"] == name]
             steps, top1 = [line["step"] for line in lines], [line["test_top1"] for line in lines]
-            look = {"color": colour, "marker": marker, "markersize": 2.6, "linewidth": 0.9}
+            look: dict[str, Any] = {
+                "color": colour,
+                "marker": marker,
+                "markersize": 2.6,
+                "linewidth": 0.9,
+            }
             every = max(len(lines) // 12, 1)
             axis.plot(steps, top1, linestyle=style, markevery=every, **look)
             # Networks by colour, runs by style: one entry for each, not one for each line.
@@ -329,9 +341,15 @@ def _draw_accuracy(axis: Axes, runs: Sequence[RunRecord], with_runs: bool) -> No
             axis.plot([], [], linestyle=style, color=INK, linewidth=0.9, label=run.label)
     axis.set_ylabel("test top-1 (%)")
     axis.set_xlabel("step")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(color=GRID, linewidth=0.4)
     axis.set_axisbelow(True)
     axis.margins(x=0.01)
+
+
+def _look(place: int) -> tuple[str, str]:
+    """Colour and marker of a network; after six networks, the same colours with other markers."""
+    return COLOURS[place % len(COLOURS)], MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
 
 
 def _legend(figure: Figure) -> None:

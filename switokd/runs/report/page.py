@@ -126,9 +126,9 @@ def _results(run: RunRecord, name: str, has_ema: bool) -> Iterator[str]:
     if run.config.networks[name].role == "student" or teacher is None:
         yield "–"
     elif summary:
-        yield f"{summary['steps_paused'] / max(summary['steps'], 1):.0%}"
+        yield events.share(summary["steps_paused"] / max(summary["steps"], 1))
     else:
-        yield f"{teacher.paused.mean():.0%}"
+        yield events.share(teacher.paused.mean())
 
 
 def _switching(runs: Sequence[RunRecord]) -> Iterator[str]:

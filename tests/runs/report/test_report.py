@@ -90,7 +90,7 @@ def test_the_page_has_the_numbers_of_the_run(finished: Path) -> None:
         assert share > 0
         sentence = f"{teacher} and student: {switches} switch"
         assert sentence in page.text
-        assert f"expert mode in {share:.0%} of the steps" in page.text
+        assert f"expert mode in {100 * share:.0f} % of the steps" in page.text
         network = summary["networks"][teacher]
         assert network["steps_paused"] == sum(modes)
     assert "finished, 20 steps" in page.text
@@ -154,11 +154,11 @@ def test_a_run_that_goes_on_is_killed_and_continues(tmp_path: Path) -> None:
         )
         wait_until(lambda: list(out.glob("checkpoints/step-*[0-9]")), 60, "a checkpoint")
         page = page_of(out)
-        assert re.search(r"training, step \d+ of 2000", page.text)
+        assert re.search(r"training, step \d+ of 2,000", page.text)
         assert "More is known when a run has finished" in page.text
     wait_until(lambda: not is_locked(out), 20, "the end of the rank that was killed")
     page = page_of(out)
-    assert re.search(r"not finished, stopped after step \d+ of 2000", page.text)
+    assert re.search(r"not finished, stopped after step \d+ of 2,000", page.text)
     with decisions.open("a") as file:
         file.write('{"step": 99999, "teac')  # as a full disk leaves it
     assert read_runs([out])[0].last_step < 99999
@@ -183,13 +183,15 @@ def test_commands_of_operators_are_events_whatever_their_keys(
     commands: list[dict[str, object]] = [
         {"id": 1, "action": "delta_scale", "first_step": 7, "factor": 0.5, "new": [1, 2]},
         {"action": "hold <teacher1>"},
+        {"action": "stop", "first_step": 8, "at": 1795000000.5, "asked_by": "run"},
         {},
     ]
     (folder / "commands.jsonl").write_text("".join(json.dumps(c) + "\n" for c in commands))
     page = page_of(folder)
-    assert "7operator: delta_scale (factor 0.5, new [1, 2])" in page.text
-    assert "–operator: hold <teacher1>" in page.text
-    assert "–operator: command" in page.text
+    assert "7command: delta_scale (factor 0.5, new [1, 2])" in page.text
+    assert "–command: hold <teacher1>" in page.text
+    assert "8command: stop, by somebody with the run's secret at 2026-11-" in page.text
+    assert "–command: unknown" in page.text
 
 
 def test_the_command_writes_each_format(finished: Path, tmp_path: Path) -> None:

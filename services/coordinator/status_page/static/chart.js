@@ -4,10 +4,10 @@ const LEFT = 44, RIGHT = 10, TOP = 6, BOTTOM = 20;
 
 // By reason: words, whether the teacher pauses, and how a reader of grey tells it from others.
 export const REASONS = {
-  gap_within_threshold: { text: "learns: the gap is within the threshold", short: "learning: gap within threshold" },
-  not_better: { text: "learns: the gap is too large, but the teacher is not the better one", short: "learning: not the better one", hatch: "dots" },
-  held_learning: { text: "learns: a command holds it", short: "learning: held", hatch: "upright" },
-  strategy_learning: { text: "learns: the strategy wants it so", short: "learning: by the strategy", hatch: "level" },
+  gap_within_threshold: { text: "learning: the gap is within the threshold", short: "learning: gap within threshold" },
+  not_better: { text: "learning: the gap is too large, but the teacher is not the better one", short: "learning: not the better one", hatch: "dots" },
+  held_learning: { text: "learning: a command holds it", short: "learning: held", hatch: "upright" },
+  strategy_learning: { text: "learning: the strategy wants it so", short: "learning: by the strategy", hatch: "level" },
   gap_too_large: { text: "paused: the gap is too large", short: "paused: gap too large" },
   held_paused: { text: "paused: a command holds it", short: "paused: held", hatch: "upright" },
   strategy_paused: { text: "paused: the strategy wants it so", short: "paused: by the strategy", hatch: "level" },

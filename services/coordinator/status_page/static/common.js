@@ -170,7 +170,8 @@ export function number(value, digits = 4) {
   return Number(value).toPrecision(digits).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
 }
 
-export const whole = (value) => Number(value).toLocaleString("en").replace(/,/g, " ");
+export const distance = (value) => (value === null || value === undefined ? "–" : Number(value).toFixed(4));
+export const whole = (value) => Number(value).toLocaleString("en");
 export const percent = (value) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(1).replace(".0", "")} %`);
 
 export function duration(seconds) {

@@ -10,7 +10,7 @@ function card(run) {
   const parts = [state, ` step ${whole(run.last_step)} · ${ranks}${start}`];
   const names = (role) => run.networks.filter((n) => n.role === role).map((n) => n.name).join(", ");
   const made = element("li", {}, heading, element("p", {}, ...parts));
-  made.append(element("p", { class: "soft", text: `teachers ${names("teacher") || "none"} · students ${names("student") || "none"}` }));
+  made.append(element("p", { class: "soft", text: `teachers: ${names("teacher") || "none"} · students: ${names("student") || "none"}` }));
   const took = run.ended_at && run.started_at ? `, took ${duration(run.ended_at - run.started_at)}` : "";
   made.append(element("p", { class: "soft", text: `started ${moment(run.started_at)}${took}` }));
   if (run.failure) made.append(element("p", { class: "failure", text: run.failure }));

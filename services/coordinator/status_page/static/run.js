@@ -1,5 +1,5 @@
 // One run: what it does now, and what it has done.
-import { clock, duration, element, find, follow, moment, number, percent, roughly, setText, times, whole } from "./common.js";
+import { clock, distance, duration, element, find, follow, moment, number, percent, roughly, setText, times, whole } from "./common.js";
 import { REASONS, accuracyChart, bandSwatch, gapChart, isPaused, lineSwatch, swatch, timeline } from "./chart.js";
 
 const FEW = 12; // pairs that are drawn before the reader asks for all
@@ -203,7 +203,7 @@ function drawPairs() {
     const n = past.step.length - 1;
     const [gap, threshold] = live ? [live.gap, live.threshold] : [pair.gap[n], pair.threshold[n]];
     const mode = live ? ` · ${live.mode} mode${live.held ? ", held" : ""}${live.switches === null ? "" : ` · ${whole(live.switches)} switches`}` : "";
-    const text = `gap ${number(gap, 3)} · threshold ${number(threshold, 3)}${mode}`;
+    const text = `gap ${distance(gap)} · threshold ${distance(threshold)}${mode}`;
     const width = wide(figure);
     put(figure, gapChart(width, past.step, past.stride, pair, `Gap against threshold of ${name}: ${text}`, find("logarithmic").checked), text);
   });
@@ -342,8 +342,8 @@ function drawNumbers() {
   for (const pair of past.pairs.slice(0, all ? undefined : FEW)) {
     const name = `${pair.teacher} → ${pair.student}`;
     columns.push(
-      [`${name}: gap`, (i) => number(pair.gap[i]), true],
-      [`${name}: threshold`, (i) => number(pair.threshold[i]), true],
+      [`${name}: gap`, (i) => distance(pair.gap[i]), true],
+      [`${name}: threshold`, (i) => distance(pair.threshold[i]), true],
       [`${name}: learning`, (i) => percent(pair.learning[i] / (past.count[i] || 1)), true],
     );
   }
