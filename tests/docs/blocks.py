@@ -146,14 +146,7 @@ def _images(folder: Path) -> None:
                 picture.save(folder / "images" / part / label / f"{i}.jpg")
 
 
-def _pictures(folder: Path) -> None:
-    """A picture `three.png`, and a folder `pictures/` with two more."""
-    (folder / "pictures").mkdir()
-    for name in ("three.png", "pictures/a.png", "pictures/b.png"):
-        Image.new("L", (20, 20), 90).save(folder / name)
-
-
-GIVEN: dict[str, Callable[[Path], None]] = {"images": _images, "pictures": _pictures}
+GIVEN: dict[str, Callable[[Path], None]] = {"images": _images}
 
 
 def problems_of(block: Block) -> list[str]:
