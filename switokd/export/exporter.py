@@ -9,6 +9,7 @@ Not covered: the formats themselves (`formats.py`); using an artefact (`artefact
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -39,6 +40,8 @@ from switokd.export.manifest import (
 from switokd.export.trained import TrainedNetwork, load_trained
 from switokd.models import registry
 
+FULL_BYTES = 2**20
+"""Free bytes of a disk that counts as full."""
 TOLERANCE = 1e-4
 """Largest allowed difference, relative to the largest logit or to 1, whichever is larger.
 It covers some rounding errors of float32."""
@@ -96,7 +99,9 @@ def export(
             target.rmdir()  # fails if the folder is not empty
         partial.rename(target)
     except OSError as error:
-        raise UsageError(f"{target} cannot be written: {error.strerror or error}") from None
+        raise UsageError(
+            f"{target} cannot be written: {error.strerror or error}; name another folder with --out"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
@@ -225,6 +230,8 @@ def write_checked(
         except OSError:
             raise
         except Exception as error:  # tracing a network can raise any exception
+            if shutil.disk_usage(folder).free < FULL_BYTES:  # PyTorch's own error does not say so
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise UsageError(
                 f"network {trained.name} ({model.model}) cannot be written as {name}: "
                 f"{formats.reason_of(error)}; leave this format out with "

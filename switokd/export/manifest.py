@@ -96,7 +96,10 @@ class Manifest(_Part):
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in problem["loc"])
-            raise UsageError(f"{folder / MANIFEST}: {key}: {problem['msg']}") from None
+            where = f"{key}: " if key else ""
+            raise UsageError(
+                f"{folder / MANIFEST} is damaged: {where}{problem['msg']}; export the network again"
+            ) from None
 
 
 def sha256(path: Path) -> str:

@@ -31,6 +31,7 @@ from switokd.export.manifest import Manifest, sha256
 from switokd.export.trained import load_trained
 from switokd.models import registry
 from tests.preloaded import train
+from tests.support import run, unshare
 
 ALONE = ["placement=replicated", "coordinator=off", "schedule.max_steps=5"]
 DIGITS = torch.from_numpy(load_digits().images)[1500:1571, None].float() / 16  # [71, 1, 8, 8]
@@ -240,6 +241,18 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert err.startswith("switokd: ")
     assert err.count("\n") == 1
     assert not (mine / "export").exists()
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    export = [sys.executable, "-m", "switokd", "export", str(finished), "--network=teacher"]
+    export += ["--formats=state-dict", "--out=full/it"]
+    mount = 'mount -t tmpfs -o size=40k none full && "$@"; code=$?; ls -A full; exit $code'
+    code, out, err = run([*unshare("-rm"), "sh", "-c", mount, "sh", *export], tmp_path)
+    assert (code, out) == (2, "")
+    assert err.endswith(
+        "full/it cannot be written: No space left on device; name another folder with --out\n"
+    )
 
 
 def test_missing_onnx_gives_the_command_to_install_it(

@@ -176,7 +176,7 @@ def test_mistakes_are_one_line_and_exit_code_2(artefact: Path, tmp_path: Path) -
         ([tmp_path, x], "no artefact: artefact.json cannot be read (No such file or directory)"),
         ([artefact, x, "--format=onx"], "has no onx; did you mean 'onnx'?; it has onnx, torch-ex"),
         ([changed, x], "model.onnx has changed since the export: its SHA-256 differs"),
-        ([broken, x], "artefact.json: version: Input should be 1"),
+        ([broken, x], "artefact.json is damaged: version: Input should be 1; export"),
         ([partial, x], "model.onnx is missing; copy the whole folder, or export again"),
         ([artefact, x], "switokd: x.png: no such file or folder"),
         ([artefact, partial], "no picture in this folder"),
