@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Collection
@@ -164,12 +165,20 @@ def _open_ports(
         http_port, http_server = serve_http(
             metrics.registry, http_host, http_port, limits, protection, pages
         )
-    except (RuntimeError, OSError) as error:
-        raise UsageError(
-            f"cannot listen on {host}, ports {port} and {http_port}: {error}; "
-            "choose others with --port and --http-port (0 chooses a free one)"
-        ) from None
+    except RuntimeError as error:  # of gRPC
+        raise _cannot_listen("--port", host, ports[0], str(error).partition(";")[0]) from None
+    except OSError as error:
+        raise _cannot_listen("--http-port", http_host, http_port, error.strerror) from None
     return port, http_port, http_server
+
+
+def _cannot_listen(option: str, host: str, port: int, why: str | None) -> UsageError:
+    """Return the error for a port, with what is known of the reason. gRPC names none."""
+    with suppress(OSError), socket.create_connection((host, port), timeout=1.0):
+        why = "another program listens there"
+    return UsageError(
+        f"{option} {port}: cannot listen on {host}: {why}; choose another (0 chooses a free one)"
+    )
 
 
 async def _until_stdin_closes(stop: asyncio.Event) -> None:

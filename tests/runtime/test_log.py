@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -72,7 +73,21 @@ def test_the_coordinator_logs_objects(tmp_path: Path) -> None:
     taken = ["--port", str(free_port()), "--host", "192.0.2.1", "--allow-plaintext"]
     code, _, err = run([*command, *taken], tmp_path, SWITOKD_LOG_FORMAT="json")
     assert code == 2
-    assert "cannot listen on 192.0.2.1" in str(objects(err)[-1]["message"])
+    said = str(objects(err)[-1]["message"])
+    assert f"--port {taken[1]}: cannot listen on 192.0.2.1: " in said
+    assert "GRPC_VERBOSITY" not in said
+
+
+@pytest.mark.parametrize("option", ["--port", "--http-port"])
+def test_a_port_in_use_is_named(option: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
+        ports = {"--port": "0", "--http-port": "0"} | {option: str(port)}
+        words = [word for pair in ports.items() for word in pair]
+        code, out, err = run([sys.executable, "-m", "switokd", "coordinator", *words], tmp_path)
+    problem = f"switokd: {option} {port}: cannot listen on 127.0.0.1: another program listens there"
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == f"{problem}; choose another (0 chooses a free one)"
 
 
 def test_levels_and_lines(monkeypatch: pytest.MonkeyPatch) -> None:
