@@ -361,13 +361,20 @@ def resumed_part(
 
 @contextmanager
 def how_to_continue(folder: Path) -> Iterator[None]:
-    """Add the command that continues the run to the message of Preempted."""
+    """Add the command that continues the run to the message of Preempted and KeyboardInterrupt."""
+    command = shlex.join(["switokd", "train", "--resume", str(folder)])
     try:
         yield
     except Preempted as stopped:
-        command = shlex.join(["switokd", "train", "--resume", str(folder)])
         verb = "continue" if checkpoints.stored(folder) else "there is no checkpoint; start again"
         raise type(stopped)(f"{stopped}; {verb} with: {command}") from None
+    except KeyboardInterrupt:
+        if not (folder / "decisions.jsonl").stat().st_size:  # the folder will be removed
+            raise
+        verb = "there is no checkpoint yet; start again"
+        if stored := checkpoints.stored(folder):
+            verb = f"continue from the checkpoint of step {stored[0].step}"
+        raise KeyboardInterrupt(f"interrupted; {verb} with: {command}") from None
 
 
 def describe(config: Config, world: World, placement: Placement, where: str) -> str:

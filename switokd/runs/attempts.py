@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ from switokd.runs.json_lines import read_lines
 from switokd.runtime.durable import replace_file
 
 NAME = "attempts.jsonl"
+
+
+def restarts_in(lines: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many starts in attempts.jsonl followed an interruption."""
+    return sum("started" in line and "started" in before for before, line in pairwise(lines))
 
 
 class Attempts:
@@ -68,14 +74,14 @@ class Attempts:
 
     def begin_training(self) -> None:
         """Note that steps follow from now on: what lies before, back to the checkpoint, is lost."""
-        if self.restarts:
+        if len(self._starts) > 1:
             kept_at = self._first if self._kept_at is None else self._kept_at
             self._seconds_lost = self._lost_before + self._seconds_since(kept_at)
 
     @property
     def restarts(self) -> int:
-        """Number of starts after the first one."""
-        return max(len(self._starts) - 1, 0)
+        """Number of starts after an interruption; a finished run that is trained on is none."""
+        return restarts_in(self._lines)
 
     def summary(self, training_seconds: float) -> dict[str, float]:
         """Return what the interruptions cost, for summary.json.

@@ -129,9 +129,9 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
         if isinstance(error, PeerError):
             wake_stopped_siblings()
         _exit(error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if env.local_rank == 0:
-            print_error("interrupted")
+            print_error(str(interrupt) or "interrupted")
         _exit(EXIT_INTERRUPTED)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported here

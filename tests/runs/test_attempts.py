@@ -48,6 +48,21 @@ def test_a_run_without_interruption_has_lost_nothing(tmp_path: Path, clock: Cloc
     }
 
 
+def test_a_finished_run_that_is_trained_on_was_not_interrupted(
+    tmp_path: Path, clock: Clock
+) -> None:
+    run = first(tmp_path)
+    clock.now = 1095.0
+    run.finish(50)
+    clock.now = 2000.0
+    again = Attempts(tmp_path)
+    again.start(50, 0)
+    assert again.restarts == 0
+    third = Attempts(tmp_path)  # after an interruption
+    third.start(60, 2)
+    assert third.restarts == 1
+
+
 def test_the_time_from_the_checkpoint_to_the_next_step_is_lost(
     tmp_path: Path, clock: Clock
 ) -> None:

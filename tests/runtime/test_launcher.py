@@ -134,6 +134,8 @@ def test_signals(number: signal.Signals, code: int, tmp_path: Path) -> None:
         assert gone
     text = log.read_text()
     assert "Traceback" not in text
+    said = "interrupted; there is no checkpoint yet; start again with: switokd train --resume out"
+    assert (said in text) is (number == signal.SIGINT)
     if number == signal.SIGKILL:
         assert f"rank 1 (student), process {victim.pid}, was killed by SIGKILL" in text
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from switokd.coordination.command_file import parse_command
+from switokd.runs.attempts import restarts_in
 from switokd.runs.report.record import PairRecord, RunRecord
 
 WHO = {"operator": ", by an operator", "run": ", by somebody with the run's secret"}
@@ -176,7 +177,7 @@ def _costs_so_far(run: RunRecord) -> Iterator[tuple[str, str]]:
     if run.state == "training" and starts:
         yield "since the first start", seconds(max(time.time() - starts[0]["started"], 0))
     if starts:
-        yield "restarts", str(len(starts) - 1)
+        yield "restarts", str(restarts_in(run.starts))
         lost = sum(line.get("steps_lost", 0) for line in starts)
         yield "steps lost and done again", str(lost)
     student = run.config.topology.students[0]
