@@ -153,9 +153,13 @@ def coordinator(
 
 
 class HonestRun:
-    """A run of one teacher and one student that goes on in the background until it is ended."""
+    """A run of one teacher and one student that goes on in the background until it is ended.
 
-    def __init__(self, under_test: Coordinator) -> None:
+    pause: seconds between two steps.
+    """
+
+    def __init__(self, under_test: Coordinator, pause: float = 0.001) -> None:
+        self._pause = pause
         self.slowest, self.steps, self._goal = 0.0, 0, 0
         self._is_ending, self._error = False, ""
         self.run_id = under_test.new_run()
@@ -182,7 +186,7 @@ class HonestRun:
             assert decision.pairs[0].mode == MODES[step % 3], "another decision"
         self.slowest = max(self.slowest, time.monotonic() - began)
         self.steps = step
-        time.sleep(0.001)
+        time.sleep(self._pause)
 
     def end(self) -> None:
         """Check that it still goes on, and end it as a rank does."""

@@ -210,7 +210,7 @@ def test_a_flood_on_one_stream_is_held_back(small: Coordinator) -> None:
     for _ in range(100):
         stream.send(heartbeat=pb.Heartbeat(step=1))
     stream.send(leave=pb.Leave(failure="end"))
-    honest = HonestRun(small)
+    honest = HonestRun(small, pause=0.02)  # slower than the limit, which holds back its streams
     assert stream.end()[0] == "OK"
     honest.end()
     stream.close()
