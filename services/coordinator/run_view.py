@@ -127,10 +127,14 @@ def _rank(rank: pb.RankStatus, connected: set[int]) -> View:
     }
 
 
+NAMES = {"scale_threshold": "scale", "save_checkpoint": "checkpoint"}
+"""Actions that are named otherwise on the command line and in commands.jsonl."""
+
+
 def _command(status: pb.CommandStatus) -> View:
     command = status.command
     action = command.WhichOneof("action")
-    values = {}
+    values: View = {}
     if action:
         message = getattr(command, action)
         values = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
@@ -140,7 +144,7 @@ def _command(status: pb.CommandStatus) -> View:
         values["mode"] = _name(pb.Mode, values["mode"])
     return {
         "command_id": command.command_id,
-        "action": action,
+        "action": NAMES.get(action or "", action),
         "arguments": values,
         "first_step": status.first_step or None,
         "failure": status.failure or None,

@@ -124,7 +124,8 @@ def _of_coordinators(run: str, addresses: Sequence[str]) -> Found:
     if matches:
         shown = ", ".join(matches[:NEAREST]) + (", ..." if len(matches) > NEAREST else "")
         raise UsageError(f"{run}: {len(matches)} runs begin so: {shown}; name one of them")
-    raise UnknownRunError(f"no run {run} at {', '.join(there)}{_nearest(run, homes)}")
+    folder = "there is no such run folder, and " if os.sep in run else ""
+    raise UnknownRunError(f"{folder}no run {run} at {', '.join(there)}{_nearest(run, homes)}")
 
 
 def _nearest(run: str, homes: dict[str, str]) -> str:

@@ -35,7 +35,7 @@ from switokd.cli.settings import recipes, settings
 from switokd.cli.tell import EPILOG as TELL_EPILOG
 from switokd.cli.tell import checkpoint, drain, hold, release, scale, stop
 from switokd.cli.train import train
-from switokd.errors import EXIT_FAULT, OwnCodeError, UsageError, own_code_errors
+from switokd.errors import OwnCodeError, UsageError, own_code_errors
 from switokd.runtime.console import accept_any_console, lead_nowhere, quiet_grpc
 from switokd.runtime.lifecycle import print_error, print_warning, told
 from switokd.runtime.log import set_up
@@ -111,7 +111,7 @@ def main() -> None:
             raise
         lead_nowhere(sys.stdout)  # else Python fails again at its end
         print_error(f"the output cannot be written: {error.strerror}")
-        raise SystemExit(EXIT_FAULT) from None
+        raise SystemExit(UsageError.exit_code) from None
     except ModuleNotFoundError as error:
         if error.name not in LEFT_OUT:
             raise

@@ -70,6 +70,7 @@ LINES = [
     ("export nowhere", "nowhere: there is no such folder"),
     ("report /dev/null", "/dev/null is a file; name a run folder"),
     ("predict nowhere x.png", "nowhere is no artefact"),
+    ("compare digits-1t1s --out /dev/null", "--out: /dev/null is a file; name a new folder, or"),
     ("compare digits-1t1s --jobs 0", "--jobs: found 0; allowed: a whole number, 1 or more"),
     ("coordinator --strategy foo", "--strategy foo: write package.module:callable"),
     ("recipes digits", "no recipe of that name; did you mean 'digits-2t1s'?"),

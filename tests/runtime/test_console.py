@@ -58,7 +58,7 @@ def test_a_full_disk_behind_a_commands_output_is_one_line(words: str, tmp_path: 
             timeout=60,
         )
     said = "switokd: the output cannot be written: No space left on device\n"
-    assert (done.returncode, done.stderr) == (1, said)
+    assert (done.returncode, done.stderr) == (2, said)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -79,6 +79,8 @@ def locked(out: Path) -> Iterator[int]:
     if the comparison itself was killed. UsageError if the folder is locked already, or cannot be
     written.
     """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out: {out} is a file; name a new folder, or that of a comparison")
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
