@@ -98,7 +98,8 @@ def runs(
     elif listed or not silent:
         from switokd.cli.run_tables import console, runs_table
 
-        console().print(runs_table(listed) if listed else "no runs")
+        hint = "" if finished else "; --finished also lists those that only a journal has"
+        console().print(runs_table(listed) if listed else f"no runs{hint}")
         if is_truncated:
             print_error("there are more runs; --most N shows more of them")
     for _, reason in silent:

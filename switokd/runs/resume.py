@@ -106,7 +106,7 @@ def _changes(before: Config, now: Config, folder: Path) -> list[str]:
         raise UsageError(
             f"run_dir: the run in {folder} cannot be continued with other settings: {words}; "
             f"leave them as they were, or choose another run_dir. These may change: "
-            f"{', '.join(MAY_DIFFER)}"
+            f"{', '.join(MAY_DIFFER)}, networks.NAME.ranks"
         )
     shown = [key for key in differing if key.startswith(("schedule.", "placement"))]
     return [f"{key} is {new.get(key)!r} from here on (it was {old.get(key)!r})" for key in shown]

@@ -4,6 +4,7 @@ import { REASONS, accuracyChart, bandSwatch, gapChart, isPaused, lineSwatch, swa
 
 const FEW = 12; // pairs that are drawn before the reader asks for all
 const ROWS = 60;
+const WIDE = 8; // ratio of distances from which their scale is logarithmic, as in a report
 
 function runId() {
   const part = location.pathname.split("/").pop();
@@ -16,6 +17,7 @@ const seen = new Map(); // by rank: what it did last, in this epoch
 let now = null;
 let all = false;
 let isDue = false;
+let hasChosen = false; // whether the reader has chosen the scale of the distances
 
 document.title = `${id} · switokd`;
 setText(find("name"), id);
@@ -196,6 +198,7 @@ function drawPairs() {
     legend.replaceChildren(...entries.map(([drawn, text]) => element("li", {}, drawn, text)));
   }
   const shown = all ? past.pairs : past.pairs.slice(0, FEW);
+  if (!hasChosen) find("logarithmic").checked = isWide(shown);
   shown.forEach((pair) => {
     const name = `${pair.teacher} → ${pair.student}`;
     const figure = figureOf(parent, JSON.stringify([pair.teacher, pair.student]), name);
@@ -217,6 +220,19 @@ function drawPairs() {
     button.onclick = () => { all = true; button.remove(); due(); };
     parent.after(button);
   }
+}
+
+// Distances fall as networks learn: a linear axis would not tell a late gap from its threshold.
+function isWide(pairs) {
+  let [least, most] = [Infinity, 0];
+  for (const pair of pairs) {
+    for (const value of [...pair.gap, ...pair.threshold]) {
+      if (value === null) continue;
+      least = Math.min(least, value);
+      most = Math.max(most, value);
+    }
+  }
+  return least > 0 && most > WIDE * least;
 }
 
 function drawAccuracy() {
@@ -358,7 +374,7 @@ function most(reasons, i) {
 }
 
 find("numbers").addEventListener("toggle", due);
-find("logarithmic").addEventListener("change", due);
+find("logarithmic").addEventListener("change", () => { hasChosen = true; due(); });
 new ResizeObserver(due).observe(find("main"));
 
 follow(`api/runs/${encodeURIComponent(id)}/events`, (event, data) => {
