@@ -147,7 +147,8 @@ class Connection:
                 raise self.explain(error, 0) from None
             absent = f"{self.coordinator} does not answer within {seconds:g} s"
             if not may_be_absent:
-                raise CoordinatorError(f"{absent}; {HINT}") from None
+                # All ranks have waited for it at the same time.
+                raise CoordinatorError(f"{absent}; {HINT}", every_rank=True) from None
             return absent
         return ""
 

@@ -168,6 +168,7 @@ def _connected(
     This rank may notice a lost peer first as a failed collective, or as torchrun's SIGTERM. The
     coordinator may know the cause; in this case its PeerError is raised instead.
     """
+    unwind_on_sigterm()  # also while the coordinator is waited for
     client = Client(
         membership,
         joining.config,
@@ -178,7 +179,6 @@ def _connected(
         peers=joining.world,
         say=print_warning if membership.rank == 0 else lambda sentence: None,
     )
-    unwind_on_sigterm()
     try:
         yield client
     except Preempted:

@@ -145,7 +145,8 @@ def one_line_errors(env: Environment, who: str = "") -> Iterator[None]:
         is_final = isinstance(stopped, Stopped) and _RESTARTS in os.environ
         _exit(0 if is_final else stopped.exit_code)
     except Terminated:
-        print_error("stopped by SIGTERM", who)
+        if env.local_rank == 0:  # all ranks get it; of a single one, the coordinator tells
+            print_error("stopped by SIGTERM")
         _exit(EXIT_TERMINATED)
 
 

@@ -5,6 +5,7 @@ Not covered: a host that drops packets; here it would have to be on another mach
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 from pathlib import Path
@@ -47,4 +48,18 @@ def test_a_run_says_so_before_pytorch_is_there_and_ends_in_time(tmp_path: Path) 
         (line,) = log.read_text().splitlines()
         assert "waiting for the coordinator at 127.0.0.1:1, for up to 2 s" in line
         assert training.wait(60) == 4
-    assert "the coordinator at 127.0.0.1:1 does not answer within 2 s" in log.read_text()
+    absent = "the coordinator at 127.0.0.1:1 does not answer within 2 s"
+    assert log.read_text().count(absent) == 1, "the ranks say it together"
+
+
+@pytest.mark.timeout(100)
+def test_a_run_that_is_stopped_while_it_waits_leaves_no_folder(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    settings = ["coordinator.address=127.0.0.1:1", "coordinator.timeout=90", "run_dir=out"]
+    with process(switokd_train(2, "digits-1t1s", *settings), tmp_path, log) as training:
+        said = "waiting for the coordinator"  # by the launcher, and by rank 0
+        wait_until(lambda: log.read_text().count(said) == 2, 60, "rank 0 waits")
+        training.send_signal(signal.SIGTERM)
+        assert training.wait(30) == 143
+    assert log.read_text().splitlines()[-1] == "switokd: stopped by SIGTERM"
+    assert not (tmp_path / "out").exists()
