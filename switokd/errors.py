@@ -10,7 +10,8 @@
     ├── RunFailedError      5  the run that a command has watched has failed
     └── (anything else)     1  a fault of switokd: traceback shown
 
-6 means that a command of an operator has ended the run. 7 means that `switokd replay` has found a
+6 means that a command of an operator has ended the run, or that `switokd watch` has seen a run that
+was stopped. 7 means that `switokd replay` has found a
 record that does not follow from its distances. 130 and 143 follow the shell's convention for Ctrl-C
 and SIGTERM.
 

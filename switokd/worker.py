@@ -368,13 +368,13 @@ def how_to_continue(folder: Path) -> Iterator[None]:
     except Preempted as stopped:
         verb = "continue" if checkpoints.stored(folder) else "there is no checkpoint; start again"
         raise type(stopped)(f"{stopped}; {verb} with: {command}") from None
-    except KeyboardInterrupt:
-        if not (folder / "decisions.jsonl").stat().st_size:  # the folder will be removed
-            raise
-        verb = "there is no checkpoint yet; start again"
-        if stored := checkpoints.stored(folder):
-            verb = f"continue from the checkpoint of step {stored[0].step}"
-        raise KeyboardInterrupt(f"interrupted; {verb} with: {command}") from None
+    except KeyboardInterrupt as interrupt:
+        if (folder / "decisions.jsonl").stat().st_size:  # else the folder will be removed
+            verb = "there is no checkpoint yet; start again"
+            if stored := checkpoints.stored(folder):
+                verb = f"continue from the checkpoint of step {stored[0].step}"
+            interrupt.args = (f"interrupted; {verb} with: {command}",)
+        raise
 
 
 def describe(config: Config, world: World, placement: Placement, where: str) -> str:

@@ -34,6 +34,8 @@ class Ranks:
         self._connected: dict[int, Caller] = {}
         self._lost: dict[int, float] = {}
         self._finished: set[int] = set()
+        self.is_stopped = False
+        """Whether a rank has left before its last step."""
 
     @property
     def world_size(self) -> int:
@@ -135,7 +137,8 @@ class Ranks:
         self._connected.pop(rank, None)
         self._lost.pop(rank, None)
 
-    def finish(self, rank: int) -> None:
-        """Note that a rank has finished its training."""
+    def finish(self, rank: int, stopped: bool = False) -> None:
+        """Note that a rank has finished its training, or has stopped before the last step."""
         self.detach(rank)
         self._finished.add(rank)
+        self.is_stopped |= stopped

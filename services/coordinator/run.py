@@ -39,6 +39,11 @@ class RunState(Enum):
     FAILED = "failed"
     STOPPED = "stopped"
 
+    @property
+    def has_left(self) -> bool:
+        """Whether all ranks have left without a failure."""
+        return self in (RunState.FINISHED, RunState.STOPPED)
+
 
 class CoordinatedRun:
     """One run: its ranks, its rounds, its end. A method that raises `Refusal` changes nothing."""
@@ -72,7 +77,6 @@ class CoordinatedRun:
         self.commands = RunCommands(plan)
         self._failure = ""
         self._ended_at: float | None = None
-        self._is_stopped = False
 
     @property
     def world_size(self) -> int:
@@ -116,17 +120,12 @@ class CoordinatedRun:
         return self._ended_at
 
     @property
-    def has_left(self) -> bool:
-        """Whether all ranks have left without a failure: the run is finished or stopped."""
-        return self.state in (RunState.FINISHED, RunState.STOPPED)
-
-    @property
     def state(self) -> RunState:
         """State of the run now."""
         if self._failure:
             return RunState.FAILED
         if self._ranks.all_finished:
-            return RunState.STOPPED if self._is_stopped else RunState.FINISHED
+            return RunState.STOPPED if self._ranks.is_stopped else RunState.FINISHED
         has_started = self._ranks.all_attached or self._rounds.have_begun
         return RunState.TRAINING if has_started else RunState.JOINING
 
@@ -218,16 +217,12 @@ class CoordinatedRun:
         return self._rounds.settled
 
     def leave(self, rank: int, failure: str, now: float, stopped: bool = False) -> None:
-        """Note a rank's Leave message.
-
-        failure: why the rank failed; empty if it did not. stopped: it ends before its last step.
-        """
-        self._is_stopped |= stopped
+        """Note a rank's Leave message. failure, stopped: as in the contract."""
         if failure:
             self._ranks.detach(rank)
             self.fail(f"{self._ranks.describe(rank)} stopped: {failure}", now)
         else:
-            self._ranks.finish(rank)
+            self._ranks.finish(rank, stopped)
             if self._ranks.all_finished:
                 self._ended_at = now
 

@@ -70,7 +70,7 @@ class RunEntry:
     def note_end(self) -> None:
         """Write down that the run has ended, with its last status."""
         run = self.run
-        if run.has_left:  # the next start of a failed run takes what waits
+        if run.state.has_left:  # the next start of a failed run takes what waits
             for stamped in run.commands.end("the run had ended before it took the command"):
                 self.journal.add_command(run.run_id, stamped)
         self.times.ended = time.time()
@@ -96,7 +96,7 @@ class RunEntry:
         """Give the run a command, and return its id; Refusal if the run cannot obey."""
         run = self.run
         if run.ended_at is not None:
-            how = "has finished" if run.has_left else f"has failed: {run.failure}"
+            how = "has finished" if run.state.has_left else f"has failed: {run.failure}"
             how = "was stopped" if run.state is RunState.STOPPED else how
             raise Refusal(Refusal.Kind.FAILED_PRECONDITION, f"run {run.run_id!r} {how}")
         stamped, is_new = run.commands.add(command, run.last_step)

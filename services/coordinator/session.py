@@ -200,7 +200,7 @@ class Session:
             run = attachment.entry.run
             failure = sentence(message.leave.failure, self._limits.max_sentence_length)
             run.leave(attachment.rank, failure, self._runs.now(), message.leave.stopped)
-            if run.has_left:
+            if run.state.has_left:
                 attachment.entry.note_end()
             self.outbox.put(StreamEnd(grpc.StatusCode.OK))
         else:

@@ -81,9 +81,9 @@ def test_states_from_joining_to_finished() -> None:
 def test_a_run_that_a_rank_leaves_early_is_stopped() -> None:
     run = started()
     for rank in (0, 1, 2):
-        assert not run.has_left
+        assert not run.state.has_left
         run.leave(rank, "", now=9.0, stopped=rank < 2)  # the last one is of an older version
-    assert (run.state, run.has_left, run.failure) == (RunState.STOPPED, True, "")
+    assert (run.state, run.state.has_left, run.failure) == (RunState.STOPPED, True, "")
 
 
 def test_a_lost_rank_fails_the_run_and_the_first_reason_stays() -> None:

@@ -155,8 +155,7 @@ def test_every_checkpoint_leads_to_the_same_bits(
         keep_until(folder, step)
         train_here([*settings, f"run_dir={folder}", "resume=auto"])
         assert_equal_runs(Path("whole"), folder)
-        summary = json.loads((folder / "summary.json").read_text())
-        assert summary["restarts"] == 0  # the run had finished before
+        assert not json.loads((folder / "summary.json").read_text())["restarts"]
 
 
 PLACEMENTS = {
@@ -302,7 +301,7 @@ def test_the_launcher_starts_a_lost_job_again(
     assert_equal_runs(long_run, tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["restarts"] == 1
-    assert 0 < summary["steps_lost"] < len(lines(record))
+    assert 0 <= summary["steps_lost"] < len(lines(record))
     assert 0 < summary["seconds_lost"] < summary["seconds_since_first_start"]
     assert 0 < summary["effective_training_ratio"] < 1
     told = f"1 restart: {summary['steps_lost']} step"
