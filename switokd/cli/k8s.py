@@ -72,6 +72,10 @@ SECRETS_HELP = (
     "read; means --tls."
 )
 OPERATOR_HELP = "Make a PodMonitor and a PrometheusRule, for clusters with the Prometheus Operator."
+LABEL_HELP = (
+    "Label of PodMonitor and PrometheusRule by which your Prometheus selects them, such as "
+    "release=prometheus. May be given several times."
+)
 PROMETHEUS_HELP = "Namespace of Prometheus, which may read the metrics (monitoring)."
 
 
@@ -136,11 +140,16 @@ def monitoring_options(
     prometheus_namespace: Annotated[
         str, _text("NAME", PROMETHEUS_HELP, "Monitoring")
     ] = "monitoring",
+    prometheus_label: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        _text("KEY=VALUE", LABEL_HELP, "Monitoring"),
+    ] = None,
 ) -> MonitoringOptions:
     """Return how Prometheus finds the coordinator."""
     from switokd.deploying.options import MonitoringOptions
 
-    return MonitoringOptions(prometheus_operator, prometheus_namespace)
+    labels = tuple(prometheus_label or [])
+    return MonitoringOptions(prometheus_operator, prometheus_namespace, labels)
 
 
 @k8s.callback()

@@ -30,6 +30,12 @@ def alert_groups() -> list[dict[str, Any]]:
     return groups
 
 
+def _metadata(run: RunFacts, name: str) -> dict[str, object]:
+    """Return metadata with the labels by which the operator's Prometheus selects its objects."""
+    selected = dict(label.split("=") for label in run.options.monitoring.labels)
+    return {**run.metadata(name), "labels": {**run.labels, **selected}}
+
+
 def _pod_monitor(run: RunFacts) -> Manifest:
     endpoint: Manifest = {"port": "http", "path": "/metrics", "interval": "15s"}
     if run.options.tls.tls:
@@ -39,7 +45,7 @@ def _pod_monitor(run: RunFacts) -> Manifest:
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
-        "metadata": run.metadata(run.coordinator_name),
+        "metadata": _metadata(run, run.coordinator_name),
         "spec": {
             "jobLabel": "app.kubernetes.io/name",  # the alerts ask for job="switokd"
             "selector": {"matchLabels": run.labels_of("coordinator")},
@@ -52,6 +58,6 @@ def _rule(run: RunFacts) -> Manifest:
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
-        "metadata": run.metadata(f"{run.name}-alerts"),
+        "metadata": _metadata(run, f"{run.name}-alerts"),
         "spec": {"groups": alert_groups()},
     }

@@ -17,6 +17,8 @@ MOST_LETTERS = 40
 
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
+_NAME = r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?"
+_KEY_AND_VALUE = re.compile(rf"([a-z0-9][-.a-z0-9]*/)?{_NAME}=({_NAME})?", re.ASCII)
 _QUANTITY = re.compile(r"[1-9][0-9]{0,8}(Mi|Gi|Ti)")
 
 
@@ -62,6 +64,8 @@ class MonitoringOptions:
     """Whether to make objects of the Prometheus Operator."""
     namespace: str = "monitoring"
     """Namespace of Prometheus, which may read the metrics."""
+    labels: tuple[str, ...] = ()
+    """KEY=VALUE by which the operator's Prometheus selects objects, such as release=prometheus."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ class RenderOptions:
                 found.append(
                     f"--{option}: found {size!r}; allowed: a whole number of Mi, Gi or Ti, as 4Gi"
                 )
+        wrong = [each for each in self.monitoring.labels if not _KEY_AND_VALUE.fullmatch(each)]
+        found += [f"--prometheus-label: found {w!r}; allowed: KEY=VALUE, as a=b" for w in wrong]
         return found
 
 

@@ -233,26 +233,6 @@ def test_mlflow_writes_where_a_pod_may_write() -> None:
     assert "MLFLOW_TRACKING_URI" not in variables(worker_of(rendered("digits-2t1s")))
 
 
-def test_ranks_and_coordinator_trace_the_same_steps() -> None:
-    deployment = of_kind(rendered("digits-2t1s", "tracking.traces_every=100"), "Deployment")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    assert "--traces-every=100" in container["args"]
-    deployment = of_kind(rendered("digits-2t1s"), "Deployment")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    assert not [word for word in container["args"] if "traces" in word]
-
-
-def test_no_temporary_folder_fills_the_disk_of_a_node() -> None:
-    templates = [
-        each["spec"]["template"]["spec"]
-        for each in rendered("digits-2t1s")
-        if each["kind"] in ("Job", "Deployment")
-    ]
-    folders = [v["emptyDir"] for spec in templates for v in spec["volumes"] if "emptyDir" in v]
-    assert len(folders) == 3
-    assert all(folder["sizeLimit"] for folder in folders)
-
-
 @pytest.mark.parametrize(
     "setting",
     [
@@ -269,40 +249,6 @@ def test_servers_that_the_policies_keep_away_are_told(setting: str) -> None:
     watched = "observers=[mlflow,wandb]"
     assert setting.partition("=")[0] in notes(watched, setting)
     assert "egress" not in notes(watched)
-
-
-def test_packages_that_the_image_lacks_are_told() -> None:
-    options = RenderOptions("switokd:1", pods=PodOptions(memory="2Gi"))
-    settings = ["observers=[wandb,mlflow]", "networks.student.model=timm:resnet18"]
-    notes = render("digits-2t1s", settings, options).notes
-    assert any("the packages of switokd[mlflow,timm,wandb]" in note for note in notes), notes
-    assert not any("your modules" in note for note in notes)
-    assert not any("switokd[" in note for note in render("digits-2t1s", [], options).notes)
-
-
-def test_the_memory_that_is_asked_for_is_requested() -> None:
-    options = RenderOptions("switokd:1", pods=PodOptions(memory="512Mi"))
-    files = render("digits-2t1s", [], options).files
-    (job,) = [each for each in files["workers.yaml"] if each["kind"] == "Job"]
-    (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert container["resources"]["requests"]["memory"] == "512Mi"
-    assert container["resources"]["limits"]["memory"] == "2Gi"
-
-
-def test_a_data_set_can_be_downloaded() -> None:
-    objects = rendered("fashion-2t1s", "data.download=true")
-    policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
-    ports = [
-        p["port"]
-        for each in policies
-        for e in each["spec"].get("egress", [])
-        for p in e.get("ports", [])
-    ]
-    assert {80, 443} <= set(ports)
-    mounts = worker_of(objects)["volumeMounts"]
-    assert [m for m in mounts if m["mountPath"] == "/data"] == [
-        {"name": "data", "mountPath": "/data"}
-    ]
 
 
 def test_another_coordinator_is_used() -> None:
@@ -343,6 +289,9 @@ def test_secrets_are_written_to_a_private_file_only(tmp_path: Path) -> None:
 
 
 MISTAKES = {
+    "--prometheus-label: found 'release'; allowed: KEY=VALUE": [
+        *("digits-2t1s", "--image=a:1", "--prometheus-label=release"),
+    ],
     "--image is missing": ["digits-2t1s"],
     "--image: found 'a b'": ["digits-2t1s", "--image=a b"],
     "--flavor: found jobs; allowed: job, jobset, trainjob": [
