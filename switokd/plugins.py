@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.util
 import os
 import re
 import sys
@@ -29,6 +30,11 @@ from switokd.errors import OwnCodeError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
+IMPORT_STRING = re.compile(r"\w+(\.\w+)*:\w+")
+NO_MODULE = (
+    "there is no module '{}'; it must be installed, or be in the current folder or beside the run "
+    "file"
+)
 # A context variable keeps the objects of runs in two threads apart.
 _lent: ContextVar[Mapping[str, Any]] = ContextVar("_lent", default=MappingProxyType({}))
 
@@ -47,7 +53,7 @@ def import_callable(text: str, setting: str) -> Callable[..., Any]:
 
     setting: names the setting in the error. OwnCodeError for an error of the module's own code.
     """
-    if not re.fullmatch(r"\w+(\.\w+)*:\w+", text):
+    if not re.fullmatch(IMPORT_STRING, text):
         raise UsageError(f"{setting} {text}: write package.module:callable")
     module_name, _, attribute = text.partition(":")
     errors.own_packages.update({module_name.partition(".")[0]} - {"torch"})
@@ -62,10 +68,7 @@ def import_callable(text: str, setting: str) -> Callable[..., Any]:
         is_missing = isinstance(cause, ModuleNotFoundError)
         if not (is_missing and name and f"{module_name}.".startswith(f"{name}.")):
             raise
-        raise UsageError(
-            f"{setting} {text}: there is no module {name!r}; it must be installed, or be in "
-            "the current folder or beside the run file"
-        ) from None
+        raise UsageError(f"{setting} {text}: {NO_MODULE.format(name)}") from None
     imported = getattr(module, attribute, None)
     if not callable(imported):
         state = "not callable" if hasattr(module, attribute) else "not there"
@@ -74,6 +77,19 @@ def import_callable(text: str, setting: str) -> Callable[..., Any]:
             f"{setting} {text}: {attribute!r} is {state} in module {module_name}{hidden}"
         )
     return imported  # type: ignore[no-any-return]
+
+
+def problem_with_module(text: str, setting: str) -> str:
+    """Say what is wrong with `package.module:callable` without an import; empty if nothing is seen.
+
+    The package alone is looked for: a look at its modules would import it.
+    """
+    if not re.fullmatch(IMPORT_STRING, text):
+        return f"{setting} {text}: write package.module:callable"
+    package = text.partition(":")[0].partition(".")[0]
+    if package in sys.modules or importlib.util.find_spec(package):
+        return ""
+    return f"{setting} {text}: {NO_MODULE.format(package)}"
 
 
 def _hidden(module_name: str) -> str:

@@ -24,7 +24,7 @@ from switokd.config.recipes import recipe_text
 from switokd.config.templates import spell_out
 from switokd.config.yaml_loader import parse_yaml
 from switokd.errors import UsageError
-from switokd.plugins import add_import_folders
+from switokd.plugins import add_import_folders, is_object, problem_with_module
 
 SETTINGS = "command line"
 """Where settings are given, unless a program gives them."""
@@ -97,8 +97,31 @@ def load_importable(recipe_or_file: str, overrides: Sequence[str] = ()) -> Confi
         raise UsageError("the current folder was deleted; change to another one by cd") from None
     beside = Path(recipe_or_file).resolve().parent
     add_import_folders(import_folders(config, beside))
-    _ = config.method  # the user's own strategy can be imported now: report its mistakes here
+    _check_own_modules(config)
     return with_folders(config, beside)
+
+
+def _check_own_modules(config: Config) -> None:
+    """UsageError, with a line for each, if modules of the user's own are not there.
+
+    The strategy is made as well, because it decides what else fits.
+    """
+    named = {f"networks.{name}.model": network.model for name, network in config.networks.items()}
+    named["data.dataset"] = config.data.dataset
+    problems = [
+        problem
+        for setting, text in [*named.items(), *(("observers", name) for name in config.observers)]
+        if ":" in text and not is_object(text) and not text.startswith("timm:")
+        if (problem := problem_with_module(text, setting))
+    ]
+    try:
+        _ = config.method
+    except UsageError as error:
+        if not problems:
+            raise
+        problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
 
 
 def import_folders(config: Config, beside: Path) -> list[str]:

@@ -5,6 +5,7 @@ Not covered: the observers themselves (`runs/observers.py`, `runs/trackers/`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -33,18 +34,20 @@ class Tracking(Section):
 
 
 def check_observers(observers: Sequence[str], tracking: Tracking) -> None:
-    """ValueError, in one line, for an observer that does not exist or is named twice."""
-    for name in observers:
-        if ":" not in name and name not in TRACKERS:
-            raise ValueError(
-                f"observers: {name!r} is not one of {', '.join(TRACKERS)}, or "
-                f"package.module:Class{nearest(name, TRACKERS)}"
-            )
-        if list(observers).count(name) > 1:
-            raise ValueError(f"observers: {name} is named twice")
-    for name in tracking.kwargs:
-        if name not in observers:
-            known = ", ".join(observers) or "none"
-            raise ValueError(
-                f"tracking.kwargs: {name!r} is no observer of the run (observers: {known})"
-            )
+    """ValueError, with a line for each, for observers that do not exist or are named twice."""
+    found = [
+        f"observers: {name!r} is not one of {', '.join(TRACKERS)}, or package.module:Class"
+        f"{nearest(name, TRACKERS)}"
+        for name in observers
+        if ":" not in name and name not in TRACKERS
+    ]
+    twice = [name for name, count in Counter(observers).items() if count > 1]
+    found += [f"observers: {name} is named twice" for name in twice]
+    known = ", ".join(observers) or "none"
+    found += [
+        f"tracking.kwargs: {name!r} is no observer of the run (observers: {known})"
+        for name in tracking.kwargs
+        if name not in observers
+    ]
+    if found:
+        raise ValueError("\n".join(found))

@@ -3,13 +3,17 @@
 Their forward passes run the same kernels in every step and never wait for the GPU, so that they
 are safe to capture as CUDA graphs.
 
-Torch-free, so that a run file with a wrong name is refused before anything is imported. Not
-covered: building networks (`registry.py`); names of other libraries' networks.
+Torch-free, so that a run file with a wrong name is refused before anything is imported.
+torchvision's names are read from its sources, for the same reason. Not covered: building networks
+(`registry.py`); names of timm's networks.
 """
 
 from __future__ import annotations
 
 import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 from switokd.errors import nearest
 
@@ -29,6 +33,8 @@ KINDS = (
 """Kinds of names that a network may have, for messages and help texts."""
 EXAMPLES = ("wrn-16-2", "resnet-20", "mobilenet", "mobilenetv2")
 """A name of each family."""
+REGISTERED = re.compile(r"^@register_model\(\)\n.*?^def (\w+)\(", re.MULTILINE | re.DOTALL)
+"""How torchvision's sources name a network that can be built by its name."""
 RESNET_DEPTHS = (18, 20, 32, 34, 44, 56, 110)
 
 
@@ -41,7 +47,7 @@ def is_own(name: str) -> bool:
 def allowed_instead(name: str) -> str:
     """Say what is allowed if no network can have this name; empty if one may have it.
 
-    Names of torchvision, timm and the user's own are known only to who imports these.
+    Names of timm's networks and of the user's own are known only to who imports these.
     """
     if match := WIDE_RESNET.fullmatch(name):
         blocks, rest = divmod(int(match[1]) - 4, 6)
@@ -52,6 +58,18 @@ def allowed_instead(name: str) -> str:
         return "" if int(match[1]) in RESNET_DEPTHS else f"a depth of {depths}"
     if match := MOBILENET.fullmatch(name) or MOBILENET_V2.fullmatch(name):
         return "" if float(match[1] or 1) > 0 else "a width above 0"
-    if ":" in name or re.fullmatch(r"\w+", name):
+    known = torchvision_names()
+    if ":" in name or name in known or not known:
         return ""
-    return f"{', '.join(KINDS)}{nearest(name, EXAMPLES)}"
+    return f"{', '.join(KINDS)}{nearest(name, [*EXAMPLES, *sorted(known)])}"
+
+
+@cache
+def torchvision_names() -> frozenset[str]:
+    """Return the names of torchvision's classification networks; empty without torchvision.
+
+    Its import takes seconds, so they are read from its sources.
+    """
+    spec = find_spec("torchvision")
+    files = Path(spec.origin).parent.glob("models/*.py") if spec and spec.origin else ()
+    return frozenset(name for file in files for name in REGISTERED.findall(file.read_text("utf-8")))

@@ -194,8 +194,8 @@ def test_one_bad_run_file_of_several_fails_the_command(own: Path) -> None:
 TEACHER, STUDENT = "networks.teacher.model=own_check:", "networks.student.model=own_check:"
 MISTAKES = {
     "unknown model": (
-        ["networks.student.model=resnet19"],
-        "digits-1t1s: networks.student: no model 'resnet19'; did you mean",
+        ["networks.student.model_kwargs={nope: 1}"],
+        "digits-1t1s: networks.student: model wrn-10-1 cannot be made with",
     ),
     "class mismatch": (
         ["networks.student.model_kwargs={num_classes: 7}"],
@@ -288,10 +288,10 @@ def test_number_of_steps_follows_from_the_training_images(own: Path) -> None:
 
 
 def test_each_bad_network_gives_a_line(own: Path) -> None:
-    code, _, complaints = invoke("digits-1t1s", f"{TEACHER}wide", "networks.student.model=nope")
+    code, _, complaints = invoke("digits-1t1s", f"{TEACHER}wide", "networks.student.model_kwargs={nope: 1}")
     assert code == 2
     assert ["networks.teacher: " in line for line in complaints] == [True, False]
-    assert "networks.student: no model 'nope'" in complaints[1]
+    assert "networks.student: model wrn-10-1 cannot be made" in complaints[1]
 
 
 def test_nothing_to_check_is_a_mistake() -> None:

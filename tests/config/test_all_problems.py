@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from switokd.config.run_file import load_importable
+from switokd.errors import UsageError
 from tests.config.test_run_file import MINIMAL, refusals
 
 
@@ -57,16 +59,37 @@ def test_every_problem_between_sections_is_named() -> None:
 def test_names_of_models_data_set_and_strategy_are_told_with_all_others() -> None:
     found = refusals(
         "digits-1t1s",
-        *("data.dataset=minst", "networks.student.model=wrn-1", "networks.teacher.model=wrn-9-1"),
+        *("data.dataset=minst", "networks.student.model=resnet19"),
+        *("networks.teacher.model=wrn-9-1", "observers=[x,y]"),
         *("distillation.strategy=nope", "schedule.epochs=x"),
     )
     wanted = [
         'data.dataset: found "minst"; allowed: digits, fashion-mnist',
         'networks.teacher.model: found "wrn-9-1"; allowed: a depth of 10, 16',
-        'networks.student.model: found "wrn-1"; allowed: wrn-DEPTH-WIDTH',
+        'networks.student.model: found "resnet19"; allowed: wrn-DEPTH-WIDTH',
         "strategy 'nope' is not one of",
         'schedule.epochs: found "x"; allowed: a whole number',
     ]
     assert len(found) == len(wanted), found
     for line, words in zip(found, wanted, strict=True):
         assert words in line
+
+
+def test_all_modules_that_are_missing_are_told() -> None:
+    settings = [
+        *("networks.student.model=nomod:x", "data.dataset=nodata:y", "distillation.strategy=no:z"),
+        "observers=[one:A,two:B]",
+    ]
+    with pytest.raises(UsageError) as caught:
+        load_importable("digits-1t1s", settings)
+    found = str(caught.value).splitlines()
+    wanted = [
+        "networks.student.model nomod:x: there is no module 'nomod'; it must be installed, or",
+        "data.dataset nodata:y: there is no module 'nodata'",
+        "observers one:A: there is no module 'one'",
+        "observers two:B: there is no module 'two'",
+        "distillation.strategy no:z: there is no module 'no'",
+    ]
+    assert len(found) == len(wanted), found
+    for line, words in zip(found, wanted, strict=True):
+        assert line.startswith(words)

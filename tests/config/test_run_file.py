@@ -190,7 +190,7 @@ def test_digest_follows_what_the_training_depends_on(setting: str, matters: bool
         ("distillation.temperature=.inf", "distillation.temperature: found Infinity"),
         ("coordinator.address=here", 'found "here"; allowed: auto, off, or HOST:PORT'),
         ("name=a b", 'name: found "a b"; allowed: letters, digits'),
-        ("networks.a b={role: student, model: x}", "networks.a b is no name for a network"),
+        ("networks.a b={role: student, model: wrn-10-1}", "networks.a b is no name for a network"),
         ("schedule.milestones=3", "schedule.milestones: found 3; allowed: a list"),
         ("schedule.milestones=[1, two]", 'schedule.milestones.1: found "two"'),
         ("data=7", "data: found 7; allowed: keys and values"),
@@ -293,7 +293,9 @@ def test_effective_run_file_names_the_folders_of_own_modules(
     for folder in (project, cwd, elsewhere):
         folder.mkdir()
     (project / "run.yaml").write_text(MINIMAL)
-    own = ["networks.big.model=nets:build", "import_from=[lib]"]
+    (project / "lib").mkdir()
+    (project / "lib" / "own_nets_here.py").touch()
+    own = ["networks.big.model=own_nets_here:build", "import_from=[lib]"]
     monkeypatch.chdir(cwd)
     config = load_importable(str(project / "run.yaml"), own)
     folders = [str(project / "lib"), str(project), str(cwd)]

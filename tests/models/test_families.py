@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torchvision.models
+from torchvision.models import list_models
 
 from switokd.errors import UsageError
-from switokd.models.families import RESNET_DEPTHS, allowed_instead
+from switokd.models.families import RESNET_DEPTHS, allowed_instead, torchvision_names
 from switokd.models.registry import build
 
 WRONG = ["wrn-9-1", "wrn-4-1", "wrn-16-0", "resnet-19", "resnet-10", "mobilenet-0", "mobilenetv2-0"]
@@ -26,7 +28,12 @@ def test_a_name_that_is_not_refused_can_be_built(name: str) -> None:
     build(name, 1, 10)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "timm:resnet18", "mine:net", "resnet19"])
+def test_torchvisions_names_are_those_that_it_has_itself() -> None:
+    assert torchvision_names() == set(list_models(module=torchvision.models))
+    assert allowed_instead("resnet19").endswith("did you mean 'resnet18'?")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "timm:resnet18", "mine:net"])
 def test_names_that_only_their_library_knows_are_not_refused(name: str) -> None:
     assert allowed_instead(name) == ""
 

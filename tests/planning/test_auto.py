@@ -344,7 +344,7 @@ def test_networks_are_compiled_for_measuring_as_in_training(tmp_path: Path) -> N
     [
         (["auto.run=nowhere"], "nowhere/decisions.jsonl cannot be read: No such file"),
         (["auto.profiles=[none.json]"], "none.json: cannot be read as a profile: No such file"),
-        (["networks.student.model=resnet19"], "no model 'resnet19'"),
+        (["networks.student.model_kwargs={nope: 1}"], "model wrn-10-1 cannot be made"),
         (["data.dataset=cifar10"], "data.root: CIFAR10 is not in"),
     ],
 )

@@ -206,8 +206,8 @@ def test_decisions_cost_nothing_without_a_coordinator() -> None:
 
 
 def test_a_network_that_does_not_fit_the_images_is_an_error_of_one_line() -> None:
-    config = load("digits-2t1s", ["networks.student.model=no_such_model"])
-    with pytest.raises(UsageError, match="no model 'no_such_model'"):
+    config = load("digits-2t1s", ["networks.student.model_kwargs={nope: 1}"])
+    with pytest.raises(UsageError, match="model wrn-10-1 cannot be made"):
         measured(config)
 
 

@@ -36,11 +36,11 @@ class Net(torch.nn.Linear):
 
 
 def test_a_mistake_that_only_a_rank_finds_has_exit_code_2_and_one_line(tmp_path: Path) -> None:
-    code, out, err = run([*TRAIN, "networks.student.model=resnet19"], tmp_path)
+    code, out, err = run([*TRAIN, "networks.student.model_kwargs={nope: 1}"], tmp_path)
     assert code == 2
     assert out == ""
     (line,) = err.splitlines()
-    assert line.startswith("switokd: rank 1 (student): networks.student: no model 'resnet19'")
+    assert line.startswith("switokd: rank 1 (student): networks.student: model wrn-10-1 cannot be")
 
 
 NAMELESS = """

@@ -282,9 +282,9 @@ MISTAKES = {
     "world size": ([], 2, "needs 3 processes, found 2: torchrun --standalone --nproc-per-node=3"),
     "missing data": (["data.dataset=cifar100"], 3, "set data.download=true"),
     "model": (
-        ["networks.teacher2.model=resnet19"],
+        ["networks.teacher2.model_kwargs={nope: 1}"],
         3,
-        "rank 1 (teacher2): networks.teacher2: no model 'resnet19'",
+        "rank 1 (teacher2): networks.teacher2: model wrn-",
     ),
     "wrong output": (
         ["networks.student.model=torch.nn:Identity"],
