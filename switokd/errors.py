@@ -95,6 +95,28 @@ class OwnCodeError(UsageError):
     seen_by_every_rank = False
 
 
+class Mistakes:
+    """Collects UsageErrors of several bodies, so that all of them are told."""
+
+    def __init__(self) -> None:
+        self._found: list[UsageError] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Keep the UsageError of the body, which ends there."""
+        try:
+            yield
+        except UsageError as error:
+            self._found.append(error)
+
+    def tell(self) -> None:
+        """Raise what was kept: the error itself if there is one, else one with a line for each."""
+        if len(self._found) == 1:
+            raise self._found[0]
+        if self._found:
+            raise UsageError("\n".join(str(error) for error in self._found))
+
+
 class NonFiniteError(SwitokdError):
     """A network's logits are NaN or infinite; the step was not applied."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from switokd.errors import Mistakes
 from switokd.runs.compare import files, table
 from switokd.runs.compare.runner import (
     Failure,
@@ -31,6 +32,7 @@ from switokd.runs.compare.trials import (
     Variant,
     base_config,
     find_finished,
+    make_strategies,
     make_trials,
     parse_seeds,
     parse_strategies,
@@ -58,8 +60,14 @@ def compare_strategies(
     config = base_config(recipe, settings)
     out = out or Path("runs") / f"compare-{config.name}"
     finished_variants, finished_seeds = ([], []) if trains else find_finished(out)
-    variants = finished_variants if strategies is None else parse_strategies(strategies)
-    numbers = finished_seeds if seeds is None else parse_seeds(seeds)
+    variants, numbers = finished_variants, finished_seeds
+    mistakes = Mistakes()
+    with mistakes.noted():
+        variants = variants if strategies is None else parse_strategies(strategies)
+        make_strategies(variants)
+    with mistakes.noted():
+        numbers = numbers if seeds is None else parse_seeds(seeds)
+    mistakes.tell()
     trials = make_trials(recipe, settings, variants, numbers, out)
     notes, failed = notes_on(trials), dict[Path, Failure]()
     if trains:

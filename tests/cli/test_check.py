@@ -288,7 +288,9 @@ def test_number_of_steps_follows_from_the_training_images(own: Path) -> None:
 
 
 def test_each_bad_network_gives_a_line(own: Path) -> None:
-    code, _, complaints = invoke("digits-1t1s", f"{TEACHER}wide", "networks.student.model_kwargs={nope: 1}")
+    code, _, complaints = invoke(
+        "digits-1t1s", f"{TEACHER}wide", "networks.student.model_kwargs={nope: 1}"
+    )
     assert code == 2
     assert ["networks.teacher: " in line for line in complaints] == [True, False]
     assert "networks.student: model wrn-10-1 cannot be made" in complaints[1]

@@ -133,6 +133,17 @@ def test_all_mistakes_of_options_and_settings_are_told(
     assert len(told("predict", monkeypatch, capsys)) == 2  # both arguments are missing
 
 
+def test_all_mistakes_of_a_list_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = told("compare digits-1t1s --strategies foo,dml,bar --seeds x", monkeypatch, capsys)
+    assert [line[:45] for line in lines] == [
+        "switokd: --strategies: strategy 'foo' is not ",
+        "switokd: --strategies: strategy 'bar' is not ",
+        "switokd: --seeds x: allowed are a number of s",
+    ]
+
+
 def test_settings_that_an_option_may_mean() -> None:
     assert settings_named("temperature") == [
         *("distillation.temperature", "networks.NAME.temperature"),

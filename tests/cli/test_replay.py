@@ -117,6 +117,14 @@ def test_many_pairs_become_one_column(tmp_path: Path) -> None:
     assert "all teachers" in out
 
 
+def test_all_wrong_alternatives_are_told(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=2)
+    code, out, err = replay(folder, "--delta", "3", "--strategy", "foo", "--scale", "0")
+    assert (code, out) == (2, "")
+    for line, words in zip(err.splitlines(), ("--delta 3:", "'foo'", "--scale 0:"), strict=True):
+        assert words in line
+
+
 MISTAKES = {
     "no folder": (["ran"], "ran: there is no such folder; did you mean 'run'?"),
     "a file": (["run/config.yaml"], "run/config.yaml is a file; name a run folder"),

@@ -19,7 +19,8 @@ from switokd.config.run_file import load, load_importable
 from switokd.config.yaml_loader import in_one_line, parse_yaml
 from switokd.distillation.semantics import problem_of_strategy
 from switokd.distillation.strategies import STRATEGIES, make_strategy
-from switokd.errors import UsageError
+from switokd.distillation.strategies.base import Strategy
+from switokd.errors import Mistakes, UsageError
 from switokd.runs.compare.statistics import read_summary
 
 RESERVED_SETTINGS = {
@@ -160,6 +161,20 @@ def parse_strategies(text: str, option: str = "--strategies") -> list[Variant]:
     return variants
 
 
+def make_strategies(variants: Sequence[Variant]) -> dict[str, Strategy]:
+    """Return the strategies by label; UsageError, with a line for each that cannot be made."""
+    made: dict[str, Strategy] = {}
+    mistakes = Mistakes()
+    for variant in variants:
+        with mistakes.noted():
+            try:
+                made[variant.label] = make_strategy(variant.name, variant.kwargs)
+            except UsageError as error:
+                raise type(error)(f"--strategies: {error}") from error.__cause__
+    mistakes.tell()
+    return made
+
+
 def _parse_strategy(text: str, option: str) -> Variant:
     name, *rest = _split(text, ":")
     if rest and "=" not in rest[0]:
@@ -235,10 +250,7 @@ def make_trials(
     """
     base = base_config(recipe, settings)
     untrained = [name for name in base.topology.teachers if base.networks[name].weights is None]
-    try:
-        strategies = {v.label: make_strategy(v.name, v.kwargs) for v in [VANILLA, *variants]}
-    except UsageError as error:
-        raise type(error)(f"--strategies: {error}") from error.__cause__
+    strategies = make_strategies([VANILLA, *variants])
     frozen = [v.label for v in variants if strategies[v.label].frozen_teachers and untrained]
     if frozen and VANILLA not in variants:
         variants = [VANILLA, *variants]

@@ -19,8 +19,8 @@ from switokd.distillation.gap import epsilon
 from switokd.distillation.semantics import problem_of_strategy, rule_of
 from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Topology
-from switokd.errors import UsageError
-from switokd.runs.compare.trials import parse_strategies
+from switokd.errors import Mistakes, UsageError
+from switokd.runs.compare.trials import Variant, parse_strategies
 from switokd.runs.replay.derive import Derived
 from switokd.runs.replay.record import Deciding
 
@@ -56,26 +56,42 @@ def alternatives(
     deltas: fixed thresholds. strategies: names or import strings with arguments, as for
     `switokd compare`. scales: factors of the run's own threshold. UsageError for a wrong one.
     """
-    found = []
+    found: list[Alternative] = []
+    mistakes = Mistakes()
     for delta in deltas:
-        if not 0 <= delta <= 2:
-            raise UsageError(f"--delta {delta:g}: an L1 distance is from 0 to 2")
-        rule = replace(deciding.rule, fixed_delta=float(delta))
-        found.append(Alternative(f"delta {delta:g}", rule, is_scaled=False))
+        with mistakes.noted():
+            found.append(_with_delta(deciding, delta))
     for text in strategies:
-        for variant in parse_strategies(text, "--strategy"):
-            strategy = make_strategy(variant.name, variant.kwargs)
-            is_other = bool(problem_of_strategy(deciding.semantics, strategy))
-            semantics = "paper" if is_other else deciding.semantics
-            rule = rule_of(strategy, semantics, deciding.topology)
-            found.append(Alternative(variant.label, rule))
+        with mistakes.noted():
+            variants = parse_strategies(text, "--strategy")
+            found += [_with_strategy(deciding, variant) for variant in variants]
     for scale in scales:
-        if not 0 < scale < math.inf:
-            raise UsageError(f"--scale {scale:g}: a factor of the threshold is above 0")
-        found.append(Alternative(f"scale {scale:g}", deciding.rule, float(scale)))
+        with mistakes.noted():
+            found.append(_with_scale(deciding, scale))
+    mistakes.tell()
     if len(found) > MOST_ALTERNATIVES:
         raise UsageError(f"{len(found)} alternatives; at most {MOST_ALTERNATIVES} are compared")
     return found
+
+
+def _with_delta(deciding: Deciding, delta: float) -> Alternative:
+    if not 0 <= delta <= 2:
+        raise UsageError(f"--delta {delta:g}: an L1 distance is from 0 to 2")
+    rule = replace(deciding.rule, fixed_delta=float(delta))
+    return Alternative(f"delta {delta:g}", rule, is_scaled=False)
+
+
+def _with_strategy(deciding: Deciding, variant: Variant) -> Alternative:
+    strategy = make_strategy(variant.name, variant.kwargs)
+    is_other = bool(problem_of_strategy(deciding.semantics, strategy))
+    semantics = "paper" if is_other else deciding.semantics
+    return Alternative(variant.label, rule_of(strategy, semantics, deciding.topology))
+
+
+def _with_scale(deciding: Deciding, scale: float) -> Alternative:
+    if not 0 < scale < math.inf:
+        raise UsageError(f"--scale {scale:g}: a factor of the threshold is above 0")
+    return Alternative(f"scale {scale:g}", deciding.rule, float(scale))
 
 
 @dataclass(frozen=True)

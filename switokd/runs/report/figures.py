@@ -228,6 +228,8 @@ def _draw_run(run: RunRecord, axes: Sequence[Axes], strip: Axes, with_label: boo
 
     with_label: whether the axes say what they show; columns on the right do not.
     """
+    from matplotlib.ticker import MaxNLocator
+
     limits = min(int(pair.steps[0]) for pair in run.pairs) - 0.5, run.last_step + 0.5
     for axis, pair in zip(axes, run.pairs, strict=True):
         _draw_pair(axis, pair)
@@ -238,6 +240,8 @@ def _draw_run(run: RunRecord, axes: Sequence[Axes], strip: Axes, with_label: boo
         if with_label:
             axis.set_ylabel("distance")
     _draw_modes(strip, list(_modes(run)))
+    for axis in (*axes, strip):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     strip.set_xlim(limits)
     strip.set_xlabel("step")
 

@@ -18,12 +18,16 @@ from tests.support import lines
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 LAST, EVERY, KILLED, CHECKPOINT = 20, 2, 15, 12
 KILLER = """
-import os, signal
+import os, signal, time
 import switokd
 
 class Killer(switokd.Observer):
     def on_step(self, step, epoch, result):
         if step == {step}:
+            deadline = time.monotonic() + 60  # a thread writes the checkpoint
+            while not os.path.isdir("out/checkpoints/step-{checkpoint:09d}"):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 """
 Points = dict[str, list[tuple[int, float]]]
@@ -46,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for module in ("tensorboard", "mlflow", "wandb"):
         pytest.importorskip(module, reason=f"{module} is not installed (extra {module})")
     work = tmp_path_factory.mktemp("trackers")
-    (work / "killer.py").write_text(KILLER.format(step=KILLED))
+    (work / "killer.py").write_text(KILLER.format(step=KILLED, checkpoint=CHECKPOINT))
     for more, expected in ((", killer:Killer", 137), ("", 0)):
         words = arguments(f"observers=[{', '.join(TRACKERS)}{more}]")
         code, out, err = call(work, train_ranks, 1, words, WANDB_SILENT="true")
