@@ -242,9 +242,8 @@ def test_a_flood_of_calls_is_held_back(tmp_path: Path) -> None:
             request = pb.GetRunStatusRequest(run_id=honest.run_id).SerializeToString()
             answers = [call.future(request, timeout=60) for _ in range(250)]
             codes = [answer.code().name for answer in answers]
-            assert codes.count("OK") >= 50
-            assert codes.count("RESOURCE_EXHAUSTED") > 100
-            refused = next(answer for answer in answers if answer.code().name != "OK")
+            assert 50 <= codes.count("OK") < 150, codes  # the others are refused, or still wait
+            refused = answers[codes.index("RESOURCE_EXHAUSTED")]
             assert "limit is 1 (--call-rate)" in refused.details()
         honest.end()
 
