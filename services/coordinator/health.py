@@ -138,7 +138,7 @@ class Health:
                 self._notices.append(self._notice(state))
 
     def take_notices(self) -> list[Notice]:
-        """Return what is to be said since the last call."""
+        """Return the notices since the last call, which nobody has seen yet."""
         notices, self._notices = self._notices, []
         return notices
 

@@ -1,9 +1,9 @@
 """The journal of decisions: an SQLite file that outlives the coordinator.
 
 One thread writes, with one connection and in batches, so that no decision waits for the disk. A
-decision counts as recorded once its transaction is on the disk (`synchronous=FULL`). The rollback
-journal is used, not the write-ahead log: before SQLite 3.52 the latter may lose data where several
-connections are open, and a person who looks into the file with `sqlite3` is a second connection.
+decision counts as recorded once its transaction is on the disk (`synchronous=FULL`). SQLite keeps a
+rollback journal, not a write-ahead log. Before SQLite 3.52 such a log may lose data where several
+connections are open. A person who looks into the file with `sqlite3` is a second connection.
 
 If the disk is full, the coordinator goes on and tries again; nothing counts as recorded meanwhile.
 

@@ -30,7 +30,7 @@ class LineFormatter(logging.Formatter):
 
 
 class RateFilter(logging.Filter):
-    """Lets so many records of one kind pass in a second; counts the others.
+    """Lets `rate` records of one kind pass in a second; counts the others.
 
     Records of one kind have the same text before their values are put in.
     """

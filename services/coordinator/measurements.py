@@ -59,8 +59,9 @@ class RunMeasured:
     skipped_steps: int = 0
     checkpoints: int = 0
     planned_steps: int | None = None
-    """Of the whole training, as the next."""
+    """Steps of the whole training; None: not sent."""
     planned_epochs: int | None = None
+    """Epochs of the whole training; None: not sent."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,11 @@ class Used:
     phases: Mapping[str, float]
     """By phase: seconds since the process began."""
     memory: int | None = None
-    """Bytes, as the next two."""
+    """Bytes."""
     gpu_memory: int | None = None
+    """Bytes."""
     disk_free: int | None = None
+    """Bytes that are free where the run folder is."""
 
 
 def network_of(message: pb.Progress, plan: Plan, rank: int) -> str:

@@ -241,7 +241,7 @@ class RunRegistry:
                 await asyncio.sleep(0)
 
     def check_all(self) -> None:
-        """Do what is due every half second."""
+        """Check all runs, as the server asks twice a second."""
         self._clock.note_sleep()
         self.check(self.now())
 

@@ -15,10 +15,10 @@ from switokd.services.coordinator.limits import Limits, option
 OWN_FILES = 64
 """Files that the process needs beside its connections: journal, listeners, event loops."""
 LOOKAHEAD_BYTES = 65_536
-"""A stream that is not read holds back its sender after so many bytes."""
+"""Bytes after which a stream that nobody reads holds back its sender."""
 
 SIZES = 4
-"""gRPC itself refuses only what is so many times larger than the largest message."""
+"""gRPC refuses a message only above this multiple of the largest one; switokd refuses earlier."""
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Who may call which method: bearer tokens, checked once per call or stream.
 
 A caller sends its token as gRPC metadata, `authorization: Bearer TOKEN`. There are two roles. A
-worker trains; an operator may do that as well, and may tell runs and the coordinator what to do:
+worker trains. An operator may train too, and may tell runs and the coordinator what to do:
 
     without any token       every method is free, except Drain
     with a worker's token   Join and Train need a worker's token or an operator's

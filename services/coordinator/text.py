@@ -21,7 +21,7 @@ def clean(text: str) -> str:
 
 
 def sentence(text: str, characters: int = MOST_BYTES) -> str:
-    """Return text in one line, of so many characters and `MOST_BYTES` bytes at most."""
+    """Return text in one line: `characters` of it, and `MOST_BYTES` bytes, at most."""
     shown = clean(text[:characters])
     encoded = shown.encode("utf-8", "replace")
     if len(encoded) > MOST_BYTES:

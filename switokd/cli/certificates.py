@@ -44,9 +44,9 @@ def certificates(
 
     switokd certificates certs --host gpu1.example.org
 
-    Writes a CA (ca.crt, ca.key), a certificate of the coordinator (server.crt, server.key), one of
-    the ranks (client.crt, client.key), and a token for workers and one for operators. If the folder
-    has a CA, it issues the certificates again: a coordinator that runs reads them without a
+    Writes a CA (ca.crt, ca.key), and certificates of the coordinator (server.crt, server.key) and
+    of the ranks (client.crt, client.key). Makes a token for workers, and one for operators. If the
+    folder has a CA, it issues the certificates again: a coordinator that runs reads them without a
     restart. An existing token stays.
 
     Prints the commands that use the files.

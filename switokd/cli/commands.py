@@ -185,7 +185,10 @@ def _describe(error: Any) -> str:
         names = getattr(error.param, "opts", None) or [error.param_hint]
         return f"{where}{names[0]}: {error.message}"
     message = " ".join(error.format_message().split()).replace(". Did you mean", "; did you mean")
-    message = message.replace(". Choose from:", "; allowed:")
+    message = message.replace(". Choose from:", "; allowed:").replace("', '", "' or '")
+    if "unexpected extra argument" in message:
+        words = message.partition("(")[2].rpartition("(")[2].rstrip(").")
+        return f"{where}{words} is more than the command takes; {help_of}"
     return f"{where}{message[:1].lower()}{message[1:].rstrip('.?')}; {help_of}"
 
 

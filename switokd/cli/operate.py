@@ -145,7 +145,7 @@ def watch(
     ] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help=WATCH_JSON_HELP)] = False,
 ) -> None:
-    """Show what a run does until it ends: a live table, or one line per update without a terminal.
+    """Show what a run does until it ends: a live table. Without a terminal, a line per update.
 
     For example:
 
@@ -153,8 +153,8 @@ def watch(
 
     switokd watch digits-2t1s-3f9c21 --coordinator HOST:50051 --json
 
-    Ends when the run has ended, with exit code 0 if it has finished, 5 if it has failed and 6 if it
-    was stopped before its last step.
+    Ends with the run. Exit code 0: it has finished; 5: it has failed; 6: it was stopped before its
+    last step.
     """
     try:
         view = _watch(run, coordinator, interval, as_json)

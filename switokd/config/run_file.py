@@ -1,8 +1,8 @@
 """Reads a run file: a recipe or a path, with `key.key=value` settings on top.
 
 A run file is YAML with the keys of `Config`. Values are checked strictly ("3" is no number), and
-unknown keys are errors. All problems are told, each in one line that names the file and its line or
-the setting, the key, the value, the allowed values and, for an unknown key, the nearest known one.
+unknown keys are errors. All problems are told, each in one line. It names the file and its line, or
+the setting; the key, the value and the allowed values; for an unknown key, the nearest known one.
 
 Not covered: the sentences about invalid values (`explain.py`), their places (`places.py`).
 """
@@ -144,7 +144,7 @@ def with_folders(config: Config, beside: Path) -> Config:
 
 
 def _check_sizes(value: Any, keys: tuple[str, ...]) -> None:
-    """ValueError, with the dotted key, for a whole number that nothing can have so many of."""
+    """ValueError, with the dotted key, for a whole number outside -2^63 to 2^63."""
     if isinstance(value, int) and abs(value) >= 2**63:
         raise ValueError(
             f"{'.'.join(keys)}: found a number of {len(str(abs(value)))} digits; allowed: whole "

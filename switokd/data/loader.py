@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from switokd.errors import PeerError, SwitokdError, UsageError, summary
-from switokd.runtime.environment import rank_in_words
+from switokd.runtime.environment import describe_rank
 from switokd.runtime.lifecycle import print_warning
 
 Batch = tuple[Tensor, Tensor]
@@ -120,8 +120,8 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         """Start the loader processes, unless they run, and yield the batches.
 
-        UsageError for an invalid sample or a data set that cannot be sent to another process,
-        OwnCodeError for a sample that raises, PeerError if loader processes die again and again.
+        UsageError for an invalid sample, or a data set that cannot be sent to another process.
+        OwnCodeError for a sample that raises. PeerError if loader processes die again and again.
         """
         self._undelivered.begin()
         return self._checked(self._start())
@@ -160,7 +160,7 @@ class Batches:
                     raise PeerError(
                         f"{what} (data.workers), {deaths} times without a batch between"
                     ) from error
-                print_warning(f"{what} (data.workers); it starts again", rank_in_words())
+                print_warning(f"{what} (data.workers); it starts again", describe_rank())
             if batch is None:
                 del iterator  # with the loader, it ends the processes that are left
                 self.loader, self._processes = self._new_loader(), []

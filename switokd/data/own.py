@@ -43,7 +43,7 @@ def of_items(
     with seeding() as seed:  # random transforms must not change the training's generators
         seed(0)
         first = train.item(0)
-        with train.naming(0):
+        with train.named_errors(0):
             chosen, unused = forms.choose(first, keys), forms.left_out(first, keys)
         _check_same_kind(train, test, first, where)
     names: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ def _check_same_kind(train: ItemSource, test: ItemSource, first: Any, where: str
     """
     kinds = []
     for source, item in ((train, first), (test, test.item(0))):
-        with source.naming(0):
+        with source.named_errors(0):
             image = forms.image_tensor(forms.parts_of(item, source.keys)[0])
         kind = "bytes" if image.dtype == torch.uint8 else "floats"
         kinds.append(f"{kind} of {len(image)} channel{'s' * (len(image) > 1)}")

@@ -91,7 +91,7 @@ class ItemSource:
     def label_of(self, index: int) -> tuple[int, int]:
         """Return an item's label, and the number of classes that it implies; errors as `fetch`."""
         item = self.item(index)
-        with self.naming(index):
+        with self.named_errors(index):
             return forms.class_of(forms.parts_of(item, self.keys)[1])
 
     def item(self, index: int) -> Any:
@@ -124,7 +124,7 @@ class ItemSource:
     def _read(self, index: int) -> tuple[Tensor, int]:
         """Return image and label of one item."""
         item = self.item(index)
-        with self.naming(index):
+        with self.named_errors(index):
             image, label = forms.parts_of(item, self.keys)
             tensor, (number, _) = forms.image_tensor(image), forms.class_of(label, self.classes)
             if not 0 <= number < self.classes:
@@ -135,7 +135,7 @@ class ItemSource:
         return tensor, number
 
     @contextmanager
-    def naming(self, index: int) -> Iterator[None]:
+    def named_errors(self, index: int) -> Iterator[None]:
         """Name the sample in errors of the body, where an item may do its work only now."""
         sample = f"{self.where} sample {index}"
         try:

@@ -29,7 +29,7 @@ class Subset:
 
     source: Source
     indices: tuple[int, ...]
-    """Of the samples in the source, ascending."""
+    """Indices of the chosen samples in the source, ascending."""
 
     def __len__(self) -> int:
         return len(self.indices)

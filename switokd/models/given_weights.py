@@ -230,7 +230,7 @@ def _describe_misfit(match: Match, expected: Mapping[str, Any]) -> str:
 
         parts.append(
             f"{len(match.misfits)} of another shape or type "
-            f"({_some(match.misfits, in_words=compared)})"
+            f"({_some(match.misfits, describe=compared)})"
         )
     fitting = len(match.names) - len(match.misfits)
     where = f" (compared with {match.label} of the file)" if match.label else ""
@@ -281,7 +281,7 @@ def _form(value: Any) -> str:
     return f"{tuple(value.shape)} {_word(value.dtype)}"
 
 
-def _some(names: Sequence[str], most: int = SHOWN, in_words: Callable[[str], str] = str) -> str:
+def _some(names: Sequence[str], most: int = SHOWN, describe: Callable[[str], str] = str) -> str:
     """Return the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(in_words(name) for name in names[:most]) + more
+    return ", ".join(describe(name) for name in names[:most]) + more

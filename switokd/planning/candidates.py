@@ -1,15 +1,15 @@
 """Candidate placements for a number of ranks: a limited list that the cost model then compares.
 
     grouped   The networks are divided into groups. Each group has its own ranks, and every network
-              of the group is on all of them. Groups of one network are `dedicated`, a single group
-              is `replicated`.
+              of the group is on all of them. Groups of one network are `dedicated`. A single
+              group is `replicated`.
     filled    The smaller networks are on one rank each. The largest networks are on all ranks, and
               ranks with less other work get more of their samples.
 
 Heuristics limit the number of candidates:
 
-* Up to `MAX_NETWORKS_ENUMERATED` networks all partitions into groups are tried. Above it there is
-  one partition per number of groups: each network, largest first, joins the group with least work.
+* Up to `MAX_NETWORKS_ENUMERATED` networks, all partitions into groups are tried. Above it, there is
+  one partition per number of groups. Each network, largest first, joins the group with least work.
 * If there are too many ways to distribute the ranks over the groups, ranks are assigned one by one
   to the group with most work per rank. Candidates are this distribution and those that differ from
   it by moving one rank.

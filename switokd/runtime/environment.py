@@ -123,7 +123,7 @@ def _count(variables: Mapping[str, str], name: str, least: int, most: int | None
     return value
 
 
-def rank_in_words() -> str:
+def describe_rank() -> str:
     """Return "rank 1" for a message, an empty string in a run of one process."""
     try:
         env = environment()

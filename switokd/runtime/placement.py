@@ -146,7 +146,7 @@ class Placement:
 
     def whose(self, network: str) -> str:
         """Describe a network with its ranks: "teacher2 (rank 1)"."""
-        return f"{network} ({_ranks_in_words(dict(self.table)[network])})"
+        return f"{network} ({_describe_ranks(dict(self.table)[network])})"
 
     def who(self, rank: int) -> str:
         """Describe a rank with its networks: "rank 1 (teacher2)"."""
@@ -158,7 +158,7 @@ class Placement:
         Equal weights are omitted.
         """
         return ", ".join(
-            f"{name}: {_ranks_in_words(row)}{_shares_in_words(row)}" for name, row in self.table
+            f"{name}: {_describe_ranks(row)}{_describe_shares(row)}" for name, row in self.table
         )
 
 
@@ -234,7 +234,7 @@ def _micro_batches(count: int, n: int) -> list[slice]:
     return list(_shards(tuple((i, 1.0) for i in range(count)), n).values())
 
 
-def _ranks_in_words(row: tuple[tuple[int, float], ...]) -> str:
+def _describe_ranks(row: tuple[tuple[int, float], ...]) -> str:
     ranks = [rank for rank, _ in row]
     spans = [[ranks[0], ranks[0]]]
     for rank in ranks[1:]:
@@ -246,6 +246,6 @@ def _ranks_in_words(row: tuple[tuple[int, float], ...]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {words}"
 
 
-def _shares_in_words(row: tuple[tuple[int, float], ...]) -> str:
+def _describe_shares(row: tuple[tuple[int, float], ...]) -> str:
     weights = [weight for _, weight in row]
     return f" ({':'.join(f'{w:g}' for w in weights)})" if len(set(weights)) > 1 else ""

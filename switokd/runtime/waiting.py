@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-from switokd.runtime.environment import rank_in_words
+from switokd.runtime.environment import describe_rank
 from switokd.runtime.lifecycle import print_warning
 from switokd.runtime.phase import ACTIVITY, Doing, Phase
 
@@ -48,10 +48,10 @@ _open: list[tuple[object, str]] = []
 
 
 def _say(sentence: str) -> None:
-    print_warning(sentence, rank_in_words(), keep=False)
+    print_warning(sentence, describe_rank(), keep=False)
 
 
-def _in_words(what: str, lasted: float, limit: float | None, hint: str = "") -> str:
+def _describe(what: str, lasted: float, limit: float | None, hint: str = "") -> str:
     """Describe a wait in one sentence. lasted, limit: in seconds; limit: None if it has none."""
     until = "without a time limit" if limit is None else f"for up to {limit:g} s"
     if lasted > FIRST_SECONDS + AGAIN_SECONDS / 2:
@@ -81,7 +81,7 @@ def waiting(
         while not is_over.wait(pause):
             if _open[-1:] == [this]:
                 now = what if isinstance(what, str) else what()
-                say(_in_words(now, lasted, seconds, hint))
+                say(_describe(now, lasted, seconds, hint))
             pause = AGAIN_SECONDS
             lasted += pause
 
@@ -156,7 +156,7 @@ class PeerWatch(threading.Thread):
         elif {*states.values()} <= {WAITS, *IN_TRAINING}:
             return False
         limit = self._seconds if doing.limit is None else doing.limit
-        _say(_in_words(what, doing.still_seconds, limit))
+        _say(_describe(what, doing.still_seconds, limit))
         return True
 
     def _state_of(self, rank: int) -> str:

@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from switokd.runtime.environment import rank_in_words
+from switokd.runtime.environment import describe_rank
 from switokd.runtime.lifecycle import print_warning
 
 T = TypeVar("T")
@@ -59,6 +59,6 @@ class InputGuard:
                     f"network {self.network} changes its input in place; it gets a copy in every "
                     "step, and other networks keep their images. x = x * 2 instead of x.mul_(2) "
                     "needs no copy",
-                    rank_in_words(),
+                    describe_rank(),
                 )
         return result

@@ -1,8 +1,7 @@
 """A network's batch in micro-batches: the same bits on any number of ranks.
 
 Floating-point sums depend on their order. With `compute.micro_batches: K`, every batch is therefore
-computed in K parts, on however many ranks, and everything that is added up over the batch is added
-in a way that does not depend on the ranks:
+computed in K parts, whatever the number of ranks. Sums over the batch do not depend on the ranks:
 
     gradients          in a binary tree over the micro-batches (`TreeReducer`)
     BatchNorm          each micro-batch has its own statistics; the running statistics move by the

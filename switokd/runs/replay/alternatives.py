@@ -114,7 +114,7 @@ class Bin:
         )
 
 
-class Tally:
+class ReplayCount:
     """Counts the modes that one rule gives to the steps of a record.
 
     alternative: None for the record itself. A held teacher stays held under every rule.

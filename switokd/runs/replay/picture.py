@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from switokd.errors import UsageError
-from switokd.runs.replay.alternatives import STATEMENT, Bin, Tally
+from switokd.runs.replay.alternatives import STATEMENT, Bin, ReplayCount
 from switokd.runs.replay.replay import Replay
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _edges(replay: Replay) -> list[float]:
     ]
 
 
-def _draw_distances(axis: Axes, tallies: list[Tally], pair: int, edges: list[float]) -> None:
+def _draw_distances(axis: Axes, tallies: list[ReplayCount], pair: int, edges: list[float]) -> None:
     """Draw a pair's gap, and its threshold under each rule; means over the steps of a bin."""
     middles = [(a + b) / 2 for a, b in pairwise(edges)]
     recorded = tallies[0].bins
@@ -118,7 +118,7 @@ def _means(sums: list[float], bins: list[Bin]) -> list[float]:
     return [total / b.steps for total, b in zip(sums, bins, strict=True)]
 
 
-def _draw_modes(axis: Axes, tallies: list[Tally], pair: int, edges: list[float]) -> None:
+def _draw_modes(axis: Axes, tallies: list[ReplayCount], pair: int, edges: list[float]) -> None:
     """Draw one row per rule: the darker, the more of the steps are in expert mode."""
     shares = [[b.expert[pair] / b.steps for b in tally.bins] for tally in tallies]
     rows = range(len(tallies) + 1)

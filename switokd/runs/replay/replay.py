@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from switokd.runs.replay.alternatives import STATEMENT, Alternative, Tally
+from switokd.runs.replay.alternatives import STATEMENT, Alternative, ReplayCount
 from switokd.runs.replay.derive import Deriver, Rounded
 from switokd.runs.replay.record import Deciding, Record
 from switokd.runs.replay.sequence import Difference, Steps
@@ -33,8 +33,8 @@ class Replay:
     """The step that the record must begin with."""
     place: str
     """What the places of the differences count: "line" or "row"."""
-    recorded: Tally
-    alternatives: list[Tally]
+    recorded: ReplayCount
+    alternatives: list[ReplayCount]
     differences: list[Difference] = field(default_factory=list)
     """The first ones."""
     difference_count: int = 0
@@ -91,8 +91,8 @@ def replay(
     and then. UsageError if the record cannot be read.
     """
     deciding = record.deciding
-    recorded = Tally(deciding.topology, deciding.rule, None)
-    tallies = [Tally(deciding.topology, other.rule, other) for other in others]
+    recorded = ReplayCount(deciding.topology, deciding.rule, None)
+    tallies = [ReplayCount(deciding.topology, other.rule, other) for other in others]
     of_rows: list[Difference] = []
     of_values: list[Difference] = []
     count = 0

@@ -71,8 +71,8 @@ class BatchNumbers:
         with torch.no_grad():
             for name, z in result.logits.items():
                 self._names += [f"cross_entropy/{name}", f"batch_accuracy/{name}"]
-                hits = z.argmax(dim=1) == result.labels
-                values += [F.cross_entropy(z, result.y), 100 * hits.double().mean()]
+                correct = z.argmax(dim=1) == result.labels
+                values += [F.cross_entropy(z, result.y), 100 * correct.double().mean()]
             for name, peer in peers:
                 tau = config.couplings.of(name, peer).tau
                 self._names.append(f"kl/{name}/{peer}")
