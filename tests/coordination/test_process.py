@@ -35,7 +35,7 @@ def test_only_a_large_run_needs_other_limits() -> None:
 def test_a_run_with_more_pairs_than_the_default_joins_its_own_coordinator() -> None:
     topology = many(7, 6)
     assert len(topology.pairs) > DEFAULTS.max_pairs
-    networks = {name: {"role": role.value, "model": "mlp"} for name, role in topology.roles}
+    networks = {name: {"role": role.value, "model": "mine:mlp"} for name, role in topology.roles}
     run_file = {"name": "large", "data": {"dataset": "digits"}, "networks": networks}
     config = Config.model_validate(run_file)
     plan = pb.RunPlan(

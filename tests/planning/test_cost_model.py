@@ -43,7 +43,7 @@ def times(
     sizes = (BATCH // 6, BATCH)
     return NetworkTimes(
         role=role.value,
-        model="any",
+        model="mine:any",
         samples=sizes,
         forward_seconds=tuple(overhead + whole / 3 * n / BATCH for n in sizes),
         backward_seconds=tuple(overhead + whole * 2 / 3 * n / BATCH for n in sizes),

@@ -67,19 +67,19 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         "the profile has no network huge": lambda: predict(
             profile, Placement.of({"huge": [0]}), BATCH, Pauses.none()
         ),
-        "large is a teacher, any, sgd in the profile, and a student, any, sgd in the run file": (
-            lambda: profile.check({"large": Network(role="student", model="any")})
+        "large is a teacher, mine:any, sgd in the profile, and a student, mine:any, sgd": (
+            lambda: profile.check({"large": Network(role="student", model="mine:any")})
         ),
-        "large is a teacher, any, sgd, frozen in the profile, and a teacher, any, sgd in the": (
-            lambda: frozen.check({"large": Network(role="teacher", model="any")})
+        "large is a teacher, mine:any, sgd, frozen in the profile, and a teacher, mine:any": (
+            lambda: frozen.check({"large": Network(role="teacher", model="mine:any")})
         ),
-        r'and a teacher, any {"width": 4}, sgd in the run file; profile again': lambda: (
+        r'and a teacher, mine:any {"width": 4}, sgd in the run file; profile again': lambda: (
             profile.check(
-                {"large": Network(role="teacher", model="any", model_kwargs={"width": 4})}
+                {"large": Network(role="teacher", model="mine:any", model_kwargs={"width": 4})}
             )
         ),
-        "and a teacher, any, adam in the run file; profile again": lambda: profile.check(
-            {"large": Network(role="teacher", model="any", optimizer=Adam(name="adam"))}
+        "and a teacher, mine:any, adam in the run file; profile again": lambda: profile.check(
+            {"large": Network(role="teacher", model="mine:any", optimizer=Adam(name="adam"))}
         ),
         "No such file": lambda: Profile.load(tmp_path / "none.json"),
         "text.json: not a profile": lambda: Profile.load(tmp_path / "text.json"),
@@ -94,7 +94,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
 
 
 def test_profile_of_a_gpu_must_use_cuda_graphs_for_the_same_networks_as_the_run() -> None:
-    large, measured = Network(role="teacher", model="any"), ten_one_one()
+    large, measured = Network(role="teacher", model="mine:any"), ten_one_one()
     eager = measured.model_copy(update={"device": "NVIDIA H200"})
     times = measured.networks["large"].model_copy(update={"cuda_graphs": True})
     graphed = eager.model_copy(update={"networks": {"large": times}})
@@ -120,7 +120,7 @@ def test_profile_survives_its_file(tmp_path: Path) -> None:
 
 def test_saved_profile_fits_the_networks_that_were_measured(tmp_path: Path) -> None:
     """Also with an infinite argument, and if a network that was trained is now frozen."""
-    large = Network(role="teacher", model="any", model_kwargs={"most": float("inf")})
+    large = Network(role="teacher", model="mine:any", model_kwargs={"most": float("inf")})
     with_kwargs = (
         ten_one_one().networks["large"].model_copy(update={"model_kwargs": large.model_kwargs})
     )

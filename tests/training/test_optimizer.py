@@ -214,7 +214,9 @@ def test_a_model_that_cannot_be_copied_is_a_usage_error() -> None:
 def test_overflowed_gradients_are_skipped_and_the_scale_is_halved(fused: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     model, section = network(), SGD(lr=0.3)
-    optimizer = make_optimizer(Network(role="student", model="x", optimizer=section), model, fused)
+    optimizer = make_optimizer(
+        Network(role="student", model="mine:x", optimizer=section), model, fused
+    )
     one = learner(model, optimizer, clip_norm=1.0, scaler=scaler)
     start = copy.deepcopy([*one.model.parameters()])
     (x, y), *_ = batches(1)
@@ -233,7 +235,7 @@ def test_an_overflow_in_the_first_step_leaves_momentum_at_zero(fused: bool) -> N
 
     def made(scaler: torch.amp.GradScaler | None = None) -> Learner:
         model, section = network(), SGD(lr=0.3)
-        student = Network(role="student", model="x", optimizer=section)
+        student = Network(role="student", model="mine:x", optimizer=section)
         optimizer = make_optimizer(student, model, fused)
         return learner(model, optimizer, scaler=scaler)
 
@@ -296,7 +298,9 @@ def test_weight_decay_can_exclude_norms_and_biases(section: SGD | Adam | AdamW) 
         for parameter in model.parameters():
             parameter.data.fill_(1.0)
             parameter.grad = torch.zeros_like(parameter)
-        step = make_optimizer(Network(role="student", model="x", optimizer=optimizer), model, True)
+        step = make_optimizer(
+            Network(role="student", model="mine:x", optimizer=optimizer), model, True
+        )
         step.step()
         moved[everywhere] = {k for k, p in model.named_parameters() if not (p == 1.0).all()}
     assert moved[True] == {name for name, _ in network().named_parameters()}
@@ -321,7 +325,7 @@ def test_adamw_equals_pytorchs() -> None:
     ours, theirs = network(), network()
     section = AdamW(name="adamw", lr=0.02, betas=(0.8, 0.9), weight_decay=0.3)
     optimizers = (
-        make_optimizer(Network(role="student", model="x", optimizer=section), ours),
+        make_optimizer(Network(role="student", model="mine:x", optimizer=section), ours),
         torch.optim.AdamW(theirs.parameters(), lr=0.02, betas=(0.8, 0.9), weight_decay=0.3),
     )
     for x, y in batches(4):
