@@ -113,9 +113,28 @@ class CliCommand(TyperCommand):
         except Exception as error:
             if hasattr(error, "format_message") and not error.ctx:  # type: ignore[attr-defined]
                 error.ctx = ctx  # type: ignore[attr-defined]
+            if len(unknown := self._unknown_options(ctx, before)) > 1:
+                raise UsageError("\n".join(map(_describe, unknown))) from None
             if type(error).__name__ not in ("BadParameter", "MissingParameter"):
                 raise
             raise UsageError("\n".join(self._problems(ctx, before) or [_describe(error)])) from None
+
+    def _unknown_options(self, ctx: Any, args: list[str]) -> list[Any]:
+        """Return the error of each option that there is not; the parser stops at the first."""
+        found: list[Any] = []
+        rest = list(args)
+        while True:
+            try:
+                self.make_parser(ctx).parse_args(args=list(rest))
+                return found
+            except Exception as error:  # noqa: PERF203 the parser stops at each
+                name = getattr(error, "option_name", None)
+                places = [i for i, word in enumerate(rest) if name and word.startswith(name)]
+                if type(error).__name__ != "NoSuchOption" or not places:
+                    return found
+                error.ctx = ctx  # type: ignore[attr-defined]
+                found.append(error)
+                del rest[places[0]]
 
     def _empty(self, ctx: Any, args: list[str]) -> list[str]:
         """Describe every argument that is an empty word, such as a variable that is not set.

@@ -131,6 +131,12 @@ def test_all_mistakes_of_options_and_settings_are_told(
         'switokd: command line: schedule.epochs: found "x"; allowed: a whole number',
     ]
     assert len(told("predict", monkeypatch, capsys)) == 2  # both arguments are missing
+    lines = told("train digits-1t1s --batch-size=5 --quite --lr 3", monkeypatch, capsys)
+    assert [line.partition(";")[0] for line in lines] == [
+        "switokd: train: there is no option --batch-size",
+        "switokd: train: there is no option --quite",
+        "switokd: train: there is no option --lr",
+    ]
 
 
 def test_all_mistakes_of_a_list_are_told(
