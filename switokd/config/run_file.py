@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def load(recipe_or_file: str, overrides: Sequence[str] = (), given: str = SETTIN
     given: where the settings come from, for messages. UsageError if the file or settings are
     invalid, with a line per problem.
     """
+    raw, text = _read(recipe_or_file)
+    return checked(raw, RunFileText(recipe_or_file, text), overrides, given)
+
+
+def _read(recipe_or_file: str) -> tuple[dict[str, Any], str]:
+    """Return the content of a recipe or run file, and its text. UsageError if it has no keys."""
     path = Path(recipe_or_file)
     if os.path.isdir(path):
         raise UsageError(f"{path} is a folder; name a run file in it, or a recipe")
@@ -52,7 +59,7 @@ def load(recipe_or_file: str, overrides: Sequence[str] = (), given: str = SETTIN
         raise UsageError(
             f"{recipe_or_file}: a run file holds keys and values, see 'switokd recipes'"
         )
-    return checked(raw, RunFileText(recipe_or_file, text), overrides, given)
+    return raw, text
 
 
 def checked(
@@ -90,12 +97,17 @@ def load_importable(recipe_or_file: str, overrides: Sequence[str] = ()) -> Confi
     If the run uses the user's own modules, the result's `import_from` names these folders, so that
     the run folder's config.yaml finds the modules from anywhere.
     """
-    config = load(recipe_or_file, overrides)
     try:
         os.getcwd()
     except FileNotFoundError:
         raise UsageError("the current folder was deleted; change to another one by cd") from None
     beside = Path(recipe_or_file).resolve().parent
+    try:
+        config = load(recipe_or_file, overrides)
+    except UsageError as error:
+        if missing := _missing_modules(recipe_or_file, overrides, beside):
+            raise UsageError("\n".join([str(error), *missing])) from None
+        raise
     add_import_folders(import_folders(config, beside))
     _check_own_modules(config)
     return with_folders(config, beside)
@@ -106,14 +118,9 @@ def _check_own_modules(config: Config) -> None:
 
     The strategy is made as well, because it decides what else fits.
     """
-    named = {f"networks.{name}.model": network.model for name, network in config.networks.items()}
-    named["data.dataset"] = config.data.dataset
-    problems = [
-        problem
-        for setting, text in [*named.items(), *(("observers", name) for name in config.observers)]
-        if ":" in text and not is_object(text) and not text.startswith("timm:")
-        if (problem := problem_with_module(text, setting))
-    ]
+    named = [(f"networks.{name}.model", each.model) for name, each in config.networks.items()]
+    named.append(("data.dataset", config.data.dataset))
+    problems = _problems_of(named + [("observers", name) for name in config.observers])
     try:
         _ = config.method
     except UsageError as error:
@@ -122,6 +129,44 @@ def _check_own_modules(config: Config) -> None:
         problems.append(str(error))
     if problems:
         raise UsageError("\n".join(problems))
+
+
+def _missing_modules(recipe_or_file: str, overrides: Sequence[str], beside: Path) -> list[str]:
+    """Describe the modules that are missing besides other mistakes of a run file."""
+    try:
+        raw, _ = _read(recipe_or_file)
+    except UsageError:  # which has been told
+        return []
+    for override in overrides:
+        with suppress(UsageError):
+            _apply(override, raw)
+    folders = raw.get("import_from")
+    named = folders if isinstance(folders, list) else []
+    add_import_folders([*(str(beside / str(each)) for each in named), str(beside), os.getcwd()])
+    return _problems_of((key, text) for key, text in _named_in(raw) if isinstance(text, str))
+
+
+def _named_in(raw: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a run file that may name a module, whatever their values are."""
+    networks, observers = raw.get("networks"), raw.get("observers")
+    for name, network in networks.items() if isinstance(networks, dict) else ():
+        if isinstance(network, dict):
+            yield f"networks.{name}.model", network.get("model")
+    for section, key in (("data", "dataset"), ("distillation", "strategy")):
+        if isinstance(raw.get(section), dict):
+            yield f"{section}.{key}", raw[section].get(key)
+    for name in observers if isinstance(observers, list) else ():
+        yield "observers", name
+
+
+def _problems_of(named: Iterable[tuple[str, str]]) -> list[str]:
+    """Describe the modules that are missing. named: settings with their texts."""
+    return [
+        problem
+        for setting, text in named
+        if ":" in text and not is_object(text) and not text.startswith("timm:")
+        if (problem := problem_with_module(text, setting))
+    ]
 
 
 def import_folders(config: Config, beside: Path) -> list[str]:

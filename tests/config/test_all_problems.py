@@ -93,3 +93,16 @@ def test_all_modules_that_are_missing_are_told() -> None:
     assert len(found) == len(wanted), found
     for line, words in zip(found, wanted, strict=True):
         assert line.startswith(words)
+
+
+def test_modules_that_are_missing_are_told_with_other_mistakes() -> None:
+    settings = ["networks.student.model=nomod:x", "observers=[one:A]", "schedule.epochs=x", "sed=1"]
+    with pytest.raises(UsageError) as caught:
+        load_importable("digits-1t1s", settings)
+    found = str(caught.value).splitlines()
+    assert len(found) == 4, found
+    for odd in ("observers=3", "networks=3", "networks={1: 2, a: 3}", "data=x", "import_from=3"):
+        with pytest.raises(UsageError, match=r"^command line"):
+            load_importable("digits-1t1s", [odd, "schedule.epochs=x"])
+    for words in ("unknown key sed", "schedule.epochs", "module 'nomod'", "module 'one'"):
+        assert any(words in line for line in found), words
