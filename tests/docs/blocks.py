@@ -6,6 +6,7 @@ before the block changes that:
     <!-- not run: REASON -->      the block is only checked (`problems_of`)
     <!-- run with: SETTINGS -->   training commands, or the run file, get these settings as well
     <!-- given: images -->        the folder holds what the reader is said to have (`GIVEN`)
+    <!-- given: deploy -->        likewise, a copy of deploy/
     <!-- given: ports -->         the page's commands have a network of their own, with all ports
     <!-- wait for: FILE -->       the block is run once the file has content, which a command
                                   in the background writes
@@ -20,6 +21,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -126,8 +128,9 @@ def session(document: Path, folder: Path, seconds: float = 240) -> str:
     if PORTS in given:
         require("ip", "iproute2")
         unshare("-rn")
-    if any(re.search(r"^sqlite3 ", block.code, re.MULTILINE) for block in found):
-        require("sqlite3", "sqlite3")
+    for program, package in PACKAGES.items():
+        if any(re.search(rf"(^|&& ){program} ", block.code, re.MULTILINE) for block in found):
+            require(program, package)
     listed = [(b.language, b.line, b.executed, b.markers.get("wait for", "")) for b in found]
     (folder / "blocks.json").write_text(json.dumps(listed))
     arguments = (folder / "blocks.json", str(document), PORTS in given)
@@ -146,7 +149,18 @@ def _images(folder: Path) -> None:
                 picture.save(folder / "images" / part / label / f"{i}.jpg")
 
 
-GIVEN: dict[str, Callable[[Path], None]] = {"images": _images}
+def _deploy(folder: Path) -> None:
+    """The folder deploy/ of the repository, which the reader has cloned."""
+    shutil.copytree(REPOSITORY / "deploy", folder / "deploy")
+
+
+GIVEN: dict[str, Callable[[Path], None]] = {"images": _images, "deploy": _deploy}
+PACKAGES = {
+    "sqlite3": "sqlite3",
+    "promtool": "prometheus",
+    "amtool": "prometheus-alertmanager",
+}
+"""Programs of the pages' commands, with the packages that have them."""
 
 
 def problems_of(block: Block) -> list[str]:
