@@ -30,6 +30,8 @@ from switokd.errors import OwnCodeError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
+TIMM = "timm:"
+"""How the name of a network of timm begins, which is no module of the user's own."""
 IMPORT_STRING = re.compile(r"\w+(\.\w+)*:\w+")
 NO_MODULE = (
     "there is no module '{}'; it must be installed, or be in the current folder or beside the run "
@@ -53,7 +55,7 @@ def import_callable(text: str, setting: str) -> Callable[..., Any]:
 
     setting: names the setting in the error. OwnCodeError for an error of the module's own code.
     """
-    if not re.fullmatch(IMPORT_STRING, text):
+    if not IMPORT_STRING.fullmatch(text):
         raise UsageError(f"{setting} {text}: write package.module:callable")
     module_name, _, attribute = text.partition(":")
     errors.own_packages.update({module_name.partition(".")[0]} - {"torch"})
@@ -84,12 +86,36 @@ def problem_with_module(text: str, setting: str) -> str:
 
     The package alone is looked for: a look at its modules would import it.
     """
-    if not re.fullmatch(IMPORT_STRING, text):
+    if not IMPORT_STRING.fullmatch(text):
         return f"{setting} {text}: write package.module:callable"
     package = text.partition(":")[0].partition(".")[0]
     if package in sys.modules or importlib.util.find_spec(package):
         return ""
     return f"{setting} {text}: {NO_MODULE.format(package)}"
+
+
+def own_modules_in(run_file: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the settings that name a user's own code, and package.module:callable.
+
+    run_file: its content, whose values may be invalid.
+    """
+    for setting, text in _names_in(run_file):
+        is_import = isinstance(text, str) and ":" in text and not text.startswith(TIMM)
+        if is_import and not is_object(text):
+            yield setting, text
+
+
+def _names_in(run_file: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the settings that may name a user's own code, with their values."""
+    networks, observers = run_file.get("networks"), run_file.get("observers")
+    for name, network in networks.items() if isinstance(networks, Mapping) else ():
+        if isinstance(network, Mapping):
+            yield f"networks.{name}.model", network.get("model")
+    for section, key in (("data", "dataset"), ("distillation", "strategy")):
+        if isinstance(content := run_file.get(section), Mapping):
+            yield f"{section}.{key}", content.get(key)
+    for name in observers if isinstance(observers, list | tuple) else ():
+        yield "observers", name
 
 
 def _hidden(module_name: str) -> str:

@@ -55,7 +55,7 @@ from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Pair, Role, Topology
 from switokd.errors import UsageError
 from switokd.models.families import is_own
-from switokd.plugins import is_object
+from switokd.plugins import own_modules_in
 from switokd.runtime.placement import Placement, dedicated, replicated
 
 MOST_LETTERS = 100
@@ -227,11 +227,9 @@ class Config(Section):
         return shared
 
     @property
-    def has_own_modules(self) -> bool:
-        """Whether a setting names the user's own code, as package.module:callable."""
-        models = (network.model for network in self.networks.values())
-        names = (self.data.dataset, self.distillation.strategy, *self.observers, *models)
-        return any(":" in name and not is_object(name) for name in names)
+    def own_modules(self) -> list[tuple[str, str]]:
+        """Settings that name the user's own code, with package.module:callable."""
+        return list(own_modules_in(self.model_dump()))
 
     @cached_property
     def digest(self) -> str:

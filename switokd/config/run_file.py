@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from switokd.config.recipes import recipe_text
 from switokd.config.templates import spell_out
 from switokd.config.yaml_loader import parse_yaml
 from switokd.errors import UsageError
-from switokd.plugins import add_import_folders, is_object, problem_with_module
+from switokd.plugins import add_import_folders, own_modules_in, problem_with_module
 
 SETTINGS = "command line"
 """Where settings are given, unless a program gives them."""
@@ -118,15 +118,13 @@ def _check_own_modules(config: Config) -> None:
 
     The strategy is made as well, because it decides what else fits.
     """
-    named = [(f"networks.{name}.model", each.model) for name, each in config.networks.items()]
-    named.append(("data.dataset", config.data.dataset))
-    problems = _problems_of(named + [("observers", name) for name in config.observers])
+    problems = _problems_of(config.own_modules)
     try:
         _ = config.method
     except UsageError as error:
         if not problems:
             raise
-        problems.append(str(error))
+        problems += [str(error)] if str(error) not in problems else []
     if problems:
         raise UsageError("\n".join(problems))
 
@@ -143,30 +141,13 @@ def _missing_modules(recipe_or_file: str, overrides: Sequence[str], beside: Path
     folders = raw.get("import_from")
     named = folders if isinstance(folders, list) else []
     add_import_folders([*(str(beside / str(each)) for each in named), str(beside), os.getcwd()])
-    return _problems_of((key, text) for key, text in _named_in(raw) if isinstance(text, str))
-
-
-def _named_in(raw: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a run file that may name a module, whatever their values are."""
-    networks, observers = raw.get("networks"), raw.get("observers")
-    for name, network in networks.items() if isinstance(networks, dict) else ():
-        if isinstance(network, dict):
-            yield f"networks.{name}.model", network.get("model")
-    for section, key in (("data", "dataset"), ("distillation", "strategy")):
-        if isinstance(raw.get(section), dict):
-            yield f"{section}.{key}", raw[section].get(key)
-    for name in observers if isinstance(observers, list) else ():
-        yield "observers", name
+    return _problems_of(own_modules_in(raw))
 
 
 def _problems_of(named: Iterable[tuple[str, str]]) -> list[str]:
     """Describe the modules that are missing. named: settings with their texts."""
-    return [
-        problem
-        for setting, text in named
-        if ":" in text and not is_object(text) and not text.startswith("timm:")
-        if (problem := problem_with_module(text, setting))
-    ]
+    problems = (problem_with_module(text, setting) for setting, text in named)
+    return [problem for problem in problems if problem]
 
 
 def import_folders(config: Config, beside: Path) -> list[str]:
@@ -183,7 +164,7 @@ def with_folders(config: Config, beside: Path) -> Config:
 
     A configuration without modules of the user is returned unchanged.
     """
-    if not config.has_own_modules:
+    if not config.own_modules:
         return config
     return config.model_copy(update={"import_from": tuple(import_folders(config, beside))})
 

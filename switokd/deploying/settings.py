@@ -15,6 +15,7 @@ from switokd.config.recipes import recipes
 from switokd.config.yaml_loader import in_one_line
 from switokd.deploying.facts import DATA, GRPC_PORT, RUN_FILE, RUNS, TLS, RunFacts
 from switokd.errors import UsageError
+from switokd.plugins import TIMM
 
 _REPLACED = ("run_dir", "resume", "data.root")
 """Settings whose values follow from the volumes."""
@@ -46,10 +47,7 @@ def with_arguments(
 
 def own_modules(config: Config) -> list[str]:
     """Return the top-level modules of the user that the run file names."""
-    models = (network.model for network in config.networks.values())
-    names = (config.data.dataset, config.distillation.strategy, *config.observers, *models)
-    own = {name for name in names if ":" in name and not name.startswith("timm:")}
-    return sorted({name.partition(":")[0].partition(".")[0] for name in own})
+    return sorted({text.partition(":")[0].partition(".")[0] for _, text in config.own_modules})
 
 
 def extras_in_image(config: Config) -> list[str]:
@@ -57,7 +55,7 @@ def extras_in_image(config: Config) -> list[str]:
     wanted = {"mlflow", "tensorboard", "wandb"} & set(config.observers)
     if config.data.dataset == "huggingface":
         wanted.add("huggingface")
-    if any(network.model.startswith("timm:") for network in config.networks.values()):
+    if any(network.model.startswith(TIMM) for network in config.networks.values()):
         wanted.add("timm")
     return sorted(wanted)
 

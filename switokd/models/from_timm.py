@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from switokd.errors import UsageError, nearest
-
-PREFIX = "timm:"
+from switokd.plugins import TIMM
 
 
 def timm_builder(name: str) -> Callable[..., Any]:
@@ -28,7 +27,7 @@ def timm_builder(name: str) -> Callable[..., Any]:
             f"model {name}: timm is not installed; pip install timm, or switokd with its extra "
             "'timm' (switokd[timm])"
         ) from None
-    timm_name = name.removeprefix(PREFIX)
+    timm_name = name.removeprefix(TIMM)
     if not timm.is_model(timm_name):
         hint = nearest(timm_name, timm.list_models())
         raise UsageError(

@@ -34,7 +34,7 @@ from torch import nn
 from switokd import plugins
 from switokd.errors import UsageError, first_line, nearest, own_code_error
 from switokd.models import families
-from switokd.models.from_timm import PREFIX, timm_builder
+from switokd.models.from_timm import timm_builder
 from switokd.models.mobilenet import MobileNet
 from switokd.models.mobilenet_v2 import mobilenet_v2
 from switokd.models.outputs import Key, give_logits, not_logits
@@ -137,15 +137,15 @@ def _factory(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         return resnet, {"depth": int(match[1])}
     if match := families.MOBILENET_V2.fullmatch(name):
         return mobilenet_v2, {"width": float(match[1] or 1)}
-    if name.startswith(PREFIX):
+    if name.startswith(plugins.TIMM):
         return timm_builder(name), {}
     if is_object(name):
         return plugins.factory(name), {}
     if ":" in name:
         return import_callable(name, "model"), {}
-    if name in _torchvision_names():
+    if name in families.torchvision_names():
         return _torchvision(name), {}
-    known = [*families.EXAMPLES, *_torchvision_names()]
+    known = [*families.EXAMPLES, *sorted(families.torchvision_names())]
     raise UsageError(
         f"no model {name!r}{nearest(name, known)} (allowed: {', '.join(families.KINDS)}; "
         "see 'switokd networks')"
@@ -165,14 +165,3 @@ def _torchvision(name: str) -> Callable[..., Any]:
         return builder(num_classes=num_classes, weights=weights, **more)
 
     return make
-
-
-def _torchvision_names() -> list[str]:
-    """Return the names of torchvision's classification networks; empty if it is not installed."""
-    try:
-        import torchvision.models
-    except ModuleNotFoundError:  # switokd's own networks need no torchvision
-        return []
-
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return names

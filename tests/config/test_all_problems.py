@@ -14,6 +14,13 @@ from switokd.errors import UsageError
 from tests.config.test_run_file import MINIMAL, refusals
 
 
+def assert_told(found: list[str], wanted: list[str]) -> None:
+    """Each line has the words that are wanted of it, and there is no other line."""
+    assert len(found) == len(wanted), found
+    for line, words in zip(found, wanted, strict=True):
+        assert words in line
+
+
 @pytest.fixture
 def run_file(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
@@ -40,9 +47,7 @@ def test_every_wrong_value_of_file_and_settings_is_named(run_file: Path) -> None
         "command line: networks.big.optimizer.lr: found -1",
         "command line: compute.micro_batches: found 3; allowed: 1, 2, 4",
     ]
-    assert len(found) == len(wanted), found
-    for line, words in zip(found, wanted, strict=True):
-        assert words in line
+    assert_told(found, wanted)
 
 
 def test_every_problem_between_sections_is_named() -> None:
@@ -52,8 +57,7 @@ def test_every_problem_between_sections_is_named() -> None:
         *("schedule.accumulate=2", "pairs={teacher: {stdent: {enabled: false}}}"),
     )
     wanted = ["pairs.teacher.stdent: no student", "run_dir", "auto.paused", "compute.cuda_graphs"]
-    for line, words in zip(found, wanted, strict=True):
-        assert words in line
+    assert_told(found, wanted)
 
 
 def test_names_of_models_data_set_and_strategy_are_told_with_all_others() -> None:
@@ -70,9 +74,7 @@ def test_names_of_models_data_set_and_strategy_are_told_with_all_others() -> Non
         "strategy 'nope' is not one of",
         'schedule.epochs: found "x"; allowed: a whole number',
     ]
-    assert len(found) == len(wanted), found
-    for line, words in zip(found, wanted, strict=True):
-        assert words in line
+    assert_told(found, wanted)
 
 
 def test_all_modules_that_are_missing_are_told() -> None:
@@ -86,13 +88,12 @@ def test_all_modules_that_are_missing_are_told() -> None:
     wanted = [
         "networks.student.model nomod:x: there is no module 'nomod'; it must be installed, or",
         "data.dataset nodata:y: there is no module 'nodata'",
+        "distillation.strategy no:z: there is no module 'no'",
         "observers one:A: there is no module 'one'",
         "observers two:B: there is no module 'two'",
-        "distillation.strategy no:z: there is no module 'no'",
     ]
-    assert len(found) == len(wanted), found
-    for line, words in zip(found, wanted, strict=True):
-        assert line.startswith(words)
+    assert_told(found, wanted)
+    assert all(line.startswith(words) for line, words in zip(found, wanted, strict=True))
 
 
 def test_modules_that_are_missing_are_told_with_other_mistakes() -> None:
