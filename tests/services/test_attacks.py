@@ -240,11 +240,15 @@ def test_a_flood_of_calls_is_held_back(tmp_path: Path) -> None:
         with grpc.insecure_channel(flooded.address, options=own) as channel:
             call: Any = channel.unary_unary("/switokd.v1.CoordinatorService/GetRunStatus")
             request = pb.GetRunStatusRequest(run_id=honest.run_id).SerializeToString()
+            began = time.monotonic()
             answers = [call.future(request, timeout=60) for _ in range(250)]
-            codes = [answer.code().name for answer in answers]
-            assert 50 <= codes.count("OK") < 150, codes  # the others are refused, or still wait
-            refused = answers[codes.index("RESOURCE_EXHAUSTED")]
-            assert "limit is 1 (--call-rate)" in refused.details()
+            refused = [answer for answer in answers if answer.code().name != "OK"]
+            served, seconds = len(answers) - len(refused), time.monotonic() - began
+            assert 50 <= served <= 50 + seconds + 3, "the burst, one a second, and who waits"
+            # HTTP/2 itself refuses calls above the number that a connection may have open (7).
+            said = {"RESOURCE_EXHAUSTED": "limit is 1 (--call-rate)", "UNAVAILABLE": "error code 7"}
+            assert all(said[each.code().name] in each.details() for each in refused)
+            assert any(each.code().name == "RESOURCE_EXHAUSTED" for each in refused)
         honest.end()
 
 
