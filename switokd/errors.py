@@ -11,9 +11,8 @@
     └── (anything else)     1  a fault of switokd: traceback shown
 
 6 means that a command of an operator has ended the run, or that `switokd watch` has seen a run that
-was stopped. 7 means that `switokd replay` has found a
-record that does not follow from its distances. 130 and 143 follow the shell's convention for Ctrl-C
-and SIGTERM.
+was stopped. 7 means that `switokd replay` has found a record that does not follow from its
+distances. 130 and 143 follow the shell's convention for Ctrl-C and SIGTERM.
 
 Each message is one line. It says what is wrong, where, which values are allowed, and what to do. A
 run file or command line with several mistakes gives a line for each.

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 BYTES_PER_TOKEN = 2048
-"""A message takes one token, and one more for each of these bytes."""
+"""A message takes one token, and one more for every 2,048 bytes."""
 
 
 class TokenBucket:

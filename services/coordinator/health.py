@@ -138,7 +138,7 @@ class Health:
                 self._notices.append(self._notice(state))
 
     def take_notices(self) -> list[Notice]:
-        """Return the notices since the last call, which nobody has seen yet."""
+        """Return the notices that have come since the last call."""
         notices, self._notices = self._notices, []
         return notices
 

@@ -131,15 +131,21 @@ def _problem_of(path: Path) -> str:
         if path.parent.exists():
             return f"{path.parent} is a file; name a file in a folder"
         return f"there is no folder {path.parent}; make it, or name another"
-    if path.is_file():
-        with path.open("rb") as file:
-            begin = file.read(len(SQLITE))
-        if begin and begin != SQLITE:
-            return (
-                "this file is not a database; name another, or move it away to start a new one: "
-                "the runs go on all the same"
-            )
+    if path.is_file() and path.stat().st_size and is_sqlite(path) is False:
+        return (
+            "this file is not a database; name another, or move it away to start a new one: "
+            "the runs go on all the same"
+        )
     return ""
+
+
+def is_sqlite(path: Path) -> bool | None:
+    """Return whether a file is an SQLite database; None if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(SQLITE)) == SQLITE
+    except OSError:
+        return None
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -3,8 +3,8 @@
 gRPC hands over one call at a time, in the order in which they came, whoever makes them. If each was
 answered at once, a first call of another connection would wait for all answers of a burst. So the
 calls of a burst are taken over first, which costs less. They are answered once no more come for
-`QUIET_SECONDS`, or `LONGEST_SECONDS` after the one before. Connections take turns. A connection has
-a limit of calls, so a sender whose calls wait makes no more of them.
+`QUIET_SECONDS`, or `LONGEST_SECONDS` after the one before. Connections take turns. A connection may
+have a limited number of open calls, so a sender whose calls wait cannot make more of them.
 
 The ranks' streams need no turn once they are open, and the event loop reads them in between.
 

@@ -96,8 +96,8 @@ class RunEntry:
         """Give the run a command, and return its id; Refusal if the run cannot obey."""
         run = self.run
         if run.ended_at is not None:
-            how = "has finished" if run.state.has_left else f"has failed: {run.failure}"
-            how = "was stopped" if run.state is RunState.STOPPED else how
+            ends = {RunState.FINISHED: "has finished", RunState.STOPPED: "was stopped"}
+            how = ends.get(run.state, f"has failed: {run.failure}")
             raise Refusal(Refusal.Kind.FAILED_PRECONDITION, f"run {run.run_id!r} {how}")
         stamped, is_new = run.commands.add(command, run.last_step)
         if is_new:

@@ -127,7 +127,7 @@ def _rank(rank: pb.RankStatus, connected: set[int]) -> View:
     }
 
 
-NAMES = {"scale_threshold": "scale", "save_checkpoint": "checkpoint"}
+ACTION_NAMES = {"scale_threshold": "scale", "save_checkpoint": "checkpoint"}
 """Actions that are named otherwise on the command line and in commands.jsonl."""
 
 
@@ -144,7 +144,7 @@ def _command(status: pb.CommandStatus) -> View:
         values["mode"] = _name(pb.Mode, values["mode"])
     return {
         "command_id": command.command_id,
-        "action": NAMES.get(action or "", action),
+        "action": ACTION_NAMES.get(action or "", action),
         "arguments": values,
         "first_step": status.first_step or None,
         "failure": status.failure or None,

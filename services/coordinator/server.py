@@ -161,12 +161,13 @@ def _open_ports(
             port = server.add_secure_port(f"{host}:{port}", credentials)
         else:
             port = server.add_insecure_port(f"{host}:{port}")
-        protection = HttpAccess(certificates, access.metrics)
+    except RuntimeError as error:  # of gRPC
+        raise _cannot_listen("--port", host, port, str(error).partition(";")[0]) from None
+    protection = HttpAccess(certificates, access.metrics)
+    try:
         http_port, http_server = serve_http(
             metrics.registry, http_host, http_port, limits, protection, pages
         )
-    except RuntimeError as error:  # of gRPC
-        raise _cannot_listen("--port", host, ports[0], str(error).partition(";")[0]) from None
     except OSError as error:
         raise _cannot_listen("--http-port", http_host, http_port, error.strerror) from None
     return port, http_port, http_server

@@ -120,9 +120,8 @@ def _check(
     if config.coordinator.address == "off":
         check_alone(replace(env, world_size=world_size))
     config.check_batch(world_size)
-    if world_size > 1:  # else the only rank checks them
-        check_run_dir(config)
-        check_present(config.data)
+    check_run_dir(config)
+    check_present(config.data)
     return config, world_size, layouts
 
 

@@ -59,6 +59,7 @@ def folder_status(folder: Path) -> dict[str, Any]:
     ended = [line["finished"] for line in starts if "finished" in line]
     pairs = _pairs(decisions, is_whole)
     schedule = config.get("schedule") or {}
+    length = schedule.get("epochs"), schedule.get("max_steps")
     return {
         "run_id": identity.get("run_id"),
         "state": state,
@@ -70,7 +71,7 @@ def folder_status(folder: Path) -> dict[str, Any]:
         "ended_at": _ended_at(folder, state, ended),
         "failure": None,
         "last_step": last_step,
-        "planned_steps": last_step if is_finished else _planned_steps(schedule, epochs),
+        "planned_steps": last_step if is_finished else planned_steps(epochs, *length),
         "training_epoch": _training_epoch(epochs, last_step),
         "planned_epochs": None if schedule.get("max_steps") else schedule.get("epochs"),
         "recorded_step": last_step,
@@ -93,15 +94,20 @@ def _ended_at(folder: Path, state: str, finished: Sequence[float]) -> float | No
     return record.stat().st_mtime if state == "interrupted" and record.exists() else None
 
 
-def _planned_steps(schedule: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return the last step of the training; None before an epoch has ended, or if they differ."""
+def planned_steps(
+    metrics: Iterable[Mapping[str, Any]], epochs: int | None, max_steps: int | None
+) -> int | None:
+    """Return the last step of the training; None before an epoch has ended, or if they differ.
+
+    metrics: lines of metrics.jsonl. epochs, max_steps: of the schedule.
+    """
     per_epoch = {
-        line["step"] / line["epoch"] for line in epochs if line.keys() >= {"step", "epoch"}
+        line["step"] / line["epoch"] for line in metrics if line.keys() >= {"step", "epoch"}
     }
     if len(per_epoch) != 1:
         return None
-    steps = round(per_epoch.pop() * int(schedule.get("epochs") or 0))
-    return min(steps, int(schedule.get("max_steps") or steps)) or None
+    steps = round(per_epoch.pop() * (epochs or 0))
+    return min(steps, max_steps or steps) or None
 
 
 def _training_epoch(epochs: Sequence[Mapping[str, Any]], last_step: int) -> int | None:

@@ -26,6 +26,7 @@ from switokd.distillation.strategies import make_strategy
 from switokd.distillation.topology import Pair, Topology
 from switokd.errors import UsageError, nearest
 from switokd.runs.json_lines import read_lines
+from switokd.services.coordinator.journal_file import is_sqlite
 from switokd.services.coordinator.journal_reader import JournalReader
 
 FLOATS = ("gap", "e_s", "e_t", "epsilon", "delta")
@@ -287,10 +288,8 @@ class JournalRecord(Record):
 
 def _config_file(path: Path) -> Path:
     """Return the folder's config.yaml; UsageError, which knows journals, if it is no run folder."""
-    if os.path.isfile(path):
-        with open(path, "rb") as file:
-            if file.read(16) == b"SQLite format 3\0":
-                raise UsageError(
-                    f"{path} is a file; name a run folder, or --journal FILE RUN_ID for a journal"
-                )
+    if os.path.isfile(path) and is_sqlite(path):
+        raise UsageError(
+            f"{path} is a file; name a run folder, or --journal FILE RUN_ID for a journal"
+        )
     return config_file(path)

@@ -12,6 +12,7 @@ from typing import Any
 
 from switokd.coordination.command_file import parse_command
 from switokd.runs.attempts import restarts_in
+from switokd.runs.folder_status import planned_steps
 from switokd.runs.report.record import PairRecord, RunRecord
 
 WHO = {"operator": ", by an operator", "run": ", by somebody with the run's secret"}
@@ -41,11 +42,9 @@ def progress(run: RunRecord) -> str:
     """Say how far a run is."""
     if run.state == "finished":
         return f"finished, {run.last_step:,} steps"
-    per_epoch = {line["step"] / line["epoch"] for line in run.metrics}
-    of = ""
-    if len(per_epoch) == 1:  # epochs of equal length, so that the last step is known
-        steps = round(per_epoch.pop() * run.config.schedule.epochs)
-        of = f" of {min(steps, run.config.schedule.max_steps or steps):,}"
+    schedule = run.config.schedule
+    last = planned_steps(run.metrics, schedule.epochs, schedule.max_steps)
+    of = f" of {last:,}" if last else ""
     if run.state == "training":
         return f"training, step {run.last_step:,}{of}"
     return f"not finished, stopped after step {run.last_step:,}{of}"

@@ -228,8 +228,6 @@ def _draw_run(run: RunRecord, axes: Sequence[Axes], strip: Axes, with_label: boo
 
     with_label: whether the axes say what they show; columns on the right do not.
     """
-    from matplotlib.ticker import MaxNLocator
-
     limits = min(int(pair.steps[0]) for pair in run.pairs) - 0.5, run.last_step + 0.5
     for axis, pair in zip(axes, run.pairs, strict=True):
         _draw_pair(axis, pair)
@@ -241,7 +239,7 @@ def _draw_run(run: RunRecord, axes: Sequence[Axes], strip: Axes, with_label: boo
             axis.set_ylabel("distance")
     _draw_modes(strip, list(_modes(run)))
     for axis in (*axes, strip):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _mark_whole_steps(axis)
     strip.set_xlim(limits)
     strip.set_xlabel("step")
 
@@ -323,8 +321,6 @@ def _draw_accuracy(axis: Axes, runs: Sequence[RunRecord], with_runs: bool) -> No
 
     with_runs: whether the legend names the runs.
     """
-    from matplotlib.ticker import MaxNLocator
-
     names = dict.fromkeys(line["network"] for run in runs for line in run.metrics)
     looks = {name: _look(place) for place, name in enumerate(names)}
     for run, style in zip(runs, cycle(LINES), strict=False):
@@ -345,10 +341,17 @@ def _draw_accuracy(axis: Axes, runs: Sequence[RunRecord], with_runs: bool) -> No
             axis.plot([], [], linestyle=style, color=INK, linewidth=0.9, label=run.label)
     axis.set_ylabel("test top-1 (%)")
     axis.set_xlabel("step")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _mark_whole_steps(axis)
     axis.grid(color=GRID, linewidth=0.4)
     axis.set_axisbelow(True)
     axis.margins(x=0.01)
+
+
+def _mark_whole_steps(axis: Axes) -> None:
+    """Let no mark of the axis of steps be a fraction, also in a short run."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _look(place: int) -> tuple[str, str]:

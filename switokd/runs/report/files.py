@@ -6,11 +6,11 @@ Not covered: the content (`page.py`, `figures.py`).
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from switokd.config.run_folders import config_file
-from switokd.errors import UsageError
+from switokd.errors import Mistakes, UsageError
 from switokd.runs.report.figures import STYLE, picture_of
 from switokd.runs.report.page import page_of
 from switokd.runs.report.record import RunRecord, read_runs
@@ -28,8 +28,13 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     report.html in the folder of the only run. UsageError if a folder holds no run, if `output` is
     missing or has another ending, or if it cannot be written.
     """
-    if problems := [*_problems_of(folders), *_problems_with(output, len(folders))]:
-        raise UsageError("\n".join(problems))
+    mistakes = Mistakes()
+    for folder in dict.fromkeys(folders):
+        with mistakes.noted():
+            config_file(folder)
+    with mistakes.noted():
+        _check_output(output, len(folders))
+    mistakes.tell()
     output, runs = output or folders[0] / "report.html", read_runs(list(folders))
     kind = output.suffix.lower()
     content = page_of(runs).encode() if kind == ".html" else _picture(runs, kind[1:])
@@ -40,26 +45,20 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     return output
 
 
-def _problems_of(folders: Sequence[Path]) -> Iterator[str]:
-    for folder in dict.fromkeys(folders):
-        try:
-            config_file(folder)
-        except UsageError as error:  # noqa: PERF203 all problems are told
-            yield str(error)
-
-
-def _problems_with(output: Path | None, runs: int) -> Iterator[str]:
-    """Yield what is wrong with the option --output, before anything is read or drawn."""
+def _check_output(output: Path | None, runs: int) -> None:
+    """UsageError if the option --output is wrong, before anything is read or drawn."""
     if output is None:
         if runs > 1:
-            yield "--output: name the file of a report on several runs: --output FILE"
+            raise UsageError("--output: name the file of a report on several runs: --output FILE")
     elif output.suffix.lower() not in FORMATS:
-        yield (
+        raise UsageError(
             f"--output {output}: the format follows the file's name; allowed: FILE.html, FILE.png, "
             "FILE.svg, FILE.pdf"
         )
     elif not output.parent.is_dir():
-        yield f"--output {output}: there is no folder {output.parent}; make it, or name another"
+        raise UsageError(
+            f"--output {output}: there is no folder {output.parent}; make it, or name another"
+        )
 
 
 def _picture(runs: Sequence[RunRecord], kind: str) -> bytes:
