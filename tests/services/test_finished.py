@@ -78,7 +78,8 @@ def test_a_stopped_run_stays_stopped(tmp_path: Path) -> None:
     with opened(tmp_path / "j") as journal:
         journal.begin("r", 1, PLAN, 100.0)
         journal.end("r", 1, "")
-        journal.keep("r", 1, pb.GetRunStatusResponse(state=pb.RUN_STATE_STOPPED))
+        status = pb.GetRunStatusResponse(state=pb.RUN_STATE_STOPPED, ended_at=time.time())
+        journal.keep("r", 1, status)  # one that ended in 1970 would be taken out
     (run,) = read(tmp_path / "j")
     assert run.status.state == run.summary().state == pb.RUN_STATE_STOPPED
 
